@@ -1,0 +1,1 @@
+"""What operators see, built from the metric table."""

@@ -1,0 +1,1 @@
+"""The roof: putting the ring together and running it."""

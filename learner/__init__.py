@@ -1,0 +1,1 @@
+"""From rewards to adapters: rollouts, advantages, losses, publishing."""

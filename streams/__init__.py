@@ -1,0 +1,1 @@
+"""The ground: the pipeline's language (events, topics, metrics) and its log."""

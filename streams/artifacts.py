@@ -1,0 +1,140 @@
+"""Artifacts: folders of files under one URI (``file://``, ``s3://``, ``gs://``), written once, checked by SHA-256.
+
+An artifact's checksum is that of its manifest, which lists every file with its own checksum and size; so one hash in an
+event vouches for all its bytes. Only the file types of ``ALLOWED`` are taken: weights are safetensors, nothing is unpickled.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow
+import pyarrow.fs
+
+from streams.errors import BadArtifact, ConfigError, Unavailable
+from streams.events import Artifact
+
+MANIFEST = "manifest.json"
+ALLOWED = (".safetensors", ".json", ".jsonl", ".txt", ".jinja")
+MAX_FILES = 10_000
+
+
+class ArtifactStore:
+    """Puts folders under a URI and fetches them back, verified."""
+
+    def __init__(self, uri: str) -> None:
+        try:
+            self._filesystem, self._root = pyarrow.fs.FileSystem.from_uri(_absolute(uri))
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"artifacts.uri = {uri!r} is not a place pyarrow.fs can open: {error}") from None
+
+    def put(self, folder: Path, path: str) -> Artifact:
+        """Store every file of ``folder`` as artifact ``path``; the same content again is fine, another is refused."""
+        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        if not files:
+            raise BadArtifact(f"{folder} holds no files")
+        for name in files:
+            _check_name(name)
+        manifest = {name: {"sha256": sha256_of(p), "size_bytes": p.stat().st_size} for name, p in files.items()}
+        text = json.dumps(manifest, sort_keys=True, indent=1).encode()
+        artifact = Artifact(path=path, sha256=hashlib.sha256(text).hexdigest(), size_bytes=sum(p.stat().st_size for p in files.values()))
+        target = self._at(path)
+        try:
+            if (standing := self._read_small(f"{target}/{MANIFEST}")) is not None:
+                if standing != text:
+                    raise BadArtifact(f"artifact {path} exists with other content; artifacts are written once")
+                return artifact
+            for name, source in files.items():
+                self._write(f"{target}/{name}", source.read_bytes())
+            self._write(f"{target}/{MANIFEST}", text)  # last: an artifact without a manifest does not exist yet
+        except OSError as error:
+            raise Unavailable(f"cannot write artifact {path}: {error}") from error
+        return artifact
+
+    def fetch(self, artifact: Artifact, into: Path) -> Path:
+        """Bring the artifact's files into the folder ``into`` (all of them or none). Raises BadArtifact or Unavailable."""
+        if into.exists():
+            shutil.rmtree(into)
+        incoming = into.parent / f".{into.name}.{uuid.uuid4().hex}"
+        incoming.mkdir(parents=True)
+        try:
+            text = self._read_small(f"{self._at(artifact.path)}/{MANIFEST}")
+            if text is None:
+                raise BadArtifact(f"artifact {artifact.path} has no manifest: it was never finished, or is gone")
+            if (found := hashlib.sha256(text).hexdigest()) != artifact.sha256:
+                raise BadArtifact(f"artifact {artifact.path}: manifest has SHA-256 {found}, its event says {artifact.sha256}")
+            for name, entry in _entries(artifact, text).items():
+                data = self._read(f"{self._at(artifact.path)}/{name}", entry["size_bytes"])
+                if len(data) != entry["size_bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                    raise BadArtifact(f"artifact {artifact.path}: {name} is truncated or altered ({len(data)} of {entry['size_bytes']} bytes)")
+                (incoming / name).parent.mkdir(parents=True, exist_ok=True)
+                (incoming / name).write_bytes(data)
+            incoming.rename(into)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+        return into
+
+    def _at(self, path: str) -> str:
+        return str(PurePosixPath(self._root) / path)
+
+    def _write(self, path: str, data: bytes) -> None:
+        self._filesystem.create_dir(str(PurePosixPath(path).parent), recursive=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        with self._filesystem.open_output_stream(temporary) as stream:
+            stream.write(data)
+        self._filesystem.move(temporary, path)
+
+    def _read(self, path: str, limit: int) -> bytes:
+        try:
+            with self._filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read(limit + 1))
+        except FileNotFoundError:
+            raise BadArtifact(f"{path} is missing") from None
+        except OSError as error:
+            raise Unavailable(f"cannot read {path}: {error}") from error
+
+    def _read_small(self, path: str) -> bytes | None:
+        if self._filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
+            return None
+        return self._read(path, 16 << 20)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Hex SHA-256 that names a model: over the checksums of its configuration and weights, whatever the folder is called."""
+    files = [p for p in sorted(folder.iterdir()) if p.name == "config.json" or p.suffix == ".safetensors"]
+    if not files:
+        raise BadArtifact(f"{folder} holds no model (no config.json, no .safetensors)")
+    return hashlib.sha256("\n".join(f"{p.name} {sha256_of(p)}" for p in files).encode()).hexdigest()
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else Path(uri).expanduser().resolve().as_uri()
+
+
+def _check_name(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):
+        raise BadArtifact(f"file name {name!r} would leave the artifact's folder")
+    if not name.endswith(ALLOWED):
+        raise BadArtifact(f"file {name!r} is not one of {', '.join(ALLOWED)}")
+
+
+def _entries(artifact: Artifact, text: bytes) -> dict[str, Any]:
+    """The manifest's entries, checked before a byte is fetched."""
+    entries: dict[str, Any] = json.loads(text)
+    if len(entries) > MAX_FILES:
+        raise BadArtifact(f"artifact {artifact.path} lists {len(entries)} files, more than {MAX_FILES}")
+    for name in entries:
+        _check_name(name)
+    if (total := sum(entry["size_bytes"] for entry in entries.values())) != artifact.size_bytes:
+        raise BadArtifact(f"artifact {artifact.path} lists {total} bytes, its event says {artifact.size_bytes}")
+    return entries

@@ -1,0 +1,396 @@
+"""The pipeline's language: every event, frozen and versioned, as JSON on the wire.
+
+Evolution is additive: a reader ignores fields it does not know and refuses a ``schema_version`` it does not know. Any agent
+in any language may publish these; ``docs/events.md`` shows an example of each.
+"""
+
+import math
+import uuid
+from datetime import UTC
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from streams.errors import InvalidEvent
+
+
+def new_id(prefix: str) -> str:
+    """A fresh unique id such as ``ep-4f0c…``."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, AfterValidator(_finite)]
+Instant = Annotated[AwareDatetime, AfterValidator(lambda t: t.astimezone(UTC))]
+"""A point in time. A zone is required on the wire; in memory it is UTC."""
+
+# Kafka keys and offsets by topic and partition: {"tidemill.labels.v1": {0: 1041}}; the next offset to be read.
+Offsets = dict[str, dict[int, int]]
+
+
+class Event(BaseModel):
+    """What all events share: they are frozen, know their key, and encode to and from JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    key_fields: ClassVar[tuple[str, ...]]
+
+    schema_version: Literal[1] = 1
+
+    @property
+    def key(self) -> str:
+        """The Kafka key: events of equal key keep their order, and a compacted topic keeps the last."""
+        return "/".join(str(getattr(self, field)) for field in self.key_fields)
+
+    def encode(self) -> bytes:
+        """UTF-8 JSON without the fields that are null."""
+        return self.model_dump_json(exclude_none=True).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes | None) -> Self:
+        """Parse and validate. Raises InvalidEvent with reason ``empty``, ``not_json``, ``unknown_version`` or ``invalid``."""
+        if not raw:
+            raise InvalidEvent("empty", f"{cls.__name__}: the record has no value")
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise InvalidEvent(_reason(error), f"{cls.__name__}: {_summary(error)}") from None
+        except RecursionError:
+            raise InvalidEvent("not_json", f"{cls.__name__}: nested too deeply") from None
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return "not_json"
+    return "unknown_version" if first["loc"] == ("schema_version",) else "invalid"
+
+
+def _summary(error: ValidationError) -> str:
+    """The first three complaints, without the values: a value may hold what a person said."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in problems[:3])
+    return told + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
+
+
+class Message(BaseModel):
+    """One chat message in OpenAI's shape; fields we do not name are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    role: str
+    content: str | tuple[dict[str, Any], ...] | None = None
+    tool_calls: tuple[dict[str, Any], ...] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the content, its parts joined."""
+        if self.content is None:
+            return ""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(str(part.get("text", "")) for part in self.content if part.get("type", "text").endswith("text"))
+
+
+class Outcome(StrEnum):
+    """How an answer ended. Infrastructure faults are outcomes, never labels."""
+
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    """Stopped at the token limit."""
+    CANCELLED = "cancelled"
+    """The client went away."""
+    FAILED = "failed"
+    """The server failed: censored, never scored."""
+
+
+class Episode(Event):
+    """A deployed agent answered."""
+
+    key_fields = ("episode_id",)
+
+    episode_id: Id
+    policy: Name = "default"
+    tenant: Name = "default"
+    user_id: Id | None = None
+    """Who asked, as the agent names people; needed to let a person be forgotten."""
+    conversation_id: Id | None = None
+    turn: int = Field(default=0, ge=0)
+    """Position in its conversation, from 0."""
+    adapter: str | None = None
+    """Versioned name of the adapter that answered, such as ``default@7``; none when the base answered."""
+    adapter_sha256: Sha256 | None = None
+    replica: str | None = None
+    api: Literal["chat", "completion", "response", "other"] = "chat"
+    messages: tuple[Message, ...]
+    """Everything said before the answer, oldest first."""
+    tools: tuple[dict[str, Any], ...] = ()
+    answer: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    output_ids: tuple[int, ...] = ()
+    """Tokens of the answer as the engine sampled them; empty when the agent's server does not tell."""
+    output_logprobs: tuple[Finite, ...] = ()
+    """Log-probability of each output token under the weights that sampled it, in nats."""
+    sampling: dict[str, Any] = {}
+    """Temperature, top_p, max_tokens and the like, as asked for."""
+    outcome: Outcome = Outcome.COMPLETED
+    error: str | None = None
+    started_at: Instant
+    ended_at: Instant
+
+    @model_validator(mode="after")
+    def _one_logprob_per_output_token(self) -> Self:
+        if len(self.output_ids) != len(self.output_logprobs):
+            raise ValueError(f"{len(self.output_ids)} output tokens but {len(self.output_logprobs)} logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _ends_after_it_started(self) -> Self:
+        if self.ended_at < self.started_at:
+            raise ValueError("ended_at lies before started_at")
+        return self
+
+
+class FeedbackKind(StrEnum):
+    """What a person may say about an episode; each kind names the one field that it carries."""
+
+    THUMB = "thumb"
+    RATING = "rating"
+    COMMENT = "comment"
+    CORRECTION = "correction"
+    COMPARISON = "comparison"
+    SIGNAL = "signal"
+    RETRACTION = "retraction"
+
+
+_CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "comparison": "over",
+            "signal": "signal", "retraction": "retracts"}  # fmt: skip
+
+
+class Feedback(Event):
+    """One signal from a person about an episode."""
+
+    key_fields = ("episode_id",)
+
+    feedback_id: Id
+    """Chosen by the sender; a second record of the same id is a duplicate and is dropped."""
+    episode_id: Id
+    user_id: Id = "anonymous"
+    kind: FeedbackKind
+    thumb: Literal["up", "down"] | None = None
+    rating: int | None = Field(default=None, ge=1, le=5)
+    """1 (worst) to 5 (best)."""
+    text: str | None = Field(default=None, min_length=1, max_length=100_000)
+    """The comment, or the whole answer as it should have been (correction)."""
+    over: Id | None = None
+    """Comparison: the episode that this one was preferred to."""
+    signal: Name | None = None
+    """Implicit or outcome signal, such as ``copied``, ``retried``, ``abandoned``, ``test-passed``."""
+    retracts: Id | None = None
+    """Retraction: the feedback_id that is taken back."""
+    at: Instant
+    """When the person gave it (event time): the join orders by this, not by arrival."""
+
+    @model_validator(mode="after")
+    def _carries_what_its_kind_needs(self) -> Self:
+        needed = _CARRIES[self.kind]
+        given = {field for field in set(_CARRIES.values()) if getattr(self, field) is not None}
+        if given != {needed}:
+            raise ValueError(f"kind {self.kind.value} carries exactly the field '{needed}', got {sorted(given) or 'none'}")
+        return self
+
+
+class Vote(BaseModel):
+    """One feedback event that counts in a label, with what it says as a number where it has one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feedback_id: str
+    user_id: str
+    kind: FeedbackKind
+    value: float | None = Field(default=None, ge=0, le=1)
+    """0 bad, 1 good; none for words and comparisons."""
+    text: str | None = None
+    over: str | None = None
+    signal: str | None = None
+    at: Instant
+
+
+class Label(Event):
+    """What all feedback on an episode amounts to, now. A later label of the same episode replaces it."""
+
+    key_fields = ("episode_id",)
+
+    episode_id: Id
+    policy: Name
+    tenant: Name = "default"
+    adapter: str | None = None
+    outcome: Outcome
+    messages: tuple[Message, ...]
+    answer: str
+    verdict: float | None = Field(default=None, ge=0, le=1)
+    """Mean of what the people said, one voice each: 0 bad, 1 good. None: no scalar feedback stands (withdrawn or censored)."""
+    votes: tuple[Vote, ...] = ()
+    """The feedback that counts, by event time."""
+    superseded: tuple[str, ...] = ()
+    """feedback_ids that were folded in and no longer count: changed, retracted, or retracting."""
+    episode_at: Instant
+    """When the episode ended."""
+    first_feedback_at: Instant
+    newest_feedback_at: Instant
+
+    @property
+    def feedback_ids(self) -> tuple[str, ...]:
+        """Every feedback event that this label has taken in."""
+        return tuple(vote.feedback_id for vote in self.votes) + self.superseded
+
+
+class Artifact(BaseModel):
+    """A folder of files under the artifact store, written once."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@/-]*$", max_length=500)
+    """Relative to the store's URI."""
+    sha256: Sha256
+    """Of the manifest that lists every file with its own SHA-256 and size."""
+    size_bytes: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _stays_inside_the_store(self) -> Self:
+        if any(part in ("", ".", "..") for part in self.path.split("/")):
+            raise ValueError("path must not leave the artifact store")
+        return self
+
+
+class Calibration(BaseModel):
+    """How good a reward model was on labels it had not seen (test-then-train)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    labels: int = Field(ge=0)
+    accuracy: float = Field(ge=0, le=1)
+    baseline: float = Field(ge=0, le=1)
+    """Accuracy of always guessing the more frequent verdict."""
+    brier: float = Field(ge=0, le=1)
+    ece: float = Field(ge=0, le=1)
+    """Expected calibration error over 10 equal-width bins."""
+
+
+class RewardModelVersion(Event):
+    """A reward model was published."""
+
+    key_fields = ("policy",)
+
+    policy: Name
+    version: int = Field(ge=1)
+    artifact: Artifact
+    backbone_fingerprint: Sha256
+    labels: int = Field(ge=0)
+    """Labels in the replay buffer that it was fitted on."""
+    calibration: Calibration
+    offsets: Offsets
+    """The labels it has seen: next offset by partition."""
+    newest_feedback_at: Instant
+    created_at: Instant
+
+
+class AdapterVersion(Event):
+    """A LoRA version of a policy was published."""
+
+    key_fields = ("policy", "version")
+
+    policy: Name
+    version: int = Field(ge=1)
+    artifact: Artifact
+    base_fingerprint: Sha256
+    parent: int | None = None
+    rank: int = Field(ge=1)
+    targets: tuple[str, ...]
+    reward_model_version: int = Field(ge=0)
+    reward_model_offsets: Offsets = {}
+    newest_feedback_at: Instant | None = None
+    """Event time of the newest feedback that its reward model had seen."""
+    step: int = Field(ge=0)
+    metrics: dict[str, float] = {}
+    created_at: Instant
+
+    @property
+    def name(self) -> str:
+        """The name it is served by, ``policy@version``."""
+        return f"{self.policy}@{self.version}"
+
+
+class Attestation(Event):
+    """A replica proved that it serves exactly that adapter, or failed to."""
+
+    key_fields = ("replica", "adapter")
+
+    replica: Id
+    adapter: Id
+    adapter_sha256: Sha256
+    passed: bool
+    reason: str
+    """``attested``, or what was wrong."""
+    learner_gap: float | None = None
+    """Mean absolute difference from the learner's logprobs on the probes, in nats per token."""
+    base_gap: float | None = None
+    """The same from the base's logprobs: how far the replica's adapter is from not being there."""
+    load_ms: float = Field(ge=0)
+    at: Instant
+
+
+class Promotion(Event):
+    """An adapter moved."""
+
+    key_fields = ("policy",)
+
+    promotion_id: Id
+    policy: Name
+    adapter: Id
+    move: Literal["candidate", "shadow", "canary", "promoted", "rejected", "rolled_back"]
+    reason: str
+    evidence: dict[str, Any] = {}
+    by: str = "tidemill"
+    at: Instant
+
+
+class DeadLetter(Event):
+    """Bytes that could not be used, where they came from, and why."""
+
+    key_fields = ("source_topic",)
+
+    source_topic: str
+    source_partition: int = Field(ge=-1)
+    """-1 when the bytes never reached a topic (refused at a door)."""
+    source_offset: int = Field(ge=-1)
+    reason: str
+    """A countable word: ``not_json``, ``unknown_version``, ``invalid``, ``expired``, ``too_large`` …"""
+    message: str
+    feedback_id: str | None = None
+    record_key: str | None = None
+    record_base64: str
+    """The record's value as it came, cut at 64 KiB."""
+    part: str
+    """Who set it aside: ``join``, ``lake``, ``reward``, ``actor`` …"""
+    at: Instant
+
+
+class Erasure(Event):
+    """A person asked to be forgotten."""
+
+    key_fields = ("user_id",)
+
+    user_id: Id
+    requested_by: str
+    at: Instant

@@ -1,0 +1,112 @@
+"""Every metric Tidemill exposes, in one table. Code, docs, dashboards and alerts derive from it; nothing else names a metric."""
+
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal, TypeVar, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+M = TypeVar("M", Counter, Gauge, Histogram)
+SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the table. A counter's exposed name ends in ``_total``."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    part: str
+    sentence: str
+    labels: tuple[str, ...] = ()
+
+
+TABLE: tuple[Metric, ...] = (
+    # streams
+    Metric("tidemill_published_total", "counter", "streams", "Events acknowledged by Kafka.", ("topic",)),
+    Metric("tidemill_publish_failures_total", "counter", "streams", "Events that Kafka refused or never acknowledged.", ("topic",)),
+    Metric("tidemill_consumed_total", "counter", "streams", "Records read from Kafka.", ("topic", "part")),
+    Metric("tidemill_consumer_lag_records", "gauge", "streams", "Records not yet read, over all partitions.", ("topic", "part")),
+    Metric("tidemill_dead_letters_total", "counter", "streams", "Records set aside.", ("topic", "reason")),
+    Metric("tidemill_feedback_joined_total", "counter", "streams", "Feedback events folded into a label.", ("kind",)),
+    Metric("tidemill_feedback_duplicates_total", "counter", "streams", "Feedback events dropped because their feedback_id was seen."),
+    Metric("tidemill_feedback_pending", "gauge", "streams", "Feedback waiting for its episode."),
+    Metric("tidemill_labels_total", "counter", "streams", "Labels published, each re-publication counted."),
+    Metric("tidemill_thumb_to_label_seconds", "histogram", "streams", "From a person's feedback to its label."),
+    Metric("tidemill_lake_rows_total", "counter", "streams", "Rows written to the lake.", ("topic",)),
+    Metric("tidemill_lake_failures_total", "counter", "streams", "Lake writes that failed and are retried."),
+    # reward
+    Metric("tidemill_reward_labels_seen_total", "counter", "reward", "Labels taken into the replay buffer."),
+    Metric("tidemill_reward_buffer_labels", "gauge", "reward", "Labels in the replay buffer."),
+    Metric("tidemill_reward_refit_seconds", "histogram", "reward", "One refit of the head."),
+    Metric("tidemill_reward_versions_total", "counter", "reward", "Refits by what became of them.", ("result",)),
+    Metric("tidemill_reward_accuracy_ratio", "gauge", "reward", "Test-then-train accuracy over the recent window."),
+    Metric("tidemill_reward_ece_ratio", "gauge", "reward", "Expected calibration error over the recent window."),
+    Metric("tidemill_label_to_reward_model_seconds", "histogram", "reward", "From the newest label's feedback to the version that counts it."),
+    # learner
+    Metric("tidemill_learner_steps_total", "counter", "learner", "RL steps taken."),
+    Metric("tidemill_learner_step_seconds", "histogram", "learner", "One RL step, by phase.", ("phase",)),
+    Metric("tidemill_learner_tokens_total", "counter", "learner", "Tokens by phase.", ("phase",)),
+    Metric("tidemill_learner_reward_mean", "gauge", "learner", "Mean reward of the last step's rollouts."),
+    Metric("tidemill_learner_kl_nats", "gauge", "learner", "KL to the base on the last step's tokens (k3)."),
+    Metric("tidemill_learner_entropy_nats", "gauge", "learner", "Mean entropy of the policy on the last step's tokens."),
+    Metric("tidemill_learner_gradient_norm", "gauge", "learner", "Gradient norm before clipping."),
+    Metric("tidemill_learner_engine_ratio", "gauge", "learner", "Mean importance ratio between trainer and engine."),
+    Metric("tidemill_learner_effective_sample_ratio", "gauge", "learner", "Effective sample size over sample size."),
+    Metric("tidemill_learner_stale_rollouts_total", "counter", "learner", "Rollouts dropped because their policy was too old."),
+    Metric("tidemill_learner_waiting_seconds_total", "counter", "learner", "Time spent waiting for prompts or a reward model."),
+    Metric("tidemill_adapters_published_total", "counter", "learner", "Adapters published."),
+    # actor
+    Metric("tidemill_episodes_captured_total", "counter", "actor", "Answers captured as episodes.", ("outcome",)),
+    Metric("tidemill_capture_skipped_total", "counter", "actor", "Answers that became no episode.", ("reason",)),
+    Metric("tidemill_feedback_received_total", "counter", "actor", "Feedback accepted at the door.", ("kind",)),
+    Metric("tidemill_outbox_depth", "gauge", "actor", "Events waiting to be sent to Kafka."),
+    Metric("tidemill_adapters_loaded_total", "counter", "actor", "Adapters attested and taken into traffic."),
+    Metric("tidemill_adapters_refused_total", "counter", "actor", "Adapters refused.", ("reason",)),
+    Metric("tidemill_adapter_load_seconds", "histogram", "actor", "From reading the adapter's event to taking traffic."),
+    Metric("tidemill_serving_version", "gauge", "actor", "Version of the adapter that answers now; 0 is the base.", ("policy",)),
+)  # fmt: skip
+BY_NAME = {metric.name: metric for metric in TABLE}
+
+
+class Metrics:
+    """The table's metrics of one process, made on first use. One instance a process, passed in."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self._lock = Lock()
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Count ``amount`` more."""
+        metric = self._get(name, Counter)
+        (metric.labels(**labels) if labels else metric).inc(amount)
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """The value is now."""
+        metric = self._get(name, Gauge)
+        (metric.labels(**labels) if labels else metric).set(value)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """One more observation of a histogram."""
+        metric = self._get(name, Histogram)
+        (metric.labels(**labels) if labels else metric).observe(value)
+
+    def value(self, name: str, **labels: str) -> float:
+        """What a counter or gauge stands at now; 0 when it was never touched."""
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    def serve(self, port: int, host: str = "127.0.0.1") -> int:
+        """Expose ``/metrics`` on a thread of its own; port 0 takes a free one. Returns the port."""
+        server, _ = start_http_server(port, host, self.registry)
+        return int(server.server_port)
+
+    def _get(self, name: str, kind: type[M]) -> M:
+        with self._lock:
+            if name not in self._made:
+                row = BY_NAME[name]
+                if row.kind != kind.__name__.lower():
+                    raise TypeError(f"{name} is a {row.kind}")
+                buckets: dict[str, Any] = {"buckets": SECONDS} if row.kind == "histogram" else {}
+                self._made[name] = kind(row.name, row.sentence, row.labels, registry=self.registry, **buckets)
+            return cast(M, self._made[name])

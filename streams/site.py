@@ -1,0 +1,28 @@
+"""What every part is handed when it starts: where things lie, and how it is told to stop."""
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from streams.artifacts import ArtifactStore
+from streams.clock import Clock, SystemClock
+from streams.kafka import KafkaSettings
+from streams.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Site:
+    """One part's surroundings, made by the command line and passed in."""
+
+    kafka: KafkaSettings
+    artifacts: ArtifactStore
+    policy: str
+    """Name of the policy, such as ``default``."""
+    base: Path
+    """Folder of the base: config.json, safetensors, tokenizer."""
+    state: Path
+    """A folder of this part's own, kept between runs."""
+    metrics: Metrics = field(default_factory=Metrics)
+    clock: Clock = field(default_factory=SystemClock)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set on SIGTERM and SIGINT: finish the work in hand and return."""
