@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 import kafka
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 from pydantic import Field, SecretStr, model_validator
 
@@ -319,7 +320,8 @@ def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
     try:
         with _as_ours("ask"):
             wanted, found = wanted_topics(settings), {t["name"]: t for t in admin.describe_topics() if t["name"] in wanted_topics(settings)}
-            configs = admin.describe_configs({"topic": sorted(found)}, config_filter="all")["topic"] if found else {}
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(found)]
+            configs = admin.describe_configs(resources, config_filter="all")["topic"] if found else {}
     finally:
         admin.close()
     return {name: rows for name in wanted if (rows := _differences(wanted[name], found.get(name), configs.get(name, {})))}
