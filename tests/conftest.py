@@ -1,0 +1,34 @@
+"""What every suite shares: a real broker for the integration tests, started once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from infra.broker import Broker, BrokerSettings
+from streams.kafka import KafkaSettings, create_topics
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
+    """A running Kafka with Tidemill's topics: the server named by TIDEMILL_TEST_KAFKA, else an embedded one."""
+    if named := os.environ.get("TIDEMILL_TEST_KAFKA"):
+        settings = KafkaSettings(bootstrap_servers=named)
+        create_topics(settings)
+        yield settings
+        return
+    with Broker(BrokerSettings(), tmp_path_factory.mktemp("broker")) as broker:
+        settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
+        create_topics(settings)
+        yield settings
+
+
+@pytest.fixture
+def fresh_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker of the test's own, to kill or to fill; topics are the test's to create."""
+    with Broker(BrokerSettings(), tmp_path / "broker") as broker:
+        yield broker
