@@ -1,0 +1,223 @@
+"""The command ``tidemill``. Exits 0 done, 1 when the operator can fix it (one line, no traceback), 2 for wrong usage."""
+
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import structlog
+
+from streams.errors import TidemillError
+
+ROLES = ("streams", "reward", "learner", "actor")
+
+
+class Front(click.Group):
+    """Turns errors raised on purpose into one line and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TidemillError as error:
+            click.echo(f"tidemill: {error}", err=True)
+            ctx.exit(1)
+
+
+def settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """``--config`` and ``--set``, which every command that reads settings takes."""
+    command = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable.")(command)
+    return click.option("--config", default=None, metavar="FILE|NAME", help="A TOML file, or a shipped one: demo, laptop, gpu.")(command)
+
+
+@click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tidemill", message="%(prog)s %(version)s")
+def main() -> None:
+    """Tidemill closes the loop from deployed agents to better agents.
+
+    Talk is published to Kafka, thumbs refit a reward model, a learner turns rewards into LoRA adapters, and the actor serves them.
+    """
+
+
+@main.command()
+@click.option("--minutes", default=12.0, show_default=True, type=click.FloatRange(2, 600), help="Time budget, start-up included.")
+@click.option("--policy", "base", default=None, help="smollm2 or tiny (a random 2-layer MoE and an easy preference, for tests).")
+@click.option("--seed", default=None, type=click.IntRange(0), help="Seed of people, sampling and evaluation.")
+@click.option("--keep", "keep", default=None, type=click.Path(path_type=Path, file_okay=False), help="Keep the run in this folder.")
+@settings_options
+def demo(minutes: float, base: str | None, seed: int | None, keep: Path | None, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Turn the whole ring once with simulated people, and report what came of it."""
+    from infra.demo import run_demo
+
+    _quiet()
+    sys.exit(run_demo(minutes, base, seed, keep, config, overrides))
+
+
+@main.command()
+@settings_options
+def up(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Run the ring for your own agents until stopped: broker (embedded unless one is named), streams, reward, learner, actor."""
+    from infra.config import load
+    from infra.up import run_up
+
+    _quiet()
+    run_up(load(config or "laptop", overrides))
+
+
+@main.command()
+@click.argument("role", type=click.Choice(ROLES))
+@settings_options
+def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Run one part of the ring: streams (join and lake), reward, learner or actor."""
+    from infra.config import load
+    from infra.roles import run_role
+
+    _log_json()
+    run_role(role, load(config, overrides), stop_on_signal())
+
+
+@main.command()
+@click.option("--folder", default=Path("runs/broker"), show_default=True, type=click.Path(path_type=Path, file_okay=False), help="Data and logs.")
+@settings_options
+def broker(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Run the embedded Apache Kafka alone, until stopped."""
+    from infra.broker import Broker
+    from infra.config import load
+
+    stopping = stop_on_signal()
+    with Broker(load(config, overrides).broker, folder, lambda part: click.echo(f"fetching Apache Kafka: {part:.0%}", err=True)) as running:
+        click.echo(f"Apache Kafka listens on {running.bootstrap_servers}; data in {folder}. Ctrl-C stops it.")
+        while not stopping.wait(1.0):
+            if not running.running():
+                raise click.ClickException(f"the broker stopped by itself; see {folder / 'kafka.log'}")
+
+
+@main.command()
+@click.option("--create", is_flag=True, help="Create the topics that are missing.")
+@settings_options
+def topics(create: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Show how the cluster's topics differ from the table; --create makes those that are missing."""
+    from infra.config import load
+    from streams.kafka import create_topics, topic_differences
+    from streams.topics import TOPICS
+
+    settings = load(config, overrides).kafka
+    created = create_topics(settings) if create else []
+    differences = topic_differences(settings)
+    for topic in TOPICS:
+        state = "created" if topic.name in created else "; ".join(differences.get(topic.name, ["as it should be"]))
+        click.echo(f"{topic.name:<28} {state}")
+    if differences:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Of an actor.")
+@click.option("--minutes", default=1.0, show_default=True, type=click.FloatRange(min=0.01))
+@click.option("--preferences", is_flag=True, help="Only say what simulated people may like.")
+@settings_options
+def simulate(base_url: str, minutes: float, preferences: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Let simulated people talk to an actor and thumb its answers."""
+    from infra.config import load
+    from infra.demo import simulate_for
+    from infra.people import PREFERENCES
+
+    if preferences:
+        for preference in PREFERENCES.values():
+            click.echo(f"{preference.name}: {preference.words}")
+        return
+    tally = simulate_for(load(config, overrides), base_url, minutes * 60)
+    click.echo(
+        f"simulated people got {tally.answers} answers ({tally.failed} failed requests) and gave {tally.thumbs} thumbs, {tally.thumbs_up} of them up"
+    )
+    if tally.failed:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+@settings_options
+def status(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """What the ring's log says now: labels, reward models, adapters, what is served, dead letters, the ledger."""
+    from infra.config import load
+    from infra.status import status_now
+
+    found = status_now(load(config, overrides))
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else found.as_text())
+
+
+@main.command()
+@settings_options
+def ledger(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Account for every episode and every feedback on the log; exits 1 when something is missing."""
+    from infra.config import load
+    from infra.status import ledger_now
+
+    found = ledger_now(load(config, overrides))
+    click.echo(str(found))
+    if not found.balanced:
+        sys.exit(1)
+
+
+@main.command()
+@settings_options
+def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
+    """What is missing or wrong on this machine, and the command that mends it."""
+    from infra.doctor import examine
+
+    findings = examine(config, overrides)
+    for finding in findings:
+        click.echo(str(finding))
+    if any(not finding.well for finding in findings):
+        sys.exit(1)
+
+
+@main.command(name="config")
+@settings_options
+def show_config(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Print the resolved settings as TOML, without secrets."""
+    from infra.config import load, to_toml
+
+    click.echo(to_toml(load(config, overrides)), nl=False)
+
+
+def stop_on_signal() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stopping = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    return stopping
+
+
+def _log_json() -> None:
+    """One JSON object a line on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+    )
+
+
+def _quiet() -> None:
+    """Commands that show progress keep the clients' own chatter out of it."""
+    logging.basicConfig(level=logging.ERROR)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+
+
+if __name__ == "__main__":
+    main(prog_name="tidemill")

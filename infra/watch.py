@@ -1,0 +1,103 @@
+"""The ring as its log tells it: one thread follows the topics and keeps the few facts that progress, report and status show."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from streams.errors import InvalidEvent, Unavailable
+from streams.events import AdapterVersion, Attestation, Event, Label, RewardModelVersion
+from streams.kafka import Consumer, KafkaSettings
+from streams.metrics import Metrics
+from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, DEAD_LETTERS, LABELS, REWARD_MODELS
+
+
+@dataclass
+class Facts:
+    """What the log has said so far."""
+
+    labels: dict[str, Label] = field(default_factory=dict)
+    """By episode."""
+    reward_models: list[RewardModelVersion] = field(default_factory=list)
+    adapters: list[AdapterVersion] = field(default_factory=list)
+    attestations: list[Attestation] = field(default_factory=list)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    undecodable: int = 0
+
+    @property
+    def thumbs(self) -> int:
+        """Votes that count in labels now."""
+        return sum(len(label.votes) for label in list(self.labels.values()))
+
+    @property
+    def serving(self) -> str:
+        """The newest adapter that a replica has attested, or ``base``."""
+        passed = [a for a in self.attestations if a.passed]
+        return passed[-1].adapter if passed else "base"
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        match event:
+            case Label():
+                self.labels[event.episode_id] = event
+            case RewardModelVersion():
+                self.reward_models.append(event)
+            case AdapterVersion():
+                self.adapters.append(event)
+            case Attestation():
+                self.attestations.append(event)
+
+    def first_thumb_to_adapter_s(self) -> float | None:
+        """Seconds from the first thumb to the publication of the first adapter whose reward model had seen it."""
+        first = min((label.first_feedback_at for label in self.labels.values()), default=None)
+        if first is None or not self.adapters:
+            return None
+        return (min(adapter.created_at for adapter in self.adapters) - first).total_seconds()
+
+
+class Watch:
+    """Follows labels, reward models, adapters, attestations and dead letters from the log's beginning, in a thread of its own."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self.facts = Facts()
+        self.caught_up_at: datetime | None = None
+        self._kafka = kafka
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read what is there now, then stop."""
+        self._stopping.set()
+        self._thread.join(timeout=30)
+
+    def _follow(self) -> None:
+        consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, DEAD_LETTERS], "watch", Metrics())
+        try:
+            while not (self._stopping.is_set() and self._at_end(consumer)):
+                try:
+                    records = consumer.poll(timeout_s=0.5)
+                except Unavailable:
+                    if self._stopping.is_set():
+                        return
+                    continue
+                for record in records:
+                    try:
+                        event = BY_NAME[record.topic].decode(record.value)
+                    except InvalidEvent:
+                        self.facts.undecodable += 1
+                        continue
+                    if record.topic == DEAD_LETTERS.name:
+                        self.facts.dead_letters[DEAD_LETTERS.decode(record.value).reason] += 1
+                    self.facts.take(event)
+        finally:
+            consumer.close()
+
+    def _at_end(self, consumer: Consumer) -> bool:
+        try:
+            return consumer.lag() == 0
+        except Unavailable:
+            return True
