@@ -7,7 +7,7 @@ the log gives the labels it gave the first time.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -95,12 +95,16 @@ class InMemory(dict[str, Standing]):
 
 @dataclass
 class Tally:
-    """What became of what was folded in."""
+    """What was folded in since it was cleared."""
 
-    episodes: int = 0
-    duplicate_episodes: int = 0
+    joined: list[Feedback] = field(default_factory=list)
     duplicate_feedback: int = 0
-    expired: int = 0
+    duplicate_episodes: int = 0
+
+    def clear(self) -> None:
+        """Start counting anew."""
+        self.joined.clear()
+        self.duplicate_feedback = self.duplicate_episodes = 0
 
 
 class FeedbackJoin:
@@ -125,11 +129,11 @@ class FeedbackJoin:
             answer=episode.answer,
             ended_at=episode.ended_at,
         )
-        self.tally.episodes += 1
         waiting = standing.feedback if standing is not None else ()
         in_time = tuple(arrived for arrived in waiting if not self._too_late(arrived, known, now))
         standing = Standing(known=known, feedback=in_time, expires_at=now + self._window)
         self._state[episode.episode_id] = standing
+        self.tally.joined += [arrived.feedback for arrived in in_time]
         return label_of(episode.episode_id, known, [arrived.feedback for arrived in in_time]) if in_time else None
 
     def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
@@ -152,6 +156,7 @@ class FeedbackJoin:
         self._state[feedback.episode_id] = standing
         if standing.known is None:
             return None
+        self.tally.joined.append(feedback)
         return label_of(feedback.episode_id, standing.known, [each.feedback for each in standing.feedback])
 
     def expire(self, now: datetime) -> int:
@@ -188,7 +193,6 @@ class FeedbackJoin:
         return True
 
     def _expire(self, arrived: Arrived, why: str) -> None:
-        self.tally.expired += 1
         days = self._window / timedelta(days=1)
         self._set_aside(arrived, InvalidEvent("expired", f"feedback {arrived.feedback.feedback_id}: {why} (join.window_days = {days:g})"))
 

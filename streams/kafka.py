@@ -3,12 +3,13 @@
 Outside this file nobody imports kafka; errors of the client come out as ours.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 import kafka
 from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 from pydantic import Field, SecretStr, model_validator
 
@@ -174,6 +175,7 @@ class Consumer:
     def __init__(self, settings: KafkaSettings, topics: Sequence[Topic[Any]], part: str, metrics: Metrics, group: str | None = None,
                  start: Literal["earliest", "latest"] = "earliest") -> None:  # fmt: skip
         self._metrics, self._part, self._grouped = metrics, part, group is not None
+        self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without one it is tried for ever
         with _as_ours("connect to"):
             self._consumer = kafka.KafkaConsumer(
                 **settings.client_options(),
@@ -184,11 +186,13 @@ class Consumer:
                 session_timeout_ms=int(settings.session_timeout_s * 1000),
                 heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
                 max_partition_fetch_bytes=settings.max_message_bytes * 2,
+                partition_assignment_strategy=(RangePartitionAssignor,),  # equal partitions of the topics go to one member
                 allow_auto_create_topics=False,
             )
             names = [topic.name for topic in topics]
+            self._rebalance = _Rebalance()
             if group is not None:
-                self._consumer.subscribe(names)
+                self._consumer.subscribe(names, listener=self._rebalance)
             else:
                 self._consumer.assign([p for name in names for p in self._partitions(name)])
 
@@ -200,6 +204,31 @@ class Consumer:
         for partition, batch in batches.items():
             self._metrics.add("tidemill_consumed_total", len(batch), topic=partition.topic, part=self._part)
         return records
+
+    def rebalanced(self) -> frozenset[tuple[str, int]] | None:
+        """What is assigned now, as (topic, partition), when that was dealt anew since the last call; else None.
+
+        Partitions are dealt inside ``poll`` only. What that poll returned starts at the group's committed offsets: who keeps
+        offsets of their own drops it and seeks.
+        """
+        if not self._rebalance.happened:
+            return None
+        self._rebalance.happened = False
+        return frozenset((p.topic, p.partition) for p in self._consumer.assignment())
+
+    def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        """First offset still there, and the next to be written, by (topic, partition)."""
+        asked = [kafka.TopicPartition(*key) for key in partitions]
+        with _as_ours("ask"):
+            first, end = (self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)) if asked else ({}, {})
+        return {(p.topic, p.partition): (first[p], end[p]) for p in asked}
+
+    def is_behind(self, topic: str, partition: int) -> bool:
+        """True until everything that the last fetch knew of has been polled. Asks nobody."""
+        where = kafka.TopicPartition(topic, partition)
+        end = self._consumer.highwater(where)
+        with _as_ours("read from"):
+            return end is None or self._consumer.position(where) < end
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to read, by (topic, partition), of what is assigned now."""
@@ -222,7 +251,7 @@ class Consumer:
             None if positions is None else {kafka.TopicPartition(*key): kafka.OffsetAndMetadata(offset, "", -1) for key, offset in positions.items()}
         )
         try:
-            self._consumer.commit(offsets)
+            self._consumer.commit(offsets, timeout_ms=self._commit_timeout_ms)
         except KafkaError:
             return False
         return True
@@ -241,7 +270,7 @@ class Consumer:
 
     def close(self) -> None:
         """Leave the group (if any) and hang up."""
-        self._consumer.close(autocommit=False)
+        self._consumer.close(autocommit=False, timeout_ms=5000)
 
     def _partitions(self, topic: str) -> list[Any]:
         numbers = self._consumer.partitions_for_topic(topic)
@@ -307,6 +336,7 @@ def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
             "configs": {
                 "cleanup.policy": "compact" if topic.compacted else "delete",
                 "retention.ms": str(topic.retention_ms),
+                "message.timestamp.type": "LogAppendTime",  # the broker's clock says when a record came, not a sender's
                 "max.message.bytes": str(settings.max_message_bytes),
             },
         }
@@ -357,6 +387,18 @@ def _differences(wanted: dict[str, Any], found: dict[str, Any] | None, configs: 
 def _admin(settings: KafkaSettings) -> Any:
     with _as_ours("connect to"):
         return kafka.KafkaAdminClient(**settings.client_options(), client_id="tidemill-admin")
+
+
+class _Rebalance(kafka.ConsumerRebalanceListener):
+    """Remembers that partitions were dealt anew. It runs inside the client, so it does no more than that."""
+
+    happened = False
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        self.happened = True
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        self.happened = True
 
 
 class _as_ours:

@@ -30,6 +30,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_dead_letters_total", "counter", "streams", "Records set aside.", ("topic", "reason")),
     Metric("tidemill_feedback_joined_total", "counter", "streams", "Feedback events folded into a label.", ("kind",)),
     Metric("tidemill_feedback_duplicates_total", "counter", "streams", "Feedback events dropped because their feedback_id was seen."),
+    Metric("tidemill_episode_duplicates_total", "counter", "streams", "Episodes dropped because their episode_id was seen."),
     Metric("tidemill_feedback_pending", "gauge", "streams", "Feedback waiting for its episode."),
     Metric("tidemill_labels_total", "counter", "streams", "Labels published, each re-publication counted."),
     Metric("tidemill_thumb_to_label_seconds", "histogram", "streams", "From a person's feedback to its label."),

@@ -96,7 +96,7 @@ def test_a_duplicate_is_dropped_and_counted() -> None:
     bench.take(feedback("f", thumb="up"))
     assert bench.take(feedback("f", thumb="up")) is None
     assert bench.take(episode()) is None
-    assert (bench.join.tally.duplicate_feedback, bench.join.tally.duplicate_episodes, bench.join.tally.episodes) == (1, 1, 1)
+    assert (bench.join.tally.duplicate_feedback, bench.join.tally.duplicate_episodes, len(bench.join.tally.joined)) == (1, 1, 1)
     assert bench.published == 1
 
 
@@ -161,13 +161,15 @@ def test_each_person_has_one_voice_and_their_newest_number_speaks() -> None:
     bench = Bench()
     for each in (
         episode(),
-        feedback("a", hours=1, thumb="down"),
-        feedback("b", hours=2, rating=5),
+        feedback("a", hours=1, thumb="up"),
+        feedback("b", hours=2, rating=1),
         feedback("c", hours=1, user_id="bob", rating=2),
     ):
         bench.take(each)
-    assert bench.labels["e"].verdict == (1.0 + 0.25) / 2
+    assert bench.labels["e"].verdict == (0 + 0.25) / 2
     assert len(bench.labels["e"].votes) == 3
+    assert bench.labels["e"].first_feedback_at == T0 + timedelta(hours=1)
+    assert bench.labels["e"].newest_feedback_at == T0 + timedelta(hours=2)
 
 
 def test_words_comparisons_and_signals_are_votes_without_a_number() -> None:

@@ -1,0 +1,103 @@
+"""One partition of the join: its state, how far both its inputs are folded, and what waits to be sent."""
+
+import time
+from collections import Counter
+from datetime import timedelta
+
+import structlog
+
+from streams.dead_letters import DeadLetters
+from streams.errors import InvalidEvent
+from streams.events import Label
+from streams.join import Arrived, FeedbackJoin, JoinSettings
+from streams.join_state import EPOCH, Reached, Store
+from streams.kafka import Consumer, Publisher, Record
+from streams.site import Site
+from streams.topics import EPISODES, FEEDBACK, LABELS
+
+INPUTS = (EPISODES.name, FEEDBACK.name)
+LAST_MS = 32_503_680_000_000  # the year 3000: a sender's clock may say anything, where the broker's is not used
+log = structlog.get_logger()
+
+
+class Partition:
+    """One partition of episodes and of feedback: its state, and how far both are folded."""
+
+    def __init__(self, number: int, settings: JoinSettings, site: Site, letters: DeadLetters) -> None:
+        self.number, self._site, self._letters = number, site, letters
+        self.store = Store(site.state / f"join-{number}.sqlite3", settings.cached_episodes // site.kafka.partitions)
+        self._join = FeedbackJoin(self.store, settings, self._set_aside)
+        self.reached = {name: self.store.reached.get(name, Reached()) for name in INPUTS}
+        self._labels: dict[str, Label] = {}
+        self._read_at = time.monotonic()
+        self.changed = False
+
+    def start(self, consumer: Consumer) -> dict[tuple[str, int], int]:
+        """Where to read from: where the state stands, or the beginning when it is of another log."""
+        bounds = {topic: consumer.bounds([(topic, self.number)])[topic, self.number] for topic in INPUTS}
+        if any(self.reached[topic].next > end for topic, (_, end) in bounds.items()):
+            log.warning("join state is of another log and is folded again", partition=self.number)
+            self.store.forget()
+            self.reached = dict.fromkeys(INPUTS, Reached())
+        for topic, (first, _) in bounds.items():
+            if 0 < self.reached[topic].next < first:
+                log.error("join was away for longer than the log is kept", topic=topic, partition=self.number, lost=first - self.reached[topic].next)
+        return {(topic, self.number): self.reached[topic].next for topic in INPUTS}
+
+    def take(self, record: Record) -> None:
+        """Fold one record; a bad one is set aside."""
+        place = self.reached[record.topic]
+        if record.offset < place.next:
+            return
+        self.reached[record.topic] = Reached(record.offset + 1, max(place.arrived_ms, record.timestamp_ms))
+        self._read_at, self.changed = time.monotonic(), True
+        now = EPOCH + timedelta(milliseconds=min(max(record.timestamp_ms, 0), LAST_MS))
+        try:
+            if record.topic == EPISODES.name:
+                label = self._join.on_episode(EPISODES.decode(record.value), now)
+            else:
+                label = self._join.on_feedback(FEEDBACK.decode(record.value), now, record.offset)
+        except InvalidEvent as error:
+            self._letters.set_aside(record, error)
+            return
+        if label is not None:
+            self._labels[label.episode_id] = label
+
+    def expire(self, consumer: Consumer) -> None:
+        """Let go of what is older than the window, by the time that both inputs have passed.
+
+        That is the log's own time, so no jump of a clock expires anything; when both are read to their ends, time goes on from there.
+        """
+        behind = [self.reached[topic].arrived_ms for topic in INPUTS if consumer.is_behind(topic, self.number)]
+        newest = max(place.arrived_ms for place in self.reached.values())
+        passed_ms = min(behind) if behind else newest + (time.monotonic() - self._read_at) * 1000
+        if newest and self._join.expire(EPOCH + timedelta(milliseconds=passed_ms)):
+            self.changed = True
+
+    def publish(self, producer: Publisher) -> None:
+        """Begin to send the newest label of each episode that changed."""
+        for label in self._labels.values():
+            try:
+                producer.send(LABELS, label)
+            except InvalidEvent as error:  # too large
+                self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
+
+    def commit(self) -> None:
+        """State and offsets become durable; what was sent is acknowledged."""
+        self.store.commit(self.reached)
+        tally, now, metrics = self._join.tally, self._site.clock.now(), self._site.metrics
+        for feedback in tally.joined:
+            metrics.observe("tidemill_thumb_to_label_seconds", (now - feedback.at).total_seconds())
+        for kind, count in Counter(feedback.kind.value for feedback in tally.joined).items():
+            metrics.add("tidemill_feedback_joined_total", count, kind=kind)
+        metrics.add("tidemill_feedback_duplicates_total", tally.duplicate_feedback)
+        metrics.add("tidemill_episode_duplicates_total", tally.duplicate_episodes)
+        metrics.add("tidemill_labels_total", len(self._labels))
+        self._labels.clear()
+        tally.clear()
+        self.changed = False
+
+    def _set_aside(self, arrived: Arrived, error: InvalidEvent) -> None:
+        feedback = arrived.feedback
+        record = Record(FEEDBACK.name, self.number, arrived.offset, 0, feedback.key.encode(), feedback.encode())
+        self._letters.set_aside(record, error, feedback.feedback_id)

@@ -1,0 +1,74 @@
+"""The join's wiring: episodes and feedback in, labels and dead letters out, read from top to bottom.
+
+A batch is folded, its labels are acknowledged, then state and offsets are committed in one transaction, then the offsets are told
+to Kafka. So a kill anywhere repeats labels at most; it never loses one.
+"""
+
+import time
+
+import structlog
+
+from streams.dead_letters import DeadLetters
+from streams.errors import Unavailable
+from streams.join import JoinSettings
+from streams.join_partition import Partition
+from streams.kafka import Consumer, Producer
+from streams.site import Site
+from streams.topics import EPISODES, FEEDBACK
+
+GROUP = "tidemill-join"
+log = structlog.get_logger()
+
+
+def run(settings: JoinSettings, site: Site) -> None:
+    """Join until told to stop. Kafka being away is waited out."""
+    while not site.stopping.is_set():
+        try:
+            _session(settings, site)
+        except Unavailable as error:
+            log.warning("join waits", error=str(error))
+            site.stopping.wait(2.0)
+
+
+def _session(settings: JoinSettings, site: Site) -> None:
+    """From connecting to the first failure; the next session goes on at the last commit."""
+    producer = Producer(site.kafka, site.metrics, "tidemill-join")
+    letters = DeadLetters(producer, site.clock, site.metrics, "join")
+    consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
+    parts: dict[int, Partition] = {}
+    expire_at = 0.0
+    try:
+        while not site.stopping.is_set():
+            records = consumer.poll(0.5, settings.batch_records)
+            if (owned := consumer.rebalanced()) is not None:
+                close(parts)
+                parts = {number: Partition(number, settings, site, letters) for number in {partition for _, partition in owned}}
+                consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
+                log.info("join owns", partitions=sorted(parts))
+                continue
+            for record in records:
+                parts[record.partition].take(record)
+            if time.monotonic() >= expire_at:
+                expire_at = time.monotonic() + settings.expire_every_s
+                for part in parts.values():
+                    part.expire(consumer)
+                site.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in parts.values()))
+                consumer.lag()
+            if changed := [part for part in parts.values() if part.changed]:
+                for part in changed:
+                    part.publish(producer)
+                producer.flush()
+                for part in changed:
+                    part.commit()
+                consumer.commit({(topic, part.number): place.next for part in changed for topic, place in part.reached.items()})
+    finally:
+        close(parts)
+        consumer.close()
+        producer.close(timeout_s=2.0)  # all that was committed is acknowledged; the rest is sent again
+
+
+def close(parts: dict[int, Partition]) -> None:
+    """Let go of the state files; what was not committed will be folded again."""
+    for part in parts.values():
+        part.store.close()
+    parts.clear()

@@ -1,0 +1,140 @@
+"""The join on a real Kafka: labels come out, nothing is lost by a kill, bad records are set aside."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from streams import joiner
+from streams.artifacts import ArtifactStore
+from streams.events import DeadLetter, Episode, Feedback, FeedbackKind, Label, Message, new_id
+from streams.join import JoinSettings
+from streams.kafka import KafkaSettings, Producer, committed_offsets, end_offsets, read_to_end
+from streams.metrics import Metrics
+from streams.site import Site
+from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+
+
+@pytest.fixture
+def site(kafka_settings: KafkaSettings, tmp_path: Path) -> Site:
+    return Site(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
+
+
+@pytest.fixture
+def producer(kafka_settings: KafkaSettings) -> Iterator[Producer]:
+    made = Producer(kafka_settings, Metrics(), "test")
+    yield made
+    made.close()
+
+
+@contextmanager
+def joining(site: Site, settings: JoinSettings | None = None) -> Iterator[None]:
+    """The join on a thread of its own, stopped at the end."""
+    thread = threading.Thread(target=joiner.run, args=(settings or JoinSettings(), site))
+    thread.start()
+    try:
+        yield
+    finally:
+        site.stopping.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def episode(episode_id: str | None = None) -> Episode:
+    now = datetime.now(UTC)
+    return Episode(
+        episode_id=episode_id or new_id("ep"), messages=(Message(role="user", content="hello"),), answer="hi", started_at=now, ended_at=now
+    )
+
+
+def thumb(episode_id: str, up: bool = True, seconds: float = 0, user_id: str = "ann") -> Feedback:
+    at = datetime.now(UTC) + timedelta(seconds=seconds)
+    return Feedback(feedback_id=new_id("fb"), episode_id=episode_id, user_id=user_id, kind=FeedbackKind.THUMB, thumb="up" if up else "down", at=at)
+
+
+def newest_labels(settings: KafkaSettings) -> dict[str, Label]:
+    return {label.episode_id: label for record in read_to_end(settings, LABELS, "test", Metrics()) for label in [LABELS.decode(record.value)]}
+
+
+def letters(settings: KafkaSettings) -> list[DeadLetter]:
+    return [DEAD_LETTERS.decode(record.value) for record in read_to_end(settings, DEAD_LETTERS, "test", Metrics())]
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.2)
+
+
+def test_feedback_becomes_a_label_and_a_changed_thumb_a_newer_one(site: Site, producer: Producer) -> None:
+    ep = episode()
+    producer.publish(EPISODES, ep)
+    producer.publish(FEEDBACK, thumb(ep.episode_id, up=True))
+    with joining(site):
+        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
+        assert newest_labels(site.kafka)[ep.episode_id].verdict == 1
+        producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, seconds=1))
+        wait_for(lambda: newest_labels(site.kafka)[ep.episode_id].verdict == 0)
+    assert site.metrics.value("tidemill_feedback_joined_total", kind="thumb") >= 2
+    assert site.metrics.value("tidemill_thumb_to_label_seconds_count") >= 2
+    ends = end_offsets(site.kafka, FEEDBACK, Metrics())
+    committed = committed_offsets(site.kafka, joiner.GROUP)
+    assert {p: committed.get((FEEDBACK.name, p), 0) for p in ends} == ends
+
+
+def test_a_bad_record_is_set_aside_and_the_partition_goes_on(site: Site, producer: Producer) -> None:
+    ep = episode()
+    producer.publish(EPISODES, ep)
+    bad = [
+        b'{"schema_version": 1, "feedback_id": "x", "episode_id": "e", "kind": "thumb", "thumb": 7, "at": "2026-01-01T00:00:00Z"}',
+        b'{"schema_version": 99}',
+        b"\xff not json",
+        b"",
+    ]
+    places = [producer.send_raw(FEEDBACK.name, ep.episode_id.encode(), raw)() for raw in bad]
+    producer.publish(FEEDBACK, thumb(ep.episode_id))
+    with joining(site):
+        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
+    found = {(each.source_partition, each.source_offset): each.reason for each in letters(site.kafka) if each.source_topic == FEEDBACK.name}
+    assert [found[place.partition, place.offset] for place in places] == ["invalid", "unknown_version", "not_json", "empty"]
+
+
+def test_feedback_without_an_episode_expires_into_a_dead_letter(site: Site, producer: Producer) -> None:
+    lost = thumb(new_id("ep"))
+    producer.publish(FEEDBACK, lost)
+    with joining(site, JoinSettings(window_days=1e-5, expire_every_s=0.2)):
+        wait_for(lambda: any(each.feedback_id == lost.feedback_id and each.reason == "expired" for each in letters(site.kafka)))
+
+
+def test_a_restart_goes_on_where_it_stopped_and_remembers(site: Site, producer: Producer) -> None:
+    ep, early = episode(), thumb(new_id("ep"))
+    producer.publish(EPISODES, ep)
+    producer.publish(FEEDBACK, thumb(ep.episode_id, user_id="ann"))
+    producer.publish(FEEDBACK, early)
+    with joining(site):
+        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
+    before = sum(end_offsets(site.kafka, LABELS, Metrics()).values())
+    again = Site(site.kafka, site.artifacts, "default", site.base, site.state)
+    with joining(again):
+        producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, user_id="bob"))
+        producer.publish(EPISODES, episode(early.episode_id))
+        wait_for(lambda: early.episode_id in newest_labels(site.kafka))
+        wait_for(lambda: newest_labels(site.kafka)[ep.episode_id].verdict == 0.5)
+    assert sum(end_offsets(site.kafka, LABELS, Metrics()).values()) == before + 2
+
+
+def test_lost_state_is_folded_again_from_the_log(site: Site, producer: Producer, tmp_path: Path) -> None:
+    ep = episode()
+    producer.publish(EPISODES, ep)
+    producer.publish(FEEDBACK, thumb(ep.episode_id, user_id="ann"))
+    with joining(site):
+        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
+    fresh = Site(site.kafka, site.artifacts, "default", site.base, tmp_path / "elsewhere")
+    with joining(fresh):
+        producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, user_id="bob"))
+        wait_for(lambda: newest_labels(site.kafka)[ep.episode_id].verdict == 0.5)
