@@ -1,0 +1,49 @@
+# The front door. `make help` lists every target.
+PYTHON ?= python3
+BIN := .venv/bin
+LOCK ?= infra/locks/cpu.txt
+UV_VERSION := 0.13.9
+RUN := $(BIN)/python -m
+
+.PHONY: help demo demo-tiny test test-unit lint docs lock clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+.venv/installed: $(LOCK) pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info[:2] in ((3, 11), (3, 12)), "Tidemill needs Python 3.11 or 3.12: make PYTHON=python3.11 …"'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv: .venv/installed  ## Make .venv with the locked versions (LOCK=infra/locks/gpu.txt on an NVIDIA GPU)
+
+demo: .venv/installed  ## Turn the whole ring once with simulated people and write a report (12 minutes; ARGS="--minutes 20")
+	$(BIN)/tidemill demo $(ARGS)
+
+demo-tiny: .venv/installed  ## The same with a random 2-layer policy, for a quick look (about 4 minutes)
+	$(BIN)/tidemill demo --policy tiny --minutes 5 $(ARGS)
+
+test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, Faust, vLLM, Ray), project, one tiny demo end to end
+	$(RUN) pytest $(ARGS)
+
+test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
+	$(RUN) pytest tests/unit tests/project $(ARGS)
+
+lint: .venv/installed  ## ruff and mypy --strict
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+docs: .venv/installed  ## Generate the reference pages from the tables in the code
+	$(RUN) infra.reference docs
+
+lock: .venv/installed  ## Resolve both locks anew from pyproject.toml and infra/locks/overrides.txt
+	for kind in cpu gpu; do $(BIN)/uv pip compile pyproject.toml --extra $$kind --extra dev --override infra/locks/overrides.txt --universal \
+	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o infra/locks/$$kind.txt; done
+
+clean:  ## Remove the environment, runs and caches of this checkout (not the cache per user)
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,69 @@
+"""Imports point down, each framework has one home, loops stay short: the structure, held."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LAYERS = {"streams": 0, "reward": 1, "learner": 2, "actor": 2, "infra": 3, "dashboards": 3}
+HOMES = {
+    "kafka": ("streams/kafka.py",),
+    "faust": ("reward/updater.py",),
+    "ray": ("learner/cluster.py",),
+    "peft": ("learner/policy.py",),
+    "prometheus_client": ("streams/metrics.py",),
+    "grafana_api": ("dashboards/push.py",),
+    "vllm": ("actor/", "learner/rollouts.py"),
+    "jgo": ("infra/jars.py",),
+    "matplotlib": ("infra/page.py",),
+}
+LOOPS = ("learner/worker.py", "streams/joiner.py", "reward/updater.py")
+LOOP_LINES = 120
+MODULE_LINES = 400
+MODULES = sorted(path.relative_to(ROOT).as_posix() for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def imports(path: str) -> Iterator[tuple[int, str]]:
+    """Line and top-level name of every import, wherever in the module it stands."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.lineno, node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_imports_point_down(path: str) -> None:
+    layer = path.split("/")[0]
+    upward = [f"{path}:{line} imports {name}" for line, name in imports(path) if name in LAYERS and name != layer and LAYERS[name] >= LAYERS[layer]]
+    assert [told for told in upward if not (layer == "dashboards" and told.endswith("imports infra"))] == []
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_every_framework_stays_at_home(path: str) -> None:
+    assert [f"{path}:{line} imports {name}" for line, name in imports(path) if not path.startswith(HOMES.get(name, ("",)))] == []
+
+
+def test_the_homes_are_lived_in() -> None:
+    lived_in = {name for path in MODULES for _, name in imports(path)}
+    assert sorted(set(HOMES) - {"grafana_api"} - lived_in) == []
+
+
+@pytest.mark.parametrize("path", LOOPS)
+def test_loops_stay_short(path: str) -> None:
+    assert len((ROOT / path).read_text().splitlines()) <= LOOP_LINES
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_modules_stay_readable(path: str) -> None:
+    text = (ROOT / path).read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    assert ast.get_docstring(ast.parse(text)), f"{path} does not say what it is"
+
+
+def test_nothing_is_unpickled() -> None:
+    guilty = [path for path in MODULES if {"pickle", "cloudpickle", "dill", "joblib", "shelve"} & {name for _, name in imports(path)}]
+    assert guilty == []
+    assert [path for path in MODULES if "torch.load(" in (ROOT / path).read_text()] == []

@@ -1,0 +1,44 @@
+"""Parts are started again when they die, and nothing is left behind."""
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import processes
+from infra.processes import RESTARTS, Part, Processes
+from streams.errors import Unavailable
+
+
+class Scripts(Processes):
+    """Parts that run a line of Python in place of a tidemill role."""
+
+    def start_script(self, name: str, script: str) -> None:
+        part = Part(name, [sys.executable, "-c", script], {}, self._logs / f"{name}.log")
+        self._parts[name] = part
+        processes._launch(part)
+
+
+def test_a_part_that_keeps_dying_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
+    parts = Scripts(tmp_path)
+    parts.start_script("flaky", "print('out of cheese'); raise SystemExit(3)")
+    with pytest.raises(Unavailable, match=f"flaky died {RESTARTS + 1} times(.|\n)*out of cheese"):
+        while True:
+            parts.check()
+            assert parts.restarts.get("flaky", 0) <= RESTARTS
+            time.sleep(0.02)
+
+
+def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
+    parts = Scripts(tmp_path)
+    child = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid, flush=True); import time; time.sleep(60)"
+    parts.start_script("parent", child)
+    log, deadline = tmp_path / "parent.log", time.monotonic() + 10
+    while not log.read_text().endswith("\n") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    grandchild = int(log.read_text())
+    assert psutil.pid_exists(grandchild)
+    parts.stop_all(timeout_s=5)
+    assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
