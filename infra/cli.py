@@ -186,6 +186,32 @@ def show_config(config: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(to_toml(load(config, overrides)), nl=False)
 
 
+@main.group()
+def dashboards() -> None:
+    """Grafana dashboards, built from the metric table."""
+
+
+@dashboards.command()
+@click.option("--url", required=True, help="Of Grafana, such as http://localhost:3000.")
+@click.option("--token", required=True, envvar="GRAFANA_TOKEN", help="A service account's token; better in the variable GRAFANA_TOKEN.")
+@click.option("--prometheus-url", default=None, help="Also make a data source for this Prometheus.")
+def push(url: str, token: str, prometheus_url: str | None) -> None:
+    """Bring folder, data source and dashboards to a Grafana; doing it twice changes nothing."""
+    from dashboards.push import push
+
+    click.echo(f"pushed {', '.join(push(url, token, prometheus_url))} to {url}")
+
+
+@dashboards.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def write(folder: Path) -> None:
+    """Write the dashboards as JSON, for Grafana's provisioning."""
+    from dashboards.push import write
+
+    for path in write(folder):
+        click.echo(str(path))
+
+
 def stop_on_signal() -> threading.Event:
     """An event that SIGTERM and SIGINT set."""
     stopping = threading.Event()

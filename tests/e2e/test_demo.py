@@ -1,0 +1,100 @@
+"""The main job on real parts, with the tiny policy: asserted on events and numbers, never on log text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet
+import pytest
+
+from streams.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, LABELS, REWARD_MODELS, Topic
+
+DEMO = [sys.executable, "-m", "infra.cli", "demo", "--policy", "tiny"]
+
+
+def in_lake(run: Path, topic: Topic) -> list:  # type: ignore[type-arg]
+    """Every event of a topic that the lake of this run holds."""
+    files = sorted((run / "lake" / topic.short_name).rglob("*.parquet"))
+    return [topic.decode(value) for file in files for value in pyarrow.parquet.read_table(file).column("value").to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    done = subprocess.run([*DEMO, "--minutes", "6", "--seed", "0", "--keep", str(folder)], capture_output=True, text=True, timeout=900, check=False)
+    return folder, done
+
+
+def test_the_loop_closes_and_approval_rises_beyond_its_interval(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = run
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((folder / "report.json").read_text())
+    assert report["closed"] is True
+    assert report["approval_rise"]["low"] > 0
+    assert report["approval_after"]["estimate"] > report["approval_before"]["estimate"]
+    assert report["simulated_people"]["requests_failed"] == 0
+    assert report["simulated_people"]["thumbs_lost"] == 0
+    assert report["served_after"] == [f"default@{report['adapters'][-1]['version']}"]
+    assert report["seconds"] < 6 * 60 + 60
+    assert report["peak_memory_mib"] > 500
+
+
+def test_every_arrow_of_the_ring_left_its_events_in_the_lake(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = run
+    report = json.loads((folder / "report.json").read_text())
+    episodes = {episode.episode_id: episode for episode in in_lake(folder, EPISODES)}
+    feedback, labels = in_lake(folder, FEEDBACK), {label.episode_id: label for label in in_lake(folder, LABELS)}
+    models, adapters = in_lake(folder, REWARD_MODELS), in_lake(folder, ADAPTERS)
+    attestations = in_lake(folder, ATTESTATIONS)
+
+    assert len(feedback) == report["simulated_people"]["thumbs"]
+    assert {f.episode_id for f in feedback} == set(labels) <= set(episodes)
+    up = {f.episode_id: f.thumb == "up" for f in feedback}
+    assert {episode_id: label.verdict for episode_id, label in labels.items()} == {e: float(v) for e, v in up.items()}
+    assert all(len(e.output_ids) == len(e.output_logprobs) > 0 for e in episodes.values())
+    assert [m.version for m in models] == list(range(1, len(models) + 1))
+    assert [a.version for a in adapters] == list(range(1, len(adapters) + 1))
+    assert {a.reward_model_version for a in adapters} <= {m.version for m in models}
+    assert {a.adapter for a in attestations if a.passed} >= set(report["served_after"])
+    served = {e.adapter for e in episodes.values() if e.adapter}
+    assert served <= {a.adapter for a in attestations if a.passed}, "an adapter answered before it was attested"
+    assert len(served) >= 2
+
+
+def test_the_report_is_one_self_contained_page(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    page = (run[0] / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "simulated" in page
+    assert 'src="' not in page
+    assert "<link" not in page
+
+
+def test_ctrl_c_leaves_no_process_behind_and_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    demo = subprocess.Popen([*DEMO, "--keep", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    children: list[psutil.Process] = []
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "logs" / "learner.log").exists():
+        time.sleep(0.2)
+    second = subprocess.run(
+        [*DEMO[:-2], "--config", "tiny", "--set", f"run_folder={folder}", "--keep", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert str(folder) in second.stderr
+    time.sleep(3)
+    children = psutil.Process(demo.pid).children(recursive=True)
+    assert len(children) >= 4
+    os.kill(demo.pid, signal.SIGINT)
+    demo.wait(timeout=90)
+    assert demo.returncode == 130
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
