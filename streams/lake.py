@@ -1,0 +1,99 @@
+"""The lake's wiring: every topic in, Parquet out, read from top to bottom.
+
+It reads without a group and keeps no offsets: where to go on is in the names of the lake's files. A write that fails is tried again
+with all that waits still in memory, and nothing more is read meanwhile.
+"""
+
+import time
+
+import structlog
+from pydantic import Field
+
+from streams.errors import ConfigError, Unavailable
+from streams.kafka import Consumer
+from streams.lake_buffer import Key, Waiting
+from streams.lake_files import Lake
+from streams.section import Section
+from streams.site import Site
+from streams.topics import BY_NAME, TOPICS
+
+log = structlog.get_logger()
+
+
+class LakeSettings(Section):
+    """Where everything is kept, and in how large pieces."""
+
+    uri: str | None = None
+    """Folder or URI (``file://``, ``s3://``, ``gs://``) of the lake. None: the folder ``lake`` in the part's state."""
+    flush_rows: int = Field(default=50_000, ge=1, le=10_000_000)
+    """A file is written when this many rows of one topic wait, over its partitions."""
+    flush_s: float = Field(default=60.0, gt=0, le=86_400)
+    """A file is written when its oldest row has waited this long."""
+    flush_bytes: int = Field(default=64 << 20, ge=1 << 16, le=4 << 30)
+    """Everything is written when this many bytes wait over all topics; bounds the memory."""
+    retry_s: float = Field(default=5.0, gt=0, le=3600)
+    """Pause after a write that failed (a full disk, a store that is away) before it is tried again."""
+
+
+def run(settings: LakeSettings, site: Site) -> None:
+    """Write until told to stop; what waits then is written before it returns. Kafka or the store being away is waited out."""
+    lake = Lake(settings.uri or str(site.state / "lake"))
+    while not site.stopping.is_set():
+        try:
+            _session(settings, site, lake)
+        except Unavailable as error:
+            log.warning("lake waits", error=str(error))
+            site.stopping.wait(settings.retry_s)
+
+
+def _session(settings: LakeSettings, site: Site, lake: Lake) -> None:
+    """From connecting to Kafka's first failure; the next session goes on after what was written."""
+    consumer = Consumer(site.kafka, TOPICS, "lake", site.metrics)
+    waiting = Waiting(settings.flush_rows, settings.flush_s, settings.flush_bytes)
+    try:
+        consumer.seek(_start(consumer, lake))
+        lag_at = 0.0
+        while not site.stopping.is_set():
+            waiting.add(consumer.poll(min(0.5, settings.flush_s), max_records=5000), time.monotonic())
+            for topic in waiting.due(time.monotonic()):
+                _flush(topic, waiting, settings, site, lake)
+            if time.monotonic() >= lag_at:
+                lag_at = time.monotonic() + 5
+                consumer.lag()
+        for topic in waiting.topics():
+            _flush(topic, waiting, settings, site, lake)
+    finally:
+        consumer.close()
+
+
+def _start(consumer: Consumer, lake: Lake) -> dict[Key, int]:
+    """Where the files end. A lake that is ahead of its log belongs to another log, and must not be mixed with this one."""
+    positions = {}
+    for topic in TOPICS:
+        lake.sweep(topic)
+        for partition, offset in lake.positions(topic).items():
+            positions[topic.name, partition] = offset
+    known = consumer.bounds(consumer.positions())
+    for key, offset in positions.items():
+        first, end = known.get(key, (0, 0))
+        if offset > end:
+            raise ConfigError(f"the lake ends at offset {offset} of {key[0]}/{key[1]}, the log at {end}: set lake.uri to a place of this log's own")
+        if offset < first:
+            log.error("lake was away for longer than the log is kept", topic=key[0], partition=key[1], lost=first - offset)
+    return positions
+
+
+def _flush(topic: str, waiting: Waiting, settings: LakeSettings, site: Site, lake: Lake) -> None:
+    """Write all that waits of a topic, however often that must be tried, unless told to stop."""
+    for key, records in waiting.of(topic).items():
+        while True:
+            try:
+                lake.write(BY_NAME[topic], records)
+                break
+            except Unavailable as error:
+                site.metrics.add("tidemill_lake_failures_total")
+                log.error("lake cannot write and tries again", error=str(error), waiting_rows=waiting.rows, retry_s=settings.retry_s)
+                if site.stopping.wait(settings.retry_s):
+                    return  # the log still has it; the next start goes on before it
+        waiting.drop(key)
+        site.metrics.add("tidemill_lake_rows_total", len(records), topic=topic)
