@@ -26,8 +26,10 @@ CHECKSUMS = "checksums.json"
 ROUTER_STD = 0.02
 LAYOUT = 1
 """Raised whenever what is built changes, so that a cache of an older build is not taken for this one."""
-KEPT = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "rms_norm_eps", "rope_parameters", "tie_word_embeddings", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # fmt: skip
+KEPT = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
+    "rope_parameters", "tie_word_embeddings", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
 """What a Mixtral's configuration takes over from a Llama's."""
 
 log = structlog.get_logger()

@@ -1,0 +1,31 @@
+"""Advantages: a reward set against the other rewards of its group. ``P`` prompts (groups), ``G`` rollouts a group."""
+
+from collections.abc import Callable
+from typing import Final
+
+from torch import Tensor
+
+EPSILON: Final = 1e-6
+
+
+def grpo(rewards_PG: Tensor) -> Tensor:
+    """``(r - mean) / (std + eps)`` within the group (GRPO, Shao et al. 2024, section 4.1.2). [P, G].
+
+    The standard deviation is the sample's (n - 1). A group of equal rewards teaches nothing: its advantages are 0.
+    """
+    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    return centred_PG / (rewards_PG.std(dim=1, keepdim=True) + EPSILON)
+
+
+def dr_grpo(rewards_PG: Tensor) -> Tensor:
+    """``r - mean`` within the group (Dr. GRPO, Liu et al. 2025): without the division, which favours groups of small spread."""
+    return rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+
+
+def rloo(rewards_PG: Tensor) -> Tensor:
+    """``r - mean of the others`` (leave-one-out, Kool et al. 2019; Ahmadian et al. 2024): an unbiased baseline."""
+    size = rewards_PG.shape[1]
+    return rewards_PG - (rewards_PG.sum(dim=1, keepdim=True) - rewards_PG) / (size - 1)
+
+
+BY_NAME: Final[dict[str, Callable[[Tensor], Tensor]]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}

@@ -1,0 +1,99 @@
+"""Rollouts packed for one forward pass: a group's prompt is computed once, and its rollouts hang on it like branches.
+
+A row is ``prompt, output 1, output 2, …``. A token sees the prompt and its own branch only, and every branch continues the
+prompt's positions, so each log-probability equals that of the sequence on its own, without computing a prompt once a sample.
+Shapes: ``R`` rows, ``N`` tokens a row (padded), ``B`` rollouts, ``T`` output tokens (padded), ``K`` output tokens in all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The tensors of one forward pass."""
+
+    ids_RN: Tensor
+    positions_RN: Tensor
+    visible_RNN: Tensor
+    """True where a token (row) may look at another (column); padding sees itself, so that no softmax is empty."""
+    source_K: Tensor
+    """For each output token, in order of rollouts, the flat index into R x N of the token that predicts it."""
+    target_K: Tensor
+    mask_BT: Tensor
+    """True on output tokens; its true cells, row by row, are the K tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the forward pass computes, padding included."""
+        return self.ids_RN.numel()
+
+    def spread(self, values_K: Tensor) -> Tensor:
+        """Values of the output tokens in [B, T], zero on padding. Differentiable."""
+        values_BT = values_K.new_zeros(self.mask_BT.shape)
+        values_BT[self.mask_BT] = values_K
+        return values_BT
+
+
+@dataclass(frozen=True)
+class Branches:
+    """One row: a prompt and the outputs that continue it."""
+
+    prompt_ids: tuple[int, ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row."""
+        return len(self.prompt_ids) + sum(map(len, self.outputs))
+
+
+def pack(rows: Sequence[Branches], padding_id: int, device: torch.device | None = None) -> Packed:
+    """Lay rows out side by side. Every prompt has at least one token; an output may be empty."""
+    if any(not row.prompt_ids for row in rows):
+        raise ValueError("a prompt without tokens predicts nothing")
+    width = max(row.tokens for row in rows)
+    ids_RN = torch.full((len(rows), width), padding_id)
+    positions_RN = torch.zeros(len(rows), width, dtype=torch.long)
+    visible_RNN = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    source: list[int] = []
+    target: list[int] = []
+    lengths: list[int] = []
+    for r, row in enumerate(rows):
+        stem = len(row.prompt_ids)
+        ids_RN[r, :stem] = torch.tensor(row.prompt_ids)
+        positions_RN[r, :stem] = torch.arange(stem)
+        visible_RNN[r, :stem, :stem] = torch.ones(stem, stem, dtype=torch.bool).tril()
+        start = stem
+        for output in row.outputs:
+            n = len(output)
+            end = start + n
+            ids_RN[r, start:end] = torch.tensor(output, dtype=torch.long)
+            positions_RN[r, start:end] = torch.arange(stem, stem + n)
+            visible_RNN[r, start:end, :stem] = True
+            visible_RNN[r, start:end, start:end] = torch.ones(n, n, dtype=torch.bool).tril()
+            source += [r * width + p for p in ([stem - 1, *range(start, end - 1)] if n else [])]
+            target += output
+            lengths.append(n)
+            start = end
+    mask_BT = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+    tensors = (ids_RN, positions_RN, visible_RNN, torch.tensor(source, dtype=torch.long), torch.tensor(target, dtype=torch.long), mask_BT)
+    return Packed(*(tensor.to(device) for tensor in tensors))
+
+
+def microbatches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:
+    """Row numbers by pass, so that no pass computes more than ``max_tokens`` (padding counted); a larger row goes alone.
+
+    Rows of like width go together, which keeps padding small; the order within a pass is free because losses are sums.
+    """
+    batches: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda n: -rows[n].tokens):
+        widest = rows[batches[-1][0]].tokens if batches else 0
+        if batches and widest * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches

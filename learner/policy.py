@@ -1,0 +1,140 @@
+"""The policy: a frozen base and the LoRA adapter that is trained, on attention and on experts. The one home of PEFT."""
+
+import json
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import ParamWrapper
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from learner.experts import Factors, experts_forward
+from learner.packing import Packed
+from learner.settings import LearnerSettings
+from streams.errors import BadArtifact, ConfigError
+
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What a forward pass says about each output token; zero on padding."""
+
+    logprobs_BT: Tensor
+    """Of the tokens that were sampled, in nats, at the temperature asked for."""
+    entropy_BT: Tensor
+    """Of the distribution they were sampled from, in nats; without gradient."""
+
+
+class Policy:
+    """Base + adapter + tokenizer on one device. The base is frozen; only the adapter's float32 weights take gradients."""
+
+    def __init__(self, base: Path, settings: LearnerSettings, device: torch.device | str = "cpu") -> None:
+        self.base = base
+        self.device = torch.device(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=getattr(torch, settings.dtype), local_files_only=True).to(self.device)
+        self.targets = _check_targets(model, settings)
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
+            target_modules=list(settings.attention_targets), target_parameters=[f"mlp.experts.{name}" for name in settings.expert_targets],
+        )  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(settings.seed)
+            self._peft = get_peft_model(model, config, autocast_adapter_dtype=True).eval()
+        self._peft.peft_config["default"].base_model_name_or_path = base.name
+        self.causal_lm = self._peft.base_model.model
+        """The transformers model, adapter included."""
+        self.parameters: dict[str, Tensor] = {name: p for name, p in self._peft.named_parameters() if p.requires_grad}
+        """The adapter's weights by name: all that is trained."""
+        for module in self._peft.modules():
+            _factor(module)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer, which also pads."""
+        return int(self.tokenizer.eos_token_id)
+
+    def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
+        """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""
+        hidden_RNH = self.causal_lm.model(
+            input_ids=packed.ids_RN, attention_mask=packed.visible_RNN[:, None], position_ids=packed.positions_RN, use_cache=False
+        ).last_hidden_state
+        hidden_KH = hidden_RNH.flatten(0, 1)[packed.source_K]
+        logprobs_KV = torch.log_softmax(self.causal_lm.lm_head(hidden_KH).float() / temperature, dim=-1)
+        with torch.no_grad():
+            entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
+        return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K))
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within, the adapter is off: what answers is the base, without a second copy of it."""
+        with self._peft.disable_adapter():
+            yield
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter's weights under the names that are saved; not copies."""
+        return dict(get_peft_model_state_dict(self._peft))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write PEFT's two files into ``folder``, which vLLM and PEFT read as they are; equal adapters give equal bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.detach().contiguous() for name, weight in self.adapter().items()}, folder / ADAPTER_FILES[0], {"format": "pt"})
+        config = self._peft.peft_config["default"].to_dict() | {"inference_mode": True}
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        (folder / ADAPTER_FILES[1]).write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take over the weights of a saved adapter of the same shape. Raises BadArtifact, and then has changed nothing."""
+        try:
+            found = load_file(folder / ADAPTER_FILES[0], device=str(self.device))
+        except (OSError, SafetensorError) as error:
+            raise BadArtifact(f"{folder} holds no readable adapter: {error}") from None
+        wanted = {name: tuple(weight.shape) for name, weight in self.adapter().items()}
+        if wanted != {name: tuple(weight.shape) for name, weight in found.items()}:
+            raise BadArtifact(f"the adapter in {folder} has other names or shapes than this policy ({len(found)} tensors, {len(wanted)} expected)")
+        set_peft_model_state_dict(self._peft, found)
+
+
+def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
+    """The names that carry an adapter. PEFT leaves out in silence what it does not find; here it is an error."""
+    modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    experts = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mlp.experts." in name}
+    for setting, names, there in (("attention", settings.attention_targets, modules), ("expert", settings.expert_targets, experts)):
+        if missing := [name for name in names if name not in there]:
+            raise ConfigError(f"learner.{setting}_targets names {', '.join(missing)}, which this base ({model.config.model_type}) does not have")
+    return (*settings.attention_targets, *(f"mlp.experts.{name}" for name in settings.expert_targets))
+
+
+def _factor(module: Any) -> None:
+    """Give the outermost PEFT wrapper of fused experts the factored forward of ``learner/experts.py``."""
+    inner = getattr(module, "experts", None)
+    if not isinstance(inner, ParamWrapper):
+        return
+    layers: dict[str, Any] = {}
+    layer = inner
+    while isinstance(layer, ParamWrapper):
+        layers[layer.parameter_name] = layer
+        layer = layer.base_layer
+    experts = layer
+
+    def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        factors = {} if self.disable_adapters else {name: _factors(wrapper) for name, wrapper in layers.items()}
+        return experts_forward(x_TH, chosen_TK, weights_TK, experts.gate_up_proj, experts.down_proj, experts.act_fn,
+                               factors.get("gate_up_proj"), factors.get("down_proj"))  # fmt: skip
+
+    inner.forward = types.MethodType(forward, inner)
+
+
+def _factors(wrapper: Any) -> Factors:
+    """PEFT's own layout of a fused adapter: A is [E x R, in], B is [out, R x E] (``ParamWrapper.get_delta_weight``)."""
+    a, b, experts = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.num_experts
+    return Factors(a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts).permute(2, 0, 1), wrapper.scaling["default"])

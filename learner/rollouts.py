@@ -1,0 +1,200 @@
+"""Rollouts, and the two engines that sample them in the learner's own process behind one small interface."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import structlog
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from learner.policy import Policy
+from learner.settings import LearnerSettings
+from streams.errors import ConfigError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One answer the learner sampled for training."""
+
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    """With the token that ended it, when one did: ending is an action, and is learned."""
+    behaviour_logprobs: tuple[float, ...]
+    """Of each output token under the distribution it was sampled from (adapter and temperature included), in nats."""
+    finish: Literal["stop", "cut"]
+    """``stop``: it ended by itself; ``cut``: at the token limit."""
+    policy_version: int
+    """The step whose adapter sampled it."""
+
+
+class Engine(Protocol):
+    """Samples groups of rollouts with the adapter it was last given."""
+
+    name: str
+
+    def adopt(self, policy: Policy, version: int) -> None:
+        """From now on sample with the policy's adapter as it is now, which is called ``version``."""
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+        """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+class TransformersEngine:
+    """Samples with the trainer's own weights: no second copy, nothing handed over, and a gap to the trainer near zero.
+
+    The prompt's keys and values are computed once a group and shared out; rows that have ended leave the batch.
+    """
+
+    name = "transformers"
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._version = 0
+
+    def adopt(self, policy: Policy, version: int) -> None:
+        self._policy, self._version = policy, version
+
+    @torch.inference_mode()
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+        model, eos = self._policy.causal_lm, self._policy.eos_id
+        generator = torch.Generator(self._policy.device).manual_seed(seed)
+        ids_PN, there_PN = _left_padded(prompts, eos, self._policy.device)
+        cache = DynamicCache(config=model.config)
+        out = model(input_ids=ids_PN, attention_mask=there_PN.long(), position_ids=_positions(there_PN), past_key_values=cache,
+                    use_cache=True, logits_to_keep=1)  # fmt: skip
+        cache.batch_repeat_interleave(samples)
+        logits_BV = out.logits[:, -1].repeat_interleave(samples, dim=0)
+        there_BN = there_PN.repeat_interleave(samples, dim=0)
+        rows = torch.arange(len(prompts) * samples, device=ids_PN.device)
+        tokens: list[list[int]] = [[] for _ in range(len(rows))]
+        logprobs: list[list[float]] = [[] for _ in range(len(rows))]
+        for drawn in range(1, max_output_tokens + 1):
+            token_B, logprob_B = _draw(logits_BV, temperature, generator)
+            for row, token, logprob in zip(rows.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True):
+                tokens[row].append(token)
+                logprobs[row].append(logprob)
+            goes_on_B = token_B != eos
+            if drawn == max_output_tokens or not bool(goes_on_B.any()):
+                break
+            if not bool(goes_on_B.all()):
+                kept = goes_on_B.nonzero()[:, 0]
+                cache.batch_select_indices(kept)
+                rows, token_B, there_BN = rows[kept], token_B[kept], there_BN[kept]
+            there_BN = torch.cat([there_BN, there_BN.new_ones(len(there_BN), 1)], dim=1)
+            out = model(input_ids=token_B[:, None], attention_mask=there_BN.long(), position_ids=_positions(there_BN)[:, -1:],
+                        past_key_values=cache, use_cache=True)  # fmt: skip
+            logits_BV = out.logits[:, -1]
+        return [
+            Rollout(prompts[n // samples], tuple(tokens[n]), tuple(logprobs[n]), "stop" if tokens[n][-1] == eos else "cut", self._version)
+            for n in range(len(tokens))
+        ]
+
+    def close(self) -> None:
+        return None
+
+
+class VllmEngine:
+    """vLLM in this process. The adapter is handed over through a folder in memory, under a name of its own for every version:
+    vLLM caches prefixes by adapter name, and merging would lose small updates in bfloat16."""
+
+    name = "vllm"
+
+    def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
+        # Read when vllm is imported: one process for engine and trainer, and as many threads as the trainer has.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, settings.engine_memory_bytes >> 30)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        threads = torch.get_num_threads()
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ConfigError(
+                f"learner.engine = vllm, but vllm cannot be imported ({error}): install it, or set learner.engine = transformers"
+            ) from None
+        on_cpu = policy.device.type == "cpu"
+        self._folder = Path(tempfile.mkdtemp(prefix="tidemill-adapter-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+        self._request: Any = None
+        self._version = 0
+        self._llm = LLM(
+            model=str(policy.base), dtype=settings.dtype, enable_lora=True, max_lora_rank=_lora_rank(settings.rank), max_loras=1,
+            max_model_len=settings.max_prompt_tokens + settings.max_output_tokens, enforce_eager=on_cpu, logprobs_mode="processed_logprobs",
+            max_num_seqs=settings.prompts_per_step * settings.samples_per_prompt, seed=settings.seed, disable_log_stats=True,
+            gpu_memory_utilization=0.4,
+        )  # fmt: skip
+        torch.set_num_threads(threads)  # its worker leaves this process with one thread otherwise
+
+    def adopt(self, policy: Policy, version: int) -> None:
+        from vllm.lora.request import LoRARequest
+
+        folder = self._folder / f"v{version}"
+        policy.save_adapter(folder)
+        if self._request is not None:
+            self._llm.llm_engine.remove_lora(self._request.lora_int_id)
+            shutil.rmtree(self._request.lora_path, ignore_errors=True)
+        self._request = LoRARequest(f"learner@{version}", version + 1, str(folder))
+        self._version = version
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0, max_tokens=max_output_tokens, logprobs=0, seed=seed,
+                               detokenize=False)  # fmt: skip
+        given = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        return [
+            Rollout(prompt, tuple(one.token_ids), tuple(step[token].logprob for step, token in zip(one.logprobs, one.token_ids, strict=True)),
+                    "stop" if one.finish_reason == "stop" else "cut", self._version)
+            for prompt, done in zip(prompts, self._llm.generate(given, asked, lora_request=self._request, use_tqdm=False), strict=True)
+            for one in done.outputs
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def make_engine(policy: Policy, settings: LearnerSettings) -> Engine:
+    """The engine that the settings ask for."""
+    wanted = settings.engine if settings.engine != "auto" else ("vllm" if policy.device.type == "cuda" else "transformers")
+    log.info("engine_starting", engine=wanted)
+    return VllmEngine(policy, settings) if wanted == "vllm" else TransformersEngine(policy)
+
+
+def _lora_rank(rank: int) -> int:
+    """vLLM takes ranks of its own list only; the next larger one holds ours."""
+    return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
+
+
+def _left_padded(prompts: Sequence[tuple[int, ...]], padding_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and where they are real, both [P, N]; padding on the left, so that all prompts end in the last column."""
+    width = max(map(len, prompts))
+    ids_PN = torch.full((len(prompts), width), padding_id, device=device)
+    there_PN = torch.zeros(len(prompts), width, dtype=torch.bool, device=device)
+    for row, prompt in enumerate(prompts):
+        ids_PN[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+        there_PN[row, width - len(prompt) :] = True
+    return ids_PN, there_PN
+
+
+def _positions(there_BN: Tensor) -> Tensor:
+    """Position of each token in its own sequence, padding left out."""
+    return (there_BN.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _draw(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One token a row from ``softmax(logits / temperature)``, and its log-probability in that same distribution."""
+    logprobs_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
+    token_B1 = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)
+    return token_B1[:, 0], logprobs_BV.gather(-1, token_B1)[:, 0]

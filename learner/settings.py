@@ -1,0 +1,109 @@
+"""The learner's settings."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from streams.section import Section
+
+
+class LearnerSettings(Section):
+    """How rewards become adapters. The defaults suit a small base on two cores."""
+
+    # what is trained
+    rank: int = Field(default=8, ge=1, le=512)
+    """Rank of the adapter, on attention and experts alike."""
+    alpha: float = Field(default=16.0, gt=0)
+    """Scale of the adapter: its product is multiplied by alpha / rank."""
+    attention_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    """Modules of attention that carry an adapter. A name that matches nothing is an error."""
+    expert_targets: tuple[str, ...] = ("gate_up_proj", "down_proj")
+    """Fused parameters of the experts that carry an adapter. A name that matches nothing is an error."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the base; the adapter and its optimizer are float32."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the adapter's first weights, of the choice of prompts and of sampling."""
+
+    # rollouts
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    """Who samples. ``auto``: vLLM on a GPU, transformers on a CPU, where it was the faster of the two."""
+    prompts_per_step: int = Field(default=8, ge=1)
+    """Prompts sampled in one step; each is a group whose rollouts are set against each other."""
+    samples_per_prompt: int = Field(default=4, ge=2)
+    """Rollouts in a group; the advantage of one is relative to the others."""
+    max_prompt_tokens: int = Field(default=512, ge=8)
+    """Longer prompts are left out of training."""
+    max_output_tokens: int = Field(default=48, ge=1)
+    """A rollout is cut here."""
+    temperature: float = Field(default=1.0, gt=0, le=5)
+    """Of sampling and of the policy that is trained: log-probabilities are those of the distribution that was sampled."""
+    engine_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
+    """Memory for vLLM's key-value cache."""
+    threads: int = Field(default=0, ge=0)
+    """Threads for sampling and training, which take turns; 0 takes as many as the machine has cores."""
+
+    # reward guards that need no model
+    cut_penalty: float = Field(default=0.0, ge=0)
+    """Taken off the reward of a rollout that was cut at max_output_tokens."""
+    empty_reward: float = 0.0
+    """Reward of an answer without text, whatever the reward model says."""
+
+    # the step
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """How a reward is set against its group (learner/advantages.py)."""
+    normaliser: Literal["tokens", "budget"] = "tokens"
+    """What the sum over tokens is divided by: the tokens there are (DAPO), or rollouts x max_output_tokens (Dr. GRPO)."""
+    updates_per_step: int = Field(default=1, ge=1)
+    """Optimizer updates on the same rollouts."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW, constant."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
+    max_gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    clip_low: float = Field(default=0.2, ge=0, lt=1)
+    """The ratio's lower bound is 1 - clip_low."""
+    clip_high: float = Field(default=0.28, ge=0)
+    """The ratio's upper bound is 1 + clip_high; wider than below, so that rare tokens can rise (DAPO)."""
+    kl_coefficient: float = Field(default=0.02, ge=0)
+    """Weight of the KL to the base; 0 leaves the base's forward pass out."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Truncation of the ratio between trainer and engine (TIS)."""
+    microbatch_tokens: int = Field(default=1024, ge=1)
+    """Tokens (prompts counted once a group) in one forward pass; a larger group goes alone."""
+
+    # the loop
+    prompts_kept: int = Field(default=256, ge=1)
+    """Most recent distinct prompts to draw from."""
+    prompts_needed: int = Field(default=8, ge=1)
+    """Distinct prompts to wait for before the first step."""
+    max_steps: int = Field(default=0, ge=0)
+    """Stop after this many steps; 0: no end."""
+    publish_every: int = Field(default=1, ge=1)
+    """Steps between published adapters."""
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Steps between checkpoints."""
+    probes: int = Field(default=4, ge=1, le=64)
+    """Probe prompts stored with an adapter, by which a replica proves that it serves it."""
+
+    # Ray
+    ray_address: str | None = None
+    """Address of a Ray cluster; none starts one in this machine."""
+    ray_num_cpus: float = Field(default=1, ge=0)
+    """CPUs that Ray sets aside for the learner's process."""
+    ray_num_gpus: float = Field(default=0, ge=0)
+    """GPUs (fractions allowed) for the learner's process: policy, optimizer and engine share them."""
+    ray_object_store_bytes: int = Field(default=80 << 20, ge=75 << 20)
+    """Shared memory of a Ray started here."""
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> Self:
+        if not self.attention_targets and not self.expert_targets:
+            raise ValueError("learner.attention_targets and learner.expert_targets are both empty: nothing would be trained")
+        return self
+
+    @model_validator(mode="after")
+    def _waits_for_no_more_than_it_keeps(self) -> Self:
+        if self.prompts_needed > self.prompts_kept:
+            raise ValueError(f"learner.prompts_needed = {self.prompts_needed} exceeds learner.prompts_kept = {self.prompts_kept}")
+        return self

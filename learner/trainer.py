@@ -1,0 +1,181 @@
+"""One step of learning, as data: prompts in, a better adapter and the step's figures out."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from learner import advantages, corrections, losses
+from learner.packing import Branches, Packed, microbatches, pack
+from learner.policy import Policy
+from learner.rollouts import Engine, Rollout
+from learner.settings import LearnerSettings
+from streams.events import Message
+
+Prompt = tuple[Message, ...]
+
+
+class Scorer(Protocol):
+    """Says how good answers are. The reward model behind it, or a plain function in tests."""
+
+    def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did."""
+
+    step: int
+    """Steps taken so far, this one included."""
+    rollouts: tuple[Rollout, ...]
+    answers: tuple[str, ...]
+    rewards: tuple[float, ...]
+    metrics: dict[str, float]
+    """Rewards as given, nats, ratios; seconds and tokens by phase."""
+
+
+@dataclass
+class _Totals:
+    """Sums over the step's tokens."""
+
+    kl: float = 0.0
+    entropy: float = 0.0
+    ratio: float = 0.0
+    ratio_max: float = 0.0
+    clipped: float = 0.0
+
+
+class Trainer:
+    """Holds the optimizer. Everything random comes from (seed, step), so a step is a function of adapter, optimizer and input."""
+
+    def __init__(self, policy: Policy, engine: Engine, settings: LearnerSettings) -> None:
+        self.policy, self.engine, self.settings = policy, engine, settings
+        self.optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.step_number = 0
+
+    def step(self, prompts: Sequence[Prompt], scorer: Scorer) -> StepResult:
+        """Sample a group for each prompt, score, and update the adapter. Prompts that are too long count as an error of the caller."""
+        clock: dict[str, float] = {}
+        with _timed(clock, "rollout"):
+            rollouts = self._sample(prompts)
+        answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
+        with _timed(clock, "score"):
+            rewards = self._rewards(prompts, rollouts, answers, scorer)
+        with _timed(clock, "train"):
+            metrics = self._learn(rollouts, rewards)
+        self.step_number += 1
+        output_tokens = sum(len(r.output_ids) for r in rollouts)
+        metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
+            "reward_mean": float(rewards.mean()),
+            "reward_std": float(rewards.std()),
+            "output_tokens": float(output_tokens),
+            "cut_ratio": sum(r.finish == "cut" for r in rollouts) / len(rollouts),
+            "rollout_tokens_per_s": output_tokens / clock["rollout"],
+            "train_tokens_per_s": metrics["train_tokens"] / clock["train"],
+        }
+        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), metrics)
+
+    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
+        """The prompt as the engine sees it: chat template and the opening of the answer."""
+        spoken = [{"role": message.role, "content": message.text} for message in prompt]
+        return tuple(self.policy.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+
+    def fits(self, prompt: Prompt) -> bool:
+        """True when the prompt is within ``max_prompt_tokens``."""
+        return len(self.tokenize(prompt)) <= self.settings.max_prompt_tokens
+
+    def _sample(self, prompts: Sequence[Prompt]) -> list[Rollout]:
+        s = self.settings
+        self.engine.adopt(self.policy, self.step_number)
+        seed = (s.seed << 32) + self.step_number
+        return self.engine.sample([self.tokenize(p) for p in prompts], s.samples_per_prompt, s.max_output_tokens, s.temperature, seed)
+
+    def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], answers: Sequence[str], scorer: Scorer) -> Tensor:
+        """The score after the guards that need no model. [P x G]."""
+        s = self.settings
+        asked = [prompts[n // s.samples_per_prompt] for n in range(len(rollouts))]
+        scores = scorer(list(zip(asked, answers, strict=True)))
+        return torch.tensor([
+            (float(score) if answer.strip() else s.empty_reward) - (s.cut_penalty if rollout.finish == "cut" else 0.0)
+            for score, answer, rollout in zip(scores, answers, rollouts, strict=True)
+        ])  # fmt: skip
+
+    def _learn(self, rollouts: Sequence[Rollout], rewards_B: Tensor) -> dict[str, float]:
+        s, device = self.settings, self.policy.device
+        size = s.samples_per_prompt
+        advantages_B = advantages.BY_NAME[s.advantage](rewards_B.view(-1, size)).flatten().to(device)
+        groups = [rollouts[n : n + size] for n in range(0, len(rollouts), size)]
+        rows = [Branches(group[0].prompt_ids, tuple(r.output_ids for r in group)) for group in groups]
+        passes = []
+        for numbers in microbatches(rows, s.microbatch_tokens):
+            members = [n * size + k for n in numbers for k in range(size)]
+            packed = pack([rows[n] for n in numbers], self.policy.eos_id, device)
+            passes.append(_Pass(packed, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
+        count = sum(int(p.packed.mask_BT.sum()) for p in passes)
+        divisor = count if s.normaliser == "tokens" else len(rollouts) * s.max_output_tokens
+        totals, norm = _Totals(), torch.zeros(())
+        for update in range(s.updates_per_step):
+            self.optimizer.zero_grad(set_to_none=True)
+            for one in passes:
+                self._accumulate(one, divisor, totals if update == 0 else _Totals())
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), s.max_gradient_norm)
+            if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
+                self.optimizer.step()
+        weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in passes])
+        return {
+            "kl_nats": totals.kl / count,
+            "entropy_nats": totals.entropy / count,
+            "engine_ratio_mean": totals.ratio / count,
+            "engine_ratio_max": totals.ratio_max,
+            "effective_sample_ratio": corrections.effective_sample_ratio(weights, torch.ones_like(weights, dtype=torch.bool)),
+            "gradient_norm": float(norm),
+            "train_tokens": float(sum(p.packed.tokens for p in passes) * s.updates_per_step),
+        }
+
+    def _accumulate(self, one: "_Pass", divisor: float, totals: _Totals) -> None:
+        """Forward and backward of one microbatch; the first time round it also fixes the step's old log-probabilities."""
+        s, mask_BT = self.settings, one.packed.mask_BT
+        if s.kl_coefficient > 0 and one.reference_BT is None:
+            with self.policy.reference(), torch.no_grad():
+                one.reference_BT = self.policy.stats(one.packed, s.temperature).logprobs_BT
+        stats = self.policy.stats(one.packed, s.temperature)
+        policy_BT = stats.logprobs_BT
+        if one.old_BT is None:
+            one.old_BT = policy_BT.detach()
+            ratio_BT = corrections.engine_ratio(one.old_BT, one.behaviour_BT, mask_BT)
+            one.weights_BT = ratio_BT.clamp(max=s.importance_cap)
+            totals.ratio += float(ratio_BT.sum())
+            totals.ratio_max = max(totals.ratio_max, float(ratio_BT.max()))
+            totals.entropy += float(stats.entropy_BT.sum())
+        gain_BT = one.weights_BT * losses.clipped_surrogate(policy_BT, one.old_BT, one.advantages_B, s.clip_low, s.clip_high)
+        loss = -losses.masked_sum(gain_BT, mask_BT)
+        if one.reference_BT is not None:
+            kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), mask_BT)
+            totals.kl += float(kl.detach())
+            loss = loss + s.kl_coefficient * kl
+        (loss / divisor).backward()
+
+
+class _Pass:
+    """One microbatch through a step: what is known of its tokens, and what the first update finds out."""
+
+    def __init__(self, packed: Packed, advantages_B: Tensor, behaviour_BT: Tensor) -> None:
+        self.packed, self.advantages_B, self.behaviour_BT = packed, advantages_B, behaviour_BT
+        self.old_BT: Tensor | None = None
+        self.reference_BT: Tensor | None = None
+        self.weights_BT = torch.zeros_like(behaviour_BT)
+
+
+def _behaviour(packed: Packed, rollouts: Sequence[Rollout]) -> Tensor:
+    return packed.spread(torch.tensor([logprob for r in rollouts for logprob in r.behaviour_logprobs], device=packed.mask_BT.device))
+
+
+@contextmanager
+def _timed(clock: dict[str, float], phase: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    clock[phase] = time.perf_counter() - start
