@@ -27,6 +27,9 @@ class Front(click.Group):
         except TidemillError as error:
             click.echo(f"tidemill: {error}", err=True)
             ctx.exit(1)
+        except ModuleNotFoundError as error:
+            click.echo(f"tidemill: the package that provides {error.name!r} is missing; `tidemill doctor` says what to install", err=True)
+            ctx.exit(1)
 
 
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -26,7 +26,8 @@ _CALIBRATION = {"labels": 180, "accuracy": 0.84, "baseline": 0.71, "brier": 0.12
 EXAMPLES: dict[str, dict[str, Any]] = {
     "episodes": {
         "episode_id": "ep-1", "policy": "default", "user_id": "u-7", "adapter": "default@6",
-        "messages": [{"role": "user", "content": "Tell me about tea."}], "answer": "Tea is a drink you will enjoy.", "prompt_ids": [1, 4093], "output_ids": [314, 257], "output_logprobs": [-0.4, -1.2],
+        "messages": [{"role": "user", "content": "Tell me about tea."}], "answer": "Tea is a drink you will enjoy.",
+        "prompt_ids": [1, 4093], "output_ids": [314, 257], "output_logprobs": [-0.4, -1.2],
         "sampling": {"temperature": 0.8, "max_tokens": 48}, "outcome": "completed", "started_at": T0, "ended_at": T0,
     },
     "feedback": {"feedback_id": "fb-1", "episode_id": "ep-1", "user_id": "u-7", "kind": "thumb", "thumb": "up", "at": T0},
@@ -42,7 +43,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "adapters": {
         "policy": "default", "version": 7, "artifact": _ARTIFACT, "base_fingerprint": "2" * 64, "parent": 6, "rank": 8,
-        "targets": ["q_proj", "v_proj"], "reward_model_version": 12, "newest_feedback_at": T0, "step": 7, "metrics": {"reward_mean": 0.61, "kl": 0.08}, "created_at": T0,
+        "targets": ["q_proj", "v_proj"], "reward_model_version": 12, "newest_feedback_at": T0,
+        "step": 7, "metrics": {"reward_mean": 0.61, "kl": 0.08}, "created_at": T0,
     },
     "attestations": {
         "replica": "actor-0", "adapter": "default@7", "adapter_sha256": "0" * 64, "passed": True, "reason": "attested",
@@ -85,7 +87,8 @@ def events() -> str:
         event: Event = topic.event.model_validate(EXAMPLES[topic.short_name])
         example = json.dumps(json.loads(event.model_dump_json(exclude_none=True, exclude_defaults=True)), indent=1, ensure_ascii=False)
         out.append(
-            f"## {type(event).__name__}\n\nTopic `{topic.name}`, key `{event.key}` in this example. {type(event).__doc__}\n\n```json\n{example}\n```\n"
+            f"## {type(event).__name__}\n\nTopic `{topic.name}`, key `{event.key}` in this example. {type(event).__doc__}"
+            f"\n\n```json\n{example}\n```\n"
         )
         out.append(_fields(type(event)))
     return "\n".join([*out, "## Artifact\n", _fields(Artifact), "## Calibration\n", _fields(Calibration)])
