@@ -6,7 +6,9 @@ the router picks, the mixture of equal experts is that MLP. Experts part company
 
 import importlib.util
 import json
+import re
 import shutil
+import string
 import uuid
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,6 @@ from typing import Any, Literal
 import structlog
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from streams.artifacts import fingerprint
@@ -24,8 +25,11 @@ BaseKind = Literal["smollm2", "tiny"]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CHECKSUMS = "checksums.json"
 ROUTER_STD = 0.02
-LAYOUT = 1
+LAYOUT: dict[BaseKind, int] = {"smollm2": 1, "tiny": 2}
 """Raised whenever what is built changes, so that a cache of an older build is not taken for this one."""
+TINY_LOGIT_STD = 3.0
+TINY_CONSTANT = 4.0
+TINY_END = 4.0
 KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
     "rope_parameters", "tie_word_embeddings", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -46,7 +50,7 @@ def prepare_base(kind: BaseKind, cache: Path, experts: int = 4, per_token: int =
     folder = cache.expanduser().resolve() / f"{kind}-e{experts}k{per_token}"
     if not folder.exists():
         _build(kind, folder, experts, per_token)
-    _check(folder)
+    _check(folder, LAYOUT[kind])
     return folder
 
 
@@ -77,11 +81,11 @@ def _build(kind: BaseKind, folder: Path, experts: int, per_token: int) -> None:
     incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
     transformers.utils.logging.disable_progress_bar()
     tokenizer = _tokenizer()
-    dense = _smollm2() if kind == "smollm2" else _tiny()
+    dense = _smollm2() if kind == "smollm2" else _tiny(tokenizer)
     try:
         _save(dense, tokenizer, incoming / "dense")
         _save(upcycle(dense, experts, per_token), tokenizer, incoming)
-        sums = {"layout": LAYOUT, "base": fingerprint(incoming), "dense": fingerprint(incoming / "dense")}
+        sums = {"layout": LAYOUT[kind], "base": fingerprint(incoming), "dense": fingerprint(incoming / "dense")}
         (incoming / CHECKSUMS).write_text(json.dumps(sums, indent=1))
         if not folder.exists():  # another process may have been faster, with the same bytes
             incoming.rename(folder)
@@ -89,14 +93,14 @@ def _build(kind: BaseKind, folder: Path, experts: int, per_token: int) -> None:
         shutil.rmtree(incoming, ignore_errors=True)
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, layout: int) -> None:
     remedy = f"delete {folder} and it is built anew"
     try:
         sums: dict[str, Any] = json.loads((folder / CHECKSUMS).read_text())
     except FileNotFoundError:
         raise BadArtifact(f"{folder} has no {CHECKSUMS}: it was not made here; {remedy}") from None
-    if sums.get("layout") != LAYOUT:
-        raise BadArtifact(f"{folder} has layout {sums.get('layout')}, this version builds {LAYOUT}; {remedy}")
+    if sums.get("layout") != layout:
+        raise BadArtifact(f"{folder} has layout {sums.get('layout')}, this version builds {layout}; {remedy}")
     for key, part in (("base", folder), ("dense", folder / "dense")):
         if (found := fingerprint(part)) != sums.get(key):
             raise BadArtifact(f"{part} has fingerprint {found}, but {sums.get(key)} was built; {remedy}")
@@ -130,10 +134,12 @@ def _smollm2() -> LlamaForCausalLM:
     return dense
 
 
-def _tiny() -> LlamaForCausalLM:
-    """A random 2-layer model whose softmax is neither flat nor a spike, so that a rank-8 adapter can move it in a few steps.
+def _tiny(tokenizer: Any) -> LlamaForCausalLM:
+    """A random 2-layer model that babbles words, made so that a small learner has something to learn in seconds.
 
-    Its head is its own (a tied one would make a random model repeat its last token), with logits of about 3 nats of standard deviation.
+    Its embeddings know how a token is spelled (one dimension a letter), so a head on its states can tell what people like, and
+    its own head weighs the same letters in other dimensions (in the same ones it would repeat its last word), so a small
+    adapter can say more of it. Logits have about 3 nats of standard deviation: neither flat nor a spike.
     """
     config = LlamaConfig(
         vocab_size=49152, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -141,17 +147,23 @@ def _tiny() -> LlamaForCausalLM:
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     model = LlamaForCausalLM(config)
+    tokens = tokenizer.convert_ids_to_tokens(range(config.vocab_size))
+    letters = torch.tensor([[float(letter in token.lower()) for letter in string.ascii_lowercase] for token in tokens])
+    letters = (letters - letters.mean(0)) / letters.std(0)
+    wordlike = torch.tensor([bool(re.fullmatch("Ġ[a-z]{3,}", token)) for token in tokens])
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:
-                weight.copy_(_draw(name, weight, generator))
+                weight.copy_(torch.randn(weight.shape, generator=generator) / (1.0 if "embed_tokens" in name else weight.shape[1] ** 0.5))
+        embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+        head *= TINY_LOGIT_STD
+        embedding[:, :26] = letters
+        head[:, 26:52] = letters * TINY_LOGIT_STD / 8
+        embedding[:, -1] = TINY_CONSTANT  # a dimension that is always there, for the head to tell words from fragments
+        head[:, -1] = torch.where(wordlike, 0.0, -TINY_CONSTANT)
+        head[config.eos_token_id] = 0.0
+        head[config.eos_token_id, -1] = TINY_END
     return model
-
-
-def _draw(name: str, weight: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit variance through every layer; the head louder, for the reason above."""
-    std = 1.0 if "embed_tokens" in name else (3.0 if "lm_head" in name else 1.0) / weight.shape[1] ** 0.5
-    return torch.randn(weight.shape, generator=generator) * std
 
 
 def _moe_config(dense: Any, experts: int, per_token: int) -> MixtralConfig:
