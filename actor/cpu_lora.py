@@ -1,0 +1,96 @@
+"""A vLLM plug-in that serves LoRA, of experts too, on CPUs.
+
+vLLM 0.32 picks the Triton expert kernel whenever LoRA is on, and a CPU has no Triton; and its CPU LoRA gathers every token's
+weights. This puts in their place products grouped by adapter (actor/lora_products.py). vLLM calls ``register`` in each of
+its processes (entry point group ``vllm.general_plugins``); on anything but a CPU it does nothing.
+"""
+
+from typing import Any
+
+from actor.lora_products import ExpertLora, Groups, add_linear_lora, experts, group_rows
+
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
+"""What an engine should wrap for LoRA (``lora_target_modules``). Left alone, vLLM wraps the output head too and pays for it at every token."""
+
+
+def register() -> None:
+    """Teach this process's vLLM to serve LoRA on its CPU. Imports vLLM; safe to call twice."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    import vllm.lora.punica_wrapper.punica_cpu as punica_cpu
+    import vllm.model_executor.layers.fused_moe.oracle.unquantized as oracle
+    import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as method
+
+    if getattr(oracle.select_unquantized_moe_backend, "serves_lora_on_cpu", False):
+        return
+    choose = oracle.select_unquantized_moe_backend
+    grouped_experts = _grouped_experts()
+
+    def select_unquantized_moe_backend(moe_config: Any) -> Any:
+        if moe_config.is_lora_enabled:
+            return oracle.UnquantizedMoeBackend.CPU, grouped_experts
+        return choose(moe_config)
+
+    select_unquantized_moe_backend.serves_lora_on_cpu = True  # type: ignore[attr-defined]
+    oracle.select_unquantized_moe_backend = select_unquantized_moe_backend
+    method.select_unquantized_moe_backend = select_unquantized_moe_backend  # it was imported by name
+    punica_cpu.PunicaWrapperCPU = _grouped_wrapper()
+
+
+def _grouped_wrapper() -> type:
+    """The class that adds LoRA to attention and other linear layers."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    class GroupedPunicaWrapper(PunicaWrapperCPU):
+        """Groups a batch's rows once; every layer then takes two products a group."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.groups = Groups(self._token_lora_indices[:0], ())  # the profiling run comes before any metadata
+
+        def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+            super().update_metadata(*args, **kwargs)
+            self.groups = group_rows(self.token_lora_indices)
+
+        def add_lora_linear(self, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **_: Any) -> None:
+            if self.groups.rows:
+                add_linear_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, output_slices, self.groups, scale)
+
+    return GroupedPunicaWrapper
+
+
+def _grouped_experts() -> type:
+    """The class that runs a layer of experts, each token with its own adapter."""
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
+
+    class GroupedLoRAExperts(LoRAExpertsMixin, CPUUnquantizedExperts):
+        """Plain products in place of the C++ kernel, which packs weights away where an adapter's delta cannot reach."""
+
+        @staticmethod
+        def is_supported_config(*_: Any) -> tuple[bool, str | None]:
+            return True, None
+
+        @staticmethod
+        def _supports_activation(activation: Any) -> bool:
+            return activation == MoEActivation.SILU
+
+        @staticmethod
+        def _supports_parallel_config(moe_parallel_config: Any) -> bool:
+            return not moe_parallel_config.use_ep
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            """Weights stay as they were loaded."""
+
+        def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *_: Any, **__: Any) -> None:
+            context = self._lora_context
+            lora, groups = None, None
+            if context is not None and context.punica_wrapper.groups.rows:
+                groups = context.punica_wrapper.groups
+                lora = ExpertLora(context.w13_lora_a_stacked, context.w13_lora_b_stacked, context.w2_lora_a_stacked[0], context.w2_lora_b_stacked[0])
+            output.copy_(experts(hidden_states, w1, w2, topk_weights, topk_ids.long(), lora, groups))
+
+    return GroupedLoRAExperts
