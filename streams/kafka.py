@@ -3,6 +3,7 @@
 Outside this file nobody imports kafka; errors of the client come out as ours.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
@@ -10,7 +11,7 @@ from typing import Any, Literal, Protocol, Self
 import kafka
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import CoordinatorNotAvailableError, KafkaError, MessageSizeTooLargeError, NotCoordinatorError
 from pydantic import Field, SecretStr, model_validator
 
 from streams.errors import ConfigError, InvalidEvent, Unavailable
@@ -291,13 +292,19 @@ def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
     """What a group has committed, by (topic, partition)."""
-    admin = _admin(settings)
+    admin, until = _admin(settings), time.monotonic() + settings.request_timeout_s
     try:
-        with _as_ours("ask"):
-            found = admin.list_group_offsets([group])
+        while True:
+            try:
+                with _as_ours("ask"):
+                    offsets = admin.list_group_offsets([group])[group]
+                break
+            except Unavailable as error:  # the first question of its life makes a cluster create the topic of the answers
+                if not isinstance(error.__cause__, CoordinatorNotAvailableError | NotCoordinatorError) or time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
     finally:
         admin.close()
-    offsets = found.get(group, found)
     return {(p.topic, p.partition): o.offset for p, o in offsets.items() if o.offset >= 0}
 
 
