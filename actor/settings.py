@@ -1,0 +1,68 @@
+"""Settings of an actor: one replica that serves a policy."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from streams.section import Section
+
+
+class ActorSettings(Section):
+    """How a policy is served, captured and proved."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs a front that checks who asks."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port of the OpenAI-compatible server."""
+    replica: str = Field(default="", max_length=200)
+    """Name of this replica in attestations and episodes. Empty: host name and port."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the base; ``auto`` is the one it is stored in."""
+    max_model_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+    """Longest prompt and answer together."""
+    max_concurrent: int = Field(default=64, ge=1, le=4096)
+    """Answers in the making at once; more wait."""
+    kv_cache_gib: int = Field(default=1, ge=1, le=1024)
+    """Memory for the attention cache on a CPU."""
+    cpu_threads: int = Field(default=0, ge=0, le=1024)
+    """Threads for matrix products on a CPU; 0 takes all cores."""
+    enforce_eager: bool = True
+    """Do not compile the model first. On a CPU with LoRA vLLM never compiles; on a GPU False is faster once it is up."""
+    max_loras: int = Field(default=4, ge=2, le=64)
+    """Adapters that one batch may mix: production, the one before it, and newcomers."""
+    max_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """Largest LoRA rank that is accepted; room for it is set aside in each of ``max_loras`` places."""
+    fork_engine: bool = True
+    """On a CPU, start the engine's process as a fork, which saves importing everything twice."""
+    drain_s: float = Field(default=5.0, ge=0, le=600)
+    """How long answers in the making may go on after a stop."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    """Of vLLM's own log."""
+    tool_call_parser: str | None = None
+    """Name of vLLM's parser that turns the model's text into tool calls; none leaves tools to those that vLLM forces."""
+    max_request_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
+    """Largest request body; a larger one gets 413."""
+    max_feedback_bytes: int = Field(default=256 << 10, ge=1024, le=1 << 24)
+    """Largest feedback body; a larger one gets 413."""
+    outbox_events: int = Field(default=50_000, ge=1, le=10_000_000)
+    """Events kept on disk while Kafka is away; further ones are dropped and counted."""
+    recent_episodes: int = Field(default=1000, ge=0, le=1_000_000)
+    """Episodes that ``GET /v1/episodes/{id}`` remembers."""
+    poll_s: float = Field(default=0.5, gt=0, le=60)
+    """How often the adapters topic is looked at."""
+    load_timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    """An adapter that takes longer to load or to answer its probes is refused."""
+    refusals_before_waiting: int = Field(default=3, ge=1, le=100)
+    """Older versions tried, newest first, when the newest is refused, before what serves now goes on serving."""
+    max_learner_gap_nats: float = Field(default=0.15, gt=0, le=10)
+    """Attestation: largest mean difference, a token, between this replica's logprobs on the probes and the learner's."""
+    noise_nats: float = Field(default=0.02, gt=0, le=1)
+    """Attestation: an adapter that moved the learner's own logprobs by less (root mean square, a token) cannot be told from the base."""
+    min_adapter_share: float = Field(default=0.6, gt=0, lt=1)
+    """Attestation: how much of the learner's own step from base to adapter this replica must show; the base shows 0, the adapter 1."""
+
+    @model_validator(mode="after")
+    def _replica_fits(self) -> Self:
+        if any(ord(character) < 32 for character in self.replica):
+            raise ValueError("actor.replica must not hold control characters")
+        return self
