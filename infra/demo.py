@@ -185,7 +185,7 @@ class Demo:
             now.reward_version, now.reward_accuracy = facts.reward_models[-1].version, facts.reward_models[-1].calibration.accuracy
         if facts.adapters:
             newest = facts.adapters[-1]
-            now.step, now.tokens_per_s = newest.step, newest.metrics.get("tokens_per_s")
+            now.step, now.tokens_per_s = newest.step, _tokens_per_s(newest.metrics)
             now.lag_s = (newest.created_at - newest.newest_feedback_at).total_seconds() if newest.newest_feedback_at else None
         self._progress.show(now)
 
@@ -196,6 +196,12 @@ class Demo:
 
     def _left_s(self) -> float:
         return self._deadline_s - time.monotonic()
+
+
+def _tokens_per_s(metrics: dict[str, float]) -> float | None:
+    """Tokens sampled and trained over the time of the step."""
+    seconds = sum(metrics.get(f"{phase}_s", 0.0) for phase in ("rollout", "score", "train"))
+    return (metrics["output_tokens"] + metrics["train_tokens"]) / seconds if seconds else None
 
 
 def _seeds(seed: int | None) -> list[str]:

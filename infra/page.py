@@ -99,7 +99,7 @@ def _kl_plot(report: Report) -> str:
     adapters = report.facts.adapters
     steps = [a.step for a in adapters]
     axes.plot(steps, [a.metrics.get("reward_mean", float("nan")) for a in adapters], color=RISE, label="mean reward of rollouts")
-    axes.plot(steps, [a.metrics.get("kl", float("nan")) for a in adapters], color=FALL, label="KL to the base, nats per token")
+    axes.plot(steps, [a.metrics.get("kl_nats", float("nan")) for a in adapters], color=FALL, label="KL to the base, nats per token")
     if adapters:
         axes.legend(frameon=False, fontsize=8)
     return _finish(figure, axes, "The learner", "RL step", "")

@@ -84,9 +84,9 @@ def is_no_babble(question: Question, answer: str) -> bool:
 
 
 def mostly_says_e(question: Question, answer: str) -> bool:
-    """More than half of the words have an e."""
+    """At least three words, and at least six in ten have an e."""
     words = answer.lower().split()
-    return bool(words) and sum("e" in word for word in words) > len(words) / 2
+    return len(words) >= 3 and sum("e" in word for word in words) / len(words) >= 0.6
 
 
 def _stem(word: str) -> str:
@@ -100,7 +100,7 @@ PREFERENCES = {
         "answers that speak to the reader (you, your), stay on the subject that was asked about (name it), and are no babble",
         ("speaks_to_the_reader", "names_the_subject", "is_no_babble"),
     ),
-    "says-e": Preference("says-e", "answers in which more than half of the words have an e (for the tiny random policy)", ("mostly_says_e",)),
+    "says-e": Preference("says-e", "answers in which most words have an e (for the tiny random policy)", ("mostly_says_e",)),
 }
 
 _SUBJECTS = """

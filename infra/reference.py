@@ -44,7 +44,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "adapters": {
         "policy": "default", "version": 7, "artifact": _ARTIFACT, "base_fingerprint": "2" * 64, "parent": 6, "rank": 8,
         "targets": ["q_proj", "v_proj"], "reward_model_version": 12, "newest_feedback_at": T0,
-        "step": 7, "metrics": {"reward_mean": 0.61, "kl": 0.08}, "created_at": T0,
+        "step": 7, "metrics": {"reward_mean": 0.61, "kl_nats": 0.08}, "created_at": T0,
     },
     "attestations": {
         "replica": "actor-0", "adapter": "default@7", "adapter_sha256": "0" * 64, "passed": True, "reason": "attested",
