@@ -82,7 +82,7 @@ class Policy:
 
     def adapter(self) -> dict[str, Tensor]:
         """The adapter's weights under the names that are saved; not copies."""
-        return dict(get_peft_model_state_dict(self._peft))
+        return dict(get_peft_model_state_dict(self._peft, save_embedding_layers=False))
 
     def save_adapter(self, folder: Path) -> None:
         """Write PEFT's two files into ``folder``, which vLLM and PEFT read as they are; equal adapters give equal bytes."""

@@ -34,6 +34,8 @@ class StepResult:
     rollouts: tuple[Rollout, ...]
     answers: tuple[str, ...]
     rewards: tuple[float, ...]
+    base_gaps: tuple[float, ...]
+    """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; zeros when the KL is off."""
     metrics: dict[str, float]
     """Rewards as given, nats, ratios; seconds and tokens by phase."""
 
@@ -66,7 +68,7 @@ class Trainer:
         with _timed(clock, "score"):
             rewards = self._rewards(prompts, rollouts, answers, scorer)
         with _timed(clock, "train"):
-            metrics = self._learn(rollouts, rewards)
+            metrics, base_gaps = self._learn(rollouts, rewards)
         self.step_number += 1
         output_tokens = sum(len(r.output_ids) for r in rollouts)
         metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
@@ -77,7 +79,7 @@ class Trainer:
             "rollout_tokens_per_s": output_tokens / clock["rollout"],
             "train_tokens_per_s": metrics["train_tokens"] / clock["train"],
         }
-        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), metrics)
+        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), base_gaps, metrics)
 
     def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt as the engine sees it: chat template and the opening of the answer."""
@@ -104,7 +106,7 @@ class Trainer:
             for score, answer, rollout in zip(scores, answers, rollouts, strict=True)
         ])  # fmt: skip
 
-    def _learn(self, rollouts: Sequence[Rollout], rewards_B: Tensor) -> dict[str, float]:
+    def _learn(self, rollouts: Sequence[Rollout], rewards_B: Tensor) -> tuple[dict[str, float], tuple[float, ...]]:
         s, device = self.settings, self.policy.device
         size = s.samples_per_prompt
         advantages_B = advantages.BY_NAME[s.advantage](rewards_B.view(-1, size)).flatten().to(device)
@@ -114,7 +116,7 @@ class Trainer:
         for numbers in microbatches(rows, s.microbatch_tokens):
             members = [n * size + k for n in numbers for k in range(size)]
             packed = pack([rows[n] for n in numbers], self.policy.eos_id, device)
-            passes.append(_Pass(packed, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
+            passes.append(_Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
         count = sum(int(p.packed.mask_BT.sum()) for p in passes)
         divisor = count if s.normaliser == "tokens" else len(rollouts) * s.max_output_tokens
         totals, norm = _Totals(), torch.zeros(())
@@ -125,8 +127,9 @@ class Trainer:
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), s.max_gradient_norm)
             if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
                 self.optimizer.step()
+        gaps = {member: gap for p in passes for member, gap in zip(p.members, p.base_gaps(), strict=True)}
         weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in passes])
-        return {
+        metrics = {
             "kl_nats": totals.kl / count,
             "entropy_nats": totals.entropy / count,
             "engine_ratio_mean": totals.ratio / count,
@@ -135,6 +138,7 @@ class Trainer:
             "gradient_norm": float(norm),
             "train_tokens": float(sum(p.packed.tokens for p in passes) * s.updates_per_step),
         }
+        return metrics, tuple(gaps[n] for n in range(len(rollouts)))
 
     def _accumulate(self, one: "_Pass", divisor: float, totals: _Totals) -> None:
         """Forward and backward of one microbatch; the first time round it also fixes the step's old log-probabilities."""
@@ -163,11 +167,18 @@ class Trainer:
 class _Pass:
     """One microbatch through a step: what is known of its tokens, and what the first update finds out."""
 
-    def __init__(self, packed: Packed, advantages_B: Tensor, behaviour_BT: Tensor) -> None:
-        self.packed, self.advantages_B, self.behaviour_BT = packed, advantages_B, behaviour_BT
+    def __init__(self, packed: Packed, members: Sequence[int], advantages_B: Tensor, behaviour_BT: Tensor) -> None:
+        self.packed, self.members, self.advantages_B, self.behaviour_BT = packed, members, advantages_B, behaviour_BT
         self.old_BT: Tensor | None = None
         self.reference_BT: Tensor | None = None
         self.weights_BT = torch.zeros_like(behaviour_BT)
+
+    def base_gaps(self) -> list[float]:
+        """How far each rollout's tokens were from the base's mind, on average; 0 when the base was not asked."""
+        if self.old_BT is None or self.reference_BT is None:
+            return [0.0] * len(self.members)
+        lengths_B = self.packed.mask_BT.sum(1).clamp(min=1)
+        return ((self.old_BT - self.reference_BT).abs().sum(1) / lengths_B).tolist()
 
 
 def _behaviour(packed: Packed, rollouts: Sequence[Rollout]) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from infra.broker import Broker, BrokerSettings
+from learner.upcycle import prepare_base
 from streams.kafka import KafkaSettings, create_topics
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +26,12 @@ def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSe
         settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
         create_topics(settings)
         yield settings
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base's folder, built once a session."""
+    return prepare_base("tiny", tmp_path_factory.mktemp("bases"))
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""The learner's last checkpoint: adapter, optimizer and step, as safetensors and JSON, in a folder that is whole or not there.
+
+Everything random in a step comes from (seed, step), so the step's number is all the state that chance has.
+"""
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from learner.trainer import Trainer
+from streams.errors import BadArtifact
+
+OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save(trainer: Trainer, folder: Path) -> Path:
+    """Write a checkpoint under ``folder`` and drop those before it. Returns the new one's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{trainer.step_number:08d}"
+    incoming = folder / f".{target.name}.{uuid.uuid4().hex}"
+    trainer.policy.save_adapter(incoming)
+    moments = {
+        f"{name}/{moment}": torch.as_tensor(trainer.optimizer.state[weight][moment])
+        for name, weight in trainer.policy.parameters.items()
+        if weight in trainer.optimizer.state
+        for moment in MOMENTS
+    }
+    save_file(moments, incoming / OPTIMIZER)
+    (incoming / STATE).write_text(json.dumps({"step": trainer.step_number}))
+    shutil.rmtree(target, ignore_errors=True)
+    incoming.rename(target)
+    for old in folder.iterdir():
+        if old != target:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load(trainer: Trainer, folder: Path) -> int:
+    """Go on from the newest checkpoint under ``folder``. Returns its step; 0 when there is none. Raises BadArtifact."""
+    found = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    if not found:
+        return 0
+    newest = found[-1]
+    try:
+        moments = load_file(newest / OPTIMIZER, device=str(trainer.policy.device))
+        step = int(json.loads((newest / STATE).read_text())["step"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise BadArtifact(f"the checkpoint {newest} cannot be read ({error}): delete it to begin anew") from None
+    trainer.policy.load_adapter(newest)
+    for name, weight in trainer.policy.parameters.items():
+        if f"{name}/{MOMENTS[0]}" in moments:
+            state = {moment: moments[f"{name}/{moment}"] for moment in MOMENTS}
+            trainer.optimizer.state[weight] = state | {"step": state["step"].cpu()}
+    trainer.step_number = step
+    return step

@@ -1,0 +1,86 @@
+"""The learner's process as a Ray actor: one placement for policy, optimizer, engine and reward model. The one home of Ray.
+
+A killed actor is started again by Ray and goes on from its checkpoint; the call in hand fails as Unavailable and is repeated.
+"""
+
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+import structlog
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from learner.process import LearnerProcess, threads
+from learner.settings import LearnerSettings
+from streams.errors import ConfigError, Unavailable
+
+log = structlog.get_logger()
+POLL_S = 0.5
+
+
+class Stopped(Exception):
+    """The operator wants an end: the call in hand was given up. Never leaves the learner."""
+
+
+class LearnerActor:
+    """A handle on the one LearnerProcess. Calls wait for their answer, and stop waiting when ``stopping`` is set."""
+
+    def __init__(self, settings: LearnerSettings, base: Path, state: Path, stopping: threading.Event) -> None:
+        self._stopping = stopping
+        self._started_here = not ray.is_initialized()
+        if self._started_here:
+            _init(settings)
+        count = str(threads(settings))
+        process = ray.remote(LearnerProcess).options(
+            num_cpus=settings.ray_num_cpus,
+            num_gpus=settings.ray_num_gpus,
+            max_restarts=-1,
+            max_task_retries=0,  # a step that was cut off is repeated by the worker, which knows what became of it
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}},  # Ray would set one thread per CPU asked for
+        )
+        self._actor = process.remote(settings, base, state)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What the process answers. Raises Unavailable when it died (it is coming back), Stopped when told to stop meanwhile."""
+        answer = getattr(self._actor, method).remote(*arguments)
+        while not self._stopping.is_set():
+            try:
+                return ray.get(answer, timeout=POLL_S)
+            except GetTimeoutError:
+                continue
+            except RayActorError as error:
+                raise Unavailable(f"the learner's process is gone, Ray starts it again: {str(error).splitlines()[0]}") from None
+        raise Stopped
+
+    def close(self) -> None:
+        """End the process, and Ray if it was started here."""
+        try:
+            ray.kill(self._actor)
+        except RayError as error:
+            log.warning("learner_not_killed", error=str(error))
+        if self._started_here:
+            ray.shutdown()
+
+
+def _init(settings: LearnerSettings) -> None:
+    """Start Ray in this machine, or join the cluster that the settings name. Ray's own SIGTERM handler would end us unclean: ours stays."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    here: dict[str, Any] = {
+        "num_cpus": max(1, math.ceil(settings.ray_num_cpus)),
+        "object_store_memory": settings.ray_object_store_bytes,
+        "include_dashboard": False,
+    }
+    if settings.ray_num_gpus == 0:
+        here["num_gpus"] = 0
+    try:
+        ray.init(address=settings.ray_address, configure_logging=False, log_to_driver=True, **({} if settings.ray_address else here))
+    except (ConnectionError, ValueError) as error:
+        raise ConfigError(f"learner.ray_address = {settings.ray_address!r}: Ray does not start: {error}") from None
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,100 @@
+"""What the learner follows on the log: recent prompts, and the newest reward model, fetched and verified."""
+
+import json
+import time
+from pathlib import Path
+
+import structlog
+
+from learner.prompts import PromptPool
+from learner.settings import LearnerSettings
+from streams.artifacts import fingerprint
+from streams.dead_letters import DeadLetters
+from streams.errors import BadArtifact, InvalidEvent
+from streams.events import RewardModelVersion
+from streams.kafka import Consumer, Producer, Record
+from streams.site import Site
+from streams.topics import EPISODES, REWARD_MODELS
+
+log = structlog.get_logger()
+
+
+class Feed:
+    """Reads episodes and reward models without a group: the pool and its offsets are the learner's own state."""
+
+    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer) -> None:
+        self._settings, self._site = settings, site
+        self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
+        self._consumer = Consumer(site.kafka, [EPISODES, REWARD_MODELS], "learner", site.metrics)
+        self._backbone = fingerprint(site.base / "dense")
+        self.prompts = PromptPool(site.policy, settings.prompts_kept)
+        self.prompts.load(site.state / "prompts.json")
+        if (places := site.state / "offsets.json").exists():
+            saved = json.loads(places.read_text())
+            self._consumer.seek({(EPISODES.name, int(partition)): offset for partition, offset in saved.items()})
+        self._reward: tuple[RewardModelVersion, Path] | None = None
+
+    @property
+    def reward_model(self) -> RewardModelVersion:
+        """The newest usable reward model's event. Only once ``ready``."""
+        return self._taken()[0]
+
+    @property
+    def reward_folder(self) -> Path:
+        """Where its files lie. Only once ``ready``."""
+        return self._taken()[1]
+
+    def ready(self) -> bool:
+        """Read what has come; True when there are prompts enough and a reward model. Waits a little when there are not."""
+        newest: tuple[Record, RewardModelVersion] | None = None
+        while records := self._consumer.poll(timeout_s=0.05):
+            for record in records:
+                try:
+                    if record.topic == EPISODES.name:
+                        self.prompts.take(EPISODES.decode(record.value))
+                    elif (event := REWARD_MODELS.decode(record.value)).policy == self._site.policy:
+                        newest = (record, event)
+                except InvalidEvent as error:
+                    if record.topic != EPISODES.name:  # the join sets bad episodes aside; twice would count them twice
+                        self._dead_letters.set_aside(record, error)
+        if newest is not None:
+            self._take_reward_model(*newest)
+        if self._reward is not None and len(self.prompts) >= self._settings.prompts_needed:
+            return True
+        self.wait()
+        return False
+
+    def wait(self) -> None:
+        """Wait a little, and count it."""
+        start = time.monotonic()
+        self._site.stopping.wait(0.5)
+        self._site.metrics.add("tidemill_learner_waiting_seconds_total", time.monotonic() - start)
+
+    def save(self) -> None:
+        """Keep the prompts and how far the episodes were read, prompts first: a prompt read twice is in the pool once."""
+        self.prompts.save(self._site.state / "prompts.json")
+        places = {partition: offset for (topic, partition), offset in self._consumer.positions().items() if topic == EPISODES.name}
+        incoming = self._site.state / "offsets.incoming"
+        incoming.write_text(json.dumps(places))
+        incoming.rename(self._site.state / "offsets.json")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._consumer.close()
+
+    def _taken(self) -> tuple[RewardModelVersion, Path]:
+        if self._reward is None:
+            raise RuntimeError("asked for the reward model before there was one")
+        return self._reward
+
+    def _take_reward_model(self, record: Record, event: RewardModelVersion) -> None:
+        if event.backbone_fingerprint != self._backbone:
+            self._dead_letters.set_aside(record, InvalidEvent("other_backbone", f"reward model {event.version} was fitted on another backbone"))
+            return
+        try:
+            folder = self._site.artifacts.fetch(event.artifact, self._site.state / "reward-models" / f"{event.version}-{event.artifact.sha256[:12]}")
+        except BadArtifact as error:
+            self._dead_letters.set_aside(record, InvalidEvent("bad_artifact", str(error)))
+            return
+        self._reward = (event, folder)
+        log.info("reward_model_taken", version=event.version, labels=event.labels)

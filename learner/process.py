@@ -1,0 +1,121 @@
+"""What lives in the learner's own process: policy, optimizer, engine and reward model side by side on one device."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from reward.features import Featurizer
+from reward.model import RewardModel
+
+from learner import checkpoint
+from learner.packing import Branches, pack
+from learner.policy import Policy
+from learner.rollouts import Rollout, make_engine
+from learner.settings import LearnerSettings
+from learner.trainer import Prompt, StepResult, Trainer
+from streams.errors import BadArtifact
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the worker hears of a step: its number and figures, not its texts."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class RewardScorer:
+    """The newest reward model's lower confidence bound, in [0, 1]: what it is unsure of is worth less."""
+
+    def __init__(self, featurizer: Featurizer, model: RewardModel) -> None:
+        self._featurizer, self._model = featurizer, model
+
+    def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+        return [float(lower) for lower in self._model.score(self._featurizer.features(pairs)).lower]
+
+
+class LearnerProcess:
+    """One learner. It resumes from its last checkpoint when it is made, and is told everything else with each call."""
+
+    def __init__(self, settings: LearnerSettings, base: Path, state: Path) -> None:
+        torch.set_num_threads(threads(settings))
+        self._settings, self._state = settings, state
+        device = "cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu"
+        self._policy = Policy(base, settings, device)
+        self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
+        step = checkpoint.load(self._trainer, state / "checkpoints")
+        self._featurizer = Featurizer(base / "dense")
+        self._reward: tuple[Path, RewardModel] | None = None
+        self._last: StepResult | None = None
+        log.info("learner_ready", step=step, device=device, threads=torch.get_num_threads(), engine=self._trainer.engine.name)
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def steps(self) -> int:
+        """Steps taken and kept."""
+        return self._trainer.step_number
+
+    def step(self, prompts: list[Prompt], reward_folder: Path) -> StepReport:
+        """One step on these prompts with that reward model, checkpointed before it is reported."""
+        fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
+        if not fitting:
+            log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
+            return StepReport(self._trainer.step_number, {})
+        self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)))
+        if self._last.step % self._settings.checkpoint_every == 0:
+            checkpoint.save(self._trainer, self._state / "checkpoints")
+        return StepReport(self._last.step, self._last.metrics)
+
+    def export(self, folder: Path) -> tuple[str, ...]:
+        """Write the adapter and its probes into ``folder``. Returns the names that the adapter is on."""
+        incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+        self._policy.save_adapter(incoming)
+        (incoming / "probes.json").write_text(json.dumps({"probes": self._probes()}))
+        shutil.rmtree(folder, ignore_errors=True)
+        incoming.rename(folder)
+        return self._policy.targets
+
+    @torch.no_grad()
+    def _probes(self) -> list[dict[str, Any]]:
+        """Rollouts of the last step on which adapter and base differ most, with the logprobs of both, by which a replica is known."""
+        if self._last is None:
+            raise BadArtifact("an adapter is exported after a step, whose rollouts serve as its probes")
+        chosen = self._telling(self._last)[: self._settings.probes]
+        packed = pack([Branches(r.prompt_ids, (r.output_ids,)) for r in chosen], self._policy.eos_id, self._policy.device)
+        adapter_BT = self._policy.stats(packed).logprobs_BT
+        with self._policy.reference():
+            base_BT = self._policy.stats(packed).logprobs_BT
+        return [
+            {
+                "prompt_ids": list(rollout.prompt_ids),
+                "output_ids": list(rollout.output_ids),
+                "adapter_logprobs": adapter_T[: len(rollout.output_ids)].tolist(),
+                "base_logprobs": base_T[: len(rollout.output_ids)].tolist(),
+            }
+            for rollout, adapter_T, base_T in zip(chosen, adapter_BT, base_BT, strict=True)
+        ]
+
+    def _telling(self, last: StepResult) -> list[Rollout]:
+        order = sorted(range(len(last.rollouts)), key=lambda n: -last.base_gaps[n])
+        return [last.rollouts[n] for n in order]
+
+    def _reward_model(self, folder: Path) -> RewardModel:
+        if self._reward is None or self._reward[0] != folder:
+            self._reward = (folder, RewardModel.load(folder))
+        return self._reward[1]
+
+
+def threads(settings: LearnerSettings) -> int:
+    """Threads of the learner's process: as asked for, else all cores this process may use."""
+    return settings.threads or len(os.sched_getaffinity(0))

@@ -1,0 +1,64 @@
+"""An adapter goes out: the artifact first, then the event that names it; so an event never names what is not there."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner.settings import LearnerSettings
+from streams.artifacts import fingerprint, sha256_of
+from streams.events import AdapterVersion, RewardModelVersion
+from streams.kafka import Producer, read_to_end
+from streams.site import Site
+from streams.topics import ADAPTERS
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An adapter's folder (PEFT's files and probes.json), ready to go out."""
+
+    folder: Path
+    targets: tuple[str, ...]
+    step: int
+    metrics: dict[str, float]
+
+
+class AdapterPublisher:
+    """Numbers adapters and publishes them. A number is never used twice: the log says which was the last."""
+
+    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer) -> None:
+        self._settings, self._site, self._producer = settings, site, producer
+        self._base_fingerprint = fingerprint(site.base)
+        self._newest = newest_version(site)
+
+    def publish(self, exported: Exported, reward_model: RewardModelVersion) -> AdapterVersion:
+        """Store, announce, and return the event once Kafka has acknowledged it. Raises Unavailable; trying again is safe."""
+        version = self._newest + 1
+        # The path names the content: after a crash between artifact and event, another adapter of this number finds its place free.
+        content = "".join(sha256_of(p) for p in sorted(exported.folder.iterdir()))
+        path = f"adapters/{self._site.policy}/{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        event = AdapterVersion(
+            policy=self._site.policy,
+            version=version,
+            artifact=self._site.artifacts.put(exported.folder, path),
+            base_fingerprint=self._base_fingerprint,
+            parent=self._newest or None,
+            rank=self._settings.rank,
+            targets=exported.targets,
+            reward_model_version=reward_model.version,
+            reward_model_offsets=reward_model.offsets,
+            newest_feedback_at=reward_model.newest_feedback_at,
+            step=exported.step,
+            metrics={name: value for name, value in exported.metrics.items() if math.isfinite(value)},
+            created_at=self._site.clock.now(),
+        )
+        self._producer.publish(ADAPTERS, event)
+        self._newest = version
+        self._site.metrics.add("tidemill_adapters_published_total")
+        return event
+
+
+def newest_version(site: Site) -> int:
+    """The highest version on the log of this site's policy; 0 when there is none."""
+    events = (ADAPTERS.decode(record.value) for record in read_to_end(site.kafka, ADAPTERS, "learner", site.metrics) if record.value)
+    return max((event.version for event in events if event.policy == site.policy), default=0)

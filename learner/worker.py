@@ -1,0 +1,72 @@
+"""The learner's loop: prompts and reward models in, adapters out."""
+
+import structlog
+
+from learner.cluster import LearnerActor, Stopped
+from learner.feed import Feed
+from learner.process import StepReport
+from learner.publisher import AdapterPublisher, Exported
+from learner.settings import LearnerSettings
+from streams.errors import Unavailable
+from streams.kafka import Producer
+from streams.metrics import Metrics
+from streams.site import Site
+
+log = structlog.get_logger()
+RETRY_S = 2.0
+
+
+def run(settings: LearnerSettings, site: Site) -> None:
+    """Learn until told to stop, or for ``max_steps``."""
+    producer = Producer(site.kafka, site.metrics, "tidemill-learner")
+    feed = Feed(settings, site, producer)
+    publisher = AdapterPublisher(settings, site, producer)
+    actor = LearnerActor(settings, site.base, site.state, site.stopping)
+    try:
+        steps: int | None = None
+        while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
+            try:
+                if steps is None:  # at the start, and whenever the process was lost: what did it keep?
+                    steps = int(actor.call("steps"))
+                    continue
+                if not feed.ready():
+                    continue
+                prompts = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
+                report: StepReport = actor.call("step", prompts, feed.reward_folder)
+                if report.step == steps:  # nothing fitted
+                    feed.wait()
+                    continue
+                steps = report.step
+                _expose(site.metrics, report)
+                feed.save()
+                if steps % settings.publish_every == 0:
+                    folder = site.state / "outgoing"
+                    targets = actor.call("export", folder)
+                    event = publisher.publish(Exported(folder, targets, steps, report.metrics), feed.reward_model)
+                    log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
+                log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
+            except Unavailable as error:
+                log.warning("waiting", error=str(error))
+                site.stopping.wait(RETRY_S)
+                steps = None
+    except Stopped:
+        log.info("stopped_in_a_call")
+    finally:
+        actor.close()
+        feed.close()
+        producer.close()
+
+
+def _expose(metrics: Metrics, report: StepReport) -> None:
+    m = report.metrics
+    metrics.add("tidemill_learner_steps_total")
+    for phase in ("rollout", "score", "train"):
+        metrics.observe("tidemill_learner_step_seconds", m[f"{phase}_s"], phase=phase)
+    metrics.add("tidemill_learner_tokens_total", m["output_tokens"], phase="rollout")
+    metrics.add("tidemill_learner_tokens_total", m["train_tokens"], phase="train")
+    metrics.set("tidemill_learner_reward_mean", m["reward_mean"])
+    metrics.set("tidemill_learner_kl_nats", m["kl_nats"])
+    metrics.set("tidemill_learner_entropy_nats", m["entropy_nats"])
+    metrics.set("tidemill_learner_gradient_norm", m["gradient_norm"])
+    metrics.set("tidemill_learner_engine_ratio", m["engine_ratio_mean"])
+    metrics.set("tidemill_learner_effective_sample_ratio", m["effective_sample_ratio"])

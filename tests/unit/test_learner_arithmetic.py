@@ -1,0 +1,89 @@
+"""Advantages, losses and corrections against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from learner import advantages, corrections, losses
+
+
+def test_grpo_divides_the_distance_from_the_mean_by_the_samples_standard_deviation() -> None:
+    found = advantages.grpo(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.4, 0.6, 0.8]]))
+    # row 1: mean 0.5, std sqrt(4 * 0.25 / 3) = 0.57735; row 2: mean 0.5, std sqrt((0.09 + 0.01 + 0.01 + 0.09) / 3) = 0.25820
+    assert found[0].tolist() == pytest.approx([0.86602, -0.86602, -0.86602, 0.86602], abs=1e-4)
+    assert found[1].tolist() == pytest.approx([-1.16189, -0.38730, 0.38730, 1.16189], abs=1e-4)
+
+
+def test_a_group_of_equal_rewards_teaches_nothing() -> None:
+    rewards = torch.full((2, 4), 0.7)
+    for advantage in advantages.BY_NAME.values():
+        assert advantage(rewards).abs().max() < 1e-6
+
+
+def test_dr_grpo_keeps_the_distance_from_the_mean_as_it_is() -> None:
+    assert advantages.dr_grpo(torch.tensor([[1.0, 0.0, 0.0, 0.0]])).tolist() == [[0.75, -0.25, -0.25, -0.25]]
+
+
+def test_rloo_sets_a_reward_against_the_mean_of_the_others() -> None:
+    # 1 - mean(0, 0.5, 0) = 0.8333; 0 - mean(1, 0.5, 0) = -0.5; 0.5 - mean(1, 0, 0) = 0.1667
+    assert advantages.rloo(torch.tensor([[1.0, 0.0, 0.5, 0.0]]))[0].tolist() == pytest.approx([0.83333, -0.5, 0.16667, -0.5], abs=1e-4)
+
+
+def test_the_surrogate_is_clipped_above_for_good_tokens_and_below_for_bad_ones() -> None:
+    old = torch.zeros(2, 3)
+    policy = torch.log(torch.tensor([[1.1, 1.5, 0.5], [1.1, 1.5, 0.5]]))
+    found = losses.clipped_surrogate(policy, old, torch.tensor([2.0, -1.0]), clip_low=0.2, clip_high=0.28)
+    # advantage 2: 1.1*2; min(1.5, 1.28)*2; min(0.5, 0.8)*2. advantage -1: -1.1; min(-1.5, -1.28); min(-0.5, -0.8)
+    assert found.flatten().tolist() == pytest.approx([2.2, 2.56, 1.0, -1.1, -1.5, -0.8])
+
+
+def test_a_clipped_token_has_no_gradient_and_the_first_update_has_the_policy_gradients() -> None:
+    policy = torch.log(torch.tensor([[1.0, 1.5]])).requires_grad_()
+    losses.clipped_surrogate(policy, torch.zeros(1, 2), torch.tensor([3.0]), 0.2, 0.28).sum().backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == [[3.0, 0.0]]  # ratio 1: advantage * d log p; ratio 1.5 > 1.28: nothing
+
+
+def test_k3_is_zero_where_the_two_agree_and_never_negative() -> None:
+    policy, reference = torch.tensor([[-1.0, -2.0, -0.5]]), torch.tensor([[-1.0, -1.0, -2.0]])
+    # e^1 - 1 - 1 = 0.71828; e^-1.5 - 1 + 1.5 = 0.72313
+    assert losses.k3_kl(policy, reference)[0].tolist() == pytest.approx([0.0, 0.71828, 0.72313], abs=1e-4)
+
+
+def test_k3_averages_to_the_kl_divergence_over_tokens_the_policy_samples() -> None:
+    p, q = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
+    expected = float((p * (p / q).log()).sum())
+    assert float((p * losses.k3_kl(p.log(), q.log())).sum()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_padding_adds_nothing_to_a_sum_even_when_it_is_not_a_number() -> None:
+    values = torch.tensor([[1.0, float("nan")], [2.0, 3.0]])
+    assert float(losses.masked_sum(values, torch.tensor([[True, False], [True, True]]))) == 6.0
+
+
+def test_importance_weights_are_truncated_above_only_and_vanish_on_padding() -> None:
+    trainer, behaviour = torch.log(torch.tensor([[0.9, 0.1, 0.4, 0.3]])), torch.log(torch.tensor([[0.3, 0.2, 0.4, 0.1]]))
+    mask = torch.tensor([[True, True, True, False]])
+    assert corrections.token_weights(trainer, behaviour, mask, cap=2.0)[0].tolist() == pytest.approx([2.0, 0.5, 1.0, 0.0])
+    assert corrections.engine_ratio(trainer, behaviour, mask)[0].tolist() == pytest.approx([3.0, 0.5, 1.0, 0.0])
+
+
+def test_no_gradient_flows_through_the_importance_weights() -> None:
+    trainer = torch.zeros(1, 2, requires_grad=True)
+    assert not corrections.token_weights(trainer, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), 2.0).requires_grad
+
+
+def test_tokens_out_of_range_are_masked() -> None:
+    ratio = torch.tensor([[0.1, 0.5, 1.0, 2.0, 9.0]])
+    mask = torch.tensor([[True, True, False, True, True]])
+    assert corrections.in_range(ratio, mask, 0.5, 2.0).tolist() == [[False, True, False, True, False]]
+
+
+def test_the_effective_sample_is_all_of_it_on_policy_and_one_token_when_one_carries_all() -> None:
+    mask = torch.tensor([[True, True, True, True, False]])
+    assert corrections.effective_sample_ratio(torch.tensor([[1.0, 1.0, 1.0, 1.0, 7.0]]), mask) == 1.0
+    assert corrections.effective_sample_ratio(torch.tensor([[5.0, 0.0, 0.0, 0.0, 7.0]]), mask) == 0.25
+    # (1 + 2 + 3)^2 / (4 * (1 + 4 + 9)) = 36 / 56
+    assert corrections.effective_sample_ratio(torch.tensor([[1.0, 2.0, 3.0, 0.0, 7.0]]), mask) == pytest.approx(36 / 56)
+    assert math.isclose(corrections.effective_sample_ratio(torch.zeros(1, 5), mask), 0.0)

@@ -1,0 +1,221 @@
+"""Steps, checkpoints and prompts on the tiny base: real sampling, real gradients, no network."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+
+from learner import checkpoint
+from learner.policy import Policy
+from learner.prompts import PromptPool
+from learner.rollouts import Rollout, TransformersEngine
+from learner.settings import LearnerSettings
+from learner.trainer import Prompt, Trainer
+from streams.errors import BadArtifact
+from streams.events import Episode, Message, Outcome
+
+SETTINGS = LearnerSettings(dtype="float32", max_output_tokens=8, prompts_per_step=3, samples_per_prompt=4, learning_rate=0.01)
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> Path:
+    return tiny_base
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prompts(*questions: str) -> list[Prompt]:
+    return [(Message(role="user", content=question),) for question in questions]
+
+
+ASKED = prompts("What is tea?", "Tell me about the moon, please.", "Why do whales sing?")
+
+
+def says_e(pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+    return [sum("e" in word for word in answer.split()) / max(1, len(answer.split())) for _, answer in pairs]
+
+
+def trainer(base: Path, settings: LearnerSettings = SETTINGS) -> Trainer:
+    policy = Policy(base, settings)
+    return Trainer(policy, TransformersEngine(policy), settings)
+
+
+def test_the_engines_logprobs_are_those_of_the_distribution_it_sampled(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"temperature": 0.6}))
+    metrics = one.step(ASKED, says_e).metrics
+    assert metrics["engine_ratio_mean"] == pytest.approx(1.0, abs=1e-4)  # float32, same weights: sampler and trainer agree
+    assert metrics["engine_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    assert metrics["effective_sample_ratio"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_group_shares_its_prompt_and_ends_at_the_end_token_or_the_limit(base: Path) -> None:
+    policy = Policy(base, SETTINGS)
+    engine = TransformersEngine(policy)
+    engine.adopt(policy, 7)
+    asked = [(1, 5, 9), (1, 800, 33, 21, 4)]
+    found = engine.sample(asked, samples=16, max_output_tokens=12, temperature=1.0, seed=5)
+    assert [r.prompt_ids for r in found] == [asked[0]] * 16 + [asked[1]] * 16
+    assert {r.finish for r in found} == {"stop", "cut"}
+    for rollout in found:
+        assert len(rollout.output_ids) == len(rollout.behaviour_logprobs)
+        assert rollout.policy_version == 7
+        assert (rollout.output_ids[-1] == policy.eos_id) == (rollout.finish == "stop")
+        assert policy.eos_id not in rollout.output_ids[:-1]
+        assert rollout.finish == "stop" or len(rollout.output_ids) == 12
+    assert len({r.output_ids for r in found}) > 16  # rows differ
+    assert engine.sample(asked, samples=16, max_output_tokens=12, temperature=1.0, seed=5) == found
+
+
+def test_sampling_follows_the_policys_own_distribution(base: Path) -> None:
+    """The first token's frequencies against its probabilities: a wrong row, position or temperature would show."""
+    policy = Policy(base, SETTINGS)
+    found = TransformersEngine(policy).sample([(1, 5, 9), (1, 7)], samples=400, max_output_tokens=1, temperature=0.3, seed=0)
+    with torch.no_grad():
+        probabilities = torch.softmax(policy.causal_lm(torch.tensor([[1, 7]])).logits[0, -1] / 0.3, -1)
+    likeliest = int(probabilities.argmax())
+    share = sum(r.output_ids[0] == likeliest for r in found[400:]) / 400
+    expected = float(probabilities[likeliest])
+    assert expected > 0.02
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
+
+
+def test_a_step_raises_the_reward_it_is_given(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"samples_per_prompt": 8, "kl_coefficient": 0.0}))
+    rewards = [one.step(ASKED, says_e).metrics["reward_mean"] for _ in range(8)]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
+    assert one.step_number == 8
+
+
+def test_equal_rewards_leave_the_adapter_where_it_was_but_for_the_pull_to_the_base(base: Path) -> None:
+    one = trainer(base)
+    before = {name: weight.clone() for name, weight in one.policy.parameters.items()}
+    metrics = one.step(ASKED, lambda pairs: [0.5] * len(pairs)).metrics
+    assert metrics["gradient_norm"] < 1e-5  # a fresh adapter is the base: no pull either
+    assert metrics["kl_nats"] == pytest.approx(0.0, abs=1e-5)
+    assert before.keys() == one.policy.parameters.keys()
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_microbatches(base: Path) -> None:
+    gradients = []
+    for tokens in (1, 100_000):
+        one = trainer(base, SETTINGS.model_copy(update={"microbatch_tokens": tokens, "max_gradient_norm": 1e9}))
+        gradients.append(one.step(ASKED, says_e).metrics["gradient_norm"])
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-3)
+    assert gradients[0] > 0
+
+
+def test_the_kl_holds_the_policy_near_its_base(base: Path) -> None:
+    far = {}
+    for coefficient in (0.0, 5.0):
+        one = trainer(base, SETTINGS.model_copy(update={"kl_coefficient": coefficient or 1e-9}))
+        far[coefficient] = [one.step(ASKED, says_e).metrics["kl_nats"] for _ in range(5)][-1]
+    assert far[5.0] < far[0.0] / 2
+
+
+class Fixed:
+    """An engine that always returns the same rollouts, with the logprobs it is told to claim."""
+
+    name = "fixed"
+
+    def __init__(self, outputs: Sequence[tuple[int, ...]], claimed: float) -> None:
+        self._outputs, self._claimed = outputs, claimed
+
+    def adopt(self, policy: Policy, version: int) -> None: ...
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+        cut = [o for _ in prompts for o in self._outputs]
+        asked = [p for p in prompts for _ in self._outputs]
+        return [
+            Rollout(p, o, (self._claimed,) * len(o), "cut" if len(o) == max_output_tokens else "stop", 0) for p, o in zip(asked, cut, strict=True)
+        ]
+
+    def close(self) -> None: ...
+
+
+def test_cut_and_empty_rollouts_are_paid_as_the_settings_say(base: Path) -> None:
+    settings = SETTINGS.model_copy(update={"cut_penalty": 0.25, "empty_reward": -1.0, "samples_per_prompt": 3})
+    policy = Policy(base, settings)
+    engine = Fixed([(500, 600, 2), (500,) * 8, (2,)], claimed=-8.0)
+    result = Trainer(policy, engine, settings).step(prompts("What is tea?"), lambda pairs: [0.5] * len(pairs))
+    assert result.rewards == pytest.approx((0.5, 0.25, -1.0))
+    assert result.metrics["cut_ratio"] == pytest.approx(1 / 3)
+
+
+def test_a_token_the_engine_thought_likelier_counts_less_and_no_token_counts_more_than_the_cap(base: Path) -> None:
+    norms = {}
+    for claimed in (0.0, -1000.0):  # the engine was sure; the engine thought it impossible
+        settings = SETTINGS.model_copy(update={"samples_per_prompt": 2, "kl_coefficient": 0.0, "max_gradient_norm": 1e9, "importance_cap": 2.0})
+        policy = Policy(base, settings)
+        one = Trainer(policy, Fixed([(500, 600, 2), (700, 800, 2)], claimed), settings)
+        norms[claimed] = one.step(prompts("What is tea?"), lambda pairs: [1.0, 0.0]).metrics["gradient_norm"]
+    assert 0 < norms[0.0] < norms[-1000.0] / 10
+    assert norms[-1000.0] < 1e3
+
+
+def test_two_steps_straight_equal_one_step_a_checkpoint_and_one_more_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    straight = trainer(base)
+    for _ in range(2):
+        straight.step(ASKED, says_e)
+    first = trainer(base)
+    first.step(ASKED, says_e)
+    checkpoint.save(first, tmp_path)
+    second = trainer(base)
+    assert checkpoint.load(second, tmp_path) == 1
+    second.step(ASKED, says_e)
+    assert second.step_number == 2
+    for (name, one), other in zip(straight.policy.parameters.items(), second.policy.parameters.values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_newest_checkpoint_replaces_those_before_it_and_a_broken_one_says_what_to_do(base: Path, tmp_path: Path) -> None:
+    one = trainer(base)
+    assert checkpoint.load(one, tmp_path / "none") == 0
+    for _ in range(2):
+        one.step(ASKED, says_e)
+        (tmp_path / ".half-written").mkdir(exist_ok=True)
+        checkpoint.save(one, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["00000002"]
+    (tmp_path / "00000002" / checkpoint.OPTIMIZER).write_bytes(b"rubbish")
+    with pytest.raises(BadArtifact, match="delete it"):
+        checkpoint.load(trainer(base), tmp_path)
+
+
+def episode(question: str, **fields: object) -> Episode:
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    return Episode.model_validate(
+        {"episode_id": question, "messages": [{"role": "user", "content": question}], "answer": "x", "started_at": at, "ended_at": at} | fields
+    )
+
+
+def asked(pool: PromptPool) -> set[str]:
+    return {prompt[-1].text for prompt in pool.choose(1000, 0, 0)}
+
+
+def test_the_pool_holds_the_latest_distinct_prompts_of_its_policy(tmp_path: Path) -> None:
+    pool = PromptPool("default", kept=3)
+    for question in ("a", "b", "c", "a", "d"):
+        pool.take(episode(question))
+    assert asked(pool) == {"c", "a", "d"}  # b was the oldest: asking a again made it recent
+    pool.take(episode("e", policy="other"))
+    pool.take(episode("f", outcome=Outcome.FAILED))
+    pool.take(episode("g", messages=[{"role": "assistant", "content": "hi"}]))
+    assert asked(pool) == {"c", "a", "d"}
+    pool.save(tmp_path / "prompts.json")
+    again = PromptPool("default", kept=3)
+    again.load(tmp_path / "prompts.json")
+    assert again.choose(2, seed=1, step=5) == pool.choose(2, seed=1, step=5)
+    assert len(again) == 3
+
+
+def test_a_prompt_that_is_too_long_does_not_fit(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"max_prompt_tokens": 60}))
+    assert one.fits(ASKED[0])
+    assert not one.fits(prompts("word " * 100)[0])
