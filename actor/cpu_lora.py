@@ -1,8 +1,13 @@
-"""A vLLM plug-in that serves LoRA, of experts too, on CPUs.
+"""A vLLM plug-in that serves PEFT's LoRA on fused experts, and serves it on CPUs too.
 
-vLLM 0.32 picks the Triton expert kernel whenever LoRA is on, and a CPU has no Triton; and its CPU LoRA gathers every token's
-weights. This puts in their place products grouped by adapter (actor/lora_products.py). vLLM calls ``register`` in each of
-its processes (entry point group ``vllm.general_plugins``); on anything but a CPU it does nothing.
+vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It mends three things of vLLM 0.32:
+
+- Everywhere: PEFT names a Mixtral's experts ``mlp.experts`` (transformers 5), vLLM ``block_sparse_moe.experts``. Weights whose names
+  match nothing are dropped without a word, so that an adapter on attention and experts is served as one on attention alone.
+- On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
+- On a CPU: its LoRA gathers every token's weights, and takes the *last* adapter's for tokens that have none when a batch mixes both.
+
+The last two give way to products grouped by adapter (actor/lora_products.py).
 """
 
 from typing import Any
@@ -14,9 +19,10 @@ LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 
 
 def register() -> None:
-    """Teach this process's vLLM to serve LoRA on its CPU. Imports vLLM; safe to call twice."""
+    """Mend this process's vLLM. Imports it; safe to call twice."""
     from vllm.platforms import current_platform
 
+    _name_experts_as_peft_does()
     if not current_platform.is_cpu():
         return
     import vllm.lora.punica_wrapper.punica_cpu as punica_cpu
@@ -37,6 +43,15 @@ def register() -> None:
     oracle.select_unquantized_moe_backend = select_unquantized_moe_backend
     method.select_unquantized_moe_backend = select_unquantized_moe_backend  # it was imported by name
     punica_cpu.PunicaWrapperCPU = _grouped_wrapper()
+
+
+def _name_experts_as_peft_does() -> None:
+    """Let a Mixtral take PEFT's fused experts: gate and up in one tensor, under the name that transformers gives them."""
+    from vllm.model_executor.models.mixtral import MixtralForCausalLM
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    MixtralForCausalLM.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_substr={".mlp.experts.": ".block_sparse_moe.experts."})
+    MixtralForCausalLM.is_3d_moe_weight = True
 
 
 def _grouped_wrapper() -> type:

@@ -1,0 +1,253 @@
+"""Capture inside vLLM's own server: an ASGI layer that routes a request, lets it pass, and keeps what became of it as episodes.
+
+The answer passes through untouched, byte for byte; what is kept is handed to the outbox, which never waits. An answer with
+several choices becomes one episode a choice: ``<id>`` for a single one, ``<id>-0``, ``<id>-1`` … for several, and the
+response's header names them all, in order, separated by commas.
+"""
+
+import json
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actor.requests import APIS, Asked, clean_id, tool_calls
+from actor.routing import Router
+from actor.settings import ActorSettings
+from actor.tap import TAP, Choice, Tap
+from streams.clock import Clock
+from streams.events import Episode, Outcome, new_id
+from streams.metrics import Metrics
+from streams.outbox import Outbox
+from streams.topics import EPISODES
+
+OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
+KEPT_RESPONSE_BYTES = 4 << 20
+log = structlog.get_logger()
+
+
+class Keeper:
+    """Takes finished episodes: to the outbox, and to a bounded memory of recent ones."""
+
+    def __init__(self, outbox: Outbox, metrics: Metrics, remembered: int) -> None:
+        self._outbox, self._metrics, self._remembered = outbox, metrics, remembered
+        self._recent: OrderedDict[str, Episode] = OrderedDict()
+
+    def keep(self, episode: Episode) -> None:
+        self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
+        self._outbox.put(EPISODES, episode)
+        self._recent[episode.episode_id] = episode
+        while len(self._recent) > self._remembered:
+            self._recent.popitem(last=False)
+
+    def skip(self, reason: str) -> None:
+        self._metrics.add("tidemill_capture_skipped_total", reason=reason)
+
+    def find(self, episode_id: str) -> Episode | None:
+        return self._recent.get(episode_id)
+
+
+@dataclass
+class Exchange:
+    """One request on its way, and what has been seen of it."""
+
+    asked: Asked
+    episode_id: str
+    started_at: datetime
+    tap: Tap
+    status: int = 0
+    gone: bool = False
+    """The client hung up."""
+    error: str | None = None
+    streamed: bool = False
+    response: bytearray = field(default_factory=bytearray)
+
+    @property
+    def ids(self) -> list[str]:
+        count = max(self.asked.answers, len(self.tap.choices))
+        return [self.episode_id] if count == 1 else [f"{self.episode_id}-{index}" for index in range(count)]
+
+
+class Capture:
+    """The layer. Requests that are not for answers pass by."""
+
+    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: Keeper, clock: Clock, replica: str) -> None:
+        self._app, self._settings, self._router, self._keeper, self._clock, self._replica = app, settings, router, keeper, clock, replica
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in APIS:
+            await self._app(scope, receive, send)
+            return
+        body = await read_body(receive, self._settings.max_request_bytes)
+        if body is None:
+            limit = f"the request is larger than actor.max_request_bytes = {self._settings.max_request_bytes}"
+            await reply(send, 413, {"error": {"message": limit, "type": "invalid_request_error", "code": 413}})
+            return
+        parsed = _object(body)
+        if parsed is None:
+            await self._app(scope, replay(body, receive), send)  # vLLM's own 400
+            return
+        await self._serve(scope, receive, send, body, parsed)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any]) -> None:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
+        asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")))
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt))
+        model = self._router.resolve(parsed.get("model"))
+        if model != parsed.get("model"):
+            body = json.dumps({**parsed, "model": model}).encode()
+        token = TAP.set(exchange.tap if asked.capturable else None)
+        self._router.begin(model)
+        try:
+            await self._app(_rewritten(scope, body, exchange.episode_id), _watch(replay(body, receive), exchange), self._heard(send, exchange))
+        except Exception as error:
+            exchange.error = f"{type(error).__name__}"
+            raise
+        finally:
+            self._router.end(model)
+            TAP.reset(token)
+            self._finish(exchange)
+
+    def _heard(self, send: Send, exchange: Exchange) -> Send:
+        """Sends on, with our headers before the first byte of the body; keeps a copy only where tools may be called."""
+
+        async def heard(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                if exchange.tap.prompts and exchange.status < 400:
+                    message = {**message, "headers": [*message.get("headers", ()), *self._headers(exchange)]}
+                exchange.streamed = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in message.get("headers", ()))
+            elif exchange.asked.tools and len(exchange.response) < KEPT_RESPONSE_BYTES:
+                exchange.response += message.get("body", b"")
+            await send(message)
+
+        return heard
+
+    def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        adapter = exchange.tap.adapter
+        headers = [
+            (b"x-tidemill-episode", ",".join(exchange.ids).encode()),
+            (b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace")),
+        ]
+        if (sha256 := self._router.sha256(adapter)) is not None:
+            headers.append((b"x-tidemill-adapter-sha256", sha256.encode()))
+        return headers
+
+    def _finish(self, exchange: Exchange) -> None:
+        if not exchange.asked.capturable:
+            self._keeper.skip("beam_search")
+        elif not exchange.tap.prompts and 400 <= exchange.status < 500:
+            self._keeper.skip("refused")
+        elif not exchange.tap.prompts and exchange.gone:
+            self._keeper.skip("gone_before_start")
+        elif not exchange.tap.prompts and 0 < exchange.status < 400:
+            self._keeper.skip("unseen")  # answered without the engine's generate: nothing true could be said of it
+        else:
+            told = tool_calls(bytes(exchange.response), exchange.streamed) if exchange.response else {}
+            for index, episode_id in enumerate(exchange.ids):
+                try:
+                    self._keeper.keep(self._episode(exchange, index, episode_id, told.get(index)))
+                except ValidationError as error:
+                    self._keeper.skip("invalid")
+                    log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
+
+    def _episode(self, exchange: Exchange, index: int, episode_id: str, told: tuple[str, tuple[dict[str, Any], ...]] | None) -> Episode:
+        asked, choice = exchange.asked, exchange.tap.choices.get(index, Choice())
+        whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
+        return Episode(
+            episode_id=episode_id,
+            policy=self._router.policy,
+            user_id=asked.user_id,
+            conversation_id=asked.conversation_id,
+            turn=asked.turn,
+            adapter=exchange.tap.adapter,
+            adapter_sha256=self._router.sha256(exchange.tap.adapter),
+            replica=self._replica,
+            api=asked.api,
+            messages=asked.messages(index),
+            tools=asked.tools,
+            answer=told[0] if told else choice.text,
+            tool_calls=told[1] if told else (),
+            prompt_ids=choice.prompt_ids,
+            output_ids=tuple(choice.output_ids) if whole else (),
+            output_logprobs=tuple(choice.logprobs) if whole else (),
+            sampling=asked.sampling,
+            outcome=_outcome(exchange, choice),
+            error=exchange.error or (f"status {exchange.status}" if exchange.status >= 500 else None),
+            started_at=exchange.started_at,
+            ended_at=max(self._clock.now(), exchange.started_at),
+        )
+
+
+def _outcome(exchange: Exchange, choice: Choice) -> Outcome:
+    if choice.finish_reason is not None:
+        return OUTCOMES.get(choice.finish_reason, Outcome.COMPLETED)
+    return Outcome.CANCELLED if exchange.gone else Outcome.FAILED
+
+
+async def read_body(receive: Receive, limit_bytes: int) -> bytes | None:
+    """The whole request body; None when it is larger than the limit, what came so far when the client is gone."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > limit_bytes:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+async def reply(send: Send, status: int, content: dict[str, Any]) -> None:
+    """Answer with JSON."""
+    body = json.dumps(content).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body that was read, then whatever comes."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+def _watch(receive: Receive, exchange: Exchange) -> Receive:
+    async def watched() -> Message:
+        message = await receive()
+        exchange.gone = exchange.gone or message["type"] == "http.disconnect"
+        return message
+
+    return watched
+
+
+def _rewritten(scope: Scope, body: bytes, episode_id: str) -> Scope:
+    """The scope with the body's length, and our id as the request's where the client gave none: it shows in the completion's id."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
+    headers.append((b"content-length", str(len(body)).encode()))
+    if not any(name.lower() == b"x-request-id" for name, _ in headers):
+        headers.append((b"x-request-id", episode_id.encode()))
+    return {**scope, "headers": headers}
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
