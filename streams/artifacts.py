@@ -6,20 +6,34 @@ event vouches for all its bytes. Only the file types of ``ALLOWED`` are taken: w
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import pyarrow
 import pyarrow.fs
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from streams.errors import BadArtifact, ConfigError, Unavailable
-from streams.events import Artifact
+from streams.events import Artifact, Sha256
 
 MANIFEST = "manifest.json"
 ALLOWED = (".safetensors", ".json", ".jsonl", ".txt", ".jinja")
 MAX_FILES = 10_000
+NAME = re.compile(r"[A-Za-z0-9._@/ +-]{1,500}")
+
+
+class ManifestEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+MANIFEST_SHAPE = TypeAdapter(dict[str, ManifestEntry])
 
 
 class ArtifactStore:
@@ -33,11 +47,13 @@ class ArtifactStore:
 
     def put(self, folder: Path, path: str) -> Artifact:
         """Store every file of ``folder`` as artifact ``path``; the same content again is fine, another is refused."""
-        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()}
         if not files:
             raise BadArtifact(f"{folder} holds no files")
-        for name in files:
+        for name, source in files.items():
             _check_name(name)
+            if source.is_symlink() or not source.is_file():
+                raise BadArtifact(f"{source} is a link or a special file; an artifact holds plain files")
         manifest = {name: {"sha256": sha256_of(p), "size_bytes": p.stat().st_size} for name, p in files.items()}
         text = json.dumps(manifest, sort_keys=True, indent=1).encode()
         artifact = Artifact(path=path, sha256=hashlib.sha256(text).hexdigest(), size_bytes=sum(p.stat().st_size for p in files.values()))
@@ -56,23 +72,25 @@ class ArtifactStore:
 
     def fetch(self, artifact: Artifact, into: Path) -> Path:
         """Bring the artifact's files into the folder ``into`` (all of them or none). Raises BadArtifact or Unavailable."""
-        if into.exists():
-            shutil.rmtree(into)
         incoming = into.parent / f".{into.name}.{uuid.uuid4().hex}"
-        incoming.mkdir(parents=True)
         try:
+            incoming.mkdir(parents=True)
             text = self._read_small(f"{self._at(artifact.path)}/{MANIFEST}")
             if text is None:
                 raise BadArtifact(f"artifact {artifact.path} has no manifest: it was never finished, or is gone")
             if (found := hashlib.sha256(text).hexdigest()) != artifact.sha256:
                 raise BadArtifact(f"artifact {artifact.path}: manifest has SHA-256 {found}, its event says {artifact.sha256}")
             for name, entry in _entries(artifact, text).items():
-                data = self._read(f"{self._at(artifact.path)}/{name}", entry["size_bytes"])
-                if len(data) != entry["size_bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
-                    raise BadArtifact(f"artifact {artifact.path}: {name} is truncated or altered ({len(data)} of {entry['size_bytes']} bytes)")
+                data = self._read(f"{self._at(artifact.path)}/{name}", entry.size_bytes)
+                if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+                    raise BadArtifact(f"artifact {artifact.path}: {name} is truncated or altered ({len(data)} of {entry.size_bytes} bytes)")
                 (incoming / name).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / name).write_bytes(data)
+            if into.exists():
+                shutil.rmtree(into)  # only now: what stood there is better than nothing
             incoming.rename(into)
+        except OSError as error:
+            raise Unavailable(f"cannot fetch artifact {artifact.path} into {into}: {error}") from error
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         return into
@@ -121,20 +139,26 @@ def _absolute(uri: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    parts = PurePosixPath(name).parts
-    if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        raise BadArtifact(f"file name {name!r} would leave the artifact's folder")
+    if name.startswith("/") or not NAME.fullmatch(name) or any(part in ("", ".", "..") for part in name.split("/")):
+        raise BadArtifact(f"file name {name!r} would leave the artifact's folder, or is no plain name")
     if not name.endswith(ALLOWED):
         raise BadArtifact(f"file {name!r} is not one of {', '.join(ALLOWED)}")
+    if name == MANIFEST:
+        raise BadArtifact(f"{MANIFEST} is the store's own file")
 
 
-def _entries(artifact: Artifact, text: bytes) -> dict[str, Any]:
+def _entries(artifact: Artifact, text: bytes) -> dict[str, ManifestEntry]:
     """The manifest's entries, checked before a byte is fetched."""
-    entries: dict[str, Any] = json.loads(text)
-    if len(entries) > MAX_FILES:
-        raise BadArtifact(f"artifact {artifact.path} lists {len(entries)} files, more than {MAX_FILES}")
+    try:
+        entries = MANIFEST_SHAPE.validate_json(text)
+    except ValidationError as error:
+        raise BadArtifact(f"artifact {artifact.path} has a manifest of another shape ({error.error_count()} problems)") from None
+    if not 0 < len(entries) <= MAX_FILES:
+        raise BadArtifact(f"artifact {artifact.path} lists {len(entries)} files, not 1 to {MAX_FILES}")
     for name in entries:
         _check_name(name)
-    if (total := sum(entry["size_bytes"] for entry in entries.values())) != artifact.size_bytes:
+        if any(str(parent) in entries for parent in PurePosixPath(name).parents):
+            raise BadArtifact(f"artifact {artifact.path} lists a file below another file: {name}")
+    if (total := sum(entry.size_bytes for entry in entries.values())) != artifact.size_bytes:
         raise BadArtifact(f"artifact {artifact.path} lists {total} bytes, its event says {artifact.size_bytes}")
     return entries
