@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from actor.routing import BASE
 from actor.settings import ActorSettings
 from streams.errors import ConfigError, Unavailable
 from streams.site import Site
@@ -72,7 +73,6 @@ def environment(settings: ActorSettings) -> dict[str, str]:
 def arguments(settings: ActorSettings, site: Site) -> list[str]:
     """vLLM's command line."""
     from actor.cpu_lora import LORA_MODULES
-    from actor.routing import BASE
 
     flags: dict[str, object] = {
         "--model": site.base,
@@ -100,6 +100,7 @@ def arguments(settings: ActorSettings, site: Site) -> list[str]:
 
 def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
     """The engine's client, its process started and loaded, and vLLM's parsed arguments."""
+    import torch._dynamo
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.platforms import current_platform
@@ -114,8 +115,12 @@ def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except ValueError as error:
         raise ConfigError(f"vLLM refuses the base {site.base} with these actor settings: {error}") from None
-    if settings.fork_engine and current_platform.is_cpu():
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration set it to spawn
+    if current_platform.is_cpu():
+        # With LoRA on, a CPU's model is never compiled; what is left are helpers of logprobs, half a minute for the first answer.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        torch._dynamo.config.disable = True
+        if settings.fork_engine:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration set it to spawn
     os.register_at_fork(after_in_child=_die_with_parent)
     return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
 

@@ -51,8 +51,9 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, site: Site) -> 
         missing = [] if engine.is_running and not engine.errored else ["engine"]
         return missing + ([] if follower.caught_up.is_set() else ["adapters"])
 
-    app.add_middleware(Capture, settings=settings, router=router, keeper=keeper, clock=site.clock, replica=replica)
-    app.add_middleware(Doors, settings=settings, keeper=keeper, outbox=outbox, metrics=site.metrics, clock=site.clock, unready=unready)
+    # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
+    captured = Capture(app.middleware_stack or app.build_middleware_stack(), settings, router, keeper, site.clock, replica)
+    app.middleware_stack = Doors(captured, settings, keeper, outbox, site.metrics, site.clock, unready)
     follower.start()
     stopper = asyncio.create_task(_stop_with(site))
     try:
