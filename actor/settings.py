@@ -12,8 +12,8 @@ class ActorSettings(Section):
 
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs a front that checks who asks."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port of the OpenAI-compatible server."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the OpenAI-compatible server; 0: ``demo`` and ``up`` take a free one."""
     replica: str = Field(default="", max_length=200)
     """Name of this replica in attestations and episodes. Empty: host name and port."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
