@@ -74,7 +74,7 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
     if role == "learner":
         from learner import worker
 
-        return lambda site: worker.run(settings.learner, site)
+        return lambda site: worker.run(settings.learner, settings.reward, site)
     from actor import server
 
     return lambda site: server.run(settings.actor, site)

@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from learner.process import LearnerProcess, threads
 from learner.settings import LearnerSettings
+from reward.settings import RewardSettings
 from streams.errors import ConfigError, Unavailable
 
 log = structlog.get_logger()
@@ -29,7 +30,7 @@ class Stopped(Exception):
 class LearnerActor:
     """A handle on the one LearnerProcess. Calls wait for their answer, and stop waiting when ``stopping`` is set."""
 
-    def __init__(self, settings: LearnerSettings, base: Path, state: Path, stopping: threading.Event) -> None:
+    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, stopping: threading.Event) -> None:
         self._stopping = stopping
         self._started_here = not ray.is_initialized()
         if self._started_here:
@@ -42,7 +43,7 @@ class LearnerActor:
             max_task_retries=0,  # a step that was cut off is repeated by the worker, which knows what became of it
             runtime_env={"env_vars": {"OMP_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}},  # Ray would set one thread per CPU asked for
         )
-        self._actor = process.remote(settings, base, state)
+        self._actor = process.remote(settings, reward, base, state)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What the process answers. Raises Unavailable when it died (it is coming back), Stopped when told to stop meanwhile."""

@@ -8,7 +8,6 @@ import structlog
 
 from learner.prompts import PromptPool
 from learner.settings import LearnerSettings
-from streams.artifacts import fingerprint
 from streams.dead_letters import DeadLetters
 from streams.errors import BadArtifact, InvalidEvent
 from streams.events import RewardModelVersion
@@ -26,7 +25,6 @@ class Feed:
         self._settings, self._site = settings, site
         self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
         self._consumer = Consumer(site.kafka, [EPISODES, REWARD_MODELS], "learner", site.metrics)
-        self._backbone = fingerprint(site.base / "dense")
         self.prompts = PromptPool(site.policy, settings.prompts_kept)
         self.prompts.load(site.state / "prompts.json")
         if (places := site.state / "offsets.json").exists():
@@ -88,9 +86,6 @@ class Feed:
         return self._reward
 
     def _take_reward_model(self, record: Record, event: RewardModelVersion) -> None:
-        if event.backbone_fingerprint != self._backbone:
-            self._dead_letters.set_aside(record, InvalidEvent("other_backbone", f"reward model {event.version} was fitted on another backbone"))
-            return
         try:
             folder = self._site.artifacts.fetch(event.artifact, self._site.state / "reward-models" / f"{event.version}-{event.artifact.sha256[:12]}")
         except BadArtifact as error:

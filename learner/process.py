@@ -11,8 +11,6 @@ from typing import Any
 
 import structlog
 import torch
-from reward.features import Featurizer
-from reward.model import RewardModel
 
 from learner import checkpoint
 from learner.packing import Branches, pack
@@ -20,6 +18,9 @@ from learner.policy import Policy
 from learner.rollouts import Rollout, make_engine
 from learner.settings import LearnerSettings
 from learner.trainer import Prompt, StepResult, Trainer
+from reward.features import Featurizer
+from reward.model import RewardModel
+from reward.settings import RewardSettings
 from streams.errors import BadArtifact
 
 log = structlog.get_logger()
@@ -40,20 +41,20 @@ class RewardScorer:
         self._featurizer, self._model = featurizer, model
 
     def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
-        return [float(lower) for lower in self._model.score(self._featurizer.features(pairs)).lower]
+        return [float(lower) for lower in self._model.score(self._featurizer.features(pairs)).lower_N]
 
 
 class LearnerProcess:
     """One learner. It resumes from its last checkpoint when it is made, and is told everything else with each call."""
 
-    def __init__(self, settings: LearnerSettings, base: Path, state: Path) -> None:
+    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path) -> None:
         torch.set_num_threads(threads(settings))
         self._settings, self._state = settings, state
         device = "cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu"
         self._policy = Policy(base, settings, device)
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
         step = checkpoint.load(self._trainer, state / "checkpoints")
-        self._featurizer = Featurizer(base / "dense")
+        self._featurizer = Featurizer(base / "dense", reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
         log.info("learner_ready", step=step, device=device, threads=torch.get_num_threads(), engine=self._trainer.engine.name)
@@ -112,7 +113,10 @@ class LearnerProcess:
 
     def _reward_model(self, folder: Path) -> RewardModel:
         if self._reward is None or self._reward[0] != folder:
-            self._reward = (folder, RewardModel.load(folder))
+            model = RewardModel.load(folder)
+            if model.features != self._featurizer.fingerprint:
+                raise BadArtifact(f"reward model {folder.name} was fitted on other features: learner and reward updater need equal [reward] settings")
+            self._reward = (folder, model)
         return self._reward[1]
 
 

@@ -7,6 +7,7 @@ from learner.feed import Feed
 from learner.process import StepReport
 from learner.publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings
+from reward.settings import RewardSettings
 from streams.errors import Unavailable
 from streams.kafka import Producer
 from streams.metrics import Metrics
@@ -16,12 +17,12 @@ log = structlog.get_logger()
 RETRY_S = 2.0
 
 
-def run(settings: LearnerSettings, site: Site) -> None:
-    """Learn until told to stop, or for ``max_steps``."""
+def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
+    """Learn until told to stop, or for ``max_steps``. ``reward`` says which features reward models are fitted on."""
     producer = Producer(site.kafka, site.metrics, "tidemill-learner")
     feed = Feed(settings, site, producer)
     publisher = AdapterPublisher(settings, site, producer)
-    actor = LearnerActor(settings, site.base, site.state, site.stopping)
+    actor = LearnerActor(settings, reward, site.base, site.state, site.stopping)
     try:
         steps: int | None = None
         while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
