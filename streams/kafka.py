@@ -6,72 +6,18 @@ Outside this file nobody imports kafka; errors of the client come out as ours.
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import kafka
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import CoordinatorNotAvailableError, KafkaError, MessageSizeTooLargeError, NotCoordinatorError
-from pydantic import Field, SecretStr, model_validator
 
 from streams.errors import ConfigError, InvalidEvent, Unavailable
 from streams.events import Event
+from streams.kafka_settings import KafkaSettings as KafkaSettings
 from streams.metrics import Metrics
-from streams.section import Section
 from streams.topics import TOPICS, Topic
-
-
-class KafkaSettings(Section):
-    """Which Kafka, and how to be let in."""
-
-    bootstrap_servers: str | None = None
-    """``host:port``, several by commas. None: ``tidemill demo`` and ``tidemill up`` start an embedded Apache Kafka."""
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    partitions: int = Field(default=4, ge=1, le=1000)
-    """Partitions of episodes, feedback and labels, which must stay equal: the join needs them side by side."""
-    replication: int = Field(default=1, ge=1, le=9)
-    """Copies of every record."""
-    session_timeout_s: float = Field(default=10.0, ge=6, le=300)
-    """A consumer not heard of for this long loses its partitions."""
-    request_timeout_s: float = Field(default=30.0, gt=0, le=600)
-    delivery_timeout_s: float = Field(default=120.0, gt=0, le=3600)
-    """A record not acknowledged for this long counts as failed."""
-    max_message_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
-    """Largest event; a larger one is refused where it is made."""
-
-    @model_validator(mode="after")
-    def _sasl_is_complete(self) -> Self:
-        if self.security_protocol.startswith("SASL") and not (self.sasl_mechanism and self.sasl_username and self.sasl_password):
-            raise ValueError(f"kafka.security_protocol = {self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password")
-        return self
-
-    @property
-    def servers(self) -> list[str]:
-        """The addresses, or ConfigError when none is set."""
-        if not self.bootstrap_servers:
-            raise ConfigError("kafka.bootstrap_servers is not set: name a cluster, or start one with `tidemill broker`")
-        return [server.strip() for server in self.bootstrap_servers.split(",")]
-
-    def client_options(self) -> dict[str, Any]:
-        """Keyword arguments that every kafka-python client takes."""
-        return {
-            "bootstrap_servers": self.servers,
-            "security_protocol": self.security_protocol,
-            "sasl_mechanism": self.sasl_mechanism,
-            "sasl_plain_username": self.sasl_username,
-            "sasl_plain_password": self.sasl_password.get_secret_value() if self.sasl_password else None,
-            "ssl_cafile": self.ssl_cafile,
-            "ssl_certfile": self.ssl_certfile,
-            "ssl_keyfile": self.ssl_keyfile,
-            "request_timeout_ms": int(self.request_timeout_s * 1000),
-            "bootstrap_timeout_ms": int(self.request_timeout_s * 1000),
-        }
 
 
 @dataclass(frozen=True, slots=True)
