@@ -1,0 +1,53 @@
+"""Metrics come from the table and nowhere else."""
+
+import re
+import urllib.request
+
+import pytest
+
+from streams.metrics import TABLE, Metrics
+
+
+def test_every_row_has_a_name_that_says_its_unit_and_can_be_made() -> None:
+    metrics = Metrics()
+    for row in TABLE:
+        assert re.fullmatch(r"tidemill_[a-z_]+", row.name)
+        assert row.name.endswith("_total") == (row.kind == "counter")
+        assert row.sentence.endswith(".")
+        labels = dict.fromkeys(row.labels, "x")
+        if row.kind == "counter":
+            metrics.add(row.name, **labels)
+        elif row.kind == "gauge":
+            metrics.set(row.name, 1, **labels)
+        else:
+            metrics.observe(row.name, 1, **labels)
+    assert len({row.name for row in TABLE}) == len(TABLE)
+
+
+def test_a_metric_that_is_not_in_the_table_is_a_bug() -> None:
+    with pytest.raises(KeyError):
+        Metrics().add("tidemill_invented_total")
+    with pytest.raises(TypeError):
+        Metrics().set("tidemill_labels_total", 1)
+
+
+def test_values_add_up_by_label_and_start_at_nothing() -> None:
+    metrics = Metrics()
+    assert metrics.value("tidemill_lake_rows_total", topic="a") == 0
+    metrics.add("tidemill_lake_rows_total", 2, topic="a")
+    metrics.add("tidemill_lake_rows_total", 3, topic="a")
+    metrics.add("tidemill_lake_rows_total", topic="b")
+    assert (metrics.value("tidemill_lake_rows_total", topic="a"), metrics.value("tidemill_lake_rows_total", topic="b")) == (5, 1)
+
+
+def test_two_parts_in_one_process_do_not_share_numbers() -> None:
+    one, other = Metrics(), Metrics()
+    one.add("tidemill_labels_total")
+    assert other.value("tidemill_labels_total") == 0
+
+
+def test_they_are_served_on_a_free_port() -> None:
+    metrics = Metrics()
+    metrics.add("tidemill_labels_total", 4)
+    with urllib.request.urlopen(f"http://127.0.0.1:{metrics.serve(0)}/metrics", timeout=5) as answer:
+        assert "tidemill_labels_total 4.0" in answer.read().decode()
