@@ -1,0 +1,185 @@
+"""Frozen backbone to features: what words an answer uses, what it is about, and how it sits with the question.
+
+Shapes: ``N`` pairs of (messages, answer), ``T`` tokens, ``H`` hidden size, ``D`` features. Four blocks, in this order:
+
+- ``words`` (H): input embeddings of the answer's distinct tokens, whitened and summed, over the root of their number. A bag of words
+  that knows synonyms; thumbs of people who like a manner of speaking are learned from it with the fewest labels.
+- ``mean`` (H): mean over the answer of a lower-middle layer: what is being said.
+- ``last`` (H): state at the end of the answer of a later layer: the whole exchange, as the backbone sums it up.
+- ``relation`` (8): how far the answer takes up the words of the question, its length, and how much it repeats itself.
+
+A pair's features do not depend on what else is in the batch: each pair runs on its own. Padding and batching change the last
+bits of a matrix product, and then the same labels in another order would give another reward model.
+"""
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import jinja2
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from reward.settings import RewardSettings
+from streams.artifacts import fingerprint
+from streams.errors import ConfigError
+from streams.events import Message
+
+Pair = tuple[Sequence[Message], str]
+RELATIONS = 8
+LAYOUT = 1
+"""Raised whenever the features change: models fitted on another layout must not score these."""
+GAINS = (1.0, 0.4, 0.4, 0.2)
+"""How much each block weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
+WHITENING_ROWS = 8192
+WHITENING_FLOOR = 1e-2
+
+
+class Features(Protocol):
+    """Turns pairs into features. The seam that the updater and the learner see instead of a backbone."""
+
+    fingerprint: str
+
+    def features(self, pairs: Sequence[Pair]) -> Tensor: ...
+
+    @property
+    def blocks(self) -> tuple[tuple[int, float], ...]:
+        """Size and gain of each block, in order; the sizes sum up to ``D``. A block's total variance is its gain squared."""
+
+
+class Featurizer:
+    """Features of (messages, answer) pairs by a frozen causal language model, cached by content. Thread-safe."""
+
+    def __init__(self, backbone: Path, settings: RewardSettings | None = None) -> None:
+        if not (backbone / "config.json").is_file():
+            raise ConfigError(f"{backbone} holds no model for the reward features (no config.json)")
+        self._settings = settings = settings or RewardSettings()
+        self._tokenizer = AutoTokenizer.from_pretrained(str(backbone), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(backbone), local_files_only=True)
+        self._mean_layer = max(1, round(config.num_hidden_layers * settings.mean_layer_ratio))
+        self._last_layer = max(1, round(config.num_hidden_layers * settings.last_layer_ratio))
+        config.num_hidden_layers = max(self._mean_layer, self._last_layer)  # what lies above is never loaded nor run
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it would report the weights of the layers left out as a fault
+        model = AutoModel.from_pretrained(str(backbone), config=config, dtype=getattr(torch, settings.dtype), local_files_only=True)
+        transformers_logging.set_verbosity(verbosity)
+        self._model = model.to(settings.device).eval().requires_grad_(False)
+        self._hidden = int(config.hidden_size)
+        self._whitening_HH, self._centre_H = _whitening(self._model.get_input_embeddings().weight)
+        named = f"{fingerprint(backbone)} {LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
+        self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def blocks(self) -> tuple[tuple[int, float], ...]:
+        return tuple(zip((self._hidden, self._hidden, self._hidden, RELATIONS), GAINS, strict=True))
+
+    def features(self, pairs: Sequence[Pair]) -> Tensor:
+        """Features of each pair: float32 ``[N, D]``, finite."""
+        rows = [self._one(messages, answer) for messages, answer in pairs]
+        return torch.stack(rows) if rows else torch.empty(0, 3 * self._hidden + RELATIONS)
+
+    def _one(self, messages: Sequence[Message], answer: str) -> Tensor:
+        prompt = self._render(messages)
+        asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
+        key = hashlib.sha256("\x00".join((prompt, asked, answer)).encode(errors="replace")).digest()
+        with self._lock:
+            if (known := self._cache.get(key)) is not None:
+                self._cache.move_to_end(key)
+                return known
+            row_D = self._compute(prompt, asked, answer)
+            if self._settings.feature_cache_pairs:
+                self._cache[key] = row_D
+                if len(self._cache) > self._settings.feature_cache_pairs:
+                    self._cache.popitem(last=False)
+        return row_D
+
+    @torch.inference_mode()
+    def _compute(self, prompt: str, asked: str, answer: str) -> Tensor:
+        end = self._tokenizer.eos_token_id
+        prompt_ids = self._ids(prompt, special=True)[-self._settings.max_prompt_tokens :]
+        answer_ids = self._ids(answer)[: self._settings.max_answer_tokens]
+        asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
+        input_T = torch.tensor([prompt_ids + answer_ids + [end]], device=self._settings.device)
+        states = self._model(input_ids=input_T, output_hidden_states=True, use_cache=False).hidden_states
+        begin, stop = len(prompt_ids), len(prompt_ids) + max(1, len(answer_ids))
+        mean_H = states[self._mean_layer][0, begin:stop].float().mean(0)
+        last_H = states[self._last_layer][0, -1].float()
+        words_H = self._words(answer_ids)
+        relation = torch.tensor(self._relation(asked_ids, answer_ids), device=words_H.device)
+        row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
+        return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _words(self, ids: Sequence[int]) -> Tensor:
+        distinct = sorted(set(ids))
+        whitened_TH = self._whitened(distinct)
+        return whitened_TH.sum(0) / math.sqrt(len(distinct) + 1)
+
+    def _relation(self, asked_ids: Sequence[int], answer_ids: Sequence[int]) -> list[float]:
+        """Coverage of the question's tokens by the answer (cosine of whitened embeddings), and the answer's form.
+
+        A byte-pair vocabulary is sorted by frequency, so a token's number stands in for its rarity.
+        """
+        form = [math.log1p(len(answer_ids)), len(answer_ids) / 50, len(set(answer_ids)) / max(1, len(answer_ids))]
+        if not asked_ids or not answer_ids:
+            return [0.0] * (RELATIONS - len(form)) + form
+        asked = torch.nn.functional.normalize(self._whitened(asked_ids), dim=-1)
+        answered = torch.nn.functional.normalize(self._whitened(sorted(set(answer_ids))), dim=-1)
+        cosine = asked @ answered.T
+        best = cosine.max(1).values
+        rarity = torch.tensor(asked_ids, dtype=torch.float32, device=best.device) / self._whitening_rows()
+        return [
+            best.mean().item(),
+            best.min().item(),
+            (best * rarity).sum().item() / max(1e-6, rarity.sum().item()),
+            best[rarity.argmax()].item(),
+            cosine.max(0).values.mean().item(),
+            *form,
+        ]
+
+    def _whitened(self, ids: Sequence[int]) -> Tensor:
+        embeddings = self._model.get_input_embeddings().weight
+        if not ids:
+            return torch.zeros(1, self._hidden, device=embeddings.device)
+        rows_TH = embeddings[torch.tensor(ids, device=embeddings.device)].float()
+        return (rows_TH - self._centre_H) @ self._whitening_HH
+
+    def _whitening_rows(self) -> int:
+        return int(self._model.get_input_embeddings().weight.shape[0])
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        """Tokens of a text. Only our own rendering may hold special tokens; a person's text is taken at its word."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        """The prompt by the backbone's chat template; plain lines where it has none or refuses these roles."""
+        turns: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in messages]
+        if self._tokenizer.chat_template is not None:
+            try:
+                text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            except jinja2.TemplateError:
+                pass
+            else:
+                return text
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) + "\nassistant: "
+
+
+def _whitening(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric whitening of the embeddings ``[H, H]`` and their mean ``[H]``, from evenly spaced rows.
+
+    Symmetric (ZCA), since eigenvectors have no sign of their own and another machine may pick the other one.
+    """
+    step = max(1, weight.shape[0] // WHITENING_ROWS)
+    rows = weight[::step].double()
+    centre = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((rows - centre).T))
+    whitening = (vectors / (values.clamp(min=0) + WHITENING_FLOOR * values.max()).sqrt()) @ vectors.T
+    return whitening.float(), centre.float()

@@ -1,0 +1,165 @@
+"""Fitting the heads: weighted logistic regression, many at once, to convergence. Pure arithmetic, deterministic.
+
+Shapes: ``M`` rows, ``D`` features, ``H`` heads (bootstrap and fold heads together). A thumb is a row of features with the verdict as its
+target; a comparison (Bradley–Terry, 1952) is a row of differences, better less worse, with target 1 and no bias. So both are
+one convex problem, and the answer depends on the labels alone, not on where the search began.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reward.model import CLIP, RewardModel, fold_of
+
+BIAS_L2 = 1e-2
+NEWTON_STEPS, CG_STEPS = 8, 24
+TEMPERATURES = (0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a refit is given, in an order that depends on content alone.
+
+    ``thumbs_ND`` with ``verdicts_N`` (0 bad to 1 good) and ``weights_N``; ``better_PD`` over ``worse_PD`` with ``pair_weights_P``. The ids
+    decide folds and bootstrap weights: a thumb's is its episode's, a pair's is that of the label that holds it.
+    """
+
+    thumbs_ND: Tensor
+    verdicts_N: Tensor
+    weights_N: Tensor
+    episodes: Sequence[str]
+    better_PD: Tensor
+    worse_PD: Tensor
+    pair_weights_P: Tensor
+    pair_episodes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fit: the part of the settings that decides the result."""
+
+    features: str
+    blocks: tuple[tuple[int, float], ...]
+    heads: int
+    folds: int
+    l2: float
+    lower_bound_stds: float
+
+
+def fit(rows: Rows, recipe: Recipe) -> RewardModel:
+    """The reward model of these rows: bootstrap heads, fold heads, and the temperature that unseen labels call for."""
+    centre_D, spread_D = rows.thumbs_ND.mean(0), rows.thumbs_ND.std(0, correction=0) + 1e-3
+    gain_D = torch.cat([torch.full((size,), gain / size**0.5) for size, gain in recipe.blocks])
+
+    def standard(x_ND: Tensor) -> Tensor:
+        return (((x_ND - centre_D) / spread_D).clamp(-CLIP, CLIP) * gain_D).double()
+
+    thumbs_ND, pairs_PD = standard(rows.thumbs_ND), standard(rows.better_PD) - standard(rows.worse_PD)
+    design_MD = torch.cat([thumbs_ND, pairs_PD])
+    bias_M = torch.cat([torch.ones(len(thumbs_ND)), torch.zeros(len(pairs_PD))]).double()
+    targets_M = torch.cat([rows.verdicts_N.double(), torch.ones(len(pairs_PD)).double()])
+    weights_M = torch.cat([rows.weights_N, rows.pair_weights_P]).double()
+    ids = [*rows.episodes, *rows.pair_episodes]
+    folds_M = torch.tensor([fold_of(i, recipe.folds) for i in ids], dtype=torch.int64)
+    bootstrap_MK = torch.stack([bootstrap(i, recipe.heads) for i in ids])
+    kept_MF = (folds_M[:, None] != torch.arange(recipe.folds)[None, :]).double()
+    solved_HD, bias_H = solve(design_MD, bias_M, targets_M, weights_M[:, None] * torch.cat([bootstrap_MK, kept_MF], 1), recipe.l2)
+    k = recipe.heads
+    unseen_N = (thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_M[: len(thumbs_ND), None]).squeeze(1)
+    return RewardModel(
+        features=recipe.features,
+        temperature=temperature(unseen_N, rows.verdicts_N.double(), rows.weights_N.double()),
+        lower_bound_stds=recipe.lower_bound_stds,
+        centre_D=centre_D,
+        spread_D=spread_D,
+        gain_D=gain_D,
+        heads_KD=solved_HD[:k].float(),
+        head_bias_K=bias_H[:k].float(),
+        folds_FD=solved_HD[k:].float(),
+        fold_bias_F=bias_H[k:].float(),
+    )
+
+
+def solve(design_MD: Tensor, bias_M: Tensor, targets_M: Tensor, weights_MH: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    """Weights ``[H, D]`` and biases ``[H]`` that minimise each head's weighted log loss plus ``l2/2 |w|^2``.
+
+    Damped Newton with conjugate gradients (Nocedal and Wright, ch. 7), all heads in the same matrix products, in float64. A fixed number of
+    steps from zero: the problem is convex and well conditioned, so the end is the optimum, and equal input gives equal bits.
+    """
+    x_MD = torch.cat([design_MD, bias_M[:, None]], 1)
+    ridge_D = torch.full((x_MD.shape[1],), l2, dtype=torch.float64)
+    ridge_D[-1] = BIAS_L2
+    w_DH = torch.zeros(x_MD.shape[1], weights_MH.shape[1], dtype=torch.float64)
+
+    def loss_H(w: Tensor) -> Tensor:
+        z = x_MD @ w
+        fits = (weights_MH * (torch.nn.functional.softplus(z) - targets_M[:, None] * z)).sum(0)
+        return fits + 0.5 * (ridge_D[:, None] * w * w).sum(0)
+
+    now_H = loss_H(w_DH)
+    for _ in range(NEWTON_STEPS):
+        p_MH = torch.sigmoid(x_MD @ w_DH)
+        gradient_DH = x_MD.T @ (weights_MH * (p_MH - targets_M[:, None])) + ridge_D[:, None] * w_DH
+        curvature_MH = weights_MH * p_MH * (1 - p_MH)
+        step_DH = _conjugate_gradients(x_MD, curvature_MH, ridge_D, gradient_DH)
+        length_H = torch.ones_like(now_H)
+        for _ in range(4):  # a head whose loss would rise takes a shorter step; the others are not held up
+            tried_H = loss_H(w_DH - length_H * step_DH)
+            length_H = torch.where(tried_H <= now_H, length_H, length_H / 4)
+        tried_H = loss_H(w_DH - length_H * step_DH)
+        better_H = tried_H <= now_H
+        w_DH = torch.where(better_H, w_DH - length_H * step_DH, w_DH)
+        now_H = torch.where(better_H, tried_H, now_H)
+        if float(gradient_DH.abs().max()) < 1e-9:
+            break
+    return w_DH[:-1].T.contiguous(), w_DH[-1].clone()
+
+
+def _conjugate_gradients(x_MD: Tensor, curvature_MH: Tensor, ridge_D: Tensor, gradient_DH: Tensor) -> Tensor:
+    """Solve ``(X' C X + ridge) step = gradient`` for each head, preconditioned by the diagonal."""
+    diagonal_DH = (x_MD * x_MD).T @ curvature_MH + ridge_D[:, None]
+    step_DH = torch.zeros_like(gradient_DH)
+    residual_DH = gradient_DH.clone()
+    preconditioned_DH = residual_DH / diagonal_DH
+    direction_DH = preconditioned_DH.clone()
+    energy_H = (residual_DH * preconditioned_DH).sum(0)
+    tiny = 1e-20
+    for _ in range(CG_STEPS):
+        if float(energy_H.max()) < tiny:
+            break
+        product_DH = x_MD.T @ (curvature_MH * (x_MD @ direction_DH)) + ridge_D[:, None] * direction_DH
+        length_H = energy_H / (direction_DH * product_DH).sum(0).clamp(min=tiny)
+        step_DH += length_H * direction_DH
+        residual_DH -= length_H * product_DH
+        preconditioned_DH = residual_DH / diagonal_DH
+        energy_before_H, energy_H = energy_H, (residual_DH * preconditioned_DH).sum(0)
+        direction_DH = preconditioned_DH + energy_H / energy_before_H.clamp(min=tiny) * direction_DH
+    return step_DH
+
+
+def bootstrap(episode_id: str, heads: int) -> Tensor:
+    """Weights ``[K]`` of one label in each head's Bayesian bootstrap (Rubin 1981): Exp(1), from a hash of the id alone."""
+    digest = hashlib.shake_256(b"bootstrap " + episode_id.encode()).digest(8 * heads)
+    uniform = torch.tensor([int.from_bytes(digest[8 * k : 8 * k + 7], "big") / 2**56 for k in range(heads)], dtype=torch.float64)
+    return -torch.log1p(-uniform.clamp(max=1 - 2**-53))
+
+
+def temperature(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> float:
+    """What to divide unseen logits by so that their log loss is least (Guo et al. 2017): golden section in the logarithm, float64."""
+    low, high = (float(torch.log(torch.tensor(t, dtype=torch.float64))) for t in TEMPERATURES)
+
+    def loss(log_t: float) -> float:
+        z = logits_N / float(torch.exp(torch.tensor(log_t, dtype=torch.float64)))
+        return float((weights_N * (torch.nn.functional.softplus(z) - verdicts_N * z)).sum())
+
+    ratio = (5**0.5 - 1) / 2
+    for _ in range(40):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if loss(left) <= loss(right):
+            high = right
+        else:
+            low = left
+    return float(torch.exp(torch.tensor((low + high) / 2, dtype=torch.float64)))

@@ -1,0 +1,103 @@
+"""The updater without its wiring: labels in, and a reward model out when it is fit to be published.
+
+The publishing rule. The newest ``publish_window_labels`` labels that have a verdict are each predicted twice: by the new model's fold head that never
+saw a label of that fold, and by the same fold's head of the model published last, which never saw one either. Neither has seen the label
+it is judged on, so the two log losses compare fairly, however few labels came in between. The new model is published
+unless its mean loss is higher by more than ``publish_tolerance_se`` standard errors of the difference. The first version needs ``min_labels``
+labels, ``min_each_verdict`` of each verdict among them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reward.buffer import Entry, ReplayBuffer, entry_of
+from reward.features import Features
+from reward.fit import Recipe, fit
+from reward.model import RewardModel, fold_of
+from reward.settings import RewardSettings
+from reward.validation import calibration, log_loss, no_worse
+from streams.events import Calibration, Label
+
+Result = Literal["published", "worse", "unchanged", "too_few"]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What became of a refit; ``model`` is there when it is to be published."""
+
+    result: Result
+    model: RewardModel | None
+    calibration: Calibration
+    labels: int
+    newest_feedback_at: datetime | None
+
+
+class Refitter:
+    """Holds the replay buffer and the model published last. Knows nothing of Kafka, files or time."""
+
+    def __init__(self, settings: RewardSettings, features: Features, published: RewardModel | None = None) -> None:
+        self._settings, self._features = settings, features
+        self.published = published if published is not None and published.features == features.fingerprint else None
+        self.buffer = ReplayBuffer(settings.buffer_labels)
+
+    def prepare(self, labels: Sequence[Label]) -> list[Entry]:
+        """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
+        return [entry_of(label, self._features, self._predict) for label in labels]
+
+    def absorb(self, entries: Sequence[Entry]) -> dict[str, bytes | None]:
+        """Take the entries into the buffer; returns what to store durably by episode, None to delete."""
+        return {episode_id: entry.encode() if entry else None for episode_id, entry in self.buffer.take(entries).items()}
+
+    def recover(self, stored: Sequence[bytes]) -> None:
+        """Begin again from what was stored."""
+        self.buffer = ReplayBuffer(self._settings.buffer_labels, (Entry.decode(raw) for raw in stored))
+
+    def refit(self) -> Refit:
+        """Fit on all of the buffer, and judge the result by the publishing rule."""
+        model, result = None, self._first_refusal()
+        if result is None:
+            model = fit(self.buffer.rows(), self._recipe())
+            result = self._judge(model)
+        return Refit(
+            result=result,
+            model=model if result == "published" else None,
+            calibration=self.validation(),
+            labels=self.buffer.count("good") + self.buffer.count("bad"),
+            newest_feedback_at=self.buffer.newest_feedback_at(),
+        )
+
+    def validation(self) -> Calibration:
+        """Test-then-train: what was said of the newest labels before any fit on them, against what people said."""
+        window = [e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]
+        return calibration(torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window]))
+
+    def _first_refusal(self) -> Result | None:
+        good, bad = self.buffer.count("good"), self.buffer.count("bad")
+        enough = good + bad >= self._settings.min_labels and min(good, bad) >= self._settings.min_each_verdict
+        return None if enough else "too_few"
+
+    def _judge(self, model: RewardModel) -> Result:
+        if self.published is None:
+            return "published"
+        if model.checksum() == self.published.checksum():
+            return "unchanged"
+        window = self.buffer.with_verdict(self._settings.publish_window_labels)
+        features_ND = torch.stack([e.features_D.float() for e in window if e.features_D is not None])
+        verdicts_N = torch.tensor([e.verdict for e in window])
+        folds_N = torch.tensor([fold_of(e.episode_id, self._settings.folds) for e in window])
+        if len(self.published.folds_FD) != self._settings.folds:
+            return "published"  # the setting was changed: nothing of the old version is known to be unseen
+        new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, self.published))
+        return "published" if no_worse(new, old, self._settings.publish_tolerance_se) else "worse"
+
+    def _predict(self, features_D: Tensor) -> float | None:
+        return None if self.published is None else float(self.published.score(features_D[None]).mean_N[0])
+
+    def _recipe(self) -> Recipe:
+        s = self._settings
+        return Recipe(self._features.fingerprint, self._features.blocks, s.heads, s.folds, s.l2, s.lower_bound_stds)

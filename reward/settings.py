@@ -1,0 +1,62 @@
+"""Settings of the reward model: what it looks at, how it is fitted, when it is published."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from streams.section import Section
+
+
+class RewardSettings(Section):
+    """The streaming reward model: frozen backbone, ensemble head, replay buffer."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the frozen backbone; features come out in float32 either way."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Where the backbone runs."""
+    max_prompt_tokens: int = Field(default=256, ge=8, le=100_000)
+    """Of a longer prompt, the last tokens are looked at."""
+    max_answer_tokens: int = Field(default=384, ge=8, le=100_000)
+    """Of a longer answer, the first tokens are looked at."""
+    feature_cache_pairs: int = Field(default=4096, ge=0, le=1_000_000)
+    """Features kept in memory, by content, the least recently used given up first (about 4 kB each)."""
+    mean_layer_ratio: float = Field(default=0.27, gt=0, le=1)
+    """Depth of the layer whose mean over the answer is taken, as a share of the backbone's layers."""
+    last_layer_ratio: float = Field(default=0.67, gt=0, le=1)
+    """Depth of the layer whose state at the answer's end is taken; layers beyond the deeper of the two are not run."""
+
+    heads: int = Field(default=8, ge=2, le=64)
+    """Linear heads of the ensemble, each fitted under its own bootstrap weights."""
+    folds: int = Field(default=5, ge=2, le=20)
+    """Parts of the labels, each left out by one further head: what is said of unseen labels comes from these."""
+    l2: float = Field(default=3.0, gt=0, le=1000)
+    """Strength of the pull of a head's weights to zero, in labels' worth."""
+    lower_bound_stds: float = Field(default=0.5, ge=0, le=10)
+    """The reward is the mean less so many standard deviations of the ensemble."""
+
+    buffer_labels: int = Field(default=1000, ge=10, le=1_000_000)
+    """Labels kept for refitting: the newest, half of them good and half bad where there are enough of both."""
+    min_labels: int = Field(default=16, ge=4, le=100_000)
+    """No version is published before there are so many labels with a verdict."""
+    min_each_verdict: int = Field(default=3, ge=1, le=10_000)
+    """Nor before there are so many good and so many bad ones."""
+    batch_labels: int = Field(default=64, ge=1, le=10_000)
+    """Labels taken in before a refit, at most."""
+    batch_within_s: float = Field(default=0.25, gt=0, le=60)
+    """How long labels are gathered before a refit."""
+    publish_window_labels: int = Field(default=200, ge=10, le=100_000)
+    """The newest labels, on which a new version must be no worse than the one published last."""
+    publish_tolerance_se: float = Field(default=1.0, ge=0, le=10)
+    """A version counts as worse when its log loss is higher by more than so many standard errors of the difference."""
+    validation_window_labels: int = Field(default=200, ge=10, le=100_000)
+    """The newest labels over which test-then-train accuracy and calibration are told."""
+    web_port: int = Field(default=0, ge=0, le=65535)
+    """Port of Faust's own web pages on the loopback interface; 0 turns them off."""
+
+    @model_validator(mode="after")
+    def _first_version_fits_the_buffer(self) -> Self:
+        if self.min_labels > self.buffer_labels:
+            raise ValueError(f"reward.min_labels = {self.min_labels} never fits into reward.buffer_labels = {self.buffer_labels}")
+        if 2 * self.min_each_verdict > self.buffer_labels:
+            raise ValueError(f"reward.min_each_verdict = {self.min_each_verdict} of each verdict never fit into reward.buffer_labels")
+        return self

@@ -1,0 +1,113 @@
+"""Reward-model versions: where the last one stood, and publishing the next. The artifact first, then its event."""
+
+import tempfile
+import time
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+
+from reward.model import RewardModel
+from reward.refit import Refit, Refitter
+from reward.settings import RewardSettings
+from streams.errors import BadArtifact, InvalidEvent, Unavailable
+from streams.events import RewardModelVersion
+from streams.kafka import Producer, read_to_end
+from streams.site import Site
+from streams.topics import LABELS, REWARD_MODELS
+
+log = structlog.get_logger()
+
+
+class Versions:
+    """Numbers versions without a gap in meaning: the next is one more than the last on the topic, whoever wrote it."""
+
+    def __init__(self, settings: RewardSettings, site: Site, producer: Producer, features: str) -> None:
+        self._settings, self._site, self._producer = settings, site, producer
+        self.features = features
+        self._newest = self._last_on_the_topic()
+        self._offsets = dict(self._newest.offsets.get(LABELS.name, {})) if self._newest and self._newest.backbone_fingerprint == features else {}
+
+    @property
+    def number(self) -> int:
+        """The newest version's number; 0 before the first."""
+        return self._newest.version if self._newest else 0
+
+    def newest_model(self) -> RewardModel | None:
+        """The newest version's model, when it was fitted on the features we use now and its artifact is whole."""
+        if self._newest is None or self._newest.backbone_fingerprint != self.features:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return RewardModel.load(self._site.artifacts.fetch(self._newest.artifact, Path(folder) / "model"))
+            except BadArtifact as error:
+                log.warning("last_version_unusable", version=self.number, error=str(error))
+                return None
+
+    def seen(self, places: Iterable[tuple[int, int]], labels: int) -> None:
+        """These (partition, offset) were taken into the buffer."""
+        for partition, offset in places:
+            self._offsets[partition] = max(self._offsets.get(partition, 0), offset + 1)
+        if labels:
+            self._site.metrics.add("tidemill_reward_labels_seen_total", labels)
+
+    def maybe_publish(self, refitter: Refitter) -> RewardModelVersion | None:
+        """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
+        began = time.perf_counter()
+        refit = refitter.refit()
+        self._tell(refit, time.perf_counter() - began)
+        if refit.model is None or refit.newest_feedback_at is None:
+            return None
+        try:
+            event = self._publish(refit, refit.model, refit.newest_feedback_at)
+        except Unavailable as error:
+            log.warning("publishing_failed", error=str(error))
+            self._site.metrics.add("tidemill_reward_versions_total", result="unavailable")
+            return None
+        refitter.published, self._newest = refit.model, event
+        self._site.metrics.observe("tidemill_label_to_reward_model_seconds", (event.created_at - event.newest_feedback_at).total_seconds())
+        log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.calibration.accuracy, 3))
+        return event
+
+    def _publish(self, refit: Refit, model: RewardModel, newest_feedback_at: datetime) -> RewardModelVersion:
+        """The path holds the checksum: after a kill between artifact and event, the same number may name another model."""
+        number = self.number + 1
+        with tempfile.TemporaryDirectory() as folder:
+            saved = model.save(Path(folder) / "model")
+            artifact = self._site.artifacts.put(saved, f"reward-models/{self._site.policy}/{number:06d}-{model.checksum()[:12]}")
+        event = RewardModelVersion(
+            policy=self._site.policy,
+            version=number,
+            artifact=artifact,
+            backbone_fingerprint=self.features,
+            labels=refit.labels,
+            calibration=refit.calibration,
+            offsets={LABELS.name: dict(self._offsets)},
+            newest_feedback_at=newest_feedback_at,
+            created_at=self._site.clock.now(),
+        )
+        self._producer.publish(REWARD_MODELS, event)
+        return event
+
+    def _tell(self, refit: Refit, took_s: float) -> None:
+        metrics = self._site.metrics
+        metrics.observe("tidemill_reward_refit_seconds", took_s)
+        metrics.add("tidemill_reward_versions_total", result=refit.result)
+        metrics.set("tidemill_reward_buffer_labels", refit.labels)
+        if refit.calibration.labels:
+            metrics.set("tidemill_reward_accuracy_ratio", refit.calibration.accuracy)
+            metrics.set("tidemill_reward_ece_ratio", refit.calibration.ece)
+
+    def _last_on_the_topic(self) -> RewardModelVersion | None:
+        records = read_to_end(self._site.kafka, REWARD_MODELS, "reward", self._site.metrics)
+        newest: RewardModelVersion | None = None
+        for record in records:
+            try:
+                version = REWARD_MODELS.decode(record.value)
+            except InvalidEvent as error:
+                log.warning("reward_model_event_skipped", offset=record.offset, reason=error.reason)
+                continue
+            if version.policy == self._site.policy and (newest is None or version.version >= newest.version):
+                newest = version
+        return newest
