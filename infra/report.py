@@ -157,6 +157,8 @@ def _points(interval: Interval) -> str:
 
 def _accuracy(model: Any, which: str) -> str:
     told = model.calibration
+    if not told.labels:
+        return f"{which} v{model.version}: on {model.labels} labels, not tested yet"
     return f"{which} v{model.version}: {told.accuracy:.0%} on {told.labels} unseen labels (always guessing: {told.baseline:.0%}, ECE {told.ece:.2f})"
 
 

@@ -99,7 +99,7 @@ class Ring:
             self._set("actor", port=free_port())
         create_topics(self.settings.kafka)
         self._say("preparing the base")
-        base_folder(self.settings.policy)
+        self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
         config = (folder / "config.toml").resolve()
         config.write_text(to_toml(self.settings))
         for part in PARTS:

@@ -8,7 +8,6 @@ import structlog
 
 from infra.config import PolicySettings, Settings
 from infra.jars import cache_folder
-from learner.upcycle import prepare_base
 from streams.artifacts import ArtifactStore
 from streams.kafka import ready
 from streams.site import Site
@@ -60,6 +59,8 @@ def base_folder(policy: PolicySettings) -> Path:
     """The base, made on first use and cached."""
     if isinstance(policy.base, Path):
         return policy.base
+    from learner.upcycle import prepare_base  # brings torch and transformers, which some parts never need
+
     return prepare_base(policy.base, cache_folder() / "bases", policy.experts, policy.experts_per_token)
 
 
