@@ -1,4 +1,4 @@
-"""The actor's own HTTP doors beside vLLM's: feedback in, recent episodes out, health and readiness."""
+"""The actor's own HTTP doors beside vLLM's: feedback in, recent episodes out, health, readiness and metrics."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +39,11 @@ class Doors:
             case "GET", "/readyz":
                 missing = self._unready()
                 await reply(send, 503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
+            case "GET", "/metrics":
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]}
+                )
+                await send({"type": "http.response.body", "body": self._metrics.text()})
             case "GET", str(path) if path.startswith(EPISODES_PATH):
                 await reply(send, *self._episode(path.removeprefix(EPISODES_PATH)))
             case _:

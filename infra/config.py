@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from actor.settings import ActorSettings
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from reward.settings import RewardSettings
-from streams.lake import LakeSettings
 
+from actor.settings import ActorSettings
 from infra.broker import BrokerSettings
 from infra.people import PeopleSettings
 from learner.settings import LearnerSettings
+from reward.settings import RewardSettings
 from streams.errors import ConfigError
 from streams.join import JoinSettings
 from streams.kafka import KafkaSettings
+from streams.lake import LakeSettings
 from streams.section import Section
 
 PREFIX = "TIDEMILL_"

@@ -6,13 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from streams.ledger import Ledger
-
 from infra.config import Settings
 from infra.people import PREFERENCES
 from infra.simulate import Answer, Tally
 from infra.statistics import Interval, paired_difference, share
 from infra.watch import Facts
+from streams.ledger import Ledger
 
 
 @dataclass(frozen=True)

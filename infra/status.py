@@ -4,10 +4,9 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-from streams.ledger import Ledger, read_ledger
-
 from infra.config import Settings, load
 from infra.watch import Facts, Watch
+from streams.ledger import Ledger, read_ledger
 
 
 @dataclass(frozen=True)

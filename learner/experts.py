@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+DECODING_ROWS = 64
+"""Batches up to this size are multiplied in the packed layout; larger ones gain little from it."""
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -27,10 +30,28 @@ class Factors:
         return linear(linear(x_TH, self.a_ERH[expert].to(x_TH.dtype)), (self.scale * self.b_EOR[expert]).to(x_TH.dtype))
 
 
-def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up_EOH: Tensor, down_EHI: Tensor, act: Callable[[Tensor], Tensor],
-                    gate_up: Factors | None, down: Factors | None) -> Tensor:  # fmt: skip
+class FrozenStack:
+    """The frozen weights of all experts, [E, O, I]. Without gradients on a CPU in bfloat16 they are multiplied in oneDNN's own
+    layout, into which they are copied once: it would otherwise rearrange all of them at every token, half of the time of decoding."""
+
+    def __init__(self, weight_EOI: Tensor) -> None:
+        self.weight_EOI = weight_EOI.detach()
+        self._packed: list[Tensor] | None = None
+        self._packs = weight_EOI.device.type == "cpu" and weight_EOI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def times(self, expert: int, x_TI: Tensor) -> Tensor:
+        """``x W_e^T``: [T, O]."""
+        if not self._packs or torch.is_grad_enabled() or x_TI.shape[0] > DECODING_ROWS:
+            return linear(x_TI, self.weight_EOI[expert])
+        if self._packed is None:
+            self._packed = [torch.ops.mkldnn._reorder_linear_weight(weight_OI, DECODING_ROWS) for weight_OI in self.weight_EOI]
+        return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed[expert], None, "none", [], "")
+
+
+def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up_stack: FrozenStack, down_stack: FrozenStack,
+                    act: Callable[[Tensor], Tensor], gate_up: Factors | None, down: Factors | None) -> Tensor:  # fmt: skip
     """Weighted sum over each token's chosen experts of ``down(act(gate(x)) * up(x))``, adapters included: [T, H]."""
-    experts = gate_up_EOH.shape[0]
+    experts = gate_up_stack.weight_EOI.shape[0]
     flat = chosen_TK.reshape(-1)
     order = flat.argsort(stable=True)
     counts = torch.bincount(flat, minlength=experts).tolist()
@@ -44,12 +65,12 @@ def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up
         mine = slice(start, start + count)
         start += count
         h = x_TH[tokens[mine]]
-        y = linear(h, gate_up_EOH[expert])
+        y = gate_up_stack.times(expert, h)
         if gate_up is not None:
             y = y + gate_up.of(expert, h)
         gate, up = y.chunk(2, dim=-1)
         z = act(gate) * up
-        out = linear(z, down_EHI[expert])
+        out = down_stack.times(expert, z)
         if down is not None:
             out = out + down.of(expert, z)
         outputs.append(out * weights[mine, None].to(out.dtype))

@@ -21,8 +21,8 @@ log = structlog.get_logger()
 class Feed:
     """Reads episodes and reward models without a group: the pool and its offsets are the learner's own state."""
 
-    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer) -> None:
-        self._settings, self._site = settings, site
+    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer, features: str) -> None:
+        self._settings, self._site, self._features = settings, site, features
         self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
         self._consumer = Consumer(site.kafka, [EPISODES, REWARD_MODELS], "learner", site.metrics)
         self.prompts = PromptPool(site.policy, settings.prompts_kept)

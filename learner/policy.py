@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.experts import Factors, experts_forward
+from learner.experts import Factors, FrozenStack, experts_forward
 from learner.packing import Packed
 from learner.settings import LearnerSettings
 from streams.errors import BadArtifact, ConfigError
@@ -74,6 +74,14 @@ class Policy:
             entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
         return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K))
 
+    def next_logits(self, **inputs: Any) -> Tensor:
+        """Logits of what follows each row's last token, [B, V]; arguments as of the transformers model, whose cache they fill.
+
+        The head is given a matrix: for a slice of a batch it would copy its whole weight (0.5 s a prompt on a slow core).
+        """
+        hidden_BH = self.causal_lm.model(use_cache=True, **inputs).last_hidden_state[:, -1]
+        return self.causal_lm.lm_head(hidden_BH.contiguous())
+
     @contextmanager
     def reference(self) -> Iterator[None]:
         """Within, the adapter is off: what answers is the base, without a second copy of it."""
@@ -125,10 +133,11 @@ def _factor(module: Any) -> None:
         layers[layer.parameter_name] = layer
         layer = layer.base_layer
     experts = layer
+    gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj), FrozenStack(experts.down_proj)
 
     def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
         factors = {} if self.disable_adapters else {name: _factors(wrapper) for name, wrapper in layers.items()}
-        return experts_forward(x_TH, chosen_TK, weights_TK, experts.gate_up_proj, experts.down_proj, experts.act_fn,
+        return experts_forward(x_TH, chosen_TK, weights_TK, gate_up_stack, down_stack, experts.act_fn,
                                factors.get("gate_up_proj"), factors.get("down_proj"))  # fmt: skip
 
     inner.forward = types.MethodType(forward, inner)

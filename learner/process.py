@@ -63,6 +63,10 @@ class LearnerProcess:
         """Of this process."""
         return os.getpid()
 
+    def features(self) -> str:
+        """Fingerprint of the features that a reward model must have been fitted on to be of use here."""
+        return self._featurizer.fingerprint
+
     def steps(self) -> int:
         """Steps taken and kept."""
         return self._trainer.step_number

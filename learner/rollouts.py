@@ -67,14 +67,13 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
-        model, eos = self._policy.causal_lm, self._policy.eos_id
-        generator = torch.Generator(self._policy.device).manual_seed(seed)
-        ids_PN, there_PN = _left_padded(prompts, eos, self._policy.device)
-        cache = DynamicCache(config=model.config)
-        out = model(input_ids=ids_PN, attention_mask=there_PN.long(), position_ids=_positions(there_PN), past_key_values=cache,
-                    use_cache=True, logits_to_keep=1)  # fmt: skip
+        policy, eos = self._policy, self._policy.eos_id
+        generator = torch.Generator(policy.device).manual_seed(seed)
+        ids_PN, there_PN = _left_padded(prompts, eos, policy.device)
+        cache = DynamicCache(config=policy.causal_lm.config)
+        logits_PV = policy.next_logits(input_ids=ids_PN, attention_mask=there_PN.long(), position_ids=_positions(there_PN), past_key_values=cache)
         cache.batch_repeat_interleave(samples)
-        logits_BV = out.logits[:, -1].repeat_interleave(samples, dim=0)
+        logits_BV = logits_PV.repeat_interleave(samples, dim=0)
         there_BN = there_PN.repeat_interleave(samples, dim=0)
         rows = torch.arange(len(prompts) * samples, device=ids_PN.device)
         tokens: list[list[int]] = [[] for _ in range(len(rows))]
@@ -92,9 +91,10 @@ class TransformersEngine:
                 cache.batch_select_indices(kept)
                 rows, token_B, there_BN = rows[kept], token_B[kept], there_BN[kept]
             there_BN = torch.cat([there_BN, there_BN.new_ones(len(there_BN), 1)], dim=1)
-            out = model(input_ids=token_B[:, None], attention_mask=there_BN.long(), position_ids=_positions(there_BN)[:, -1:],
-                        past_key_values=cache, use_cache=True)  # fmt: skip
-            logits_BV = out.logits[:, -1]
+            positions_B1 = _positions(there_BN)[:, -1:]
+            logits_BV = policy.next_logits(
+                input_ids=token_B[:, None], attention_mask=there_BN.long(), position_ids=positions_B1, past_key_values=cache
+            )
         return [
             Rollout(prompts[n // samples], tuple(tokens[n]), tuple(logprobs[n]), "stop" if tokens[n][-1] == eos else "cut", self._version)
             for n in range(len(tokens))
@@ -130,6 +130,7 @@ class VllmEngine:
         self._version = 0
         self._llm = LLM(
             model=str(policy.base), dtype=settings.dtype, enable_lora=True, max_lora_rank=_lora_rank(settings.rank), max_loras=1,
+            lora_target_modules=[*settings.attention_targets, *(["experts"] if settings.expert_targets else [])],
             max_model_len=settings.max_prompt_tokens + settings.max_output_tokens, enforce_eager=on_cpu, logprobs_mode="processed_logprobs",
             max_num_seqs=settings.prompts_per_step * settings.samples_per_prompt, seed=settings.seed, disable_log_stats=True,
             gpu_memory_utilization=0.4,
@@ -196,5 +197,7 @@ def _positions(there_BN: Tensor) -> Tensor:
 def _draw(logits_BV: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One token a row from ``softmax(logits / temperature)``, and its log-probability in that same distribution."""
     logprobs_BV = torch.log_softmax(logits_BV.float() / temperature, dim=-1)
-    token_B1 = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)
+    summed_BV = logprobs_BV.exp().cumsum(dim=-1)  # inverse of the distribution function: one random number a row, not one a token
+    point_B1 = torch.rand(len(logprobs_BV), 1, generator=generator, device=logprobs_BV.device) * summed_BV[:, -1:]
+    token_B1 = torch.searchsorted(summed_BV, point_B1, right=True).clamp(max=logprobs_BV.shape[1] - 1)
     return token_B1[:, 0], logprobs_BV.gather(-1, token_B1)[:, 0]

@@ -20,10 +20,11 @@ RETRY_S = 2.0
 def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
     """Learn until told to stop, or for ``max_steps``. ``reward`` says which features reward models are fitted on."""
     producer = Producer(site.kafka, site.metrics, "tidemill-learner")
-    feed = Feed(settings, site, producer)
-    publisher = AdapterPublisher(settings, site, producer)
     actor = LearnerActor(settings, reward, site.base, site.state, site.stopping)
+    feed: Feed | None = None
     try:
+        publisher = AdapterPublisher(settings, site, producer)
+        feed = Feed(settings, site, producer, str(actor.call("features")))
         steps: int | None = None
         while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
             try:
@@ -54,7 +55,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
         log.info("stopped_in_a_call")
     finally:
         actor.close()
-        feed.close()
+        if feed is not None:
+            feed.close()
         producer.close()
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, TypeVar, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -96,6 +96,10 @@ class Metrics:
     def value(self, name: str, **labels: str) -> float:
         """What a counter or gauge stands at now; 0 when it was never touched."""
         return self.registry.get_sample_value(name, labels) or 0.0
+
+    def text(self) -> bytes:
+        """All of them as Prometheus reads them (text format 0.0.4), for a part that has an HTTP server of its own."""
+        return generate_latest(self.registry)
 
     def serve(self, port: int, host: str = "127.0.0.1") -> int:
         """Expose ``/metrics`` on a thread of its own; port 0 takes a free one. Returns the port."""
