@@ -1,0 +1,128 @@
+"""The learner in the ring: real Kafka, real Ray, the tiny base; killed in the middle, and told to stop."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from learner import worker
+from learner.settings import LearnerSettings
+from reward.features import Featurizer
+from reward.settings import RewardSettings
+from streams.artifacts import ArtifactStore
+from streams.events import AdapterVersion, Calibration, Episode, RewardModelVersion
+from streams.kafka import KafkaSettings, Producer, read_to_end
+from streams.site import Site
+from streams.topics import ADAPTERS, EPISODES, REWARD_MODELS
+
+SETTINGS = LearnerSettings(max_output_tokens=8, prompts_per_step=2, prompts_needed=2, threads=1, learning_rate=0.01, engine="transformers")
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def site(kafka_settings: KafkaSettings, tiny_base: Path, tmp_path: Path) -> Site:
+    (tmp_path / "state").mkdir()
+    return Site(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), f"p-{tmp_path.name}"[:90], tiny_base, tmp_path / "state")
+
+
+@pytest.fixture
+def producer(site: Site) -> Iterator[Producer]:
+    made = Producer(site.kafka, site.metrics, "test")
+    yield made
+    made.close()
+
+
+def publish_inputs(site: Site, producer: Producer, folder: Path) -> None:
+    for n in range(4):
+        producer.publish(EPISODES, Episode.model_validate({
+            "episode_id": f"{site.policy}-{n}", "policy": site.policy, "messages": [{"role": "user", "content": f"What is number {n}?"}],
+            "answer": "words", "started_at": NOW, "ended_at": NOW,
+        }))  # fmt: skip
+    featurizer = Featurizer(site.base / "dense", RewardSettings())
+    reward_model(featurizer).save(folder)
+    event = RewardModelVersion(
+        policy=site.policy, version=1, artifact=site.artifacts.put(folder, f"reward-models/{site.policy}/1"),
+        backbone_fingerprint=featurizer.fingerprint, labels=20, calibration=Calibration(labels=10, accuracy=0.8, baseline=0.5, brier=0.2, ece=0.1),
+        offsets={"tidemill.labels.v1": {0: 7}}, newest_feedback_at=NOW, created_at=NOW,
+    )  # fmt: skip
+    producer.publish(REWARD_MODELS, event)
+
+
+def reward_model(featurizer: Featurizer) -> Any:
+    from reward.model import RewardModel
+
+    size = sum(block for block, _ in featurizer.blocks)
+    chance = torch.Generator().manual_seed(0)
+    return RewardModel(
+        features=featurizer.fingerprint, temperature=1.0, lower_bound_stds=0.5, centre_D=torch.zeros(size), spread_D=torch.ones(size),
+        gain_D=torch.ones(size), heads_KD=torch.randn(4, size, generator=chance) * 0.1, head_bias_K=torch.zeros(4),
+        folds_FD=torch.zeros(3, size), fold_bias_F=torch.zeros(3),
+    )  # fmt: skip
+
+
+def adapters(site: Site) -> list[AdapterVersion]:
+    found = [ADAPTERS.decode(r.value) for r in read_to_end(site.kafka, ADAPTERS, "test", site.metrics)]
+    return [event for event in found if event.policy == site.policy]
+
+
+def until(true: Callable[[], bool], within_s: float = 120) -> None:
+    end = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.2)
+
+
+def test_prompts_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(site: Site, producer: Producer, tmp_path: Path) -> None:
+    publish_inputs(site, producer, tmp_path / "head")
+    worker.run(SETTINGS.model_copy(update={"max_steps": 2}), RewardSettings(), site)
+    one, two = adapters(site)
+    assert (one.version, two.version, two.parent, two.step, two.reward_model_version) == (1, 2, 1, 2, 1)
+    assert two.reward_model_offsets == {"tidemill.labels.v1": {0: 7}}
+    folder = site.artifacts.fetch(two.artifact, tmp_path / "fetched")
+    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "probes.json"}
+    probes = json.loads((folder / "probes.json").read_text())["probes"]
+    assert len(probes) == SETTINGS.probes
+    for probe in probes:
+        assert len(probe["output_ids"]) == len(probe["adapter_logprobs"]) == len(probe["base_logprobs"]) > 0
+        assert probe["adapter_logprobs"] != probe["base_logprobs"]
+    assert site.metrics.value("tidemill_adapters_published_total") == 2
+    assert site.metrics.value("tidemill_learner_steps_total") == 2
+
+    worker.run(SETTINGS.model_copy(update={"max_steps": 3}), RewardSettings(), site)  # a new process: step 3 comes next, and version 3
+    assert [(event.version, event.step) for event in adapters(site)] == [(1, 1), (2, 2), (3, 3)]
+
+
+def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_when_told(site: Site, producer: Producer, tmp_path: Path) -> None:
+    publish_inputs(site, producer, tmp_path / "head")
+    thread = threading.Thread(target=worker.run, args=(SETTINGS, RewardSettings(), site))
+    thread.start()
+    until(lambda: len(adapters(site)) >= 2)
+    pid = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "LearnerProcess" in cmdline(p))
+    os.kill(pid, signal.SIGKILL)
+    killed_at = len(adapters(site))
+    until(lambda: len(adapters(site)) >= killed_at + 2)
+    site.stopping.set()
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    found = adapters(site)
+    assert [event.version for event in found] == list(range(1, len(found) + 1))
+    steps = [event.step for event in found]
+    assert steps == sorted(set(steps))  # no step is published twice, none goes back
+    assert steps[-1] <= len(found) + 1  # at most the step in hand was lost
+    assert not ray.is_initialized()
+
+
+def cmdline(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text()
+    except OSError:
+        return ""
