@@ -1,0 +1,386 @@
+"""One real vLLM with capture inside it, one real Kafka: what clients see is what the log holds, and only proven adapters serve."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import torch
+
+from learner.packing import Branches, pack
+from learner.policy import Policy
+from learner.settings import LearnerSettings
+from learner.upcycle import prepare_base
+from streams.artifacts import ArtifactStore, fingerprint
+from streams.events import AdapterVersion, Artifact, Attestation, Episode, Event, Feedback
+from streams.kafka import KafkaSettings, Producer, read_to_end
+from streams.metrics import Metrics
+from streams.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, Topic
+
+POLICY = "actor-test"  # of its own: the broker is shared with other suites
+LAUNCH = """
+import json, sys
+from pathlib import Path
+from actor.server import run
+from actor.settings import ActorSettings
+from streams.artifacts import ArtifactStore
+from streams.kafka import KafkaSettings
+from streams.site import Site
+given = json.loads(sys.argv[1])
+site = Site(kafka=KafkaSettings(**given["kafka"]), artifacts=ArtifactStore(given["artifacts"]), policy=given["policy"],
+            base=Path(given["base"]), state=Path(given["state"]))
+run(ActorSettings(**given["actor"]), site)
+"""
+HELLO = [{"role": "user", "content": "Say hello to the sea."}]
+
+
+@dataclass
+class Served:
+    """A running actor and what is needed to talk to it and to look at what it wrote."""
+
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+    kafka: KafkaSettings
+    store: ArtifactStore
+    base: Path
+    log: Path
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json={"model": POLICY, "messages": HELLO, "max_tokens": 8, "ignore_eos": True} | fields)
+
+    def find(self, topic: Topic[Any], wanted: Callable[[Any], bool], timeout_s: float = 20) -> Any:
+        """The first event on the log that is wanted; fails when it does not come."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for record in read_to_end(self.kafka, topic, "test", Metrics()):
+                if wanted(event := topic.decode(record.value)):
+                    return event
+            time.sleep(0.2)
+        raise AssertionError(f"nothing on {topic.name} within {timeout_s} s; the actor's log ends:\n{self.log.read_text()[-3000:]}")
+
+    def episode(self, episode_id: str) -> Episode:
+        found = self.find(EPISODES, lambda event: event.episode_id == episode_id)
+        assert isinstance(found, Episode)
+        return found
+
+    def attestation(self, adapter: str) -> Attestation:
+        found = self.find(ATTESTATIONS, lambda event: event.adapter == adapter, timeout_s=60)
+        assert isinstance(found, Attestation)
+        return found
+
+    def metric(self, line: str) -> float:
+        rows = [row for row in self.http.get("/metrics").text.splitlines() if row.startswith(line + " ")]
+        return float(rows[0].split()[-1]) if rows else 0.0
+
+
+@pytest.fixture(scope="module")
+def served(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("actor")
+    base = prepare_base("tiny", folder / "cache")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {
+        "kafka": kafka_settings.model_dump(mode="json"),
+        "artifacts": str(folder / "artifacts"),
+        "policy": POLICY,
+        "base": str(base),
+        "state": str(folder / "state"),
+        "actor": {"port": port, "dtype": "float32", "max_rank": 8, "replica": "test", "max_model_tokens": 1024, "drain_s": 60, "tool_call_parser": "hermes"},
+    }
+    log = folder / "actor.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen([sys.executable, "-c", LAUNCH, json.dumps(given)], stdout=stream, stderr=subprocess.STDOUT, cwd=os.getcwd())
+    http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    try:
+        deadline = time.monotonic() + 300
+        while not _ready(http):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield Served(process, http, kafka_settings, ArtifactStore(str(folder / "artifacts")), base, log)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+
+
+def _ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_an_episode_holds_the_tokens_and_logprobs_that_the_engine_gave(served: Served) -> None:
+    response = served.chat(logprobs=True, user="ann", temperature=0.7)
+    answer = response.json()["choices"][0]
+    episode = served.episode(response.headers["x-tidemill-episode"])
+    assert response.json()["id"] == f"chatcmpl-{episode.episode_id}"
+    assert episode.answer == answer["message"]["content"]
+    assert len(episode.output_ids) == response.json()["usage"]["completion_tokens"]
+    assert episode.output_logprobs == pytest.approx([token["logprob"] for token in answer["logprobs"]["content"]], abs=1e-4)
+    assert len(episode.prompt_ids) == response.json()["usage"]["prompt_tokens"]
+    assert (episode.outcome, episode.adapter, episode.user_id, episode.sampling["temperature"]) == ("truncated", None, "ann", 0.7)
+    assert [message.text for message in episode.messages] == [HELLO[0]["content"]]
+
+
+def test_the_answer_does_not_show_that_it_was_captured(served: Served) -> None:
+    choice = served.chat().json()["choices"][0]
+    assert choice["logprobs"] is None
+    assert choice["token_ids"] is None
+
+
+def test_a_streamed_answer_is_captured_whole_and_named_before_its_first_byte(served: Served) -> None:
+    body = {"model": POLICY, "messages": HELLO, "max_tokens": 8, "stream": True, "ignore_eos": True}
+    headers = {"x-tidemill-conversation": "talk-1", "x-tidemill-user": "bob"}
+    with served.http.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+        episode_id = response.headers["x-tidemill-episode"]
+        chunks = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+    text = "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
+    episode = served.episode(episode_id)
+    assert episode.answer == text
+    assert len(episode.output_ids) == len(episode.output_logprobs) == 8
+    assert (episode.conversation_id, episode.user_id) == ("talk-1", "bob")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_of_several_choices_is_an_episode_of_its_own(served: Served, streamed: bool) -> None:
+    response = served.chat(n=2, temperature=1.0, stream=streamed)
+    ids = response.headers["x-tidemill-episode"].split(",")
+    assert len(ids) == 2
+    first, second = (served.episode(episode_id) for episode_id in ids)
+    assert first.output_ids != second.output_ids
+    if not streamed:
+        assert [first.answer, second.answer] == [choice["message"]["content"] for choice in response.json()["choices"]]
+
+
+def test_completions_of_several_prompts_keep_each_its_own(served: Served) -> None:
+    response = served.http.post("/v1/completions", json={"model": POLICY, "prompt": ["the sea", "a hill"], "max_tokens": 5})
+    episodes = [served.episode(episode_id) for episode_id in response.headers["x-tidemill-episode"].split(",")]
+    assert [episode.messages[0].text for episode in episodes] == ["the sea", "a hill"]
+    assert [episode.answer for episode in episodes] == [choice["text"] for choice in response.json()["choices"]]
+    assert {episode.api for episode in episodes} == {"completion"}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tool_calls_are_captured_as_the_client_got_them(served: Served, streamed: bool) -> None:
+    tool = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "properties": {}}}}
+    choice = {"type": "function", "function": {"name": "sail"}}
+    response = served.chat(tools=[tool], tool_choice=choice, max_tokens=12, stream=streamed)
+    assert response.status_code == 200, response.text
+    episode = served.episode(response.headers["x-tidemill-episode"])
+    assert episode.tools[0]["function"]["name"] == "sail"
+    assert episode.tool_calls[0]["function"]["name"] == "sail"
+    if not streamed:
+        assert list(episode.tool_calls) == response.json()["choices"][0]["message"]["tool_calls"]
+
+
+def test_a_client_that_leaves_in_the_middle_is_an_outcome(served: Served) -> None:
+    body = {"model": POLICY, "messages": HELLO, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with served.http.stream("POST", "/v1/chat/completions", json=body) as response:
+        for count, _ in enumerate(response.iter_lines()):
+            if count == 8:
+                break
+    episode = served.episode(response.headers["x-tidemill-episode"])
+    assert episode.outcome == "cancelled"
+    assert 0 < len(episode.output_ids) < 900
+
+
+def test_an_unknown_version_is_refused_by_vllm_and_becomes_no_episode(served: Served) -> None:
+    before = served.metric('tidemill_capture_skipped_total{reason="refused"}')
+    response = served.chat(model=f"{POLICY}@999")
+    assert response.status_code == 404
+    assert "x-tidemill-episode" not in response.headers
+    assert served.metric('tidemill_capture_skipped_total{reason="refused"}') == before + 1
+
+
+def test_a_thumb_reaches_the_log_and_a_bad_one_is_told_why(served: Served) -> None:
+    response = served.chat()
+    given = served.http.post("/v1/feedback", json={"episode_id": response.json()["id"], "thumb": "up", "feedback_id": "fb-mine"})
+    assert (given.status_code, given.json()) == (202, {"feedback_id": "fb-mine"})
+    feedback = served.find(FEEDBACK, lambda event: event.feedback_id == "fb-mine")
+    assert isinstance(feedback, Feedback)
+    assert (feedback.episode_id, feedback.kind, feedback.thumb) == (response.headers["x-tidemill-episode"], "thumb", "up")
+    assert served.http.get(f"/v1/episodes/{feedback.episode_id}").json()["answer"] == response.json()["choices"][0]["message"]["content"]
+    bad = served.http.post("/v1/feedback", json={"episode_id": "ep", "thumb": 7})
+    assert bad.status_code == 400
+    assert "'up' or 'down'" in bad.json()["error"]["message"]
+    assert served.http.post("/v1/feedback", content=b"x" * 300_000).status_code == 413
+
+
+class Maker:
+    """Stands for the learner: makes adapters that move the policy, and the events that announce them."""
+
+    def __init__(self, served: Served, folder: Path) -> None:
+        settings = LearnerSettings(dtype="float32", rank=8)
+        self._served, self._folder, self._settings = served, folder, settings
+        self._policy = Policy(served.base, settings)
+        self._prompt = self._policy.tokenizer.apply_chat_template(HELLO, add_generation_prompt=True, return_dict=False)
+
+    def publish(self, version: int, spoil_probes: float = 0.0, size: float = 0.05) -> tuple[AdapterVersion, Artifact]:
+        generator = torch.Generator().manual_seed(version)
+        for name, weight in self._policy.parameters.items():
+            if "lora_B" in name:
+                weight.data = torch.randn(weight.shape, generator=generator) * size
+        folder = self._folder / str(version)
+        self._policy.save_adapter(folder)
+        (folder / "probes.json").write_text(json.dumps({"probes": [self._probe(spoil_probes)]}))
+        artifact = self._served.store.put(folder, f"adapters/{POLICY}/{version}")
+        event = AdapterVersion(
+            policy=POLICY, version=version, artifact=artifact, base_fingerprint=fingerprint(self._served.base), rank=8, targets=self._policy.targets,
+            reward_model_version=1, step=version, created_at=datetime.now(UTC),
+        )  # fmt: skip
+        return event, artifact
+
+    def send(self, event: Event) -> None:
+        producer = Producer(self._served.kafka, Metrics(), "test")
+        producer.publish(ADAPTERS, event)
+        producer.close()
+
+    @torch.no_grad()
+    def _probe(self, spoil: float) -> dict[str, Any]:
+        output = list(range(400, 424))
+        packed = pack([Branches(tuple(self._prompt), (tuple(output),))], 2)
+        adapter = self._policy.stats(packed).logprobs_BT[0]
+        with self._policy.reference():
+            base = self._policy.stats(packed).logprobs_BT[0]
+        return {
+            "prompt_ids": list(self._prompt),
+            "output_ids": output,
+            "adapter_logprobs": (adapter + spoil).tolist(),
+            "base_logprobs": base.tolist(),
+        }
+
+
+@pytest.fixture(scope="module")
+def maker(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    return Maker(served, tmp_path_factory.mktemp("adapters"))
+
+
+class Talkers:
+    """Clients that keep asking while something else happens; no request of theirs may fail."""
+
+    def __init__(self, served: Served, count: int = 3) -> None:
+        self._served, self._over = served, threading.Event()
+        self.statuses: list[int] = []
+        self.adapters: list[str] = []
+        self._threads = [threading.Thread(target=self._talk) for _ in range(count)]
+
+    def _talk(self) -> None:
+        while not self._over.is_set():
+            response = self._served.chat(max_tokens=24)
+            self.statuses.append(response.status_code)
+            self.adapters.append(response.headers.get("x-tidemill-adapter", "none"))
+
+    def __enter__(self) -> "Talkers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_an_adapter_is_taken_while_answers_go_on_and_answers_as_the_learner_says(served: Served, maker: Maker) -> None:
+    event, artifact = maker.publish(1)
+    with Talkers(served) as talkers:
+        maker.send(event)
+        attestation = served.attestation(event.name)
+        time.sleep(1.0)
+    assert (attestation.passed, attestation.reason, attestation.replica) == (True, "attested", "test")
+    assert attestation.learner_gap is not None
+    assert attestation.base_gap is not None
+    assert attestation.learner_gap < 1e-3  # PEFT's logprobs and vLLM's, attention and experts, in float32
+    assert attestation.base_gap > 0.1
+    assert set(talkers.statuses) == {200}
+    assert talkers.adapters[-1] == event.name
+    response = served.chat()
+    assert response.headers["x-tidemill-adapter-sha256"] == artifact.sha256
+    episode = served.episode(response.headers["x-tidemill-episode"])
+    assert (episode.adapter, episode.adapter_sha256) == (event.name, artifact.sha256)
+    assert served.metric(f'tidemill_serving_version{{policy="{POLICY}"}}') == 1
+
+
+def test_in_one_batch_the_base_answers_as_the_base_and_the_adapter_as_itself(served: Served) -> None:
+    fields = {"temperature": 0.0, "logprobs": True, "max_tokens": 12}
+    alone = [served.chat(model=model, **fields).json()["choices"][0]["message"]["content"] for model in ("base", POLICY)]
+    together: dict[str, str] = {}
+
+    def ask(model: str) -> None:
+        together[model] = served.chat(model=model, **fields).json()["choices"][0]["message"]["content"]
+
+    threads = [threading.Thread(target=ask, args=(model,)) for model in ("base", POLICY)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert alone[0] != alone[1]
+    assert [together["base"], together[POLICY]] == alone
+
+
+def test_a_corrupted_artifact_is_refused_and_the_old_adapter_goes_on(served: Served, maker: Maker) -> None:
+    event, artifact = maker.publish(2)
+    weights = served.base.parent.parent / "artifacts" / artifact.path / "adapter_model.safetensors"
+    broken = bytearray(weights.read_bytes())
+    broken[-10] ^= 1
+    weights.write_bytes(broken)
+    maker.send(event)
+    attestation = served.attestation(event.name)
+    assert not attestation.passed
+    assert "truncated or altered" in attestation.reason
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@1"
+
+
+def test_an_adapter_that_does_not_answer_as_its_probes_say_is_refused(served: Served, maker: Maker) -> None:
+    event, _ = maker.publish(3, spoil_probes=0.5)
+    maker.send(event)
+    attestation = served.attestation(event.name)
+    assert not attestation.passed
+    assert "nats from the learner" in attestation.reason
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@1"
+    assert served.chat(model=event.name).status_code == 404
+
+
+def test_of_several_that_wait_the_newest_is_taken_and_old_ones_leave(served: Served, maker: Maker) -> None:
+    with Talkers(served) as talkers:
+        for version in (4, 5, 6):
+            event, _ = maker.publish(version)
+            maker.send(event)
+            assert served.attestation(event.name).passed
+    assert set(talkers.statuses) == {200}
+    deadline = time.monotonic() + 10
+    while served.chat(model=f"{POLICY}@1").status_code != 404:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert served.chat(model=f"{POLICY}@5").status_code == 200  # the one before
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@6"
+
+
+def test_a_stop_lets_an_answer_finish_and_leaves_nothing_behind(served: Served) -> None:
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    assert children
+    answered: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answered.append(served.chat(max_tokens=60)))
+    thread.start()
+    time.sleep(0.3)
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(90) == 0, served.log.read_text()[-3000:]
+    thread.join()
+    assert answered[0].status_code == 200
+    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert served.episode(answered[0].headers["x-tidemill-episode"]).outcome in ("truncated", "completed")
