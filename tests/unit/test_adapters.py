@@ -1,0 +1,179 @@
+"""The follower keeps a replica on the newest adapter that proves itself, whatever comes on the topic."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actor.adapters import Follower
+from actor.attestation import Probe
+from actor.settings import ActorSettings
+from streams.artifacts import ArtifactStore, fingerprint
+from streams.errors import AttestationFailed, BadArtifact
+from streams.events import AdapterVersion, Artifact, Attestation, Event
+from streams.kafka import KafkaSettings
+from streams.site import Site
+from streams.topics import Topic
+
+PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
+CONFIG = {"r": 8, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+
+
+class Engine:
+    """Serves what it is told to; may refuse, hang, or answer as something else."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.live: list[str] = []
+        self.dropped: list[str] = []
+        self.answers: dict[str, list[float]] = {}
+        self.refuses: set[str] = set()
+        self.hangs: set[str] = set()
+
+    def load(self, name: str, folder: Path) -> None:
+        if name in self.refuses:
+            raise BadArtifact("vLLM cannot load it")
+        self.loaded.append(name)
+
+    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+        if name in self.hangs:
+            raise AttestationFailed("no answer")
+        return [self.answers.get(name, [-1.0, -2.0])]
+
+    def go_live(self, name: str, sha256: str) -> None:
+        self.live.append(name)
+
+    def drop(self, name: str) -> None:
+        self.dropped.append(name)
+
+    def sweep(self) -> list[str]:
+        return []
+
+
+class Spool:
+    def __init__(self) -> None:
+        self.events: list[Attestation] = []
+
+    def put(self, topic: Topic[Any], event: Event) -> bool:
+        assert isinstance(event, Attestation)
+        self.events.append(event)
+        return True
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.engine, self.spool = folder, Engine(), Spool()
+        base = folder / "base"
+        base.mkdir()
+        (base / "config.json").write_text("{}")
+        self.fingerprint = fingerprint(base)
+        self.store = ArtifactStore(str(folder / "store"))
+        self.site = Site(KafkaSettings(), self.store, "default", base, folder / "state")
+        self.follower = Follower(ActorSettings(), self.site, self.engine, self.spool, "r")  # type: ignore[arg-type]
+
+    def publish(self, version: int, config: dict[str, Any] = CONFIG, **changes: Any) -> AdapterVersion:
+        source = self.folder / f"made-{version}"
+        source.mkdir()
+        (source / "adapter_config.json").write_text(json.dumps(config))
+        (source / "adapter_model.safetensors").write_bytes(b"weights")
+        (source / "probes.json").write_text(json.dumps({"probes": [PROBE]}))
+        fields = {"policy": "default", "version": version, "artifact": self.store.put(source, f"adapters/{version}"), "rank": 8, "step": 1,
+                  "base_fingerprint": self.fingerprint, "targets": ("q_proj",), "reward_model_version": 1,
+                  "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
+        adapter = AdapterVersion(**(fields | changes))
+        self.follower._note(adapter.encode())
+        return adapter
+
+    def turn(self) -> None:
+        self.follower._take_newest()
+
+    @property
+    def verdicts(self) -> dict[str, bool]:
+        return {event.adapter: event.passed for event in self.spool.events}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_the_newest_of_several_is_taken_and_the_rest_are_never_loaded(world: World) -> None:
+    for version in (1, 3, 2):
+        world.publish(version)
+    world.turn()
+    assert world.engine.loaded == world.engine.live == ["default@3"]
+    assert world.verdicts == {"default@3": True}
+    assert world.site.metrics.value("tidemill_serving_version", policy="default") == 3
+
+
+def test_an_older_version_that_comes_late_changes_nothing(world: World) -> None:
+    world.publish(3)
+    world.turn()
+    world.publish(2)
+    world.turn()
+    assert world.engine.live == ["default@3"]
+
+
+def test_after_a_restart_a_bad_newest_version_leaves_the_good_one_before_it_serving(world: World) -> None:
+    world.publish(1)
+    world.publish(2)
+    world.engine.answers["default@2"] = [-2.0, -1.0]  # the base in its place
+    world.turn()
+    assert world.engine.live == ["default@1"]
+    assert world.engine.dropped == ["default@2"]
+    assert world.verdicts == {"default@2": False, "default@1": True}
+
+
+Spoil = Callable[[World], AdapterVersion]
+
+
+def _altered(world: World) -> AdapterVersion:
+    adapter = world.publish(1)
+    (world.folder / "store" / adapter.artifact.path / "adapter_model.safetensors").write_bytes(b"weightz")
+    return adapter
+
+
+def _refused(world: World) -> AdapterVersion:
+    world.engine.refuses.add("default@1")
+    return world.publish(1)
+
+
+def _silent(world: World) -> AdapterVersion:
+    world.engine.hangs.add("default@1")
+    return world.publish(1)
+
+
+BAD: dict[str, tuple[Spoil, str]] = {
+    "altered bytes": (_altered, "truncated or altered"),
+    "a missing artifact": (lambda world: world.publish(1, artifact=Artifact(path="gone", sha256="0" * 64, size_bytes=1)), "no manifest"),
+    "another base": (lambda world: world.publish(1, base_fingerprint="0" * 64), "trained on base"),
+    "a rank beyond the limit": (lambda world: world.publish(1, config=CONFIG | {"r": 512}, rank=512), "max_rank"),
+    "a rank that is not its event's": (lambda world: world.publish(1, rank=4), "its event says 4"),
+    "a target that is not served": (lambda world: world.publish(1, config=CONFIG | {"target_modules": ["lm_head"]}), "lm_head"),
+    "an engine that refuses it": (_refused, "cannot load"),
+    "an engine that does not answer": (_silent, "no answer"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD.values(), ids=BAD.keys())
+def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world: World, spoil: Spoil, told: str) -> None:
+    adapter = spoil(world)
+    world.turn()
+    assert world.engine.live == []
+    (event,) = world.spool.events
+    assert (event.adapter, event.passed) == (adapter.name, False)
+    assert told in event.reason
+    refused = sum(world.site.metrics.value("tidemill_adapters_refused_total", reason=word) for word in ("bad_artifact", "not_attested"))
+    assert refused == 1
+
+
+def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: World) -> None:
+    world.publish(1, policy="other")
+    world.follower._note(b"{")
+    world.follower._note(None)
+    world.turn()
+    assert world.engine.loaded == []
+    assert world.site.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1
