@@ -10,8 +10,10 @@ vLLM calls ``register`` in each of its processes (entry point group ``vllm.gener
 The last two give way to products grouped by adapter (actor/lora_products.py).
 """
 
+import os
 from typing import Any
 
+from actor.forking import PARENT, die_with_parent
 from actor.lora_products import ExpertLora, Groups, add_linear_lora, experts, group_rows
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
@@ -22,6 +24,8 @@ def register() -> None:
     """Mend this process's vLLM. Imports it; safe to call twice."""
     from vllm.platforms import current_platform
 
+    if os.environ.get(PARENT) == str(os.getppid()):
+        die_with_parent()
     _name_experts_as_peft_does()
     if not current_platform.is_cpu():
         return

@@ -1,11 +1,9 @@
 """The actor: vLLM's OpenAI server in this process, with capture, feedback and the adapter follower inside it."""
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,12 +11,12 @@ from typing import Any
 
 import structlog
 
+from actor.forking import PARENT, die_with_parent, fork_is_safe
 from actor.routing import BASE
 from actor.settings import ActorSettings
 from streams.errors import ConfigError
 from streams.site import Site
 
-PR_SET_PDEATHSIG = 1
 log = structlog.get_logger()
 
 
@@ -28,7 +26,7 @@ def run(settings: ActorSettings, site: Site) -> None:
     Raises ConfigError when the port is taken or the base does not fit the settings, Unavailable when the engine dies.
     """
     check_port(settings.host, settings.port)
-    os.environ.update(environment(settings))
+    os.environ.update(environment(settings) | {PARENT: str(os.getpid())})
     try:
         with _stops_while_starting(site):
             engine, args = _start_engine(settings, site)
@@ -117,16 +115,10 @@ def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
         # With LoRA on, a CPU's model is never compiled; what is left are helpers of logprobs, half a minute for the first answer.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
         torch._dynamo.config.disable = True
-        if settings.fork_engine:
+        if settings.fork_engine and fork_is_safe():
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration set it to spawn
-    os.register_at_fork(after_in_child=_die_with_parent)
+    os.register_at_fork(after_in_child=die_with_parent)
     return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
-
-
-def _die_with_parent() -> None:
-    """Have the kernel end this process when the one that made it is gone, however it went: no engine is left holding memory."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class _Stopped(BaseException):

@@ -98,7 +98,15 @@ def served(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFacto
         "policy": POLICY,
         "base": str(base),
         "state": str(folder / "state"),
-        "actor": {"port": port, "dtype": "float32", "max_rank": 8, "replica": "test", "max_model_tokens": 1024, "drain_s": 60, "tool_call_parser": "hermes"},
+        "actor": {
+            "port": port,
+            "dtype": "float32",
+            "max_rank": 8,
+            "replica": "test",
+            "max_model_tokens": 1024,
+            "drain_s": 60,
+            "tool_call_parser": "hermes",
+        },
     }
     log = folder / "actor.log"
     with log.open("wb") as stream:
@@ -178,14 +186,16 @@ def test_completions_of_several_prompts_keep_each_its_own(served: Served) -> Non
 @pytest.mark.parametrize("streamed", [False, True])
 def test_tool_calls_are_captured_as_the_client_got_them(served: Served, streamed: bool) -> None:
     tool = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "properties": {}}}}
-    choice = {"type": "function", "function": {"name": "sail"}}
-    response = served.chat(tools=[tool], tool_choice=choice, max_tokens=12, stream=streamed)
+    forced = {"regex": r'<tool_call>\{"name": "sail", "arguments": \{"to": "[a-z]{1,3}"\}\}</tool_call>'}  # a random model never calls by itself
+    response = served.chat(tools=[tool], structured_outputs=forced, max_tokens=60, ignore_eos=False, stream=streamed)
     assert response.status_code == 200, response.text
     episode = served.episode(response.headers["x-tidemill-episode"])
-    assert episode.tools[0]["function"]["name"] == "sail"
-    assert episode.tool_calls[0]["function"]["name"] == "sail"
+    assert episode.tools == (tool,)
+    (call,) = episode.tool_calls
+    assert call["function"]["name"] == "sail"
+    assert set(json.loads(call["function"]["arguments"])) == {"to"}
     if not streamed:
-        assert list(episode.tool_calls) == response.json()["choices"][0]["message"]["tool_calls"]
+        assert [call] == response.json()["choices"][0]["message"]["tool_calls"]
 
 
 def test_a_client_that_leaves_in_the_middle_is_an_outcome(served: Served) -> None:
@@ -285,6 +295,13 @@ class Talkers:
             self.statuses.append(response.status_code)
             self.adapters.append(response.headers.get("x-tidemill-adapter", "none"))
 
+    def wait_for(self, adapter: str, timeout_s: float = 30) -> None:
+        """Until somebody was answered by that adapter."""
+        deadline = time.monotonic() + timeout_s
+        while adapter not in self.adapters:
+            assert time.monotonic() < deadline, f"{adapter} never answered"
+            time.sleep(0.1)
+
     def __enter__(self) -> "Talkers":
         for thread in self._threads:
             thread.start()
@@ -301,14 +318,13 @@ def test_an_adapter_is_taken_while_answers_go_on_and_answers_as_the_learner_says
     with Talkers(served) as talkers:
         maker.send(event)
         attestation = served.attestation(event.name)
-        time.sleep(1.0)
+        talkers.wait_for(event.name)
     assert (attestation.passed, attestation.reason, attestation.replica) == (True, "attested", "test")
     assert attestation.learner_gap is not None
     assert attestation.base_gap is not None
     assert attestation.learner_gap < 1e-3  # PEFT's logprobs and vLLM's, attention and experts, in float32
     assert attestation.base_gap > 0.1
     assert set(talkers.statuses) == {200}
-    assert talkers.adapters[-1] == event.name
     response = served.chat()
     assert response.headers["x-tidemill-adapter-sha256"] == artifact.sha256
     episode = served.episode(response.headers["x-tidemill-episode"])
