@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -244,6 +245,7 @@ def _log_json() -> None:
 
 def _quiet() -> None:
     """Commands that show progress keep the clients' own chatter out of it."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.ERROR)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
