@@ -16,7 +16,8 @@ from reward.model import CLIP, RewardModel, fold_of
 
 BIAS_L2 = 1e-2
 NEWTON_STEPS, CG_STEPS = 8, 24
-TEMPERATURES = (0.05, 20.0)
+PRIOR_LABELS = 4.0
+SLOPES = (0.1, 10.0)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
     solved_HD, bias_H = solve(design_MD, bias_M, targets_M, weights_M[:, None] * torch.cat([bootstrap_MK, kept_MF], 1), recipe.l2)
     k = recipe.heads
     unseen_N = (thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_M[: len(thumbs_ND), None]).squeeze(1)
+    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double())
     return RewardModel(
         features=recipe.features,
-        temperature=temperature(unseen_N, rows.verdicts_N.double(), rows.weights_N.double()),
+        temperature=temperature,
+        offset=offset,
         lower_bound_stds=recipe.lower_bound_stds,
         centre_D=centre_D,
         spread_D=spread_D,
@@ -147,19 +150,18 @@ def bootstrap(episode_id: str, heads: int) -> Tensor:
     return -torch.log1p(-uniform.clamp(max=1 - 2**-53))
 
 
-def temperature(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> float:
-    """What to divide unseen logits by so that their log loss is least (Guo et al. 2017): golden section in the logarithm, float64."""
-    low, high = (float(torch.log(torch.tensor(t, dtype=torch.float64))) for t in TEMPERATURES)
+def platt(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> tuple[float, float]:
+    """(temperature, offset): unseen logits divided by the one and moved by the other have the least log loss (Platt 1999), float64.
 
-    def loss(log_t: float) -> float:
-        z = logits_N / float(torch.exp(torch.tensor(log_t, dtype=torch.float64)))
-        return float((weights_N * (torch.nn.functional.softplus(z) - verdicts_N * z)).sum())
-
-    ratio = (5**0.5 - 1) / 2
-    for _ in range(40):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if loss(left) <= loss(right):
-            high = right
-        else:
-            low = left
-    return float(torch.exp(torch.tensor((low + high) / 2, dtype=torch.float64)))
+    Both are held near (1, 0) as by ``PRIOR_LABELS`` labels: a few labels of chance must not silence the model, nor make it shout.
+    """
+    at = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    prior, strength = at.clone(), torch.tensor([PRIOR_LABELS, PRIOR_LABELS / 4], dtype=torch.float64)
+    x_N2 = torch.stack([logits_N, torch.ones_like(logits_N)], 1)
+    for _ in range(NEWTON_STEPS * 2):
+        p_N = torch.sigmoid(x_N2 @ at)
+        gradient = x_N2.T @ (weights_N * (p_N - verdicts_N)) + strength * (at - prior)
+        curvature = (x_N2 * (weights_N * (p_N * (1 - p_N)).clamp(min=0.05))[:, None]).T @ x_N2 + torch.diag(strength)
+        at = at - torch.linalg.solve(curvature, gradient)
+    slope = float(at[0].clamp(*SLOPES))
+    return 1 / slope, float(at[1])

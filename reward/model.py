@@ -1,4 +1,4 @@
-"""The reward model: standardisation, an ensemble of linear heads, a temperature. Score and uncertainty.
+"""The reward model: standardisation, an ensemble of linear heads, a temperature and an offset. Score and uncertainty.
 
 Shapes: ``N`` pairs, ``D`` features, ``K`` bootstrap heads, ``F`` fold heads. Fold head ``f`` has never seen a label of fold ``f``
 (``fold_of`` names an episode's fold for ever), in this version or any other: whatever is said of how a version does on unseen
@@ -7,7 +7,8 @@ labels comes from these.
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class RewardModel:
     """Fingerprint of the features it was fitted on; others it must not score."""
     temperature: float
     """Logits are divided by it: fitted so that unseen labels agree with the probabilities."""
+    offset: float
+    """Then this is added: what calibration, not the ranking, asks for."""
     lower_bound_stds: float
     centre_D: Tensor
     spread_D: Tensor
@@ -56,22 +59,18 @@ class RewardModel:
     def score(self, features_ND: Tensor) -> Scores:
         """Score pairs by their features, float32 ``[N, D]``."""
         logits_NK = self.standardise(features_ND) @ self.heads_KD.T + self.head_bias_K
-        chances_NK = torch.sigmoid(logits_NK / self.temperature)
+        chances_NK = torch.sigmoid(logits_NK / self.temperature + self.offset)
         mean_N, std_N = chances_NK.mean(1), chances_NK.std(1)
         return Scores(mean_N, std_N, (mean_N - self.lower_bound_stds * std_N).clamp(0, 1))
 
     def unseen(self, features_ND: Tensor, folds_N: Tensor) -> Tensor:
         """Probability ``[N]`` by the head that has never seen a label of the pair's fold (int64 ``[N]``)."""
         logits_NF = self.standardise(features_ND) @ self.folds_FD.T + self.fold_bias_F
-        return torch.sigmoid(logits_NF.gather(1, folds_N[:, None]).squeeze(1) / self.temperature)
+        return torch.sigmoid(logits_NF.gather(1, folds_N[:, None]).squeeze(1) / self.temperature + self.offset)
 
     def standardise(self, features_ND: Tensor) -> Tensor:
         """Features as the heads see them: centred, scaled, clipped, each block at its own gain."""
         return ((features_ND - self.centre_D) / self.spread_D).clamp(-CLIP, CLIP) * self.gain_D
-
-    def with_temperature(self, temperature: float) -> "RewardModel":
-        """The same heads, speaking more or less surely."""
-        return replace(self, temperature=temperature)
 
     def checksum(self) -> str:
         """Hex SHA-256 over all that decides a score."""
@@ -98,7 +97,7 @@ class RewardModel:
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise BadArtifact(f"{folder / ABOUT}: this reads format {FORMAT} only")
         try:
-            model = cls(str(about["features"]), float(about["temperature"]), float(about["lower_bound_stds"]), **tensors)
+            model = cls(str(about["features"]), float(about["temperature"]), float(about["offset"]), float(about["lower_bound_stds"]), **tensors)
         except (KeyError, TypeError, ValueError) as error:
             raise BadArtifact(f"{folder} is incomplete: {error}") from None
         model._check(folder)
@@ -109,6 +108,7 @@ class RewardModel:
             "format": FORMAT,
             "features": self.features,
             "temperature": self.temperature,
+            "offset": self.offset,
             "lower_bound_stds": self.lower_bound_stds,
             "dimensions": int(self.heads_KD.shape[1]),
             "heads": int(self.heads_KD.shape[0]),
@@ -122,8 +122,8 @@ class RewardModel:
             tensor = getattr(self, name)
             if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()):
                 raise BadArtifact(f"{folder}: {name} must be finite float32 of shape {shape}, is {tensor.dtype} {tuple(tensor.shape)}")
-        if not 0 < self.temperature < float("inf") or not bool((self.spread_D > 0).all()):
-            raise BadArtifact(f"{folder}: temperature and spread must be positive")
+        if not 0 < self.temperature < float("inf") or not math.isfinite(self.offset) or not bool((self.spread_D > 0).all()):
+            raise BadArtifact(f"{folder}: temperature and spread must be positive, and the offset finite")
 
 
 def fold_of(episode_id: str, folds: int) -> int:

@@ -6,21 +6,20 @@ partitions. Another backbone means another application id, hence another table a
 """
 
 import asyncio
-import ssl
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import faust
 import structlog
 
+from reward.faust_options import faust_options, tls_context
 from reward.features import Featurizer
 from reward.refit import Refitter
 from reward.settings import RewardSettings
 from reward.versions import Versions
 from streams.dead_letters import DeadLetters
-from streams.errors import ConfigError, InvalidEvent
+from streams.errors import InvalidEvent
 from streams.events import Label
 from streams.kafka import KafkaSettings, Producer, Record
 from streams.site import Site
@@ -77,7 +76,8 @@ def run(settings: RewardSettings, site: Site) -> None:
 
 def build(settings: RewardSettings, site: Site, refitter: Refitter, versions: Versions, dead: DeadLetters, producer: Producer, work: Work) -> Any:
     """The app: one agent on the labels, one table. Called inside the event loop that serves it."""
-    app = faust.App(f"tidemill-reward-{site.policy}-{versions.features[:12]}", **_options(settings, site.kafka, site.state))
+    options = faust_options(settings, site.kafka, site.state)
+    app = faust.App(f"tidemill-reward-{site.policy}-{versions.features[:12]}", broker_credentials=_credentials(site.kafka), **options)
     partitions, copies = site.kafka.partitions, site.kafka.replication
     table = AcknowledgedTable(app, name="buffer", partitions=partitions, use_partitioner=True, schema=faust.Schema(**RAW))
     table.changelog_topic.replicas = copies
@@ -139,45 +139,9 @@ async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
         raise app.crash_reason
 
 
-def _options(settings: RewardSettings, kafka: KafkaSettings, state: Path) -> dict[str, Any]:
-    """Everything that Faust would otherwise choose for itself (its session timeout is 60 s, its store a guess)."""
-    return {
-        "broker": [f"kafka://{server}" for server in kafka.servers],
-        "broker_credentials": _credentials(kafka),
-        "broker_session_timeout": kafka.session_timeout_s,
-        "broker_heartbeat_interval": kafka.session_timeout_s / 4,
-        "broker_request_timeout": max(kafka.request_timeout_s, kafka.session_timeout_s + 5),
-        "consumer_auto_offset_reset": "earliest",
-        "consumer_max_fetch_size": kafka.max_message_bytes * 2,
-        "producer_acks": -1,
-        "producer_max_request_size": kafka.max_message_bytes,
-        "processing_guarantee": "at_least_once",
-        "topic_partitions": kafka.partitions,
-        "topic_replication_factor": kafka.replication,
-        "topic_disable_leader": True,
-        "reply_create_topic": False,
-        "stream_wait_empty": False,
-        "store": "memory://",
-        "datadir": str(state / "faust"),
-        "web_enabled": settings.web_port > 0,
-        "web_host": "127.0.0.1",
-        "web_bind": "127.0.0.1",
-        "web_port": settings.web_port or 6066,
-    }
-
-
 def _credentials(kafka: KafkaSettings) -> Any:
-    if kafka.security_protocol == "PLAINTEXT":
-        return None
-    context = None
-    if kafka.security_protocol.endswith("SSL"):
-        try:
-            context = ssl.create_default_context(cafile=kafka.ssl_cafile)
-            if kafka.ssl_certfile:
-                context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile)
-        except OSError as error:
-            raise ConfigError(f"kafka.ssl_cafile, ssl_certfile or ssl_keyfile cannot be read: {error}") from None
+    """What Faust logs in with: none, a TLS context, or SASL over either."""
     if not kafka.security_protocol.startswith("SASL"):
-        return context
+        return tls_context(kafka)
     password = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
-    return faust.SASLCredentials(username=kafka.sasl_username, password=password, ssl_context=context, mechanism=kafka.sasl_mechanism)
+    return faust.SASLCredentials(username=kafka.sasl_username, password=password, ssl_context=tls_context(kafka), mechanism=kafka.sasl_mechanism)
