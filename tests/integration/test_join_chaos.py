@@ -1,0 +1,127 @@
+"""The join under load and kill -9: the labels are those of an undisturbed run, and the books balance."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.broker import Broker, BrokerSettings, free_port
+from streams.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
+from streams.join import FeedbackJoin, InMemory, JoinSettings
+from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
+from streams.ledger import read_ledger
+from streams.metrics import Metrics
+from streams.topics import EPISODES, FEEDBACK, LABELS
+
+T0 = datetime.now(UTC)
+CHILD = """
+import sys, threading
+from pathlib import Path
+from streams import joiner
+from streams.artifacts import ArtifactStore
+from streams.join import JoinSettings
+from streams.kafka import KafkaSettings
+from streams.site import Site
+kafka = KafkaSettings(bootstrap_servers=sys.argv[1], session_timeout_s=6, request_timeout_s=10, delivery_timeout_s=20)
+state = Path(sys.argv[2])
+joiner.run(JoinSettings(batch_records=100), Site(kafka, ArtifactStore(sys.argv[2]), "default", state, state))
+"""
+
+
+def history(chance: random.Random, episodes: int) -> list[Episode | Feedback]:
+    """Thumbs that come early, twice, are changed and taken back."""
+    events: list[Episode | Feedback] = []
+    for number in range(episodes):
+        name, at = f"ep-{number}", T0 + timedelta(seconds=number)
+        outcome = chance.choice([Outcome.COMPLETED] * 9 + [Outcome.FAILED])
+        message = Message(role="user", content="x" * chance.randint(1, 300))
+        near: list[Episode | Feedback] = [Episode(episode_id=name, messages=(message,), answer="y", outcome=outcome, started_at=at, ended_at=at)]
+        for given in range(chance.randint(0, 4)):
+            kind = chance.choice([FeedbackKind.THUMB, FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.RETRACTION])
+            carries: dict[str, object] = {
+                FeedbackKind.THUMB: {"thumb": chance.choice(["up", "down"])},
+                FeedbackKind.RATING: {"rating": chance.randint(1, 5)},
+                FeedbackKind.RETRACTION: {"retracts": f"fb-{number}-{chance.randint(0, 3)}"},
+            }[kind]
+            user_id, moment = chance.choice(["ann", "bob"]), at + timedelta(seconds=chance.randint(0, 9))
+            near.append(
+                Feedback.model_validate(
+                    {"feedback_id": f"fb-{number}-{given}", "episode_id": name, "user_id": user_id, "kind": kind, "at": moment, **carries}
+                )
+            )
+        events += near + chance.sample(near, chance.randint(0, 1))
+    swapped = sorted(range(len(events)), key=lambda i: i + chance.uniform(0, 60))
+    return [events[i] for i in swapped]
+
+
+def undisturbed(events: Sequence[Episode | Feedback]) -> dict[str, Label]:
+    join, labels = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None), {}
+    for event in events:
+        label = join.on_episode(event, T0) if isinstance(event, Episode) else join.on_feedback(event, T0)
+        if label is not None:
+            labels[label.episode_id] = label
+    return labels
+
+
+def newest(settings: KafkaSettings) -> dict[str, Label]:
+    return {label.episode_id: label for r in read_to_end(settings, LABELS, "test", Metrics()) for label in [LABELS.decode(r.value)]}
+
+
+@pytest.fixture
+def mortal_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker on a port of its own, so that it comes back where its clients look for it."""
+    with Broker(BrokerSettings(port=free_port()), tmp_path / "broker") as broker:
+        yield broker
+
+
+def test_labels_survive_kills_of_the_join_and_of_the_broker(mortal_broker: Broker, tmp_path: Path) -> None:
+    """Two joins, one of them on another machine's disk, killed in turn and together; the broker once."""
+    settings = KafkaSettings(bootstrap_servers=mortal_broker.bootstrap_servers, delivery_timeout_s=60)
+    create_topics(settings)
+    chance = random.Random(11)
+    events = history(chance, 1500)
+    expected = undisturbed(events)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(place: str) -> None:
+        (tmp_path / place).mkdir(exist_ok=True)
+        children[place] = subprocess.Popen([sys.executable, "-c", CHILD, mortal_broker.bootstrap_servers, str(tmp_path / place)])
+
+    def kill(place: str) -> None:
+        children[place].kill()
+        children[place].wait()
+
+    producer, kills = Producer(settings, Metrics(), "load"), 0
+    try:
+        start("here")
+        start("there")
+        for first in range(0, len(events), 60):
+            for event in events[first : first + 60]:
+                producer.send(EPISODES if isinstance(event, Episode) else FEEDBACK, event)
+            time.sleep(0.4)
+            if first == 1200:
+                mortal_broker.kill()
+                mortal_broker.start()
+            if chance.random() < 0.25:
+                for place in chance.choice([["here"], ["there"], ["here", "there"]]):
+                    kill(place)
+                    start(place)
+                    kills += 1
+        producer.flush()
+        until = time.monotonic() + 120
+        while (books := read_ledger(settings)).rows[0].pending or books.rows[1].pending or newest(settings) != expected:
+            assert time.monotonic() < until, f"{books}\nafter {kills} kills"
+            assert books.balanced, books
+            time.sleep(1)
+    finally:
+        for place in children:
+            kill(place)
+        producer.close()
+    assert kills >= 5
+    assert books.balanced
+    assert books.rows[1].joined == sum(len(label.feedback_ids) for label in expected.values())
