@@ -82,7 +82,7 @@ def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
     from infra.roles import run_role
 
     _log_json()
-    run_role(role, load(config, overrides), stop_on_signal())
+    run_role(role, load(config, overrides), stop_on_signal)
 
 
 @main.command()

@@ -58,24 +58,24 @@ class Processes:
         """How often each part was started again, of those that were."""
         return {part.name: part.restarts for part in self._parts.values() if part.restarts}
 
-    def stop(self, name: str, timeout_s: float = 30.0) -> None:
-        """SIGTERM and wait; SIGKILL to it and all its children after ``timeout_s``."""
-        part = self._parts.pop(name, None)
-        if part is None or part.process is None:
-            return
-        family = _family(part.process.pid)
-        part.process.terminate()
-        try:
-            part.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            part.process.kill()
-            part.process.wait()
-        _end(family)
+    def stop(self, *names: str, timeout_s: float = 30.0) -> None:
+        """SIGTERM to these parts at once, and wait; SIGKILL to one and all its children after ``timeout_s``."""
+        parts = [self._parts.pop(name) for name in names if name in self._parts]
+        running = [(part.process, _family(part.process.pid)) for part in parts if part.process is not None]
+        for process, _ in running:
+            process.terminate()
+        deadline_s = time.monotonic() + timeout_s
+        for process, family in running:
+            try:
+                process.wait(max(0.1, deadline_s - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            _end(family)
 
     def stop_all(self, timeout_s: float = 30.0) -> None:
-        """Every part, the last started first."""
-        for name in reversed(list(self._parts)):
-            self.stop(name, timeout_s)
+        """Every part."""
+        self.stop(*self._parts, timeout_s=timeout_s)
 
     def memory_mib(self) -> float:
         """Memory of the parts and all their children now: proportional set size where the kernel tells, in MiB."""

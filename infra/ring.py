@@ -49,8 +49,8 @@ class Ring:
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
-        for name in ("learner", "actor", "reward", "streams"):
-            self.processes.stop(name)
+        for together in (("learner", "actor"), ("reward",), ("streams",)):
+            self.processes.stop(*together)
         if self._broker is not None:
             self._broker.stop()
             self._broker = None

@@ -16,8 +16,10 @@ log = structlog.get_logger()
 PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "actor": 3}
 
 
-def run_role(role: str, settings: Settings, stopping: threading.Event) -> None:
-    """Run one part until ``stopping`` is set."""
+def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event]) -> None:
+    """Run one part until the event of ``listen`` is set. It is called once all is imported: a stop before that needs no good order."""
+    work = _work(role, settings)
+    stopping = listen()
     site = make_site(role, settings, stopping)
     while not ready(settings.kafka):
         log.warning("kafka is away", servers=settings.kafka.bootstrap_servers)
@@ -27,7 +29,7 @@ def run_role(role: str, settings: Settings, stopping: threading.Event) -> None:
         port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
         log.info("metrics", role=role, port=site.metrics.serve(port))
     log.info("starting", role=role)
-    _work(role, settings)(site)
+    work(site)
     log.info("stopped", role=role)
 
 
@@ -67,7 +69,13 @@ def base_folder(policy: PolicySettings) -> Path:
 def _work(role: str, settings: Settings) -> Callable[[Site], None]:
     # Each part is imported where it is run: the streams need no torch, the learner no vLLM server.
     if role == "streams":
-        return lambda site: _run_streams(settings, site)
+        from streams import joiner, lake
+
+        def join_and_lake(site: Site) -> None:
+            in_lake = settings.lake.model_copy(update={"uri": lake_uri(settings)})
+            side_by_side(site, lambda: joiner.run(settings.join, site), lambda: lake.run(in_lake, site))
+
+        return join_and_lake
     if role == "reward":
         from reward import updater
 
@@ -81,23 +89,22 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
     return lambda site: server.run(settings.actor, site)
 
 
-def _run_streams(settings: Settings, site: Site) -> None:
-    """Join and lake side by side; when one of them fails, both stop and the process ends with that error."""
-    from streams import joiner, lake
-
+def side_by_side(site: Site, first: Callable[[], None], second: Callable[[], None]) -> None:
+    """Two loops in one process; when one of them fails, both stop and the process ends with that error."""
     failures: list[BaseException] = []
 
-    def lake_until_stopped() -> None:
+    def second_until_stopped() -> None:
         try:
-            lake.run(settings.lake.model_copy(update={"uri": lake_uri(settings)}), site)
+            second()
         except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
             failures.append(error)
+        finally:
             site.stopping.set()
 
-    thread = threading.Thread(target=lake_until_stopped, name="lake")
+    thread = threading.Thread(target=second_until_stopped, name="lake")
     thread.start()
     try:
-        joiner.run(settings.join, site)
+        first()
     finally:
         site.stopping.set()
         thread.join()
