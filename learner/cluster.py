@@ -21,6 +21,7 @@ from streams.errors import ConfigError, Unavailable
 
 log = structlog.get_logger()
 POLL_S = 0.5
+RAY_STARTS = 4
 
 
 class Stopped(Exception):
@@ -79,9 +80,17 @@ def _init(settings: LearnerSettings) -> None:
     }
     if settings.ray_num_gpus == 0:
         here["num_gpus"] = 0
-    try:
-        ray.init(address=settings.ray_address, configure_logging=False, log_to_driver=True, **({} if settings.ray_address else here))
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"learner.ray_address = {settings.ray_address!r}: Ray does not start: {error}") from None
+    place: dict[str, Any] = {"address": settings.ray_address} if settings.ray_address else {"address": "local", **here}
+    for start in range(1, RAY_STARTS + 1):
+        try:
+            ray.init(configure_logging=False, log_to_driver=True, **place)
+            break
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(f"learner.ray_address = {settings.ray_address!r}: Ray does not start: {error}") from None
+        except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception when its node takes more than 30 s, as on a busy machine
+            ray.shutdown()
+            if start == RAY_STARTS:
+                raise Unavailable(f"Ray did not come up in {RAY_STARTS} tries: {error}") from None
+            log.warning("ray_slow_to_start", start=start, error=str(error))
     if in_main_thread:
         signal.signal(signal.SIGTERM, before)

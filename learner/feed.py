@@ -1,6 +1,7 @@
 """What the learner follows on the log: recent prompts, and the newest reward model, fetched and verified."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import structlog
 
 from learner.prompts import PromptPool
 from learner.settings import LearnerSettings
+from reward.model import RewardModel
 from streams.dead_letters import DeadLetters
 from streams.errors import BadArtifact, InvalidEvent
 from streams.events import RewardModelVersion
@@ -86,10 +88,14 @@ class Feed:
         return self._reward
 
     def _take_reward_model(self, record: Record, event: RewardModelVersion) -> None:
+        name = f"{event.version}-{event.artifact.sha256[:12]}"
         try:
-            folder = self._site.artifacts.fetch(event.artifact, self._site.state / "reward-models" / f"{event.version}-{event.artifact.sha256[:12]}")
+            folder = self._site.artifacts.fetch(event.artifact, self._site.state / "reward-models" / name)
+            RewardModel.load(folder)  # one that cannot be read is refused here, not in the middle of a step
         except BadArtifact as error:
             self._dead_letters.set_aside(record, InvalidEvent("bad_artifact", str(error)))
             return
+        if self._reward is not None and self._reward[1] != folder:
+            shutil.rmtree(self._reward[1], ignore_errors=True)
         self._reward = (event, folder)
         log.info("reward_model_taken", version=event.version, labels=event.labels)

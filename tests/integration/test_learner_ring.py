@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -17,6 +16,7 @@ import torch
 from learner import worker
 from learner.settings import LearnerSettings
 from reward.features import Featurizer
+from reward.model import RewardModel
 from reward.settings import RewardSettings
 from streams.artifacts import ArtifactStore
 from streams.events import AdapterVersion, Calibration, Episode, RewardModelVersion
@@ -57,13 +57,11 @@ def publish_inputs(site: Site, producer: Producer, folder: Path) -> None:
     producer.publish(REWARD_MODELS, event)
 
 
-def reward_model(featurizer: Featurizer) -> Any:
-    from reward.model import RewardModel
-
+def reward_model(featurizer: Featurizer) -> RewardModel:
     size = sum(block for block, _ in featurizer.blocks)
     chance = torch.Generator().manual_seed(0)
     return RewardModel(
-        features=featurizer.fingerprint, temperature=1.0, lower_bound_stds=0.5, centre_D=torch.zeros(size), spread_D=torch.ones(size),
+        features=featurizer.fingerprint, temperature=1.0, offset=0.0, lower_bound_stds=0.5, centre_D=torch.zeros(size), spread_D=torch.ones(size),
         gain_D=torch.ones(size), heads_KD=torch.randn(4, size, generator=chance) * 0.1, head_bias_K=torch.zeros(4),
         folds_FD=torch.zeros(3, size), fold_bias_F=torch.zeros(3),
     )  # fmt: skip
