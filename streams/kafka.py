@@ -64,7 +64,7 @@ class Producer:
                 acks="all",
                 enable_idempotence=True,
                 linger_ms=linger_ms,
-                compression_type="gzip",
+                compression_type=settings.compression,
                 delivery_timeout_ms=int(settings.delivery_timeout_s * 1000),
                 max_block_ms=int(settings.request_timeout_s * 1000),
                 max_request_size=settings.max_message_bytes,

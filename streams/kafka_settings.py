@@ -37,6 +37,8 @@ class KafkaSettings(Section):
     """A request not answered for this long counts as failed; Kafka is then called away."""
     delivery_timeout_s: float = Field(default=120.0, gt=0, le=3600)
     """A record not acknowledged for this long counts as failed."""
+    compression: Literal["gzip"] | None = None
+    """Of what is sent. It costs the sender more time than all else, so it pays only where the network is slow or the disks are small."""
     max_message_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
     """Largest event; a larger one is refused where it is made."""
 
