@@ -55,6 +55,8 @@ class LearnerActor:
             except GetTimeoutError:
                 continue
             except RayActorError as error:
+                if "creation task" in str(error):  # it failed by itself, and would again
+                    raise ConfigError(f"the learner's process cannot start: {str(error).strip().splitlines()[-1]}") from None
                 raise Unavailable(f"the learner's process is gone, Ray starts it again: {str(error).splitlines()[0]}") from None
         raise Stopped
 
