@@ -79,12 +79,12 @@ def build(settings: RewardSettings, site: Site, refitter: Refitter, versions: Ve
     options = faust_options(settings, site.kafka, site.state)
     app = faust.App(f"tidemill-reward-{site.policy}-{versions.features[:12]}", broker_credentials=_credentials(site.kafka), **options)
     partitions, copies = site.kafka.partitions, site.kafka.replication
-    table = AcknowledgedTable(app, name="buffer", partitions=partitions, use_partitioner=True, schema=faust.Schema(**RAW))
+    table = AcknowledgedTable(app, name="buffer", partitions=partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     table.changelog_topic.replicas = copies
     app.tables.add(table)
 
     @table.on_recover
-    def recovered() -> None:
+    async def recovered() -> None:
         refitter.recover(list(table.values()))
         log.info("buffer_recovered", labels=len(table), version=versions.number)
 
@@ -125,14 +125,17 @@ def build(settings: RewardSettings, site: Site, refitter: Refitter, versions: Ve
 
 
 async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
-    await app.start()
+    starting = asyncio.ensure_future(app.start())  # in the background: it ends with the recovery, and we may be told to stop before
     try:
         while not stopping.is_set() and not work.failed.done() and not app.should_stop:
             await asyncio.sleep(0.1)
+            if starting.done():
+                starting.result()
         if not work.failed.done():
             await work.in_hand.acquire()  # the batch in hand is finished, and none begins
     finally:
         await app.stop()
+        starting.cancel()
     if work.failed.done():
         work.failed.result()
     if app.crash_reason is not None:

@@ -1,0 +1,144 @@
+"""The real Faust worker on a real Kafka: labels in, versions out; bad records aside; killed and recovered."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.broker import Broker
+from reward.features import Featurizer
+from reward.model import RewardModel
+from reward.settings import RewardSettings
+from streams.artifacts import ArtifactStore
+from streams.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
+from streams.kafka import KafkaSettings, Producer, create_topics, end_offsets, read_to_end
+from streams.metrics import Metrics
+from streams.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
+
+SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+WORKER = """
+import signal, sys
+from pathlib import Path
+from reward.settings import RewardSettings
+from reward.updater import run
+from streams.artifacts import ArtifactStore
+from streams.kafka import KafkaSettings
+from streams.site import Site
+
+kafka, settings, base, state, store = sys.argv[1:]
+site = Site(KafkaSettings.model_validate_json(kafka), ArtifactStore(store), "default", Path(base), Path(state))
+signal.signal(signal.SIGTERM, lambda *_: site.stopping.set())
+run(RewardSettings.model_validate_json(settings), site)
+"""
+
+
+class Worker:
+    """The updater in a process of its own."""
+
+    def __init__(self, kafka: KafkaSettings, base: Path, folder: Path) -> None:
+        self.kafka, self.store = kafka, str(folder / "artifacts")
+        self._log = (folder / f"worker-{uuid.uuid4().hex[:6]}.log").open("w")
+        arguments = [kafka.model_dump_json(), SETTINGS.model_dump_json(), str(base), str(folder / "state"), self.store]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen([sys.executable, "-u", "-c", WORKER, *arguments], env=environment, stdout=self._log, stderr=self._log)
+
+    def stop(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=60)
+        self._log.close()
+        return code
+
+
+@pytest.fixture
+def kafka(fresh_broker: Broker) -> KafkaSettings:
+    settings = KafkaSettings(bootstrap_servers=fresh_broker.bootstrap_servers, session_timeout_s=6)
+    create_topics(settings)
+    return settings
+
+
+@pytest.fixture
+def workers() -> Iterator[list[Worker]]:
+    """Workers of the test; whatever still runs at its end is killed."""
+    running: list[Worker] = []
+    yield running
+    for worker in running:
+        if worker.process.poll() is None:
+            worker.stop(signal.SIGKILL)
+
+
+def label(number: int, verdict: float | None, answer: str | None = None, minutes: float = 0.0) -> Label:
+    at = START + timedelta(minutes=number + minutes)
+    vote = Vote(feedback_id=f"fb-{number}-{minutes}", user_id="ada", kind=FeedbackKind.THUMB, value=verdict, at=at)
+    words = answer if answer is not None else ("you would like tea" if number % 2 else "tea is a plant")
+    return Label(
+        episode_id=f"ep-{number}",
+        policy="default",
+        outcome=Outcome.COMPLETED,
+        messages=(Message(role="user", content=f"Tell me about tea {number}"),),
+        answer=words,
+        verdict=verdict,
+        votes=() if verdict is None else (vote,),
+        superseded=() if verdict is not None else (vote.feedback_id,),
+        episode_at=START,
+        first_feedback_at=START,
+        newest_feedback_at=at,
+    )
+
+
+def events_of(kafka: KafkaSettings, topic: Topic[Event]) -> list[Event]:
+    return [topic.decode(record.value) for record in read_to_end(kafka, topic, "test", Metrics())]
+
+
+def wait_for(found: Callable[[], bool], worker: Worker, within_s: float = 90.0) -> None:
+    until = time.monotonic() + within_s
+    while not found():
+        assert worker.process.poll() is None, f"the worker died: {Path(worker._log.name).read_text()[-3000:]}"
+        assert time.monotonic() < until, f"nothing came within {within_s} s: {Path(worker._log.name).read_text()[-3000:]}"
+        time.sleep(0.2)
+
+
+def test_labels_become_versions_bad_records_are_set_aside_and_a_kill_loses_nothing(
+    kafka: KafkaSettings, tiny_base: Path, tmp_path: Path, workers: list[Worker]
+) -> None:
+    metrics = Metrics()
+    producer = Producer(kafka, metrics, "test")
+    versions: Callable[[], list[RewardModelVersion]] = lambda: events_of(kafka, REWARD_MODELS)  # type: ignore[arg-type, return-value]  # noqa: E731
+    dead: Callable[[], list[DeadLetter]] = lambda: events_of(kafka, DEAD_LETTERS)  # type: ignore[arg-type, return-value]  # noqa: E731
+    workers.append(first := Worker(kafka, tiny_base, tmp_path))
+
+    producer.send_raw(LABELS.name, b"ep-bad", b'{"episode_id": ')
+    for number in range(12):
+        producer.send(LABELS, label(number, float(number % 2)))
+    producer.flush()
+    wait_for(lambda: bool(versions()) and versions()[-1].labels == 12, first)
+    assert [d.reason for d in dead()] == ["not_json"]
+    assert dead()[0].part == "reward"
+    before = versions()[-1]
+    assert before.offsets[LABELS.name] == {p: o for p, o in end_offsets(kafka, LABELS, metrics).items() if o}
+    folder = ArtifactStore(first.store).fetch(before.artifact, tmp_path / "fetched")
+    model = RewardModel.load(folder)
+    featurizer = Featurizer(tiny_base / "dense", SETTINGS)
+    assert model.features == before.backbone_fingerprint == featurizer.fingerprint
+    scores = model.score(featurizer.features([(label(1, 1.0).messages, "you would like tea"), (label(1, 1.0).messages, "tea is a plant")]))
+    assert scores.mean_N[0] > scores.mean_N[1]
+
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    producer.send(LABELS, label(0, None, minutes=60))
+    producer.send(LABELS, label(12, 0.0))
+    producer.flush()
+    workers.append(second := Worker(kafka, tiny_base, tmp_path))
+    wait_for(lambda: versions()[-1].version > before.version and versions()[-1].labels == 12, second)  # 12 - 1 withdrawn + 1 new
+    after = versions()[-1]
+    assert [v.version for v in versions()] == sorted({v.version for v in versions()})
+    assert after.offsets[LABELS.name] == {p: o for p, o in end_offsets(kafka, LABELS, metrics).items() if o}
+    assert len(dead()) == 1 or {d.source_offset for d in dead()} == {dead()[0].source_offset}  # set aside once, or again by the batch read twice
+    assert second.stop(signal.SIGTERM) == 0
+    producer.close()
