@@ -33,7 +33,7 @@ class PeopleSettings(Section):
     answer_tokens: int = Field(default=48, ge=1, le=4096)
     """Longest answer that they ask for."""
     temperature: float = Field(default=0.8, ge=0, le=2)
-    system: str = "You are a helpful assistant. Answer in one or two short sentences."
+    system: str = "You are a helpful assistant. Give practical advice in one or two short sentences."
     """The system message of their application."""
     held_out_questions: int = Field(default=48, ge=4, le=1000)
     """Questions about subjects that nobody asks about while learning goes on; approval is measured on these alone."""
