@@ -17,6 +17,8 @@ from infra.roles import base_folder
 from streams.errors import ConfigError, Unavailable
 from streams.kafka import create_topics, ready
 
+MEASURE_EVERY_S = 10.0
+"""Adding up the memory of all processes takes a while itself."""
 PARTS = ("streams", "reward", "actor", "learner")
 
 
@@ -30,6 +32,7 @@ class Ring:
         self._broker: Broker | None = None
         self._lock: IO[str] | None = None
         self.peak_memory_mib = 0.0
+        self._measured_s = 0.0
 
     @property
     def base_url(self) -> str:
@@ -64,6 +67,9 @@ class Ring:
             raise Unavailable(f"the embedded Kafka stopped; its log is {self.settings.run_folder / 'broker' / 'kafka.log'}")
         for name in self.processes.check():
             self._say(f"{name} died and was started again; see {self.settings.run_folder / 'logs' / name}.log")
+        if time.monotonic() < self._measured_s + MEASURE_EVERY_S:
+            return
+        self._measured_s = time.monotonic()
         broker_mib = memory_mib([self._broker.pid]) if self._broker is not None and self._broker.pid else 0.0
         self.peak_memory_mib = max(self.peak_memory_mib, self.processes.memory_mib() + broker_mib)
 
