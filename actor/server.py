@@ -1,6 +1,7 @@
 """The actor: vLLM's OpenAI server in this process, with capture, feedback and the adapter follower inside it."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -27,12 +28,15 @@ def run(settings: ActorSettings, site: Site) -> None:
     """
     check_port(settings.host, settings.port)
     os.environ.update(environment(settings) | {PARENT: str(os.getpid())})
+    gc.disable()  # importing vLLM makes millions of objects, none of them garbage: collecting costs seconds
     try:
         with _stops_while_starting(site):
             engine, args = _start_engine(settings, site)
             from actor.wiring import serve
     except _Stopped:
         return
+    finally:
+        gc.enable()
     try:
         asyncio.run(serve(engine, args, settings, site))
     finally:
@@ -117,6 +121,7 @@ def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
         torch._dynamo.config.disable = True
         if settings.fork_engine and fork_is_safe():
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration set it to spawn
+    gc.freeze()  # what is imported stays: not walked again, and its pages are shared with the engine's process
     os.register_at_fork(after_in_child=die_with_parent)
     return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
 
