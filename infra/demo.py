@@ -122,8 +122,11 @@ class Demo:
         def at_once() -> int:
             return settings.at_once_while_learning if self._watch.facts.reward_models else settings.at_once
 
+        def pause_s() -> float:
+            return settings.pause_while_learning_s if self._watch.facts.reward_models else 0.0
+
         async def talk() -> None:
-            await people.talk(at_once, stopping.is_set)
+            await people.talk(at_once, stopping.is_set, pause_s)
             await people.close()
 
         thread = threading.Thread(target=lambda: asyncio.run(talk()), name="simulated people", daemon=True)

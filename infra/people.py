@@ -24,6 +24,8 @@ class PeopleSettings(Section):
     """People who talk at the same time before the learner has begun."""
     at_once_while_learning: int = Field(default=2, ge=0, le=1000)
     """The same once the learner shares the processor with the actor."""
+    pause_while_learning_s: float = Field(default=0.0, ge=0, le=3600)
+    """Mean time that a person waits before the next question, once the learner shares the processor with the actor."""
     vote_ratio: float = Field(default=0.8, ge=0, le=1)
     """Part of the answers that get a thumb."""
     noise_ratio: float = Field(default=0.1, ge=0, lt=0.5)
@@ -33,7 +35,7 @@ class PeopleSettings(Section):
     answer_tokens: int = Field(default=48, ge=1, le=4096)
     """Longest answer that they ask for."""
     temperature: float = Field(default=0.8, ge=0, le=2)
-    system: str = "You are a helpful assistant. Give practical advice in one or two short sentences."
+    system: str = "You are a friendly guide. Answer the person in one or two short sentences, with practical advice."
     """The system message of their application."""
     held_out_questions: int = Field(default=48, ge=4, le=1000)
     """Questions about subjects that nobody asks about while learning goes on; approval is measured on these alone."""
