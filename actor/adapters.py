@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,6 @@ from streams.outbox import Outbox
 from streams.site import Site
 from streams.topics import ADAPTERS, ATTESTATIONS
 
-PREFIX = "base_model.model."
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
 log = structlog.get_logger()
@@ -55,6 +55,8 @@ class Follower:
         self._fingerprint: str | None = None
         self.caught_up = threading.Event()
         """Set once the topic was read to its end and the newest adapter there was taken or refused."""
+        self.over: Future[None] = Future()
+        """Done when the thread has ended; holds its error if a bug ended it, so that a replica does not serve an old adapter for ever in silence."""
         self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
 
     def start(self) -> None:
@@ -67,12 +69,17 @@ class Follower:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
-        while not self._site.stopping.is_set():
-            try:
-                self._follow()
-            except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or to switch
-                log.warning("adapters: waiting", error=str(error))
-                self._site.stopping.wait(RETRY_S)
+        try:
+            while not self._site.stopping.is_set():
+                try:
+                    self._follow()
+                except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or to switch
+                    log.warning("adapters: waiting", error=str(error))
+                    self._site.stopping.wait(RETRY_S)
+        except BaseException as error:
+            self.over.set_exception(error)
+            raise
+        self.over.set_result(None)
 
     def _follow(self) -> None:
         consumer = Consumer(self._site.kafka, [ADAPTERS], "actor", self._site.metrics)

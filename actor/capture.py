@@ -69,7 +69,7 @@ class Exchange:
 
     @property
     def ids(self) -> list[str]:
-        count = max(self.asked.answers, len(self.tap.choices))
+        count = self.asked.answers
         return [self.episode_id] if count == 1 else [f"{self.episode_id}-{index}" for index in range(count)]
 
 

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from streams.events import Message
 
-APIS: dict[str, Literal["chat", "completion"]] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "n", "seed", "stop", "presence_penalty",
-            "frequency_penalty", "repetition_penalty", "logit_bias", "tool_choice", "response_format")  # fmt: skip
+Api = Literal["chat", "completion", "response"]
+APIS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completion", "/v1/responses": "response"}
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "seed", "stop", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "logit_bias", "tool_choice", "response_format",
+)  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -18,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 class Asked:
     """A request for answers."""
 
-    api: Literal["chat", "completion"]
+    api: Api
     body: Mapping[str, Any]
     user_id: str | None
     conversation_id: str | None
@@ -48,17 +51,26 @@ class Asked:
 
     def messages(self, index: int) -> tuple[Message, ...]:
         """What was said before answer ``index``."""
-        if self.api == "chat":
-            said = self.body.get("messages")
-            return tuple(Message.model_validate(message) for message in said) if isinstance(said, list) else ()
+        if self.api != "completion":
+            return tuple(Message.model_validate(message) for message in self._said)
         prompt = self.prompts[min(index // self.choices_per_prompt, len(self.prompts) - 1)]
         return (Message(role="user", content=prompt if isinstance(prompt, str) else None),)
 
     @property
     def turn(self) -> int:
         """Answers given before in this conversation."""
-        said = self.body.get("messages") if self.api == "chat" else None
-        return sum(isinstance(m, dict) and m.get("role") == "assistant" for m in said) if isinstance(said, list) else 0
+        return sum(message.get("role") == "assistant" for message in self._said)
+
+    @property
+    def _said(self) -> list[dict[str, Any]]:
+        """The messages of a chat; of a response its instructions and what has a role in its input."""
+        if self.api == "chat":
+            said = self.body.get("messages")
+        else:
+            given, rules = self.body.get("input"), self.body.get("instructions")
+            said = [{"role": "system", "content": rules}] if isinstance(rules, str) else []
+            said += [{"role": "user", "content": given}] if isinstance(given, str) else given if isinstance(given, list) else []
+        return [message for message in said if isinstance(message, dict) and "role" in message] if isinstance(said, list) else []
 
     @property
     def tools(self) -> tuple[dict[str, Any], ...]:

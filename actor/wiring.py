@@ -50,13 +50,13 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, site: Site) -> 
     app.middleware_stack = Doors(captured, settings, keeper, outbox, site.metrics, site.clock, unready)
     follower.start()
     try:
-        await _serve_http(app, engine, settings, site)
+        await _serve_http(app, engine, follower, settings, site)
     finally:
         await asyncio.to_thread(follower.join, settings.poll_s + 5)
         await asyncio.to_thread(outbox.close, settings.drain_s)
 
 
-async def _serve_http(app: Any, engine: Any, settings: ActorSettings, site: Site) -> None:
+async def _serve_http(app: Any, engine: Any, follower: Follower, settings: ActorSettings, site: Site) -> None:
     """Answer until told to stop, then let the answers in the making finish. Raises Unavailable when the engine dies."""
     died = False
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,11 +65,13 @@ async def _serve_http(app: Any, engine: Any, settings: ActorSettings, site: Site
                                            timeout_graceful_shutdown=max(1, round(settings.drain_s))))  # fmt: skip
     app.state.server = server
     serving = asyncio.create_task(server.serve(sockets=[create_server_socket((settings.host, settings.port), reuse_port=False)]))
-    while not (site.stopping.is_set() or serving.done() or died):
+    while not (site.stopping.is_set() or serving.done() or died or follower.over.done()):
         await asyncio.sleep(STOP_POLL_S)
         died = engine.errored
     server.should_exit = True
     await serving
+    if follower.over.done():
+        follower.over.result()  # raises what ended it
     if died and not site.stopping.is_set():
         site.stopping.set()  # for the follower, which is about to be waited for
         raise Unavailable("vLLM's engine died; its own log says why")

@@ -183,6 +183,15 @@ def test_completions_of_several_prompts_keep_each_its_own(served: Served) -> Non
     assert {episode.api for episode in episodes} == {"completion"}
 
 
+def test_responses_are_captured_like_chats(served: Served) -> None:
+    response = served.http.post("/v1/responses", json={"model": POLICY, "input": "the sea", "instructions": "Be brief.", "max_output_tokens": 6})
+    assert response.status_code == 200, response.text
+    episode = served.episode(response.headers["x-tidemill-episode"])
+    assert [(message.role, message.text) for message in episode.messages] == [("system", "Be brief."), ("user", "the sea")]
+    assert (episode.api, len(episode.output_ids)) == ("response", len(episode.output_logprobs))
+    assert episode.output_ids
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_tool_calls_are_captured_as_the_client_got_them(served: Served, streamed: bool) -> None:
     tool = {"type": "function", "function": {"name": "sail", "parameters": {"type": "object", "properties": {}}}}

@@ -177,3 +177,10 @@ def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: Wo
     world.turn()
     assert world.engine.loaded == []
     assert world.site.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1
+
+
+def test_a_bug_in_the_follower_is_not_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.follower, "_follow", lambda: {}["no such key"])
+    with pytest.raises(KeyError):
+        world.follower._run()
+    assert isinstance(world.follower.over.exception(), KeyError)
