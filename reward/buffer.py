@@ -170,7 +170,7 @@ class ReplayBuffer:
             strata[entry.stratum].append(entry)
         half = self._capacity // 2
         room = {
-            "good": self._capacity - min(len(strata["bad"]), half),
+            "good": self._capacity - min(len(strata["bad"]), self._capacity - half),
             "bad": self._capacity - min(len(strata["good"]), half),
             "words": self._capacity,
             "withdrawn": self._capacity,

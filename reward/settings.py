@@ -14,6 +14,8 @@ class RewardSettings(Section):
     """Precision of the frozen backbone; features come out in float32 either way."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     """Where the backbone runs."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Processor threads of the updater. On a machine shared with learner and actor more than one costs more in waiting than it gains."""
     max_prompt_tokens: int = Field(default=256, ge=8, le=100_000)
     """Of a longer prompt, the last tokens are looked at."""
     max_answer_tokens: int = Field(default=384, ge=8, le=100_000)

@@ -1,0 +1,80 @@
+"""One batch of records through the updater's steps, each told where it may run. Between Kafka's worker and the pure parts."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reward.buffer import Entry
+from reward.features import Featurizer
+from reward.refit import Refitter
+from reward.settings import RewardSettings
+from reward.versions import Versions
+from streams.dead_letters import DeadLetters
+from streams.errors import InvalidEvent
+from streams.kafka import Producer, Record
+from streams.site import Site
+from streams.topics import LABELS
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records that were read, and the entries that they amount to."""
+
+    records: Sequence[Record]
+    entries: Sequence[Entry]
+
+
+class Work:
+    """The batch in hand. A generator that is closed acknowledges the batch it gave last, done or not: so they are kept open."""
+
+    def __init__(self) -> None:
+        self.in_hand = asyncio.Lock()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.batches: list[object] = []
+
+
+class Intake:
+    """Everything the updater holds: backbone, buffer, versions, and a producer of its own."""
+
+    def __init__(self, settings: RewardSettings, site: Site) -> None:
+        self._site = site
+        featurizer = Featurizer(site.base / "dense", settings)
+        self._producer = Producer(site.kafka, site.metrics, "tidemill-reward")
+        self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
+        self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)
+        self._refitter = Refitter(settings, featurizer, self._versions.newest_model())
+        self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}"
+        """Names group and table: other features mean another table, and all labels read again."""
+
+    def recover(self, stored: Sequence[bytes]) -> int:
+        """Begin again from the stored entries; returns the newest version's number."""
+        self._refitter.recover(stored)
+        return self._versions.number
+
+    def prepare(self, records: Sequence[Record]) -> Batch:
+        """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""
+        labels = []
+        for record in records:
+            self._site.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
+            try:
+                label = LABELS.decode(record.value)
+            except InvalidEvent as error:
+                self._dead.set_aside(record, error)
+            else:
+                labels += [label] if label.policy == self._site.policy else []
+        self._producer.flush()
+        return Batch(records, self._refitter.prepare(labels))
+
+    def absorb(self, batch: Batch) -> dict[str, bytes | None]:
+        """Into the buffer; returns what to store by episode, None to delete. Fast: where the store is."""
+        return self._refitter.absorb(batch.entries)
+
+    def finish(self, batch: Batch) -> None:
+        """The batch is stored: count it, refit, maybe publish. Slow: on a thread of its own."""
+        self._versions.seen([(record.partition, record.offset) for record in batch.records], len(batch.entries))
+        if batch.entries:
+            self._versions.maybe_publish(self._refitter)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._producer.close()
