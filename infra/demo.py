@@ -119,14 +119,19 @@ class Demo:
         people = SimulatedPeople(settings, self._ring.base_url, self._ring.settings.policy.name)
         stopping = threading.Event()
 
-        def at_once() -> int:
-            return settings.at_once_while_learning if self._watch.facts.reward_models else settings.at_once
+        next_round_s = 0.0
 
-        def pause_s() -> float:
-            return settings.pause_while_learning_s if self._watch.facts.reward_models else 0.0
+        def at_once() -> int:
+            nonlocal next_round_s
+            if not self._watch.facts.reward_models or not settings.round_every_s:
+                return settings.at_once
+            if time.monotonic() < next_round_s:
+                return 0
+            next_round_s = time.monotonic() + settings.round_every_s
+            return settings.at_once
 
         async def talk() -> None:
-            await people.talk(at_once, stopping.is_set, pause_s)
+            await people.talk(at_once, stopping.is_set)
             await people.close()
 
         thread = threading.Thread(target=lambda: asyncio.run(talk()), name="simulated people", daemon=True)

@@ -22,10 +22,9 @@ class PeopleSettings(Section):
     """How many different people there are."""
     at_once: int = Field(default=8, ge=1, le=1000)
     """People who talk at the same time before the learner has begun."""
-    at_once_while_learning: int = Field(default=2, ge=0, le=1000)
-    """The same once the learner shares the processor with the actor."""
-    pause_while_learning_s: float = Field(default=0.0, ge=0, le=3600)
-    """Mean time that a person waits before the next question, once the learner shares the processor with the actor."""
+    round_every_s: float = Field(default=0.0, ge=0, le=3600)
+    """Once the learner shares the processor with the actor, ``at_once`` people come together this often, and an engine serves many at once
+    for little more than one. 0: they go on talking without a pause."""
     vote_ratio: float = Field(default=0.8, ge=0, le=1)
     """Part of the answers that get a thumb."""
     noise_ratio: float = Field(default=0.1, ge=0, lt=0.5)

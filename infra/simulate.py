@@ -62,12 +62,12 @@ class SimulatedPeople:
         self._thumbs_under_way: set[asyncio.Task[None]] = set()
         self.tally = Tally()
 
-    async def talk(self, at_once: Callable[[], int], stop: Callable[[], bool], pause_s: Callable[[], float] = lambda: 0.0) -> None:
-        """Keep ``at_once()`` people talking, who wait ``pause_s()`` on average, until ``stop()``; then let the late thumbs arrive."""
+    async def talk(self, at_once: Callable[[], int], stop: Callable[[], bool]) -> None:
+        """Fill up to ``at_once()`` people talking, again and again until ``stop()``; then let the late thumbs arrive."""
         talking: set[asyncio.Task[None]] = set()
         while not stop():
-            while len(talking) < at_once():
-                talking.add(asyncio.create_task(self._one_exchange(pause_s(), stop)))
+            for _ in range(at_once() - len(talking)):
+                talking.add(asyncio.create_task(self._one_exchange()))
             if talking:
                 done, talking = await asyncio.wait(talking, timeout=0.25, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -91,11 +91,7 @@ class SimulatedPeople:
         await self._client.close()
         await self._http.aclose()
 
-    async def _one_exchange(self, pause_s: float, stop: Callable[[], bool]) -> None:
-        if pause_s:
-            await asyncio.sleep(self._random.expovariate(1 / pause_s))
-        if stop():
-            return
+    async def _one_exchange(self) -> None:
         user = f"simulated-{self._random.randrange(self._settings.people)}"
         question = training_question(self._random)
         try:
