@@ -26,7 +26,7 @@ def in_lake(run: Path, topic: Topic) -> list:  # type: ignore[type-arg]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("demo") / "run"
-    done = subprocess.run([*DEMO, "--minutes", "6", "--seed", "0", "--keep", str(folder)], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run([*DEMO, "--minutes", "5", "--seed", "0", "--keep", str(folder)], capture_output=True, text=True, timeout=900, check=False)
     return folder, done
 
 
@@ -40,7 +40,7 @@ def test_the_loop_closes_and_approval_rises_beyond_its_interval(run: tuple[Path,
     assert report["simulated_people"]["requests_failed"] == 0
     assert report["simulated_people"]["thumbs_lost"] == 0
     assert report["served_after"] == [f"default@{report['adapters'][-1]['version']}"]
-    assert report["seconds"] < 6 * 60 + 60
+    assert report["seconds"] < 5 * 60 + 60
     assert report["peak_memory_mib"] > 500
 
 
