@@ -24,16 +24,21 @@ class Scripts(Processes):
 def test_a_part_that_keeps_dying_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
     parts = Scripts(tmp_path)
     parts.start_script("flaky", "print('out of cheese'); raise SystemExit(3)")
-    with pytest.raises(Unavailable, match=f"flaky died {RESTARTS + 1} times(.|\n)*out of cheese"):
+
+    def until_given_up() -> None:
         while True:
             parts.check()
             assert parts.restarts.get("flaky", 0) <= RESTARTS
             time.sleep(0.02)
 
+    with pytest.raises(Unavailable, match=f"flaky died {RESTARTS + 1} times(.|\n)*out of cheese"):
+        until_given_up()
+
 
 def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
     parts = Scripts(tmp_path)
-    child = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']).pid, flush=True); import time; time.sleep(60)"
+    sleeper = "import time; time.sleep(60)"
+    child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', '{sleeper}']).pid, flush=True); {sleeper}"
     parts.start_script("parent", child)
     log, deadline = tmp_path / "parent.log", time.monotonic() + 10
     while not log.read_text().endswith("\n") and time.monotonic() < deadline:
