@@ -35,7 +35,7 @@ def run_demo(minutes: float, base: str | None, seed: int | None, keep: Path | No
     signal.signal(signal.SIGINT, _interrupt)
     deadline_s = time.monotonic() + minutes * 60
     folder = keep or Path("runs/demo")
-    chosen = [f"run_folder={folder}", *([f"policy.base={base}"] if base else []), *_seeds(seed)]
+    chosen = [f"run_folder={folder}", *([f"policy.base={base}"] if base else []), *seed_overrides(seed)]
     settings = load(config or ("tiny" if base == "tiny" else "demo"), (*chosen, *overrides))
     _make_room(folder, kept=keep is not None)
     progress = Progress()
@@ -212,8 +212,9 @@ def _tokens_per_s(metrics: dict[str, float]) -> float | None:
     return (metrics["output_tokens"] + metrics["train_tokens"]) / seconds if seconds else None
 
 
-def _seeds(seed: int | None) -> list[str]:
-    return [] if seed is None else [f"people.seed={seed}", f"learner.seed={seed}", f"reward.seed={seed}"]
+def seed_overrides(seed: int | None) -> list[str]:
+    """Everything random follows from it: who asks what and how they vote, and what the learner samples."""
+    return [] if seed is None else [f"people.seed={seed}", f"learner.seed={seed}"]
 
 
 def _make_room(folder: Path, kept: bool) -> None:

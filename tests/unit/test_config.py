@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra.config import load, secrets_as_environment, shipped, to_toml
+from infra.demo import seed_overrides
 from streams.errors import ConfigError
 
 
@@ -63,3 +64,9 @@ def test_the_tree_is_frozen() -> None:
     settings = load(None, (), {})
     with pytest.raises(ValidationError):
         settings.people.seed = 3  # type: ignore[misc]
+
+
+def test_the_seed_of_a_demo_is_that_of_people_and_learner() -> None:
+    settings = load("tiny", seed_overrides(7), {})
+    assert (settings.people.seed, settings.learner.seed) == (7, 7)
+    assert seed_overrides(None) == []
