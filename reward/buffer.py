@@ -5,6 +5,7 @@ labels, never on the order in which they came; so two updaters that have seen th
 """
 
 import base64
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from reward.fit import Rows
 from streams.errors import InvalidEvent
 from streams.events import FeedbackKind, Label
 
+LAYOUT = 1
+"""Raised whenever an entry's encoding changes: the labels are then read again instead of entries that we cannot read."""
 FEATURE_LIMIT = 6e4
 """Features are kept in half precision, which ends at 65504."""
 
@@ -38,6 +41,8 @@ class Entry:
     """Features of the answers that people would have had instead."""
     over: tuple[str, ...] = ()
     """Episodes that this one was preferred to."""
+    voters: tuple[str, ...] = ()
+    """Who said so, as hashes: enough to see that two labels are of one person, and no more."""
     predicted: float | None = None
     """What the model of the day said before it was fitted on this episode; kept when the label changes."""
 
@@ -63,6 +68,7 @@ class Entry:
             "features": None if self.features_D is None else _packed(self.features_D),
             "corrections": [_packed(c) for c in self.corrections],
             "over": self.over,
+            "voters": self.voters,
             "predicted": self.predicted,
         }
         return json.dumps(body).encode()
@@ -80,6 +86,7 @@ class Entry:
                 features_D=None if body["features"] is None else _unpacked(body["features"]),
                 corrections=tuple(_unpacked(c) for c in body["corrections"]),
                 over=tuple(body["over"]),
+                voters=tuple(body["voters"]),
                 predicted=body["predicted"],
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -90,7 +97,8 @@ def entry_of(label: Label, features: Features, predict: Callable[[Tensor], float
     """The entry of a label; ``predict`` says what the model of the day makes of features ``[D]``."""
     corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
     over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
-    bare = Entry(label.episode_id, label.verdict, len(label.feedback_ids), label.newest_feedback_at, None)
+    voters = tuple(sorted({hashlib.sha256(vote.user_id.encode()).hexdigest()[:16] for vote in label.votes}))
+    bare = Entry(label.episode_id, label.verdict, len(label.feedback_ids), label.newest_feedback_at, None, voters=voters)
     if label.verdict is None and not corrections and not over:
         return bare
     features_ND = features.features([(label.messages, answer) for answer in (label.answer, *corrections)]).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
@@ -143,12 +151,15 @@ class ReplayBuffer:
         thumbs = self.with_verdict()
         pairs = [pair for _, entry in sorted(self._entries.items()) for pair in self._pairs(entry)]
         features_ND = torch.stack([_known(e) for e in thumbs])
+        newer = {e.episode_id: n for n, e in enumerate(sorted(thumbs, key=_by_age, reverse=True))}
         none_PD = features_ND[:0]
         return Rows(
             thumbs_ND=features_ND,
             verdicts_N=torch.tensor([e.verdict for e in thumbs], dtype=torch.float32),
             weights_N=torch.ones(len(thumbs)),
             episodes=[e.episode_id for e in thumbs],
+            voters=[e.voters for e in thumbs],
+            newer_N=torch.tensor([newer[e.episode_id] for e in thumbs]),
             better_PD=torch.stack([better for _, better, _ in pairs]) if pairs else none_PD,
             worse_PD=torch.stack([worse for _, _, worse in pairs]) if pairs else none_PD,
             pair_weights_P=torch.ones(len(pairs)),

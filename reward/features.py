@@ -75,6 +75,7 @@ class Featurizer:
         named = f"{fingerprint(backbone)} {LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
         self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._prefix: tuple[tuple[int, ...], Any] | None = None
         self._lock = Lock()
 
     @property
@@ -107,15 +108,24 @@ class Featurizer:
         prompt_ids = self._ids(prompt, special=True)[-self._settings.max_prompt_tokens :]
         answer_ids = self._ids(answer)[: self._settings.max_answer_tokens]
         asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
-        input_T = torch.tensor([prompt_ids + answer_ids + [end]], device=self._settings.device)
-        states = self._model(input_ids=input_T, output_hidden_states=True, use_cache=False).hidden_states
-        begin, stop = len(prompt_ids), len(prompt_ids) + max(1, len(answer_ids))
-        mean_H = states[self._mean_layer][0, begin:stop].float().mean(0)
+        states = self._states(tuple(prompt_ids or [end]), (*answer_ids, end))
+        mean_H = states[self._mean_layer][0, : max(1, len(answer_ids))].float().mean(0)
         last_H = states[self._last_layer][0, -1].float()
         words_H = self._words(answer_ids)
         relation = torch.tensor(self._relation(asked_ids, answer_ids), device=words_H.device)
         row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
         return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _states(self, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Hidden states ``[1, T, H]`` of the answer after each layer. The last prompt's keys and values are kept: samples come in groups."""
+        if self._prefix is None or self._prefix[0] != prompt_ids:
+            input_T = torch.tensor([prompt_ids], device=self._settings.device)
+            self._prefix = (prompt_ids, self._model(input_ids=input_T, use_cache=True).past_key_values)
+        past = self._prefix[1]
+        past.crop(len(prompt_ids))  # without the answer before this one
+        answer_T = torch.tensor([answer_ids], device=self._settings.device)
+        states: tuple[Tensor, ...] = self._model(input_ids=answer_T, past_key_values=past, use_cache=True, output_hidden_states=True).hidden_states
+        return states
 
     def _words(self, ids: Sequence[int]) -> Tensor:
         distinct = sorted(set(ids))
@@ -156,13 +166,14 @@ class Featurizer:
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         """Tokens of a text. Only our own rendering may hold special tokens; a person's text is taken at its word."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids
+        whole = text.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, the tokenizer does not
+        ids: list[int] = self._tokenizer(whole, add_special_tokens=False, split_special_tokens=not special).input_ids
         return ids
 
     def _render(self, messages: Sequence[Message]) -> str:
         """The prompt by the backbone's chat template; plain lines where it has none or refuses these roles."""
         turns: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in messages]
-        if self._tokenizer.chat_template is not None:
+        if turns and self._tokenizer.chat_template is not None:
             try:
                 text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             except jinja2.TemplateError:

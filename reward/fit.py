@@ -15,7 +15,10 @@ from torch import Tensor
 from reward.model import CLIP, RewardModel, fold_of
 
 BIAS_L2 = 1e-2
-NEWTON_STEPS, CG_STEPS = 8, 24
+NEWTON_STEPS, CG_STEPS = 12, 40
+GRADIENT_LIMIT = 1e-7
+CG_PRECISION = 1e-6
+"""A step need not be more exact than the quadratic it is taken on."""
 PRIOR_LABELS = 4.0
 SLOPES = (0.1, 10.0)
 
@@ -32,6 +35,9 @@ class Rows:
     verdicts_N: Tensor
     weights_N: Tensor
     episodes: Sequence[str]
+    voters: Sequence[Sequence[str]]
+    newer_N: Tensor
+    """How many labels are newer than each: calibration looks at the newest most."""
     better_PD: Tensor
     worse_PD: Tensor
     pair_weights_P: Tensor
@@ -48,6 +54,7 @@ class Recipe:
     folds: int
     l2: float
     lower_bound_stds: float
+    calibration_half_life_labels: float
 
 
 def fit(rows: Rows, recipe: Recipe) -> RewardModel:
@@ -70,7 +77,8 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
     solved_HD, bias_H = solve(design_MD, bias_M, targets_M, weights_M[:, None] * torch.cat([bootstrap_MK, kept_MF], 1), recipe.l2)
     k = recipe.heads
     unseen_N = (thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_M[: len(thumbs_ND), None]).squeeze(1)
-    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double())
+    recency_N = 0.5 ** (rows.newer_N.double() / recipe.calibration_half_life_labels)
+    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * recency_N)
     return RewardModel(
         features=recipe.features,
         temperature=temperature,
@@ -89,8 +97,8 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
 def solve(design_MD: Tensor, bias_M: Tensor, targets_M: Tensor, weights_MH: Tensor, l2: float) -> tuple[Tensor, Tensor]:
     """Weights ``[H, D]`` and biases ``[H]`` that minimise each head's weighted log loss plus ``l2/2 |w|^2``.
 
-    Damped Newton with conjugate gradients (Nocedal and Wright, ch. 7), all heads in the same matrix products, in float64. A fixed number of
-    steps from zero: the problem is convex and well conditioned, so the end is the optimum, and equal input gives equal bits.
+    Damped Newton with conjugate gradients (Nocedal and Wright, ch. 7), all heads in the same matrix products, in float64. Always from
+    zero: the problem is convex and well conditioned, so the end is the optimum, and equal input gives equal bits.
     """
     x_MD = torch.cat([design_MD, bias_M[:, None]], 1)
     ridge_D = torch.full((x_MD.shape[1],), l2, dtype=torch.float64)
@@ -106,6 +114,8 @@ def solve(design_MD: Tensor, bias_M: Tensor, targets_M: Tensor, weights_MH: Tens
     for _ in range(NEWTON_STEPS):
         p_MH = torch.sigmoid(x_MD @ w_DH)
         gradient_DH = x_MD.T @ (weights_MH * (p_MH - targets_M[:, None])) + ridge_D[:, None] * w_DH
+        if float(gradient_DH.abs().max()) < GRADIENT_LIMIT:
+            break
         curvature_MH = weights_MH * p_MH * (1 - p_MH)
         step_DH = _conjugate_gradients(x_MD, curvature_MH, ridge_D, gradient_DH)
         length_H = torch.ones_like(now_H)
@@ -116,8 +126,6 @@ def solve(design_MD: Tensor, bias_M: Tensor, targets_M: Tensor, weights_MH: Tens
         better_H = tried_H <= now_H
         w_DH = torch.where(better_H, w_DH - length_H * step_DH, w_DH)
         now_H = torch.where(better_H, tried_H, now_H)
-        if float(gradient_DH.abs().max()) < 1e-9:
-            break
     return w_DH[:-1].T.contiguous(), w_DH[-1].clone()
 
 
@@ -129,9 +137,10 @@ def _conjugate_gradients(x_MD: Tensor, curvature_MH: Tensor, ridge_D: Tensor, gr
     preconditioned_DH = residual_DH / diagonal_DH
     direction_DH = preconditioned_DH.clone()
     energy_H = (residual_DH * preconditioned_DH).sum(0)
-    tiny = 1e-20
+    tiny = 1e-30
+    enough_H = (CG_PRECISION * energy_H).clamp(min=1e-24)
     for _ in range(CG_STEPS):
-        if float(energy_H.max()) < tiny:
+        if bool((energy_H <= enough_H).all()):
             break
         product_DH = x_MD.T @ (curvature_MH * (x_MD @ direction_DH)) + ridge_D[:, None] * direction_DH
         length_H = energy_H / (direction_DH * product_DH).sum(0).clamp(min=tiny)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reward.buffer import Entry
+from reward.buffer import LAYOUT, Entry
 from reward.features import Featurizer
 from reward.refit import Refitter
 from reward.settings import RewardSettings
@@ -43,8 +43,8 @@ class Intake:
         self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
         self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)
         self._refitter = Refitter(settings, featurizer, self._versions.newest_model())
-        self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}"
-        """Names group and table: other features mean another table, and all labels read again."""
+        self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}-{LAYOUT}"
+        """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
     def recover(self, stored: Sequence[bytes]) -> int:
         """Begin again from the stored entries; returns the newest version's number."""

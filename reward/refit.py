@@ -8,7 +8,7 @@ labels, ``min_each_verdict`` of each verdict among them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from reward.buffer import Entry, ReplayBuffer, entry_of
 from reward.features import Features
-from reward.fit import Recipe, fit
+from reward.fit import Recipe, Rows, fit
 from reward.model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.validation import calibration, log_loss, no_worse
+from reward.voters import capped, reliable
 from streams.events import Calibration, Label
 
 Result = Literal["published", "worse", "unchanged", "too_few"]
@@ -61,7 +62,7 @@ class Refitter:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
         model, result = None, self._first_refusal()
         if result is None:
-            model = fit(self.buffer.rows(), self._recipe())
+            model = fit(self._weighted(self.buffer.rows()), self._recipe())
             result = self._judge(model)
         return Refit(
             result=result,
@@ -75,6 +76,16 @@ class Refitter:
         """Test-then-train: what was said of the newest labels before any fit on them, against what people said."""
         window = [e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]
         return calibration(torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window]))
+
+    def _weighted(self, rows: Rows) -> Rows:
+        """The rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
+        rows = replace(rows, weights_N=capped(rows.voters, self._settings.person_share))
+        if not self._settings.weigh_reliability:
+            return rows
+        judge = fit(rows, replace(self._recipe(), heads=0))
+        folds_N = torch.tensor([fold_of(i, self._settings.folds) for i in rows.episodes])
+        trust_N = reliable(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
+        return replace(rows, weights_N=rows.weights_N * trust_N)
 
     def _first_refusal(self) -> Result | None:
         good, bad = self.buffer.count("good"), self.buffer.count("bad")
@@ -100,4 +111,4 @@ class Refitter:
 
     def _recipe(self) -> Recipe:
         s = self._settings
-        return Recipe(self._features.fingerprint, self._features.blocks, s.heads, s.folds, s.l2, s.lower_bound_stds)
+        return Recipe(self._features.fingerprint, self._features.blocks, s.heads, s.folds, s.l2, s.lower_bound_stds, s.calibration_half_life_labels)

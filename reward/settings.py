@@ -36,6 +36,13 @@ class RewardSettings(Section):
     lower_bound_stds: float = Field(default=0.5, ge=0, le=10)
     """The reward is the mean less so many standard deviations of the ensemble."""
 
+    calibration_half_life_labels: float = Field(default=50.0, gt=0, le=1e6)
+    """Calibration follows the newest labels: one so many labels older counts half. The policy changes, and with it the share of good answers."""
+    person_share: float = Field(default=0.2, gt=0, le=1)
+    """No person holds more of the labels' weight than this share."""
+    weigh_reliability: bool = False
+    """Whether people whose verdicts contradict what others taught the model count less (a second, smaller fit at each refit)."""
+
     buffer_labels: int = Field(default=1000, ge=10, le=1_000_000)
     """Labels kept for refitting: the newest, half of them good and half bad where there are enough of both."""
     min_labels: int = Field(default=16, ge=4, le=100_000)

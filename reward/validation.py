@@ -3,6 +3,7 @@
 Shapes: ``N`` labels. ``chances`` are probabilities of a good verdict, ``verdicts`` lie between 0 bad and 1 good.
 """
 
+import torch
 from torch import Tensor
 
 from streams.events import Calibration
@@ -25,7 +26,16 @@ def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
         baseline=max(share, 1 - share),
         brier=float(((chances_N - verdicts_N) ** 2).mean()),
         ece=expected_calibration_error(chances_N, verdicts_N),
+        auc=area_under_curve(chances_N, good_N),
     )
+
+
+def area_under_curve(chances_N: Tensor, good_N: Tensor) -> float | None:
+    """Chance that a good label was predicted above a bad one, ties half (Mann and Whitney 1947); none unless there are both."""
+    good, bad = chances_N[good_N], chances_N[~good_N]
+    if not len(good) or not len(bad):
+        return None
+    return float((torch.sign(good[:, None] - bad[None, :]).double().mean() + 1) / 2)
 
 
 def expected_calibration_error(chances_N: Tensor, verdicts_N: Tensor) -> float:

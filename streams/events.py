@@ -285,6 +285,8 @@ class Calibration(BaseModel):
     brier: float = Field(ge=0, le=1)
     ece: float = Field(ge=0, le=1)
     """Expected calibration error over 10 equal-width bins."""
+    auc: float | None = Field(default=None, ge=0, le=1)
+    """Chance that a good answer was predicted above a bad one: what learning goes by. None unless there were both."""
 
 
 class RewardModelVersion(Event):

@@ -153,7 +153,7 @@ def test_a_recovered_buffer_fits_the_same_model() -> None:
 
 
 def test_an_entry_survives_its_encoding_bit_for_bit() -> None:
-    entry = Entry("ep-1", None, 2, START, torch.randn(7).half(), (torch.randn(7).half(),), ("ep-9",), 0.25)
+    entry = Entry("ep-1", None, 2, START, torch.randn(7).half(), (torch.randn(7).half(),), ("ep-9",), ("a1b2",), 0.25)
     assert Entry.decode(entry.encode()).encode() == entry.encode()
     with pytest.raises(InvalidEvent):
         Entry.decode(b'{"episode_id": "ep-1"}')

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from reward.fit import Recipe, Rows, bootstrap, fit, platt, solve
 from reward.model import RewardModel, fold_of
-from reward.validation import calibration, expected_calibration_error, log_loss, no_worse
+from reward.validation import area_under_curve, calibration, expected_calibration_error, log_loss, no_worse
 from streams.errors import BadArtifact
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
-RECIPE = Recipe(features="f" * 64, blocks=((3, 1.0), (3, 0.5)), heads=4, folds=3, l2=1.0, lower_bound_stds=0.5)
+RECIPE = Recipe(features="f" * 64, blocks=((3, 1.0), (3, 0.5)), heads=4, folds=3, l2=1.0, lower_bound_stds=0.5, calibration_half_life_labels=50)
 
 
 def rows(features_ND: Tensor, verdicts: Sequence[float], better_PD: Tensor | None = None, worse_PD: Tensor | None = None) -> Rows:
@@ -29,6 +29,8 @@ def rows(features_ND: Tensor, verdicts: Sequence[float], better_PD: Tensor | Non
         verdicts_N=torch.tensor(verdicts),
         weights_N=torch.ones(len(verdicts)),
         episodes=[f"ep-{i}" for i in range(len(verdicts))],
+        voters=[("ada",)] * len(verdicts),
+        newer_N=torch.arange(len(verdicts)).flip(0),
         better_PD=none if better_PD is None else better_PD,
         worse_PD=none if worse_PD is None else worse_PD,
         pair_weights_P=torch.ones(pairs),
@@ -85,7 +87,7 @@ def test_each_head_sits_at_its_optimum() -> None:
     for h in range(3):
         p = torch.sigmoid(x @ w_HD[h] + b_H[h])
         gradient = x.T @ (weights[:, h] * (p - y)) + 0.7 * w_HD[h]
-        assert float(gradient.abs().max()) < 1e-8
+        assert float(gradient.abs().max()) < 1e-6
 
 
 def test_one_label_by_hand() -> None:
@@ -100,9 +102,9 @@ def test_a_fold_head_has_never_seen_its_fold() -> None:
     features_ND, verdicts = learnable()
     turned = [1 - v if fold_of(f"ep-{i}", 3) == 1 else v for i, v in enumerate(verdicts)]
     before, after = fit(rows(features_ND, verdicts), RECIPE), fit(rows(features_ND, turned), RECIPE)
-    torch.testing.assert_close(before.folds_FD[1], after.folds_FD[1], rtol=0, atol=0)
-    assert not torch.equal(before.folds_FD[0], after.folds_FD[0])
-    assert not torch.equal(before.heads_KD, after.heads_KD)
+    torch.testing.assert_close(before.folds_FD[1], after.folds_FD[1], rtol=0, atol=1e-6)
+    assert float((before.folds_FD[0] - after.folds_FD[0]).abs().max()) > 0.1
+    assert float((before.heads_KD - after.heads_KD).abs().max()) > 0.1
 
 
 def test_bootstrap_weights_average_one_and_depend_on_the_id_alone() -> None:
@@ -184,6 +186,20 @@ def test_calibration_by_hand() -> None:
 def test_labels_that_share_a_bin_are_averaged_before_they_count_as_errors() -> None:
     assert expected_calibration_error(torch.full((4,), 0.75).double(), torch.tensor([1.0, 1.0, 1.0, 0.0]).double()) == pytest.approx(0)
     assert expected_calibration_error(torch.tensor([1.0]).double(), torch.tensor([1.0]).double()) == 0
+
+
+def test_the_chance_to_rank_a_good_answer_above_a_bad_one_by_hand() -> None:
+    """Good .9 .4 against bad .4 .1: three of four pairs right, one tied: 3.5 / 4."""
+    good = torch.tensor([True, True, False, False])
+    assert area_under_curve(torch.tensor([0.9, 0.4, 0.4, 0.1]), good) == pytest.approx(3.5 / 4)
+    assert area_under_curve(torch.tensor([0.9, 0.4]), torch.tensor([True, True])) is None
+
+
+def test_when_the_policy_gets_better_the_chances_follow_the_newest_labels() -> None:
+    features_ND = torch.randn(200, 6, generator=torch.Generator().manual_seed(3))
+    verdicts = [0.0 if i < 100 and i % 5 else 1.0 if i >= 100 and i % 5 else float(i < 100) for i in range(200)]  # 20 % good, then 80 %
+    model = fit(rows(features_ND, verdicts), replace(RECIPE, calibration_half_life_labels=20))
+    assert float(model.score(features_ND[100:]).mean_N.mean()) > 0.65
 
 
 def test_without_labels_nothing_is_claimed() -> None:

@@ -1,0 +1,33 @@
+"""Has the world changed? A page of our own: the Page-Hinkley test (Page 1954; Hinkley 1971) over the model's losses on labels it had not seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What the test found. ``since`` is the position of the loss after which the mean rose, none without an alarm."""
+
+    statistic: float
+    alarm: bool
+    since: int | None
+
+
+def page_hinkley(losses: Sequence[float], allowance: float = 0.05, threshold: float = 8.0, fewest: int = 30) -> Drift:
+    """Watch ``losses`` (nats, oldest first) for a lasting rise of their mean.
+
+    Each loss adds (loss - mean so far - ``allowance``) to a sum; the alarm goes when the sum stands ``threshold`` above its lowest point. One bad
+    label cannot do that; fifteen labels in a row that are half a nat worse can. The first ``fewest`` losses only make the mean.
+    """
+    mean = total = lowest = 0.0
+    lowest_at = 0
+    for n, loss in enumerate(losses, start=1):
+        mean += (loss - mean) / n
+        if n <= fewest:
+            continue
+        total += loss - mean - allowance
+        if total < lowest:
+            lowest, lowest_at = total, n
+        if total - lowest > threshold:
+            return Drift(total - lowest, alarm=True, since=max(lowest_at, fewest))
+    return Drift(total - lowest, alarm=False, since=None)

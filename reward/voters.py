@@ -1,0 +1,54 @@
+"""Whose thumbs count how much: nobody steers the model alone, and who contradicts everybody else counts little.
+
+Shapes: ``N`` labels. Both rules look at the labels in the buffer alone, so they are as independent of order as the buffer is.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PRIOR_AGREED, PRIOR_DISAGREED = 8.0, 2.0
+"""A newcomer is taken to be right 8 times out of 10, as if seen ten times already."""
+
+
+def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
+    """Weights ``[N]`` under which no person holds more than ``share`` of the labels' weight as they were counted; they average 1.
+
+    A label of several people weighs as their mean. With fewer people than 1 / ``share`` all weigh the same.
+    """
+    counts: dict[str, float] = defaultdict(float)
+    for people in voters:
+        for person in people:
+            counts[person] += 1 / len(people)
+    allowed = max(1.0, share * len(voters))
+    weight = {person: min(1.0, allowed / count) for person, count in counts.items()}
+    return _averaging_one(_by_label(voters, weight))
+
+
+def reliable(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> Tensor:
+    """Weights ``[N]``, at most 1, by how often a person's verdicts agree with what a model says that has not seen them (float ``[N]``).
+
+    Agreement at the level of chance or below weighs nothing: hostile thumbs are not turned round, they are left out. What a model is unsure of
+    (near 0.5) counts as little evidence, either way.
+    """
+    agreed: dict[str, float] = defaultdict(lambda: PRIOR_AGREED)
+    disagreed: dict[str, float] = defaultdict(lambda: PRIOR_DISAGREED)
+    sureness_N = (2 * unseen_N - 1).abs()
+    same_N = (unseen_N >= 0.5) == (verdicts_N >= 0.5)
+    for people, sureness, same in zip(voters, sureness_N.tolist(), same_N.tolist(), strict=True):
+        for person in people:
+            (agreed if same else disagreed)[person] += sureness
+    everybody = {person for people in voters for person in people}
+    trust = {person: agreed[person] / (agreed[person] + disagreed[person]) for person in everybody}
+    usual = PRIOR_AGREED / (PRIOR_AGREED + PRIOR_DISAGREED)
+    return _by_label(voters, {person: min(1.0, max(0.0, (2 * t - 1) / (2 * usual - 1))) for person, t in trust.items()})
+
+
+def _by_label(voters: Sequence[Sequence[str]], weight: dict[str, float]) -> Tensor:
+    return torch.tensor([sum(weight[p] for p in people) / len(people) if people else 1.0 for people in voters], dtype=torch.float32)
+
+
+def _averaging_one(weights_N: Tensor) -> Tensor:
+    return weights_N / weights_N.mean() if len(weights_N) else weights_N
