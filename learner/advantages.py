@@ -28,4 +28,10 @@ def rloo(rewards_PG: Tensor) -> Tensor:
     return rewards_PG - (rewards_PG.sum(dim=1, keepdim=True) - rewards_PG) / (size - 1)
 
 
-BY_NAME: Final[dict[str, Callable[[Tensor], Tensor]]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
+def reinforce_pp(rewards_PG: Tensor) -> Tensor:
+    """``r - mean`` within the group, divided by the spread of the whole step (REINFORCE++ with baseline, Hu 2025): no group is blown up."""
+    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    return centred_PG / (centred_PG.std() + EPSILON)
+
+
+BY_NAME: Final[dict[str, Callable[[Tensor], Tensor]]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "reinforce_pp": reinforce_pp}

@@ -22,6 +22,15 @@ def engine_ratio(trainer_BT: Tensor, behaviour_BT: Tensor, mask_BT: Tensor) -> T
     return (trainer_BT - behaviour_BT).detach().exp().masked_fill(~mask_BT, 0.0)
 
 
+def sequence_weights(trainer_BT: Tensor, behaviour_BT: Tensor, mask_BT: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights of whole answers, ``min(product of token ratios, cap)``, on each of its tokens; 0 on padding. [B, T].
+
+    Unbiased up to the truncation, where the token's weight is not; of higher variance, the more so the longer the answer.
+    """
+    log_ratio_B1 = (trainer_BT - behaviour_BT).detach().masked_fill(~mask_BT, 0.0).sum(dim=1, keepdim=True)
+    return log_ratio_B1.exp().clamp(max=cap).expand_as(trainer_BT).masked_fill(~mask_BT, 0.0)
+
+
 def in_range(ratio_BT: Tensor, mask_BT: Tensor, low: float, high: float) -> Tensor:
     """True on tokens whose ratio lies within [low, high]: the mask of masked importance sampling (Liu et al. 2025, IcePop)."""
     return mask_BT & (ratio_BT >= low) & (ratio_BT <= high)

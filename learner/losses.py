@@ -1,9 +1,13 @@
 """What a step maximises and what it pays, token by token. ``B`` rollouts, ``T`` output tokens (padded); logprobs in nats."""
 
+from collections.abc import Callable
+from typing import Final
+
+import torch
 from torch import Tensor
 
 
-def clipped_surrogate(policy_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_surrogate(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """PPO's clipped surrogate of each token (Schulman et al. 2017, eq. 7), with DAPO's asymmetric clip (Yu et al. 2025). [B, T].
 
     To be maximised. ``old_BT`` are the *trainer's* log-probabilities before the step's first update, without gradient: the
@@ -14,6 +18,42 @@ def clipped_surrogate(policy_BT: Tensor, old_BT: Tensor, advantages_B: Tensor, c
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
     advantages_B1 = advantages_B[:, None]
     return (ratio_BT * advantages_B1).minimum(clipped_BT * advantages_B1)
+
+
+def gspo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """The surrogate with one ratio a sequence, ``exp(mean over tokens of log ratio)``, clipped as a whole (GSPO, Zheng et al. 2025, eq. 5-7).
+
+    Each token carries its sequence's value. Steadier than token ratios on a mixture of experts, where one flipped expert
+    moves single tokens far; its ratios stay so near 1 that the paper clips at 3e-4 and 4e-4.
+    """
+    lengths_B = mask_BT.sum(dim=1).clamp(min=1)
+    mean_log_ratio_B = (policy_BT - old_BT).masked_fill(~mask_BT, 0.0).sum(dim=1) / lengths_B
+    ratio_B = mean_log_ratio_B.exp()
+    value_B = (ratio_B * advantages_B).minimum(ratio_B.clamp(1 - clip_low, 1 + clip_high) * advantages_B)
+    return value_B[:, None].expand_as(policy_BT)
+
+
+def cispo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """``sg(clip(ratio)) * advantage * log policy`` (CISPO, MiniMax 2025, eq. 4): a clipped token still teaches, only no louder."""
+    ratio_BT = (policy_BT - old_BT).detach().exp().clamp(1 - clip_low, 1 + clip_high)
+    return ratio_BT * advantages_B[:, None] * policy_BT
+
+
+SURROGATES: Final[dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]]] = {
+    "ppo": clipped_surrogate,
+    "gspo": gspo,
+    "cispo": cispo,
+}
+
+
+def kto(policy_B: Tensor, reference_B: Tensor, good_B: Tensor, kl: float, beta: float, good_weight: float = 1.0, bad_weight: float = 1.0) -> Tensor:
+    """Loss of unpaired thumbs (KTO, Ethayarajh et al. 2024, eq. 8). [B], to be minimised.
+
+    ``policy_B`` and ``reference_B`` are whole answers' log-probabilities; ``good_B`` is True for a thumb up; ``kl`` is the policy's distance
+    from the reference on other answers (never negative, without gradient): the point that gains and losses are felt from.
+    """
+    gain_B = beta * (policy_B - reference_B - kl)
+    return torch.where(good_B, good_weight * (1 - gain_B.sigmoid()), bad_weight * (1 - (-gain_B).sigmoid()))
 
 
 def k3_kl(policy_BT: Tensor, reference_BT: Tensor) -> Tensor:

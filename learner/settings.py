@@ -42,6 +42,9 @@ class LearnerSettings(Section):
     threads: int = Field(default=0, ge=0)
     """Threads for sampling and training, which take turns; 0 takes as many as the machine has cores."""
 
+    train_threads: int = Field(default=0, ge=0)
+    """Threads for training alone, whose large products bear company on the cores better than sampling's small ones; 0: as ``threads``."""
+
     # reward guards that need no model
     cut_penalty: float = Field(default=0.0, ge=0)
     """Taken off the reward of a rollout that was cut at max_output_tokens."""
@@ -49,8 +52,10 @@ class LearnerSettings(Section):
     """Reward of an answer without text, whatever the reward model says."""
 
     # the step
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
     """How a reward is set against its group (learner/advantages.py)."""
+    surrogate: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """What is maximised (learner/losses.py): the clipped surrogate of tokens, of sequences, or clipped weights on all tokens."""
     normaliser: Literal["tokens", "budget"] = "tokens"
     """What the sum over tokens is divided by: the tokens there are (DAPO), or rollouts x max_output_tokens (Dr. GRPO)."""
     updates_per_step: int = Field(default=1, ge=1)
@@ -67,6 +72,10 @@ class LearnerSettings(Section):
     """The ratio's upper bound is 1 + clip_high; wider than below, so that rare tokens can rise (DAPO)."""
     kl_coefficient: float = Field(default=0.02, ge=0)
     """Weight of the KL to the base; 0 leaves the base's forward pass out."""
+    kl_groups_ratio: float = Field(default=0.25, gt=0, le=1)
+    """Part of the groups, others in each step, on which the KL is measured and paid for all: the base's pass is a fourth of training."""
+    importance: Literal["token", "sequence"] = "token"
+    """Whether the gap between engine and trainer is corrected token by token or answer by answer."""
     importance_cap: float = Field(default=2.0, ge=1)
     """Truncation of the ratio between trainer and engine (TIS)."""
     microbatch_tokens: int = Field(default=1024, ge=1)

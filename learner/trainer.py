@@ -35,7 +35,7 @@ class StepResult:
     answers: tuple[str, ...]
     rewards: tuple[float, ...]
     base_gaps: tuple[float, ...]
-    """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; zeros when the KL is off."""
+    """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where the base was not asked."""
     metrics: dict[str, float]
     """Rewards as given, nats, ratios; seconds and tokens by phase."""
 
@@ -67,7 +67,7 @@ class Trainer:
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
         with _timed(clock, "score"):
             rewards = self._rewards(prompts, rollouts, answers, scorer)
-        with _timed(clock, "train"):
+        with _timed(clock, "train"), _threads(self.settings.train_threads):
             metrics, base_gaps = self._learn(rollouts, rewards)
         self.step_number += 1
         output_tokens = sum(len(r.output_ids) for r in rollouts)
@@ -117,20 +117,23 @@ class Trainer:
             members = [n * size + k for n in numbers for k in range(size)]
             packed = pack([rows[n] for n in numbers], self.policy.eos_id, device)
             passes.append(_Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
+            if paying := [k for k, n in enumerate(numbers) if s.kl_coefficient > 0 and n in self._groups_that_pay(len(rows))]:
+                passes[-1].reference_BT, passes[-1].paying_BT = self._reference(packed, [rows[n] for n in numbers], paying)
         count = sum(int(p.packed.mask_BT.sum()) for p in passes)
+        paying_tokens = sum(int(p.paying_BT.sum()) for p in passes)
         divisor = count if s.normaliser == "tokens" else len(rollouts) * s.max_output_tokens
         totals, norm = _Totals(), torch.zeros(())
         for update in range(s.updates_per_step):
             self.optimizer.zero_grad(set_to_none=True)
             for one in passes:
-                self._accumulate(one, divisor, totals if update == 0 else _Totals())
+                self._accumulate(one, divisor, count / max(1, paying_tokens), totals if update == 0 else _Totals())
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), s.max_gradient_norm)
             if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
                 self.optimizer.step()
         gaps = {member: gap for p in passes for member, gap in zip(p.members, p.base_gaps(), strict=True)}
         weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in passes])
         metrics = {
-            "kl_nats": totals.kl / count,
+            "kl_nats": totals.kl / max(1, paying_tokens),
             "entropy_nats": totals.entropy / count,
             "engine_ratio_mean": totals.ratio / count,
             "engine_ratio_max": totals.ratio_max,
@@ -140,27 +143,47 @@ class Trainer:
         }
         return metrics, tuple(gaps[n] for n in range(len(rollouts)))
 
-    def _accumulate(self, one: "_Pass", divisor: float, totals: _Totals) -> None:
-        """Forward and backward of one microbatch; the first time round it also fixes the step's old log-probabilities."""
+    def _groups_that_pay(self, groups: int) -> set[int]:
+        """The groups whose KL is measured in this step; over the steps each has its turn."""
+        count = max(1, round(groups * self.settings.kl_groups_ratio))
+        return {(self.step_number * count + n) % groups for n in range(count)}
+
+    @torch.no_grad()
+    def _reference(self, packed: Packed, rows: Sequence[Branches], paying: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The base's log-probabilities on the paying rows, zero elsewhere, and the mask of their tokens; both [B, T] as in ``packed``."""
+        size = self.settings.samples_per_prompt
+        members = [k * size + sample for k in paying for sample in range(size)]
+        small = pack([rows[k] for k in paying], self.policy.eos_id, self.policy.device)
+        with self.policy.reference():
+            found = self.policy.stats(small, self.settings.temperature).logprobs_BT
+        reference_BT = torch.zeros(packed.mask_BT.shape, device=found.device)
+        reference_BT[members, : found.shape[1]] = found
+        paying_BT = torch.zeros_like(packed.mask_BT)
+        paying_BT[members] = packed.mask_BT[members]
+        return reference_BT, paying_BT
+
+    def _accumulate(self, one: "_Pass", divisor: float, scale: float, totals: _Totals) -> None:
+        """Forward and backward of one microbatch; the first time round it also fixes the step's old log-probabilities.
+
+        ``scale``: tokens in all over tokens that pay the KL.
+        """
         s, mask_BT = self.settings, one.packed.mask_BT
-        if s.kl_coefficient > 0 and one.reference_BT is None:
-            with self.policy.reference(), torch.no_grad():
-                one.reference_BT = self.policy.stats(one.packed, s.temperature).logprobs_BT
         stats = self.policy.stats(one.packed, s.temperature)
         policy_BT = stats.logprobs_BT
         if one.old_BT is None:
             one.old_BT = policy_BT.detach()
             ratio_BT = corrections.engine_ratio(one.old_BT, one.behaviour_BT, mask_BT)
-            one.weights_BT = ratio_BT.clamp(max=s.importance_cap)
+            weigh = corrections.token_weights if s.importance == "token" else corrections.sequence_weights
+            one.weights_BT = weigh(one.old_BT, one.behaviour_BT, mask_BT, s.importance_cap)
             totals.ratio += float(ratio_BT.sum())
             totals.ratio_max = max(totals.ratio_max, float(ratio_BT.max()))
             totals.entropy += float(stats.entropy_BT.sum())
-        gain_BT = one.weights_BT * losses.clipped_surrogate(policy_BT, one.old_BT, one.advantages_B, s.clip_low, s.clip_high)
+        gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_B, s.clip_low, s.clip_high)
         loss = -losses.masked_sum(gain_BT, mask_BT)
         if one.reference_BT is not None:
-            kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), mask_BT)
+            kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)
             totals.kl += float(kl.detach())
-            loss = loss + s.kl_coefficient * kl
+            loss = loss + s.kl_coefficient * kl * scale
         (loss / divisor).backward()
 
 
@@ -171,18 +194,30 @@ class _Pass:
         self.packed, self.members, self.advantages_B, self.behaviour_BT = packed, members, advantages_B, behaviour_BT
         self.old_BT: Tensor | None = None
         self.reference_BT: Tensor | None = None
+        self.paying_BT = torch.zeros_like(packed.mask_BT)
         self.weights_BT = torch.zeros_like(behaviour_BT)
 
     def base_gaps(self) -> list[float]:
         """How far each rollout's tokens were from the base's mind, on average; 0 when the base was not asked."""
         if self.old_BT is None or self.reference_BT is None:
             return [0.0] * len(self.members)
-        lengths_B = self.packed.mask_BT.sum(1).clamp(min=1)
-        return ((self.old_BT - self.reference_BT).abs().sum(1) / lengths_B).tolist()
+        distances_BT = (self.old_BT - self.reference_BT).abs().masked_fill(~self.paying_BT, 0.0)
+        return (distances_BT.sum(1) / self.paying_BT.sum(1).clamp(min=1)).tolist()
 
 
 def _behaviour(packed: Packed, rollouts: Sequence[Rollout]) -> Tensor:
     return packed.spread(torch.tensor([logprob for r in rollouts for logprob in r.behaviour_logprobs], device=packed.mask_BT.device))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Within, torch computes with so many threads; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

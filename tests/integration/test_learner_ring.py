@@ -72,7 +72,7 @@ def adapters(site: Site) -> list[AdapterVersion]:
     return [event for event in found if event.policy == site.policy]
 
 
-def until(true: Callable[[], bool], within_s: float = 120) -> None:
+def until(true: Callable[[], bool], within_s: float = 240) -> None:
     end = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < end, "not in time"
@@ -103,13 +103,15 @@ def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_wh
     publish_inputs(site, producer, tmp_path / "head")
     thread = threading.Thread(target=worker.run, args=(SETTINGS, RewardSettings(), site))
     thread.start()
-    until(lambda: len(adapters(site)) >= 2)
-    pid = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "LearnerProcess" in cmdline(p))
-    os.kill(pid, signal.SIGKILL)
-    killed_at = len(adapters(site))
-    until(lambda: len(adapters(site)) >= killed_at + 2)
-    site.stopping.set()
-    thread.join(timeout=30)
+    try:
+        until(lambda: len(adapters(site)) >= 2)
+        pid = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "ray::LearnerProcess" in cmdline(p))
+        os.kill(pid, signal.SIGKILL)
+        killed_at = len(adapters(site))
+        until(lambda: len(adapters(site)) >= killed_at + 2)
+    finally:
+        site.stopping.set()
+        thread.join(timeout=60)
     assert not thread.is_alive()
     found = adapters(site)
     assert [event.version for event in found] == list(range(1, len(found) + 1))

@@ -7,6 +7,8 @@ import torch
 
 from learner import advantages, corrections, losses
 
+ALL_THERE = torch.ones(2, 3, dtype=torch.bool)
+
 
 def test_grpo_divides_the_distance_from_the_mean_by_the_samples_standard_deviation() -> None:
     found = advantages.grpo(torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.2, 0.4, 0.6, 0.8]]))
@@ -33,14 +35,14 @@ def test_rloo_sets_a_reward_against_the_mean_of_the_others() -> None:
 def test_the_surrogate_is_clipped_above_for_good_tokens_and_below_for_bad_ones() -> None:
     old = torch.zeros(2, 3)
     policy = torch.log(torch.tensor([[1.1, 1.5, 0.5], [1.1, 1.5, 0.5]]))
-    found = losses.clipped_surrogate(policy, old, torch.tensor([2.0, -1.0]), clip_low=0.2, clip_high=0.28)
+    found = losses.clipped_surrogate(policy, old, ALL_THERE, torch.tensor([2.0, -1.0]), clip_low=0.2, clip_high=0.28)
     # advantage 2: 1.1*2; min(1.5, 1.28)*2; min(0.5, 0.8)*2. advantage -1: -1.1; min(-1.5, -1.28); min(-0.5, -0.8)
     assert found.flatten().tolist() == pytest.approx([2.2, 2.56, 1.0, -1.1, -1.5, -0.8])
 
 
 def test_a_clipped_token_has_no_gradient_and_the_first_update_has_the_policy_gradients() -> None:
     policy = torch.log(torch.tensor([[1.0, 1.5]])).requires_grad_()
-    losses.clipped_surrogate(policy, torch.zeros(1, 2), torch.tensor([3.0]), 0.2, 0.28).sum().backward()
+    losses.clipped_surrogate(policy, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([3.0]), 0.2, 0.28).sum().backward()
     assert policy.grad is not None
     assert policy.grad.tolist() == [[3.0, 0.0]]  # ratio 1: advantage * d log p; ratio 1.5 > 1.28: nothing
 
@@ -87,3 +89,48 @@ def test_the_effective_sample_is_all_of_it_on_policy_and_one_token_when_one_carr
     # (1 + 2 + 3)^2 / (4 * (1 + 4 + 9)) = 36 / 56
     assert corrections.effective_sample_ratio(torch.tensor([[1.0, 2.0, 3.0, 0.0, 7.0]]), mask) == pytest.approx(36 / 56)
     assert math.isclose(corrections.effective_sample_ratio(torch.zeros(1, 5), mask), 0.0)
+
+
+def test_reinforce_pp_divides_by_the_spread_of_the_whole_step() -> None:
+    # centred: +-0.5 and +-0.1; sum of squares 2 * 0.25 + 2 * 0.01 = 0.52; std sqrt(0.52 / 3) = 0.41633
+    found = advantages.reinforce_pp(torch.tensor([[1.0, 0.0], [0.6, 0.4]]))
+    assert found.flatten().tolist() == pytest.approx([1.20096, -1.20096, 0.24019, -0.24019], abs=1e-4)
+
+
+def test_gspo_has_one_ratio_a_sequence_the_geometric_mean_of_its_tokens() -> None:
+    policy = torch.log(torch.tensor([[2.0, 0.5, 8.0], [4.0, 1.0, 99.0]]))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    # (2 * 0.5 * 8)^(1/3) = 2, clipped at 1.5 for a good sequence; (4 * 1)^(1/2) = 2, not clipped for a bad one
+    found = losses.gspo(policy, torch.zeros(2, 3), mask, torch.tensor([1.0, -1.0]), 0.5, 0.5)
+    assert found[0].tolist() == pytest.approx([1.5] * 3)
+    assert found[1].tolist() == pytest.approx([-2.0] * 3)
+
+
+def test_under_cispo_a_clipped_token_still_teaches_at_the_clips_weight() -> None:
+    policy = torch.log(torch.tensor([[1.5, 1.0]])).requires_grad_()
+    losses.cispo(policy, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([3.0]), 0.2, 0.28).sum().backward()
+    assert policy.grad is not None
+    assert policy.grad[0].tolist() == pytest.approx([1.28 * 3, 3.0])
+
+
+def test_at_the_first_update_every_surrogate_has_the_policy_gradient() -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    for surrogate in losses.SURROGATES.values():
+        policy = torch.full((2, 3), -1.0, requires_grad=True)
+        losses.masked_sum(surrogate(policy, policy.detach(), mask, torch.tensor([2.0, -1.0]), 0.2, 0.2), mask).backward()
+        assert policy.grad is not None
+        assert policy.grad.tolist() == [[2.0, 2.0, 2.0], [-1.0, 0.0, 0.0]]
+
+
+def test_a_sequences_weight_is_the_truncated_product_of_its_tokens_ratios() -> None:
+    trainer = torch.log(torch.tensor([[2.0, 0.25, 9.0], [2.0, 3.0, 1.0]]))
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    found = corrections.sequence_weights(trainer, torch.zeros(2, 3), mask, cap=4.0)
+    assert found.flatten().tolist() == pytest.approx([0.5, 0.5, 0.0, 4.0, 4.0, 4.0])
+
+
+def test_kto_weighs_an_answers_gain_over_the_reference_point_by_its_thumb() -> None:
+    policy, reference = torch.tensor([-4.0, -4.0, -6.0]), torch.tensor([-6.0, -6.0, -6.0])
+    found = losses.kto(policy, reference, torch.tensor([True, False, True]), kl=1.0, beta=0.5, bad_weight=2.0)
+    # gains 0.5 * (2 - 1) = 0.5, 0.5, -0.5: 1 - s(0.5) = 0.37754; 2 * (1 - s(-0.5)) = 1.24492; 1 - s(-0.5) = 0.62246
+    assert found.tolist() == pytest.approx([0.37754, 1.24492, 0.62246], abs=1e-4)

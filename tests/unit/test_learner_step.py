@@ -120,6 +120,33 @@ def test_the_kl_holds_the_policy_near_its_base(base: Path) -> None:
     assert far[5.0] < far[0.0] / 2
 
 
+def test_over_the_steps_every_group_pays_its_kl_as_often(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"kl_groups_ratio": 0.25}))
+    turns = []
+    for one.step_number in range(4):
+        turns += sorted(one._groups_that_pay(8))
+    assert sorted(turns) == list(range(8))
+    everyone = trainer(base, SETTINGS.model_copy(update={"kl_groups_ratio": 1.0}))
+    assert everyone._groups_that_pay(8) == set(range(8))
+
+
+def test_a_part_of_the_groups_pays_for_all(base: Path) -> None:
+    """Three equal groups: one of them, scaled up, pulls as all three do."""
+    norms = {}
+    for ratio in (0.33, 1.0):
+        settings = SETTINGS.model_copy(update={"samples_per_prompt": 2, "kl_coefficient": 1.0, "kl_groups_ratio": ratio, "max_gradient_norm": 1e9})
+        policy = Policy(base, settings)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(1)
+            for weight in policy.parameters.values():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+        one = Trainer(policy, Fixed([(500, 600, 2), (700, 800, 900, 2)], claimed=-8.0), settings)
+        metrics = one.step(ASKED[:1] * 3, lambda pairs: [0.5] * len(pairs)).metrics
+        assert metrics["kl_nats"] > 0.01
+        norms[ratio] = (metrics["gradient_norm"], metrics["kl_nats"])
+    assert norms[0.33] == pytest.approx(norms[1.0], rel=1e-3)
+
+
 class Fixed:
     """An engine that always returns the same rollouts, with the logprobs it is told to claim."""
 
