@@ -19,6 +19,9 @@ from streams.kafka_settings import KafkaSettings as KafkaSettings
 from streams.metrics import Metrics
 from streams.topics import TOPICS, Topic
 
+BATCH_BYTES = 128 << 10
+"""Sent together to one partition: each batch costs a request, and kafka-python's own 16 KiB hold eight episodes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -56,7 +59,8 @@ class Producer:
 
     def __init__(self, settings: KafkaSettings, metrics: Metrics, client_id: str, linger_ms: int = 5) -> None:
         self._settings, self._metrics = settings, metrics
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
+        self._ended: dict[str, _Ended] = {}
         with _as_ours("connect to"):
             self._producer = kafka.KafkaProducer(
                 **settings.client_options(),
@@ -64,6 +68,7 @@ class Producer:
                 acks="all",
                 enable_idempotence=True,
                 linger_ms=linger_ms,
+                batch_size=BATCH_BYTES,
                 compression_type=settings.compression,
                 delivery_timeout_ms=int(settings.delivery_timeout_s * 1000),
                 max_block_ms=int(settings.request_timeout_s * 1000),
@@ -77,14 +82,16 @@ class Producer:
     def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
         """Bytes as they are; for the outbox, which encoded them long ago."""
         try:
-            with _as_ours("write to"):
-                future = self._producer.send(topic, key=key, value=value)
+            future = self._producer.send(topic, key=key, value=value)
         except MessageSizeTooLargeError:
             raise InvalidEvent(
                 "too_large", f"a record of {len(value)} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
             ) from None
-        future.add_callback(lambda _: self._metrics.add("tidemill_published_total", topic=topic))
-        future.add_errback(lambda error: self._failed(topic, error))
+        except KafkaError as error:
+            raise _ours("write to", error) from error
+        if (ended := self._ended.get(topic)) is None:
+            ended = self._ended[topic] = _Ended(self._metrics, topic, self._failed)
+        future.add_both(ended)
 
         def wait() -> Place:
             with _as_ours("write to"):
@@ -108,9 +115,24 @@ class Producer:
         """Send what is buffered and hang up."""
         self._producer.close(timeout=timeout_s)
 
-    def _failed(self, topic: str, error: Exception) -> None:
-        self._metrics.add("tidemill_publish_failures_total", topic=topic)
+    def _failed(self, error: BaseException) -> None:
         self._failure = error
+
+
+class _Ended:
+    """Counts how sending ended, for one topic. Called by the client for every record, so it does little."""
+
+    def __init__(self, metrics: Metrics, topic: str, failed: Callable[[BaseException], None]) -> None:
+        self._published = metrics.adder("tidemill_published_total", topic=topic)
+        self._refused = metrics.adder("tidemill_publish_failures_total", topic=topic)
+        self._failed = failed
+
+    def __call__(self, result: object) -> None:
+        if isinstance(result, BaseException):
+            self._refused()
+            self._failed(result)
+        else:
+            self._published()
 
 
 class Consumer:
@@ -365,4 +387,8 @@ class _as_ours:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, KafkaError) and not isinstance(error, MessageSizeTooLargeError):
-            raise Unavailable(f"cannot {self._verb} Kafka: {type(error).__name__}: {error}") from error
+            raise _ours(self._verb, error) from error
+
+
+def _ours(verb: str, error: KafkaError) -> Unavailable:
+    return Unavailable(f"cannot {verb} Kafka: {type(error).__name__}: {error}")
