@@ -4,7 +4,6 @@ Evolution is additive: a reader ignores fields it does not know and refuses a ``
 in any language may publish these; ``docs/events.md`` shows an example of each.
 """
 
-import math
 import uuid
 from datetime import UTC
 from enum import StrEnum
@@ -20,16 +19,10 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
 Id = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, AfterValidator(_finite)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Instant = Annotated[AwareDatetime, AfterValidator(lambda t: t.astimezone(UTC))]
 """A point in time. A zone is required on the wire; in memory it is UTC."""
 
