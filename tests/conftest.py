@@ -1,4 +1,4 @@
-"""What every suite shares: a real broker for the integration tests, started once."""
+"""What every suite shares: a real broker for the integration tests, a fresh one for each module."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
-    """A running Kafka with Tidemill's topics: the server named by TIDEMILL_TEST_KAFKA, else an embedded one."""
+    """A running Kafka with Tidemill's topics, empty at a module's start: an embedded one, or the server that TIDEMILL_TEST_KAFKA names
+    (as it is: give it one that holds nothing else)."""
     if named := os.environ.get("TIDEMILL_TEST_KAFKA"):
         settings = KafkaSettings(bootstrap_servers=named)
         create_topics(settings)
