@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit lint docs lock clean
+.PHONY: help demo demo-tiny test test-unit lint bench-reward bench-streams docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -37,6 +37,12 @@ lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+bench-reward: .venv/installed  ## The streaming reward model on judged answers (DATA=judged.jsonl.gz BACKBONE=base/dense; an hour on two cores)
+	$(BIN)/python benchmarks/reward.py --data $(DATA) --backbone $(BACKBONE) $(ARGS)
+
+bench-streams: .venv/installed  ## Publish, join, lake and replay beside raw clients and a plain Faust agent (ARGS="--events 50000")
+	$(RUN) benchmarks.streams $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
 	$(RUN) infra.reference docs
