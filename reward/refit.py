@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reward.buffer import Entry, ReplayBuffer, entry_of
+from reward.drift import Drift, page_hinkley
 from reward.features import Features
 from reward.fit import Recipe, Rows, fit
 from reward.model import RewardModel, fold_of
@@ -34,6 +35,7 @@ class Refit:
     result: Result
     model: RewardModel | None
     calibration: Calibration
+    drift: Drift
     labels: int
     newest_feedback_at: datetime | None
 
@@ -64,18 +66,20 @@ class Refitter:
         if result is None:
             model = fit(self._weighted(self.buffer.rows()), self._recipe())
             result = self._judge(model)
+        said_N, verdicts_N = self.said()
         return Refit(
             result=result,
             model=model if result == "published" else None,
-            calibration=self.validation(),
+            calibration=calibration(said_N, verdicts_N),
+            drift=page_hinkley(log_loss(said_N, verdicts_N).tolist()),
             labels=self.buffer.count("good") + self.buffer.count("bad"),
             newest_feedback_at=self.buffer.newest_feedback_at(),
         )
 
-    def validation(self) -> Calibration:
-        """Test-then-train: what was said of the newest labels before any fit on them, against what people said."""
+    def said(self) -> tuple[Tensor, Tensor]:
+        """Test-then-train: what was said of the newest labels before any fit on them, and their verdicts; ``[N]`` each, oldest first."""
         window = [e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]
-        return calibration(torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window]))
+        return torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window])
 
     def _weighted(self, rows: Rows) -> Rows:
         """The rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""

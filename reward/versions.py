@@ -57,6 +57,7 @@ class Versions:
         began = time.perf_counter()
         refit = refitter.refit()
         self._tell(refit, time.perf_counter() - began)
+        log.debug("refitted", result=refit.result, labels=refit.labels)
         if refit.model is None or refit.newest_feedback_at is None:
             return None
         try:
@@ -98,6 +99,11 @@ class Versions:
         if refit.calibration.labels:
             metrics.set("tidemill_reward_accuracy_ratio", refit.calibration.accuracy)
             metrics.set("tidemill_reward_ece_ratio", refit.calibration.ece)
+        if refit.calibration.auc is not None:
+            metrics.set("tidemill_reward_auc_ratio", refit.calibration.auc)
+        metrics.set("tidemill_reward_drift_alarm", float(refit.drift.alarm))
+        if refit.drift.alarm:
+            log.warning("reward_model_drifts", statistic=round(refit.drift.statistic, 2), since_label=refit.drift.since)
 
     def _last_on_the_topic(self) -> RewardModelVersion | None:
         records = read_to_end(self._site.kafka, REWARD_MODELS, "reward", self._site.metrics)

@@ -44,6 +44,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_reward_versions_total", "counter", "reward", "Refits by what became of them.", ("result",)),
     Metric("tidemill_reward_accuracy_ratio", "gauge", "reward", "Test-then-train accuracy over the recent window."),
     Metric("tidemill_reward_ece_ratio", "gauge", "reward", "Expected calibration error over the recent window."),
+    Metric("tidemill_reward_auc_ratio", "gauge", "reward", "Chance that a good answer was predicted above a bad one, over the recent window."),
+    Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (Page-Hinkley over the recent window)."),
     Metric("tidemill_label_to_reward_model_seconds", "histogram", "reward", "From the newest label's feedback to the version that counts it."),
     # learner
     Metric("tidemill_learner_steps_total", "counter", "learner", "RL steps taken."),
