@@ -41,11 +41,12 @@ class Event(BaseModel):
     @property
     def key(self) -> str:
         """The Kafka key: events of equal key keep their order, and a compacted topic keeps the last."""
-        return "/".join(str(getattr(self, field)) for field in self.key_fields)
+        fields = self.key_fields
+        return str(getattr(self, fields[0])) if len(fields) == 1 else "/".join([str(getattr(self, field)) for field in fields])
 
     def encode(self) -> bytes:
         """UTF-8 JSON without the fields that are null."""
-        return self.model_dump_json(exclude_none=True).encode()
+        return self.__pydantic_serializer__.to_json(self, exclude_none=True)  # model_dump_json makes a str of these very bytes
 
     @classmethod
     def decode(cls, raw: bytes | None) -> Self:

@@ -12,6 +12,7 @@ from streams.events import Label
 from streams.join import Arrived, FeedbackJoin, JoinSettings
 from streams.join_state import EPOCH, Reached, Store
 from streams.kafka import Consumer, Publisher, Record
+from streams.partitioning import partition_of
 from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK, LABELS
 
@@ -99,5 +100,10 @@ class Partition:
 
     def _set_aside(self, arrived: Arrived, error: InvalidEvent) -> None:
         feedback = arrived.feedback
+        if error.reason == "expired" and (right := partition_of(feedback.key.encode(), self._site.kafka.partitions)) != self.number:
+            # The commonest reason for an episode that never comes: a client whose own rule puts keys elsewhere.
+            error = InvalidEvent(
+                "expired", f"{error}; it lies in partition {self.number}, Kafka's own rule (murmur2 of the episode_id) gives {right}"
+            )
         record = Record(FEEDBACK.name, self.number, arrived.offset, 0, feedback.key.encode(), feedback.encode())
         self._letters.set_aside(record, error, feedback.feedback_id)

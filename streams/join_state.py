@@ -77,8 +77,8 @@ class Store:
 
     def commit(self, reached: Mapping[str, Reached]) -> None:
         """State and offsets become durable together. Raises Unavailable when another process has moved this partition on."""
-        self._database.execute("BEGIN IMMEDIATE")
         try:
+            self._database.execute("BEGIN IMMEDIATE")
             for topic, place in reached.items():
                 before = self.reached.get(topic, Reached())
                 self._database.execute("INSERT OR IGNORE INTO places VALUES (?, 0, 0)", (topic,))
@@ -87,12 +87,11 @@ class Store:
                     raise Unavailable(f"{self._path} is no longer at offset {before.next} of {topic}: another process joins this partition")
             self._write()
             self._database.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # a full disk, a lock held by another
-            self._database.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:  # a lock held by another; a full disk, where SQLite has already rolled back
             raise Unavailable(f"cannot write {self._path}: {error}") from error
-        except Unavailable:
-            self._database.execute("ROLLBACK")
-            raise
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
         self.reached = dict(reached)
         for episode_id, standing in self._changed.items():
             self._clean.pop(episode_id, None)

@@ -17,6 +17,7 @@ from streams.errors import ConfigError, InvalidEvent, Unavailable
 from streams.events import Event
 from streams.kafka_settings import KafkaSettings as KafkaSettings
 from streams.metrics import Metrics
+from streams.partitioning import partition_of
 from streams.topics import TOPICS, Topic
 
 BATCH_BYTES = 128 << 10
@@ -61,6 +62,7 @@ class Producer:
         self._settings, self._metrics = settings, metrics
         self._failure: BaseException | None = None
         self._ended: dict[str, _Ended] = {}
+        self._counts: dict[str, tuple[int, float]] = {}
         with _as_ours("connect to"):
             self._producer = kafka.KafkaProducer(
                 **settings.client_options(),
@@ -82,7 +84,8 @@ class Producer:
     def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
         """Bytes as they are; for the outbox, which encoded them long ago."""
         try:
-            future = self._producer.send(topic, key=key, value=value)
+            partition = None if key is None else partition_of(key, self._partitions(topic))
+            future = self._producer.send(topic, key=key, value=value, partition=partition)
         except MessageSizeTooLargeError:
             raise InvalidEvent(
                 "too_large", f"a record of {len(value)} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
@@ -114,6 +117,14 @@ class Producer:
     def close(self, timeout_s: float = 10.0) -> None:
         """Send what is buffered and hang up."""
         self._producer.close(timeout=timeout_s)
+
+    def _partitions(self, topic: str) -> int:
+        """How many the topic has; asked again every minute, for it may be given more."""
+        count, until = self._counts.get(topic, (0, 0.0))
+        if time.monotonic() >= until:
+            count = len(self._producer.partitions_for(topic))
+            self._counts[topic] = (count, time.monotonic() + 60)
+        return count
 
     def _failed(self, error: BaseException) -> None:
         self._failure = error
