@@ -12,7 +12,7 @@ from streams.events import Label
 from streams.join import Arrived, FeedbackJoin, JoinSettings
 from streams.join_state import EPOCH, Reached, Store
 from streams.kafka import Consumer, Publisher, Record
-from streams.partitioning import partition_of
+from streams.kafka.partitioning import partition_of
 from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK, LABELS
 

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LAYERS = {"streams": 0, "reward": 1, "learner": 2, "actor": 2, "infra": 3, "dashboards": 3}
 HOMES = {
-    "kafka": ("streams/kafka.py",),
+    "kafka": ("streams/kafka/",),
     "faust": ("reward/updater.py",),
     "ray": ("learner/cluster.py",),
     "peft": ("learner/policy.py",),

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka.partitioner.default import murmur2
 
-from streams.partitioning import partition_of
+from streams.kafka.partitioning import partition_of
 
 
 @given(st.binary(max_size=60), st.integers(1, 1000))

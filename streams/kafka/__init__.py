@@ -1,0 +1,25 @@
+"""Kafka: the one home of kafka-python. A producer that waits for acknowledgement, a consumer with manual commits, an admin.
+
+Outside this folder nobody imports kafka; errors of the client come out as ours.
+"""
+
+from streams.kafka.admin import committed_offsets, create_topics, ready, topic_differences, wanted_topics
+from streams.kafka.consumer import Consumer, Record, end_offsets, read_to_end
+from streams.kafka.producer import Place, Producer, Publisher
+from streams.kafka.settings import KafkaSettings
+
+__all__ = [
+    "Consumer",
+    "KafkaSettings",
+    "Place",
+    "Producer",
+    "Publisher",
+    "Record",
+    "committed_offsets",
+    "create_topics",
+    "end_offsets",
+    "read_to_end",
+    "ready",
+    "topic_differences",
+    "wanted_topics",
+]

@@ -1,0 +1,173 @@
+"""The consumer: raw records, offsets committed by hand after the work is done."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import kafka
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import KafkaError
+
+from streams.errors import ConfigError
+from streams.kafka.errors import as_ours
+from streams.kafka.settings import KafkaSettings
+from streams.metrics import Metrics
+from streams.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it lies on the log."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class Consumer:
+    """Reads raw records and commits by hand. With a group, partitions are shared; without, it reads all of them.
+
+    A start position is ``earliest`` unless the group has committed one. Not thread-safe.
+    """
+
+    def __init__(self, settings: KafkaSettings, topics: Sequence[Topic[Any]], part: str, metrics: Metrics, group: str | None = None,
+                 start: Literal["earliest", "latest"] = "earliest") -> None:  # fmt: skip
+        self._metrics, self._part, self._grouped = metrics, part, group is not None
+        self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without one it is tried for ever
+        with as_ours("connect to"):
+            self._consumer = kafka.KafkaConsumer(
+                **settings.client_options(),
+                client_id=f"tidemill-{part}",
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset=start,
+                session_timeout_ms=int(settings.session_timeout_s * 1000),
+                heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
+                max_partition_fetch_bytes=settings.max_message_bytes * 2,
+                partition_assignment_strategy=(RangePartitionAssignor,),  # equal partitions of the topics go to one member
+                allow_auto_create_topics=False,
+            )
+            names = [topic.name for topic in topics]
+            self._rebalance = _Rebalance()
+            if group is not None:
+                self._consumer.subscribe(names, listener=self._rebalance)
+            else:
+                self._consumer.assign([p for name in names for p in self._partitions(name)])
+
+    def poll(self, timeout_s: float = 1.0, max_records: int = 500) -> list[Record]:
+        """What has come, in offset order within each partition; an empty list when nothing did."""
+        with as_ours("read from"):
+            batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for batch in batches.values() for r in batch]
+        for partition, batch in batches.items():
+            self._metrics.add("tidemill_consumed_total", len(batch), topic=partition.topic, part=self._part)
+        return records
+
+    def rebalanced(self) -> frozenset[tuple[str, int]] | None:
+        """What is assigned now, as (topic, partition), when that was dealt anew since the last call; else None.
+
+        Partitions are dealt inside ``poll`` only. What that poll returned starts at the group's committed offsets: who keeps
+        offsets of their own drops it and seeks.
+        """
+        if not self._rebalance.happened:
+            return None
+        self._rebalance.happened = False
+        return frozenset((p.topic, p.partition) for p in self._consumer.assignment())
+
+    def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
+        """First offset still there, and the next to be written, by (topic, partition)."""
+        asked = [kafka.TopicPartition(*key) for key in partitions]
+        with as_ours("ask"):
+            first, end = (self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)) if asked else ({}, {})
+        return {(p.topic, p.partition): (first[p], end[p]) for p in asked}
+
+    def is_behind(self, topic: str, partition: int) -> bool:
+        """True until everything that the last fetch knew of has been polled. Asks nobody."""
+        where = kafka.TopicPartition(topic, partition)
+        end = self._consumer.highwater(where)
+        with as_ours("read from"):
+            return end is None or self._consumer.position(where) < end
+
+    def positions(self) -> dict[tuple[str, int], int]:
+        """Next offset to read, by (topic, partition), of what is assigned now."""
+        with as_ours("read from"):
+            return {(p.topic, p.partition): self._consumer.position(p) for p in self._consumer.assignment()}
+
+    def seek(self, positions: Mapping[tuple[str, int], int]) -> None:
+        """Go on from these offsets. A position that retention has deleted moves to the beginning."""
+        with as_ours("read from"):
+            partitions = {key: kafka.TopicPartition(*key) for key in positions}
+            first = self._consumer.beginning_offsets(list(partitions.values())) if partitions else {}
+            for key, offset in positions.items():
+                self._consumer.seek(partitions[key], max(offset, first[partitions[key]]))
+
+    def commit(self, positions: Mapping[tuple[str, int], int] | None = None) -> bool:
+        """Commit after the effects are durable. False when the group was rebalanced meanwhile: the new owner redoes the work."""
+        if not self._grouped:
+            raise ValueError("a consumer without a group has nothing to commit")
+        offsets = (
+            None if positions is None else {kafka.TopicPartition(*key): kafka.OffsetAndMetadata(offset, "", -1) for key, offset in positions.items()}
+        )
+        try:
+            self._consumer.commit(offsets, timeout_ms=self._commit_timeout_ms)
+        except KafkaError:
+            return False
+        return True
+
+    def lag(self) -> int:
+        """Records between the positions and the ends of the log; also sets the lag metric."""
+        with as_ours("read from"):
+            partitions = list(self._consumer.assignment())
+            ends = self._consumer.end_offsets(partitions) if partitions else {}
+            by_topic: dict[str, int] = {}
+            for partition, end in ends.items():
+                by_topic[partition.topic] = by_topic.get(partition.topic, 0) + max(0, end - self._consumer.position(partition))
+        for topic, count in by_topic.items():
+            self._metrics.set("tidemill_consumer_lag_records", count, topic=topic, part=self._part)
+        return sum(by_topic.values())
+
+    def close(self) -> None:
+        """Leave the group (if any) and hang up."""
+        self._consumer.close(autocommit=False, timeout_ms=5000)
+
+    def _partitions(self, topic: str) -> list[Any]:
+        numbers = self._consumer.partitions_for_topic(topic)
+        if not numbers:
+            raise ConfigError(f"topic {topic} does not exist: create it with `tidemill topics --create`")
+        return [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: Metrics) -> Iterator[Record]:
+    """Every record of a topic from its beginning to where it ends now."""
+    consumer = Consumer(settings, [topic], part, metrics)
+    try:
+        while consumer.lag():
+            yield from consumer.poll(timeout_s=1.0, max_records=5000)
+    finally:
+        consumer.close()
+
+
+def end_offsets(settings: KafkaSettings, topic: Topic[Any], metrics: Metrics) -> dict[int, int]:
+    """Where a topic ends now: the next offset by partition."""
+    consumer = Consumer(settings, [topic], "ends", metrics)
+    try:
+        with as_ours("ask"):
+            ends = consumer._consumer.end_offsets(list(consumer._consumer.assignment()))
+        return {p.partition: offset for p, offset in ends.items()}
+    finally:
+        consumer.close()
+
+
+class _Rebalance(kafka.ConsumerRebalanceListener):
+    """Remembers that partitions were dealt anew. It runs inside the client, so it does no more than that."""
+
+    happened = False
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        self.happened = True
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        self.happened = True

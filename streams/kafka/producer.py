@@ -1,0 +1,130 @@
+"""The producer: idempotent, every record acknowledged by all replicas."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import kafka
+from kafka.errors import KafkaError, MessageSizeTooLargeError
+
+from streams.errors import InvalidEvent, Unavailable
+from streams.events import Event
+from streams.kafka.errors import as_ours, ours
+from streams.kafka.partitioning import partition_of
+from streams.kafka.settings import KafkaSettings
+from streams.metrics import Metrics
+from streams.topics import Topic
+
+BATCH_BYTES = 128 << 10
+"""Sent together to one partition: each batch costs a request, and kafka-python's own 16 KiB hold eight episodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record lies."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Publisher(Protocol):
+    """Takes events to the log. The seam that steps and tests see instead of Kafka."""
+
+    def send(self, topic: Topic[Any], event: Event) -> Callable[[], Place]:
+        """Begin to send; calling what is returned waits for the acknowledgement. Raises InvalidEvent when too large."""
+
+    def flush(self) -> None:
+        """Wait until everything sent is acknowledged. Raises Unavailable if anything was not."""
+
+
+class Producer:
+    """Idempotent, ``acks=all``. Thread-safe. Satisfies Publisher."""
+
+    def __init__(self, settings: KafkaSettings, metrics: Metrics, client_id: str, linger_ms: int = 5) -> None:
+        self._settings, self._metrics = settings, metrics
+        self._failure: BaseException | None = None
+        self._ended: dict[str, _Ended] = {}
+        self._counts: dict[str, tuple[int, float]] = {}
+        with as_ours("connect to"):
+            self._producer = kafka.KafkaProducer(
+                **settings.client_options(),
+                client_id=client_id,
+                acks="all",
+                enable_idempotence=True,
+                linger_ms=linger_ms,
+                batch_size=BATCH_BYTES,
+                compression_type=settings.compression,
+                delivery_timeout_ms=int(settings.delivery_timeout_s * 1000),
+                max_block_ms=int(settings.request_timeout_s * 1000),
+                max_request_size=settings.max_message_bytes,
+                allow_auto_create_topics=False,
+            )
+
+    def send(self, topic: Topic[Any], event: Event) -> Callable[[], Place]:
+        return self.send_raw(topic.name, event.key.encode(), event.encode())
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
+        """Bytes as they are; for the outbox, which encoded them long ago."""
+        try:
+            partition = None if key is None else partition_of(key, self._partitions(topic))
+            future = self._producer.send(topic, key=key, value=value, partition=partition)
+        except MessageSizeTooLargeError:
+            raise InvalidEvent(
+                "too_large", f"a record of {len(value)} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
+            ) from None
+        except KafkaError as error:
+            raise ours("write to", error) from error
+        if (ended := self._ended.get(topic)) is None:
+            ended = self._ended[topic] = _Ended(self._metrics, topic, self._failed)
+        future.add_both(ended)
+
+        def wait() -> Place:
+            with as_ours("write to"):
+                done = future.get(timeout=self._settings.delivery_timeout_s + 5)
+            return Place(done.topic, done.partition, done.offset)
+
+        return wait
+
+    def publish(self, topic: Topic[Any], event: Event) -> Place:
+        """Send and wait for the acknowledgement. Raises InvalidEvent or Unavailable."""
+        return self.send(topic, event)()
+
+    def flush(self) -> None:
+        with as_ours("write to"):
+            self._producer.flush(timeout=self._settings.delivery_timeout_s + 5)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise Unavailable(f"Kafka did not acknowledge a record: {failure}")
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Send what is buffered and hang up."""
+        self._producer.close(timeout=timeout_s)
+
+    def _partitions(self, topic: str) -> int:
+        """How many the topic has; asked again every minute, for it may be given more."""
+        count, until = self._counts.get(topic, (0, 0.0))
+        if time.monotonic() >= until:
+            count = len(self._producer.partitions_for(topic))
+            self._counts[topic] = (count, time.monotonic() + 60)
+        return count
+
+    def _failed(self, error: BaseException) -> None:
+        self._failure = error
+
+
+class _Ended:
+    """Counts how sending ended, for one topic. Called by the client for every record, so it does little."""
+
+    def __init__(self, metrics: Metrics, topic: str, failed: Callable[[BaseException], None]) -> None:
+        self._published = metrics.adder("tidemill_published_total", topic=topic)
+        self._refused = metrics.adder("tidemill_publish_failures_total", topic=topic)
+        self._failed = failed
+
+    def __call__(self, result: object) -> None:
+        if isinstance(result, BaseException):
+            self._refused()
+            self._failed(result)
+        else:
+            self._published()

@@ -1,0 +1,180 @@
+"""The log's client against a real Kafka that is set up otherwise, goes away, and forgets."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import kafka
+import pytest
+
+from infra.broker import Broker, BrokerSettings, free_port
+from streams.errors import ConfigError, InvalidEvent, Unavailable
+from streams.events import Erasure, new_id
+from streams.kafka import Consumer, Producer, committed_offsets, create_topics, end_offsets, read_to_end, ready, topic_differences, wanted_topics
+from streams.kafka.settings import KafkaSettings
+from streams.metrics import Metrics
+from streams.topics import EPISODES, ERASURES, FEEDBACK, LABELS, TOPICS
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    with Broker(BrokerSettings(port=free_port()), tmp_path / "broker") as running:
+        yield running
+
+
+def erasure(number: int) -> Erasure:
+    return Erasure(user_id=f"user-{number}", requested_by="x", at=NOW)
+
+
+def test_topics_are_made_once_and_what_differs_is_told_in_words(broker: Broker) -> None:
+    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, partitions=3)
+    assert topic_differences(settings) == {topic.name: ["missing"] for topic in TOPICS}
+    admin = kafka.KafkaAdminClient(**settings.client_options())
+    admin.create_topics({LABELS.name: {"num_partitions": 2, "replication_factor": 1, "configs": {"retention.ms": "1000"}}})
+    admin.close()
+    made = create_topics(settings)
+    assert sorted(made) == sorted(topic.name for topic in TOPICS if topic is not LABELS)
+    assert create_topics(settings) == []
+    differences = topic_differences(settings)
+    assert set(differences) == {LABELS.name}
+    assert "partitions: 2, should be 3" in differences[LABELS.name]
+    assert "cleanup.policy: delete, should be compact" in differences[LABELS.name]
+    assert "retention.ms: 1000, should be -1" in differences[LABELS.name]
+    assert len(end_offsets(settings, EPISODES, Metrics())) == 3
+
+
+def test_a_broker_that_goes_away_is_unavailable_in_time_and_comes_back_with_all_it_acknowledged(broker: Broker) -> None:
+    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, request_timeout_s=3, delivery_timeout_s=4, session_timeout_s=6)
+    create_topics(settings)
+    producer, metrics = Producer(settings, Metrics(), "test"), Metrics()
+    consumer = Consumer(settings, [ERASURES], "test", metrics, group="g")
+    for number in range(3):
+        producer.publish(ERASURES, erasure(number))
+    got = [record for _ in range(20) for record in consumer.poll(0.5)]
+    assert len(got) == 3
+    broker.kill()
+    started = time.monotonic()
+    producer.send(ERASURES, erasure(3))
+    with pytest.raises(Unavailable):
+        producer.flush()
+    assert time.monotonic() - started < 15
+    assert consumer.poll(1.0) == []
+    assert consumer.commit() is False
+    assert not ready(settings)
+    asks = (
+        lambda: committed_offsets(settings, "g"),
+        lambda: list(read_to_end(settings, ERASURES, "test", metrics)),
+        lambda: create_topics(settings),
+    )
+    for ask in asks:
+        with pytest.raises(Unavailable):
+            ask()
+    broker.start()
+    again = Producer(settings, Metrics(), "test")
+    again.publish(ERASURES, erasure(4))
+    users = [ERASURES.decode(record.value).user_id for record in read_to_end(settings, ERASURES, "test", metrics)]
+    assert users[:3] == ["user-0", "user-1", "user-2"]
+    assert users[-1] == "user-4"
+    assert len(set(users)) == len(users)
+    for each in (producer, again, consumer):
+        each.close()
+
+
+def test_a_failed_send_is_counted_and_told_once(broker: Broker) -> None:
+    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, request_timeout_s=3, delivery_timeout_s=4)
+    create_topics(settings)
+    metrics = Metrics()
+    producer = Producer(settings, metrics, "test")
+    producer.publish(ERASURES, erasure(0))
+    assert metrics.value("tidemill_published_total", topic=ERASURES.name) == 1
+    broker.kill()
+    wait = producer.send(ERASURES, erasure(1))
+    with pytest.raises(Unavailable):
+        wait()
+    with pytest.raises(Unavailable):
+        producer.flush()
+    producer.flush()
+    assert metrics.value("tidemill_publish_failures_total", topic=ERASURES.name) == 1
+    assert metrics.value("tidemill_published_total", topic=ERASURES.name) == 1
+    producer.close(timeout_s=1)
+
+
+def test_a_position_that_was_deleted_moves_to_the_beginning_and_one_beyond_the_end_too(broker: Broker) -> None:
+    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
+    create_topics(settings)
+    producer = Producer(settings, Metrics(), "test")
+    for number in range(10):
+        producer.publish(ERASURES, erasure(number))
+    admin = kafka.KafkaAdminClient(**settings.client_options())
+    admin.delete_records({kafka.TopicPartition(ERASURES.name, 0): 4})
+    admin.close()
+    consumer = Consumer(settings, [ERASURES], "test", Metrics())
+    assert consumer.bounds([(ERASURES.name, 0)]) == {(ERASURES.name, 0): (4, 10)}
+    for start in (1, 99):
+        consumer.seek({(ERASURES.name, 0): start})
+        offsets = [record.offset for _ in range(10) for record in consumer.poll(0.3)]
+        assert offsets == [4, 5, 6, 7, 8, 9]
+    consumer.close()
+    producer.close()
+
+
+def test_partitions_of_what_is_joined_are_dealt_side_by_side_and_anew_when_a_member_comes_and_goes(kafka_settings: KafkaSettings) -> None:
+    group, metrics = new_id("group"), Metrics()
+    one = Consumer(kafka_settings, [EPISODES, FEEDBACK], "one", metrics, group)
+    dealt = _dealt([one])
+    assert len(dealt[0]) == 8
+    two = Consumer(kafka_settings, [EPISODES, FEEDBACK], "two", metrics, group)
+    dealt = _dealt([one, two])
+    for mine in dealt:
+        assert len(mine) == 4
+        assert {p for topic, p in mine if topic == EPISODES.name} == {p for topic, p in mine if topic == FEEDBACK.name}
+    assert not dealt[0] & dealt[1]
+    two.close()
+    assert len(_dealt([one])[0]) == 8
+    assert one.rebalanced() is None
+    one.close()
+
+
+def _dealt(consumers: list[Consumer]) -> list[frozenset[tuple[str, int]]]:
+    """What each owns once all have been dealt anew and nothing changed for a while."""
+    owned: list[frozenset[tuple[str, int]]] = [frozenset()] * len(consumers)
+    quiet_since = time.monotonic()
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        for index, consumer in enumerate(consumers):
+            consumer.poll(0.2)
+            if (now := consumer.rebalanced()) is not None:
+                owned[index], quiet_since = now, time.monotonic()
+        if all(owned) and time.monotonic() - quiet_since > 5:
+            return owned
+    raise AssertionError(f"never settled: {owned}")
+
+
+def test_a_topic_that_is_not_there_is_the_operators_to_make(broker: Broker) -> None:
+    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, request_timeout_s=5)
+    with pytest.raises(ConfigError, match="tidemill topics --create"):
+        Consumer(settings, [EPISODES], "test", Metrics())
+    producer = Producer(settings, Metrics(), "test")
+    with pytest.raises(Unavailable):
+        producer.publish(EPISODES, erasure(0))
+    producer.close(timeout_s=1)
+
+
+def test_a_setting_that_is_missing_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"kafka\.bootstrap_servers"):
+        Producer(KafkaSettings(), Metrics(), "test")
+
+
+def test_the_largest_event_is_what_the_topics_take(kafka_settings: KafkaSettings) -> None:
+    assert {each["configs"]["max.message.bytes"] for each in wanted_topics(kafka_settings).values()} == {str(kafka_settings.max_message_bytes)}
+    producer = Producer(kafka_settings, Metrics(), "test")
+    size = kafka_settings.max_message_bytes
+    place = producer.send_raw(ERASURES.name, b"k", bytes(size - 200))()
+    assert place.topic == ERASURES.name
+    with pytest.raises(InvalidEvent):
+        producer.send_raw(ERASURES.name, b"k", bytes(size))
+    producer.flush()
+    producer.close()
