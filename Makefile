@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit lint bench-reward bench-streams docs lock clean
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -32,6 +32,10 @@ test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, 
 
 test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
 	$(RUN) pytest tests/unit tests/project $(ARGS)
+
+test-operators: .venv/installed  ## Alerts, dashboards and console against real Prometheus and Chromium (Debian's packages, installed when missing)
+	command -v prometheus promtool chromium > /dev/null || apt-get install -y --no-install-recommends prometheus chromium fonts-dejavu-core
+	$(RUN) pytest tests/operators $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff check .

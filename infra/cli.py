@@ -14,6 +14,7 @@ from typing import Any
 import click
 import structlog
 
+from infra import operator_commands
 from streams.errors import TidemillError
 
 ROLES = ("streams", "reward", "learner", "actor")
@@ -214,6 +215,9 @@ def write(folder: Path) -> None:
 
     for path in write(folder):
         click.echo(str(path))
+
+
+operator_commands.add_to(main, dashboards, settings_options)
 
 
 def stop_on_signal() -> threading.Event:

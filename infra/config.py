@@ -49,7 +49,8 @@ class Settings(BaseSettings):
     artifacts_uri: str | None = None
     """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of four loopback ports for ``/metrics``: streams, reward, learner, actor in this order; 0 takes free ones."""
+    """First of three loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner in this order; 0 takes free ones.
+    The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
     kafka: KafkaSettings = KafkaSettings()
     broker: BrokerSettings = BrokerSettings()

@@ -9,11 +9,15 @@ import structlog
 from infra.config import PolicySettings, Settings
 from infra.jars import cache_folder
 from streams.artifacts import ArtifactStore
+from streams.health import serve
 from streams.kafka import ready
 from streams.site import Site
 
 log = structlog.get_logger()
-PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "actor": 3}
+PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2}
+LOOPS = {"streams": ("join", "lake"), "reward": (), "learner": ("learning",)}
+"""What must have come round once before a part is ready. The updater's loop is Faust's, and tells nothing."""
+PROBE_S = 15.0
 
 
 def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event]) -> None:
@@ -21,16 +25,30 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
     work = _work(role, settings)
     stopping = listen()
     site = make_site(role, settings, stopping)
+    site.metrics.begin(role)
+    if role != "actor":  # the actor has an HTTP server of its own, and forks: no thread may run before it does
+        port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
+        site.health.lacks("kafka", *LOOPS[role])
+        log.info("metrics", role=role, port=serve(site.metrics, site.health, port))
+        threading.Thread(target=probe_kafka, args=(role, site), name="probe", daemon=True).start()
     while not ready(settings.kafka):
         log.warning("kafka is away", servers=settings.kafka.bootstrap_servers)
         if stopping.wait(2.0):
             return
-    if role != "actor":  # the actor serves its metrics on vLLM's own /metrics
-        port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
-        log.info("metrics", role=role, port=site.metrics.serve(port))
     log.info("starting", role=role)
     work(site)
     log.info("stopped", role=role)
+
+
+def probe_kafka(role: str, site: Site) -> None:
+    """Ask Kafka now and then, in a thread of its own, and say whether it answered."""
+    patient_s = min(5.0, site.kafka.request_timeout_s)
+    kafka = site.kafka.model_copy(update={"request_timeout_s": patient_s})
+    while not site.stopping.is_set():
+        answers = ready(kafka)
+        site.metrics.set("tidemill_kafka_up", float(answers), part=role)
+        (site.health.has if answers else site.health.lacks)("kafka")
+        site.stopping.wait(PROBE_S)
 
 
 def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
@@ -45,6 +63,14 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
         state=state,
         stopping=stopping,
     )
+
+
+def metrics_targets(settings: Settings) -> dict[str, str]:
+    """``host:port`` of every part's ``/metrics``, where ``metrics_port`` says; the actor's stands beside its API."""
+    if not settings.metrics_port:
+        return {}
+    ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items()}
+    return {role: f"127.0.0.1:{port}" for role, port in ports.items()} | {"actor": f"{settings.actor.host}:{settings.actor.port}"}
 
 
 def artifacts_uri(settings: Settings) -> str:

@@ -15,6 +15,8 @@ from streams.site import Site
 
 log = structlog.get_logger()
 RETRY_S = 2.0
+TURN_S = 3600.0
+"""A step on a CPU may take many minutes; a loop that has not come round for an hour hangs."""
 
 
 def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
@@ -27,6 +29,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
         feed = Feed(settings, site, producer, str(actor.call("features")))
         steps: int | None = None
         while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
+            site.health.turned("learning", TURN_S)
             try:
                 if steps is None:  # at the start, and whenever the process was lost: what did it keep?
                     steps = int(actor.call("steps"))
@@ -49,6 +52,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
             except Unavailable as error:
                 log.warning("waiting", error=str(error))
+                site.health.lacks("learning")
                 site.stopping.wait(RETRY_S)
                 steps = None
     except Stopped:

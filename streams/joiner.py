@@ -17,6 +17,8 @@ from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK
 
 GROUP = "tidemill-join"
+TURN_S = 300.0
+"""A loop that has not come round for this long hangs: longer than Kafka may take to acknowledge or to be called away."""
 log = structlog.get_logger()
 
 
@@ -27,6 +29,7 @@ def run(settings: JoinSettings, site: Site) -> None:
             _session(settings, site)
         except Unavailable as error:
             log.warning("join waits", error=str(error))
+            site.health.lacks("join")
             site.stopping.wait(2.0)
 
 
@@ -39,6 +42,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
     expire_at = 0.0
     try:
         while not site.stopping.is_set():
+            site.health.turned("join", TURN_S)
             records = consumer.poll(0.5, settings.batch_records)
             if (owned := consumer.rebalanced()) is not None:
                 close(parts)

@@ -18,6 +18,8 @@ from streams.site import Site
 from streams.topics import BY_NAME, TOPICS
 
 log = structlog.get_logger()
+TURN_S = 300.0
+"""A loop that has not come round for this long hangs, or its store cannot be written."""
 
 
 class LakeSettings(Section):
@@ -43,6 +45,7 @@ def run(settings: LakeSettings, site: Site) -> None:
             _session(settings, site, lake)
         except Unavailable as error:
             log.warning("lake waits", error=str(error))
+            site.health.lacks("lake")
             site.stopping.wait(settings.retry_s)
 
 
@@ -54,6 +57,7 @@ def _session(settings: LakeSettings, site: Site, lake: Lake) -> None:
         consumer.seek(_start(consumer, lake))
         lag_at = 0.0
         while not site.stopping.is_set():
+            site.health.turned("lake", TURN_S)
             waiting.add(consumer.poll(min(0.5, settings.flush_s), max_records=5000), time.monotonic())
             for topic in waiting.due(time.monotonic()):
                 _flush(topic, waiting, settings, site, lake)
@@ -92,6 +96,8 @@ def _flush(topic: str, waiting: Waiting, settings: LakeSettings, site: Site, lak
                 break
             except Unavailable as error:
                 site.metrics.add("tidemill_lake_failures_total")
+                site.health.turned("lake", TURN_S)
+                site.health.lacks("lake")
                 log.error("lake cannot write and tries again", error=str(error), waiting_rows=waiting.rows, retry_s=settings.retry_s)
                 if site.stopping.wait(settings.retry_s):
                     return  # the log still has it; the next start goes on before it

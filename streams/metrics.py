@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, TypeVar, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 M = TypeVar("M", Counter, Gauge, Histogram)
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -26,6 +26,7 @@ TABLE: tuple[Metric, ...] = (
     # streams
     Metric("tidemill_published_total", "counter", "streams", "Events acknowledged by Kafka.", ("topic",)),
     Metric("tidemill_publish_failures_total", "counter", "streams", "Events that Kafka refused or never acknowledged.", ("topic",)),
+    Metric("tidemill_kafka_up", "gauge", "streams", "1 while Kafka answers this part, asked every 15 s.", ("part",)),
     Metric("tidemill_consumed_total", "counter", "streams", "Records read from Kafka.", ("topic", "part")),
     Metric("tidemill_consumer_lag_records", "gauge", "streams", "Records not yet read, over all partitions.", ("topic", "part")),
     Metric("tidemill_dead_letters_total", "counter", "streams", "Records set aside.", ("topic", "reason")),
@@ -107,13 +108,16 @@ class Metrics:
         return self.registry.get_sample_value(name, labels) or 0.0
 
     def text(self) -> bytes:
-        """All of them as Prometheus reads them (text format 0.0.4), for a part that has an HTTP server of its own."""
+        """All of them as Prometheus reads them (text format 0.0.4); ``streams/health.py`` serves them."""
         return generate_latest(self.registry)
 
-    def serve(self, port: int, host: str = "127.0.0.1") -> int:
-        """Expose ``/metrics`` on a thread of its own; port 0 takes a free one. Returns the port."""
-        server, _ = start_http_server(port, host, self.registry)
-        return int(server.server_port)
+    def begin(self, part: str) -> None:
+        """Show the part's counters and histograms without labels at nothing: a rate needs to see where its first event began."""
+        for row in TABLE:
+            if row.part == part and not row.labels and row.kind == "counter":
+                self._get(row.name, Counter)
+            if row.part == part and not row.labels and row.kind == "histogram":
+                self._get(row.name, Histogram)
 
     def _get(self, name: str, kind: type[M]) -> M:
         with self._lock:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from streams.artifacts import ArtifactStore
 from streams.clock import Clock, SystemClock
+from streams.health import Health
 from streams.kafka import KafkaSettings
 from streams.metrics import Metrics
 
@@ -23,6 +24,7 @@ class Site:
     state: Path
     """A folder of this part's own, kept between runs."""
     metrics: Metrics = field(default_factory=Metrics)
+    health: Health = field(default_factory=Health)
     clock: Clock = field(default_factory=SystemClock)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM and SIGINT: finish the work in hand and return."""

@@ -18,6 +18,7 @@ HOMES = {
     "vllm": ("actor/", "learner/rollouts.py"),
     "jgo": ("infra/jars.py",),
     "matplotlib": ("infra/page.py",),
+    "yaml": ("dashboards/alerts.py",),
 }
 LOOPS = ("learner/worker.py", "streams/joiner.py", "reward/updater.py")
 LOOP_LINES = 120
