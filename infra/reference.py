@@ -50,7 +50,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "replica": "actor-0", "adapter": "default@7", "adapter_sha256": "0" * 64, "passed": True, "reason": "attested",
         "learner_gap": 0.02, "base_gap": 0.31, "load_ms": 412.0, "at": T0,
     },
-    "promotions": {"promotion_id": "pr-1", "policy": "default", "adapter": "default@7", "move": "promoted", "reason": "newest attested", "at": T0},
+    "promotions": {
+        "promotion_id": "pr-1", "policy": "default", "adapter": "default@7", "move": "canary", "reason": "64 shadow answers, no gate failed",
+        "canary_share": 0.1, "evidence": {"gates": [{"gate": "win_rate", "passed": True, "value": 0.64, "low": 0.52, "high": 0.75}]}, "at": T0,
+    },
     "dead-letters": {
         "source_topic": "tidemill.feedback.v1", "source_partition": 2, "source_offset": 40, "reason": "invalid",
         "message": "Feedback: thumb: Input should be 'up' or 'down'", "record_base64": "eyJ0aHVtYiI6IDd9", "part": "join", "at": T0,

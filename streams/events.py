@@ -228,6 +228,8 @@ class Label(Event):
     episode_id: Id
     policy: Name
     tenant: Name = "default"
+    conversation_id: Id | None = None
+    """Of the episode: labels of one conversation are not independent of each other."""
     adapter: str | None = None
     outcome: Outcome
     messages: tuple[Message, ...]
@@ -357,7 +359,15 @@ class Promotion(Event):
     move: Literal["candidate", "shadow", "canary", "promoted", "rejected", "rolled_back"]
     reason: str
     evidence: dict[str, Any] = {}
+    """What the decision rests on: gates with their figures, labels by side, the uplift with its interval."""
+    canary_share: float | None = Field(default=None, ge=0, le=1)
+    """Canary: part of the conversations that the adapter answers from now on."""
+    awaits_approval: bool = False
+    """Canary: it has shown itself better, and a person must approve before it is promoted."""
+    to: Id | None = None
+    """Rolled back from production: what answers instead (``policy@0`` is the base); none: the production before it."""
     by: str = "tidemill"
+    """Who decided; ``tidemill`` is the machine, which may skip no stage."""
     at: Instant
 
 

@@ -48,6 +48,7 @@ class Known(BaseModel):
 
     policy: str
     tenant: str
+    conversation_id: str | None = None
     adapter: str | None
     outcome: Outcome
     messages: tuple[Message, ...]
@@ -123,6 +124,7 @@ class FeedbackJoin:
         known = Known(
             policy=episode.policy,
             tenant=episode.tenant,
+            conversation_id=episode.conversation_id,
             adapter=episode.adapter,
             outcome=episode.outcome,
             messages=episode.messages,
@@ -213,6 +215,7 @@ def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback]) -> Lab
         episode_id=episode_id,
         policy=known.policy,
         tenant=known.tenant,
+        conversation_id=known.conversation_id,
         adapter=known.adapter,
         outcome=known.outcome,
         messages=known.messages,

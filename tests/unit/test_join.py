@@ -61,10 +61,11 @@ def feedback(feedback_id: str, hours: float = 0, episode_id: str = "e", user_id:
 
 def test_a_thumb_makes_a_label_that_carries_the_episode() -> None:
     bench = Bench()
-    assert bench.take(episode(adapter="default@7", policy="p", tenant="t")) is None
+    assert bench.take(episode(adapter="default@7", policy="p", tenant="t", conversation_id="c-1")) is None
     label = bench.take(feedback("f", thumb="up"))
     assert label is not None
     assert (label.verdict, label.policy, label.tenant, label.adapter, label.answer) == (1.0, "p", "t", "default@7", "hi")
+    assert label.conversation_id == "c-1"
     assert label.messages[0].text == "hello"
     assert label.feedback_ids == ("f",)
     assert (label.episode_at, label.first_feedback_at, label.newest_feedback_at) == (T0, T0, T0)
