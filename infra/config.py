@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from actor.promotion_settings import PromotionSettings
 from actor.settings import ActorSettings
 from infra.broker import BrokerSettings
 from infra.people import PeopleSettings
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     reward: RewardSettings = RewardSettings()
     learner: LearnerSettings = LearnerSettings()
     actor: ActorSettings = ActorSettings()
+    promotion: PromotionSettings = PromotionSettings()
     people: PeopleSettings = PeopleSettings()
 
     @classmethod

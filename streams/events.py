@@ -359,15 +359,13 @@ class Promotion(Event):
     move: Literal["candidate", "shadow", "canary", "promoted", "rejected", "rolled_back"]
     reason: str
     evidence: dict[str, Any] = {}
-    """What the decision rests on: gates with their figures, labels by side, the uplift with its interval."""
     canary_share: float | None = Field(default=None, ge=0, le=1)
     """Canary: part of the conversations that the adapter answers from now on."""
     awaits_approval: bool = False
     """Canary: it has shown itself better, and a person must approve before it is promoted."""
     to: Id | None = None
-    """Rolled back from production: what answers instead (``policy@0`` is the base); none: the production before it."""
+    """Rolled back from production: what answers instead; none: the production before it."""
     by: str = "tidemill"
-    """Who decided; ``tidemill`` is the machine, which may skip no stage."""
     at: Instant
 
 
