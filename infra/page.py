@@ -22,7 +22,7 @@ main{max-width:1040px;margin:0 auto;padding:2rem 1.25rem 4rem}h1{font-size:1.7re
 .big div{background:#fff;border:1px solid var(--line);border-radius:8px;padding:1rem}.big b{display:block;font-size:1.9rem;line-height:1.15}
 table{border-collapse:collapse;width:100%;background:#fff}th,td{border:1px solid var(--line);padding:.5rem .65rem;text-align:left;vertical-align:top}
 th{font-weight:600;white-space:nowrap}td pre{margin:0;font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:1rem}.plots svg{width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:8px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:1rem}.plots svg{width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:8px}
 .pairs td{width:38%}.pairs td:first-child{width:24%}
 """
 
@@ -86,6 +86,8 @@ def _reward_plot(report: Report) -> str:
     figure, axes = pyplot.subplots(figsize=(5, 3.2))
     models = report.facts.reward_models
     axes.plot([m.labels for m in models], [m.calibration.accuracy for m in models], color=RISE, label="accuracy on labels not yet seen")
+    ranking = [float("nan") if m.calibration.auc is None else m.calibration.auc for m in models]
+    axes.plot([m.labels for m in models], ranking, color=INK, lw=1, label="ranking of good above bad (AUC)")
     axes.plot([m.labels for m in models], [m.calibration.baseline for m in models], color=SOFT, ls="--", label="always the more frequent verdict")
     axes.plot([m.labels for m in models], [m.calibration.ece for m in models], color=FALL, label="calibration error (ECE)")
     axes.set_ylim(0, 1)

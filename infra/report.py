@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from infra.config import Settings
@@ -114,7 +115,7 @@ class Report:
             ("adapters", f"{len(facts.adapters)} published, {figures['attested']} loaded and attested, {len(refused)} refused"
              + "".join(f"; {name}: {reason}" for name, reason in list(refused.items())[:3])),
             ("first thumb → adapter", "–" if seconds is None else f"{seconds:.0f} s"),
-            ("ledger", str(self.ledger).replace("\n", "\n" + " " * 24)),
+            ("ledger", str(self.ledger)),
             ("dead letters", ", ".join(f"{n} {reason}" for reason, n in facts.dead_letters.items()) or "none"),
             ("peak memory", f"{self.peak_memory_mib / 1024:.1f} GiB, all processes"),
             ("time", f"{self.seconds / 60:.1f} min, seed {self.settings.people.seed}"),
@@ -128,7 +129,7 @@ class Report:
             f"  {a.question.text}\n    before {_mark(a)} {_short(a.text)}\n    after  {_mark(b)} {_short(b.text)}"
             for a, b in list(zip(self.before, self.after, strict=True))[:4]
         )
-        rows = "\n".join(f"  {name:<21} {value}" for name, value in self.rows())
+        rows = "\n".join(f"  {name:<21} {indent(value, ' ' * 24).lstrip()}" for name, value in self.rows())
         return f"\n{verdict}\n\n{rows}\n\n{pairs}"
 
 
@@ -158,7 +159,11 @@ def _accuracy(model: Any, which: str) -> str:
     told = model.calibration
     if not told.labels:
         return f"{which} v{model.version}: on {model.labels} labels, not tested yet"
-    return f"{which} v{model.version}: {told.accuracy:.0%} on {told.labels} unseen labels (always guessing: {told.baseline:.0%}, ECE {told.ece:.2f})"
+    ranking = "" if told.auc is None else f", AUC {told.auc:.2f}"
+    return (
+        f"{which} v{model.version}: {told.accuracy:.0%} right on {told.labels} unseen labels"
+        f" (always guessing: {told.baseline:.0%}{ranking}, ECE {told.ece:.2f})"
+    )
 
 
 def _mark(answer: Answer) -> str:

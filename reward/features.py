@@ -35,7 +35,7 @@ Pair = tuple[Sequence[Message], str]
 RELATIONS = 8
 LAYOUT = 1
 """Raised whenever the features change: models fitted on another layout must not score these."""
-GAINS = (1.0, 0.4, 0.4, 0.2)
+GAINS = (1.0, 0.4, 0.4, 0.6)
 """How much each block weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
 WHITENING_ROWS = 8192
 WHITENING_FLOOR = 1e-2
