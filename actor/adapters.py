@@ -1,4 +1,8 @@
-"""Following the adapters topic: fetch, check, load, attest, and only then take traffic. Whatever fails, what serves goes on serving."""
+"""Following the log: fetch, check, load, attest, and only then take traffic. Whatever fails, what serves goes on serving.
+
+A replica has no state of its own. It serves the newest adapter that proves itself (``promotion.mode = "newest"``), or what the
+promotions say (``"gated"``): production, the one on trial, and the one to go back to.
+"""
 
 import json
 import shutil
@@ -11,6 +15,8 @@ from typing import Protocol
 import structlog
 
 from actor.attestation import Probe, Verdict, judge, read_probes
+from actor.choosing import Gated, Newest
+from actor.routing import BASE, Route
 from actor.settings import ActorSettings
 from streams.artifacts import fingerprint
 from streams.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
@@ -18,7 +24,7 @@ from streams.events import AdapterVersion, Attestation
 from streams.kafka import Consumer
 from streams.outbox import Outbox
 from streams.site import Site
-from streams.topics import ADAPTERS, ATTESTATIONS
+from streams.topics import ATTESTATIONS, BY_NAME
 
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
@@ -34,27 +40,31 @@ class Engine(Protocol):
     def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
         """The engine's logprobs of each probe's output under that adapter, in nats."""
 
-    def go_live(self, name: str, sha256: str) -> None:
-        """Let the adapter answer for the policy."""
+    def add(self, name: str, sha256: str) -> None:
+        """The adapter is attested: it may be asked for by its version."""
+
+    def route(self, route: Route) -> None:
+        """From now on this is who answers for the policy."""
 
     def drop(self, name: str) -> None:
-        """Unload an adapter that never went live."""
+        """Unload an adapter that was not attested."""
 
     def sweep(self) -> list[str]:
         """Unload the adapters that nobody needs; returns their names."""
 
 
 class Follower:
-    """One thread that reads the topic from its beginning and keeps this replica on the newest adapter that proves itself."""
+    """One thread that reads the log from its beginning and keeps this replica on what it says."""
 
-    def __init__(self, settings: ActorSettings, site: Site, engine: Engine, outbox: Outbox, replica: str) -> None:
+    def __init__(self, settings: ActorSettings, site: Site, engine: Engine, outbox: Outbox, replica: str, gated: bool = False) -> None:
         self._settings, self._site, self._engine, self._outbox, self._replica = settings, site, engine, outbox, replica
         self._folder = site.state / "adapters"
-        self._live_version = 0
-        self._waiting: dict[int, AdapterVersion] = {}
         self._fingerprint: str | None = None
+        self._route = Route()
+        self._loaded: set[str] = set()
+        self._chooser: Newest | Gated = Gated(site.policy) if gated else Newest(site.policy, settings.refusals_before_waiting)
         self.caught_up = threading.Event()
-        """Set once the topic was read to its end and the newest adapter there was taken or refused."""
+        """Set once the log was read to its end and what it asks for was taken or refused."""
         self.over: Future[None] = Future()
         """Done when the thread has ended; holds its error if a bug ended it, so that a replica does not serve an old adapter for ever in silence."""
         self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
@@ -82,46 +92,56 @@ class Follower:
         self.over.set_result(None)
 
     def _follow(self) -> None:
-        consumer = Consumer(self._site.kafka, [ADAPTERS], "actor", self._site.metrics)
+        consumer = Consumer(self._site.kafka, self._chooser.topics, "actor", self._site.metrics)
         try:
             while not self._site.stopping.is_set():
                 for record in consumer.poll(self._settings.poll_s):
-                    self._note(record.value)
+                    self._note(record.topic, record.value)
                 if consumer.lag() == 0:
-                    self._take_newest()
+                    self._settle()
                     self.caught_up.set()
                 for name in self._engine.sweep():
                     log.info("adapter unloaded", adapter=name)
+                    self._loaded.discard(name)
                     shutil.rmtree(self._place(name), ignore_errors=True)
         finally:
             consumer.close()
 
-    def _note(self, value: bytes | None) -> None:
+    def _note(self, topic: str, value: bytes | None) -> None:
         if value is None:
             return
         try:
-            adapter = ADAPTERS.decode(value)
+            event = BY_NAME[topic].decode(value)
         except InvalidEvent as error:
             self._site.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
-            log.warning("an adapter's event cannot be read", error=str(error))
+            log.warning("an event cannot be read", topic=topic, error=str(error))
             return
-        if adapter.policy == self._site.policy and adapter.version > self._live_version:
-            self._waiting[adapter.version] = adapter
+        self._chooser.note(event)
 
-    def _take_newest(self) -> None:
-        """Newest first: what it skips is never loaded. An older one has its turn only when a newer one is refused."""
-        tried = 0
-        while self._waiting and tried < self._settings.refusals_before_waiting:
-            adapter = self._waiting[max(self._waiting)]
-            taken = self._take(adapter)
-            del self._waiting[adapter.version]  # after, so that Unavailable leaves it for the next turn
-            tried += 1
-            if taken:
-                break
-        self._waiting.clear()
+    def _settle(self) -> None:
+        """Load what is asked for and route to it."""
+        route = self._chooser.choose(self._route, self._has)
+        if route == self._route:
+            return
+        self._engine.route(route)
+        before, self._route = self._route, route
+        if route.production != before.production:
+            version = int(route.production.rpartition("@")[2]) if route.production else 0
+            self._site.metrics.set("tidemill_serving_version", version, policy=self._site.policy)
+            log.info("adapter live", adapter=route.production or BASE)
+            if self.caught_up.is_set() and (moved_at := self._chooser.moved_at) is not None:
+                seconds = (self._site.clock.now() - moved_at).total_seconds()
+                self._site.metrics.observe("tidemill_promotion_served_seconds", max(0.0, seconds))
+        self._site.metrics.set("tidemill_canary_share_ratio", route.canary_share, policy=self._site.policy)
+
+    def _has(self, adapter: AdapterVersion) -> bool:
+        """True when the adapter is attested here, now or already."""
+        if adapter.name not in self._loaded and self._take(adapter):
+            self._loaded.add(adapter.name)
+        return adapter.name in self._loaded
 
     def _take(self, adapter: AdapterVersion) -> bool:
-        """Load, attest and switch. False when it was refused, for a reason that the event and the metric tell. Raises Unavailable."""
+        """Load and attest. False when it was refused, for a reason that the event and the metric tell. Raises Unavailable."""
         began = time.monotonic()
         verdict, reason = None, "attested"
         try:
@@ -137,12 +157,10 @@ class Follower:
         seconds = time.monotonic() - began
         passed = verdict is not None and verdict.passed
         if passed:
-            self._engine.go_live(adapter.name, adapter.artifact.sha256)
-            self._live_version = adapter.version
+            self._engine.add(adapter.name, adapter.artifact.sha256)
             self._site.metrics.add("tidemill_adapters_loaded_total")
             self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
-            self._site.metrics.set("tidemill_serving_version", adapter.version, policy=self._site.policy)
-            log.info("adapter live", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
+            log.info("adapter attested", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
         self._outbox.put(ATTESTATIONS, Attestation(
             replica=self._replica,
             adapter=adapter.name,

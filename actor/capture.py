@@ -97,9 +97,10 @@ class Capture:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any]) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
-        asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")))
+        declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
+        asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
         exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt))
-        model = self._router.resolve(parsed.get("model"))
+        model = self._router.resolve(parsed.get("model"), asked.conversation_key(exchange.episode_id))
         if model != parsed.get("model"):
             body = json.dumps({**parsed, "model": model}).encode()
         token = TAP.set(exchange.tap if asked.capturable else None)
@@ -132,15 +133,18 @@ class Capture:
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
         adapter = exchange.tap.adapter
         headers = [
-            (b"x-tidemill-episode", ",".join(exchange.ids).encode()),
             (b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace")),
         ]
+        if not exchange.asked.declined:
+            headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))
         if (sha256 := self._router.sha256(adapter)) is not None:
             headers.append((b"x-tidemill-adapter-sha256", sha256.encode()))
         return headers
 
     def _finish(self, exchange: Exchange) -> None:
-        if not exchange.asked.capturable:
+        if exchange.asked.declined:
+            self._keeper.skip("declined")
+        elif not exchange.asked.capturable:
             self._keeper.skip("beam_search")
         elif not exchange.tap.prompts and 400 <= exchange.status < 500:
             self._keeper.skip("refused")

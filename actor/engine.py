@@ -10,7 +10,7 @@ from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadL
 from vllm.sampling_params import SamplingParams
 
 from actor.attestation import Probe
-from actor.routing import Router
+from actor.routing import Route, Router
 from streams.errors import AttestationFailed, BadArtifact
 from streams.events import new_id
 
@@ -30,10 +30,15 @@ class ServingEngine:
     def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
         return self._ask(self._probe_all(name, probes))
 
-    def go_live(self, name: str, sha256: str) -> None:
-        async def switch() -> None:
+    def add(self, name: str, sha256: str) -> None:
+        async def note() -> None:
             self._router.add(name, sha256)
-            self._router.go_live(name)
+
+        self._ask(note())
+
+    def route(self, route: Route) -> None:
+        async def switch() -> None:
+            self._router.route = route
 
         self._ask(switch())
 

@@ -25,6 +25,8 @@ class Asked:
     body: Mapping[str, Any]
     user_id: str | None
     conversation_id: str | None
+    declined: bool = False
+    """The client sent ``x-tidemill-capture: off``: the answer becomes no episode."""
 
     @property
     def choices_per_prompt(self) -> int:
@@ -55,6 +57,16 @@ class Asked:
             return tuple(Message.model_validate(message) for message in self._said)
         prompt = self.prompts[min(index // self.choices_per_prompt, len(self.prompts) - 1)]
         return (Message(role="user", content=prompt if isinstance(prompt, str) else None),)
+
+    def conversation_key(self, episode_id: str) -> str:
+        """What a canary is sticky by: the conversation, where the client names it; else who asks, and how their conversation began; else
+        nothing but this one request."""
+        if self.conversation_id is not None:
+            return f"conversation {self.conversation_id}"
+        if self.user_id is None:
+            return f"episode {episode_id}"
+        first = self.prompts[0] if self.api == "completion" else next((m.get("content") for m in self._said if m.get("role") == "user"), None)
+        return f"user {self.user_id} {json.dumps(first)}"
 
     @property
     def turn(self) -> int:

@@ -1,5 +1,6 @@
 """Which adapter answers whom: pure bookkeeping, touched only from the server's event loop."""
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -7,33 +8,48 @@ BASE = "base"
 """The name that the base answers to."""
 
 
+@dataclass(frozen=True)
+class Route:
+    """Who answers for the policy. Only names of adapters that were attested."""
+
+    production: str | None = None
+    """None: the base."""
+    candidate: str | None = None
+    """The adapter on trial, which ``policy@candidate`` asks for."""
+    canary_share: float = 0.0
+    """Part of the conversations that the candidate answers."""
+    kept: tuple[str, ...] = ()
+    """Further adapters that stay loaded, to go back to at once."""
+
+
 @dataclass
 class Router:
     """Turns the model that a client asked for into the name that vLLM serves it by.
 
-    ``default`` is the live adapter (the base until there is one), ``default@7`` that version where it is loaded,
-    ``default@0`` and ``base`` the base. Anything else is left for vLLM to refuse.
+    ``default`` is production (the base until there is one) or, for the canary's share of conversations, the candidate;
+    ``default@candidate`` the adapter on trial, ``default@7`` that version where it is loaded, ``default@0`` and ``base`` the base.
+    Anything else is left for vLLM to refuse.
     """
 
     policy: str
-    live: str | None = None
-    previous: str | None = None
+    route: Route = Route()
     _sha256: dict[str, str] = field(default_factory=dict)
     _in_flight: Counter[str] = field(default_factory=Counter)
 
-    def resolve(self, model: object) -> object:
-        """vLLM's name for what a request's ``model`` says; what is not ours comes back as it was."""
+    def resolve(self, model: object, conversation: str | None = None) -> object:
+        """vLLM's name for what a request's ``model`` says; what is not ours comes back as it was. One conversation always gets the same side."""
+        route = self.route
         if model is None or model in ("", self.policy):
-            return self.live or BASE
+            if route.candidate and conversation is not None and draw(route.candidate, conversation) < route.canary_share:
+                return route.candidate
+            return route.production or BASE
+        if model == f"{self.policy}@candidate" and route.candidate:
+            return route.candidate
         return BASE if model == f"{self.policy}@0" else model
 
     def add(self, name: str, sha256: str) -> None:
         """An adapter was attested and may be asked for by its version."""
         self._sha256[name] = sha256
-
-    def go_live(self, name: str) -> None:
-        """From now on this adapter answers for the policy."""
-        self.previous, self.live = self.live, name
 
     def sha256(self, name: str | None) -> str | None:
         """Checksum of a loaded adapter."""
@@ -48,10 +64,16 @@ class Router:
         self._in_flight[str(name)] -= 1
 
     def idle(self) -> list[str]:
-        """Adapters that nobody needs: neither live nor the one before, and no request in flight."""
-        return [name for name in self._sha256 if name not in (self.live, self.previous) and self._in_flight[name] <= 0]
+        """Adapters that nobody needs: not routed to, not kept, and no request in flight."""
+        needed = (self.route.production, self.route.candidate, *self.route.kept)
+        return [name for name in self._sha256 if name not in needed and self._in_flight[name] <= 0]
 
     def forget(self, name: str) -> None:
         """The adapter is about to be unloaded: further requests for it are vLLM's to refuse."""
         del self._sha256[name]
         del self._in_flight[name]
+
+
+def draw(candidate: str, conversation: str) -> float:
+    """A number in [0, 1) that belongs to this conversation for as long as this adapter is on trial; each trial draws anew, on every replica alike."""
+    return int.from_bytes(hashlib.sha256(f"{candidate} {conversation}".encode(errors="replace")).digest()[:8], "big") / 2**64

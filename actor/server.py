@@ -21,9 +21,10 @@ from streams.site import Site
 log = structlog.get_logger()
 
 
-def run(settings: ActorSettings, site: Site) -> None:
+def run(settings: ActorSettings, site: Site, gated: bool = False) -> None:
     """Serve the policy until ``site.stopping`` is set or SIGTERM or SIGINT comes. Must be called on the main thread.
 
+    ``gated``: by the promotions alone, not the newest adapter.
     Raises ConfigError when the port is taken or the base does not fit the settings, Unavailable when the engine dies.
     """
     check_port(settings.host, settings.port)
@@ -38,7 +39,7 @@ def run(settings: ActorSettings, site: Site) -> None:
     finally:
         gc.enable()
     try:
-        asyncio.run(serve(engine, args, settings, site))
+        asyncio.run(serve(engine, args, settings, gated, site))
     finally:
         engine.shutdown(timeout=settings.drain_s)
 

@@ -27,7 +27,7 @@ STOP_POLL_S = 0.2
 KEEP_ALIVE_S = 60
 
 
-async def serve(engine: Any, args: Any, settings: ActorSettings, site: Site) -> None:
+async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, site: Site) -> None:
     """Serve until stopped; then put every event on disk or on Kafka. Raises Unavailable when the engine dies."""
     replica = settings.replica or f"{socket.gethostname()}:{settings.port}"
     tasks = await engine.get_supported_tasks()
@@ -39,7 +39,9 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, site: Site) -> 
                     settings.outbox_events, site.clock)  # fmt: skip
     router, keeper = Router(site.policy), Keeper(outbox, site.metrics, settings.recent_episodes)
     shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
-    follower = Follower(settings, site, ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s), outbox, replica)
+    follower = Follower(
+        settings, site, ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s), outbox, replica, gated
+    )
 
     def unready() -> list[str]:
         missing = [] if engine.is_running and not engine.errored else ["engine"]

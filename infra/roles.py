@@ -112,7 +112,7 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
         return lambda site: worker.run(settings.learner, settings.reward, site)
     from actor import server
 
-    return lambda site: server.run(settings.actor, site)
+    return lambda site: server.run(settings.actor, site, settings.promotion.mode == "gated")
 
 
 def side_by_side(site: Site, first: Callable[[], None], second: Callable[[], None]) -> None:

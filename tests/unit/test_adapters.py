@@ -10,13 +10,14 @@ import pytest
 
 from actor.adapters import Follower
 from actor.attestation import Probe
+from actor.routing import Route
 from actor.settings import ActorSettings
 from streams.artifacts import ArtifactStore, fingerprint
 from streams.errors import AttestationFailed, BadArtifact
-from streams.events import AdapterVersion, Artifact, Attestation, Event
+from streams.events import AdapterVersion, Artifact, Attestation, Event, Promotion, new_id
 from streams.kafka import KafkaSettings
 from streams.site import Site
-from streams.topics import Topic
+from streams.topics import ADAPTERS, PROMOTIONS, Topic
 
 PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
 CONFIG = {"r": 8, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
@@ -27,7 +28,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
-        self.live: list[str] = []
+        self.added: list[str] = []
+        self.routes: list[Route] = []
         self.dropped: list[str] = []
         self.answers: dict[str, list[float]] = {}
         self.refuses: set[str] = set()
@@ -43,8 +45,17 @@ class Engine:
             raise AttestationFailed("no answer")
         return [self.answers.get(name, [-1.0, -2.0])]
 
-    def go_live(self, name: str, sha256: str) -> None:
-        self.live.append(name)
+    def add(self, name: str, sha256: str) -> None:
+        self.added.append(name)
+
+    def route(self, route: Route) -> None:
+        assert {name for name in (route.production, route.candidate, *route.kept) if name} <= set(self.added)
+        self.routes.append(route)
+
+    @property
+    def live(self) -> list[str | None]:
+        """What was in production, one after the other."""
+        return [route.production for n, route in enumerate(self.routes) if n == 0 or self.routes[n - 1].production != route.production]
 
     def drop(self, name: str) -> None:
         self.dropped.append(name)
@@ -64,7 +75,7 @@ class Spool:
 
 
 class World:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, gated: bool = False) -> None:
         self.folder, self.engine, self.spool = folder, Engine(), Spool()
         base = folder / "base"
         base.mkdir()
@@ -72,7 +83,7 @@ class World:
         self.fingerprint = fingerprint(base)
         self.store = ArtifactStore(str(folder / "store"))
         self.site = Site(KafkaSettings(), self.store, "default", base, folder / "state")
-        self.follower = Follower(ActorSettings(), self.site, self.engine, self.spool, "r")  # type: ignore[arg-type]
+        self.follower = Follower(ActorSettings(), self.site, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
 
     def publish(self, version: int, config: dict[str, Any] = CONFIG, **changes: Any) -> AdapterVersion:
         source = self.folder / f"made-{version}"
@@ -84,11 +95,16 @@ class World:
                   "base_fingerprint": self.fingerprint, "targets": ("q_proj",), "reward_model_version": 1,
                   "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
         adapter = AdapterVersion(**(fields | changes))
-        self.follower._note(adapter.encode())
+        self.follower._note(ADAPTERS.name, adapter.encode())
         return adapter
 
+    def move(self, adapter: str, move: str, **fields: Any) -> None:
+        event = Promotion.model_validate({"promotion_id": new_id("pr"), "policy": "default", "adapter": adapter, "move": move, "reason": "test",
+                                          "at": datetime(2026, 1, 1, tzinfo=UTC)} | fields)  # fmt: skip
+        self.follower._note(PROMOTIONS.name, event.encode())
+
     def turn(self) -> None:
-        self.follower._take_newest()
+        self.follower._settle()
 
     @property
     def verdicts(self) -> dict[str, bool]:
@@ -125,6 +141,89 @@ def test_after_a_restart_a_bad_newest_version_leaves_the_good_one_before_it_serv
     assert world.engine.live == ["default@1"]
     assert world.engine.dropped == ["default@2"]
     assert world.verdicts == {"default@2": False, "default@1": True}
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> World:
+    world = World(tmp_path, gated=True)
+    for version in (1, 2, 3):
+        world.publish(version)
+    return world
+
+
+def test_with_gates_nothing_is_loaded_or_served_until_a_promotion_says_so(gated: World) -> None:
+    gated.turn()
+    assert gated.engine.loaded == gated.engine.routes == []
+
+
+def test_a_replica_follows_an_adapter_through_every_stage_and_back(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.move("default@2", "candidate")
+    gated.turn()
+    assert gated.verdicts == {"default@1": True, "default@2": True}  # attested before it sees any traffic
+    gated.move("default@2", "shadow")
+    gated.move("default@2", "canary", canary_share=0.25)
+    gated.turn()
+    gated.move("default@2", "promoted")
+    gated.turn()
+    gated.move("default@2", "rolled_back")
+    gated.turn()
+    assert gated.engine.routes == [
+        Route("default@1"),
+        Route("default@1", "default@2"),
+        Route("default@1", "default@2", 0.25),
+        Route("default@2", kept=("default@1",)),
+        Route("default@1"),
+    ]
+    assert gated.engine.loaded == ["default@1", "default@2"]  # going back needs no loading
+
+
+def test_a_replica_that_starts_late_stands_where_the_others_do(gated: World) -> None:
+    for adapter, move in [(f"default@{v}", move) for v in (1, 2) for move in ("candidate", "shadow", "canary", "promoted")]:
+        gated.move(adapter, move)
+    gated.move("default@3", "candidate")
+    gated.turn()
+    assert gated.engine.routes == [Route("default@2", "default@3", kept=("default@1",))]
+    assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 2
+
+
+def test_a_candidate_that_fails_its_attestation_gets_no_traffic_whatever_the_log_says(gated: World) -> None:
+    gated.engine.answers["default@2"] = [-2.0, -1.0]  # the base in its place
+    gated.move("default@1", "promoted", by="ann")
+    for move in ("candidate", "shadow"):
+        gated.move("default@2", move)
+    gated.move("default@2", "canary", canary_share=0.5)
+    gated.turn()
+    gated.turn()
+    assert gated.engine.routes == [Route("default@1")]
+    assert gated.verdicts == {"default@1": True, "default@2": False}
+    assert len(gated.spool.events) == 2  # a refused one is not tried again at once
+
+
+def test_where_a_replica_cannot_serve_production_what_came_before_goes_on_and_no_canary_is_compared_with_it(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.engine.refuses.add("default@2")
+    gated.move("default@2", "promoted", by="ann")
+    gated.turn()
+    for move in ("candidate", "shadow"):
+        gated.move("default@3", move)
+    gated.move("default@3", "canary", canary_share=0.5)
+    gated.turn()
+    assert gated.engine.live == ["default@1"]
+    assert gated.engine.routes[-1].canary_share == 0
+
+
+def test_a_roll_back_to_the_base_is_served_by_the_base(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.follower.caught_up.set()
+    gated.move("default@1", "rolled_back", at=datetime.now(UTC))
+    gated.turn()
+    assert gated.engine.routes[-1] == Route()
+    assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 0
+    assert b"tidemill_promotion_served_seconds_count 1.0" in gated.site.metrics.text()
 
 
 Spoil = Callable[[World], AdapterVersion]
@@ -172,8 +271,8 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world:
 
 def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: World) -> None:
     world.publish(1, policy="other")
-    world.follower._note(b"{")
-    world.follower._note(None)
+    world.follower._note(ADAPTERS.name, b"{")
+    world.follower._note(ADAPTERS.name, None)
     world.turn()
     assert world.engine.loaded == []
     assert world.site.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from actor.capture import Capture, Keeper
 from actor.requests import tool_calls
-from actor.routing import Router
+from actor.routing import Route, Router
 from actor.settings import ActorSettings
 from actor.tap import wrap_engine
 from streams.clock import FixedClock
@@ -83,7 +83,7 @@ class World:
         self.bodies.append((await receive())["body"])
         await self.script(self, scope, receive, send)
 
-    async def post(self, body: Any, path: str = "/v1/chat/completions", leaves: bool = False) -> list[Message]:
+    async def post(self, body: Any, path: str = "/v1/chat/completions", leaves: bool = False, **headers: str) -> list[Message]:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         coming: list[Message] = [{"type": "http.request", "body": raw[:10], "more_body": True}, {"type": "http.request", "body": raw[10:]}]
         sent: list[Message] = []
@@ -99,6 +99,7 @@ class World:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", str(len(raw)).encode())]}
+        scope["headers"] += [(f"x-tidemill-{name}".encode(), value.encode()) for name, value in headers.items()]
         await self.capture(scope, receive, send)
         return sent
 
@@ -170,12 +171,32 @@ async def test_the_engines_tokens_and_logprobs_are_kept_whether_streamed_or_not(
 async def test_the_live_adapter_answers_for_the_policy_and_the_episode_says_so() -> None:
     world = World(whole)
     world.router.add("default@7", "b" * 64)
-    world.router.go_live("default@7")
+    world.router.route = Route("default@7")
     start, _ = await world.post(CHAT)
     assert json.loads(world.bodies[0])["model"] == "default@7"
     assert dict(start["headers"])[b"x-tidemill-adapter-sha256"] == b"b" * 64
     assert (world.spool.episodes[0].adapter, world.spool.episodes[0].adapter_sha256) == ("default@7", "b" * 64)
     assert world.router.idle() == []
+
+
+async def test_a_conversation_stays_with_the_canary_and_the_header_names_it() -> None:
+    world = World(whole)
+    for name in ("default@6", "default@7"):
+        world.router.add(name, "b" * 64)
+    world.router.route = Route("default@6", "default@7", canary_share=0.5)
+    told = [dict((await world.post(CHAT, conversation=f"c-{n // 3}"))[0]["headers"])[b"x-tidemill-adapter"] for n in range(60)]
+    assert set(told) == {b"default@6", b"default@7"}
+    assert all(len(set(told[n : n + 3])) == 1 for n in range(0, 60, 3))
+
+
+async def test_who_declines_capture_is_answered_all_the_same_and_leaves_no_episode() -> None:
+    world = World(whole)
+    start, body = await world.post(CHAT, capture="off")
+    assert (start["status"], body["body"]) == (200, b'{"answer": "Ahoy"}')
+    assert dict(start["headers"])[b"x-tidemill-adapter"] == b"base"
+    assert b"x-tidemill-episode" not in dict(start["headers"])
+    assert world.spool.episodes == []
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="declined") == 1
 
 
 async def test_the_content_length_is_that_of_the_rewritten_body() -> None:
@@ -243,7 +264,7 @@ async def test_requests_in_flight_are_counted_until_they_end() -> None:
     world = World(looking)
     for version in (1, 2, 3):
         world.router.add(f"default@{version}", "c" * 64)
-        world.router.go_live(f"default@{version}")
+        world.router.route = Route(f"default@{version}", kept=(f"default@{version - 1}",))
     await world.post(CHAT | {"model": "default@1"})
     assert seen == [False]
     assert world.router.idle() == ["default@1"]

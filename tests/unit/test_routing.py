@@ -1,14 +1,17 @@
 """Which adapter answers whom."""
 
-from actor.routing import Router
+import pytest
+
+from actor.requests import Asked
+from actor.routing import Route, Router, draw
 
 
-def test_the_policy_is_the_base_until_an_adapter_is_live() -> None:
+def test_the_policy_is_the_base_until_an_adapter_is_in_production() -> None:
     router = Router("default")
     assert router.resolve("default") == router.resolve(None) == "base"
     router.add("default@3", "a" * 64)
     assert router.resolve("default") == "base"
-    router.go_live("default@3")
+    router.route = Route("default@3")
     assert router.resolve("default") == "default@3"
     assert router.sha256("default@3") == "a" * 64
 
@@ -21,15 +24,49 @@ def test_versions_are_asked_for_by_name_and_what_is_not_ours_is_left_alone() -> 
     assert router.resolve(7) == 7
 
 
-def test_an_old_version_leaves_only_when_no_request_is_in_flight() -> None:
-    router = Router("default")
-    for version in (1, 2, 3):
+def test_the_candidate_has_a_name_while_one_is_on_trial() -> None:
+    router = Router("default", Route("default@3", "default@4"))
+    assert router.resolve("default@candidate") == "default@4"
+    assert router.resolve("default", "conversation c") == "default@3"
+    assert Router("default").resolve("default@candidate") == "default@candidate"  # for vLLM to refuse
+
+
+def test_a_conversation_stays_on_its_side_and_the_canary_gets_its_share() -> None:
+    router = Router("default", Route("default@3", "default@4", canary_share=0.2))
+    sides = {f"conversation {n}": router.resolve("default", f"conversation {n}") for n in range(5000)}
+    assert all(router.resolve("default", name) == side for name, side in sides.items())
+    assert set(sides.values()) == {"default@3", "default@4"}
+    assert sum(side == "default@4" for side in sides.values()) / 5000 == pytest.approx(0.2, abs=0.02)
+    assert router.resolve("default@3", "conversation 0") == "default@3"
+
+
+def test_a_larger_share_keeps_those_who_had_the_canary_and_another_trial_draws_anew() -> None:
+    names = [f"conversation {n}" for n in range(2000)]
+    small, large = ({n for n in names if draw("default@4", n) < share} for share in (0.1, 0.3))
+    assert small < large
+    other = {n for n in names if draw("default@5", n) < 0.1}
+    assert len(small & other) / len(small) < 0.25
+
+
+def test_a_canary_is_sticky_by_conversation_else_by_who_asks_and_how_it_began() -> None:
+    def key(conversation: str | None, user: str | None, *said: str, episode: str = "e") -> str:
+        messages = [{"role": "user" if n % 2 == 0 else "assistant", "content": text} for n, text in enumerate(said)]
+        return Asked("chat", {"messages": messages}, user, conversation).conversation_key(episode)
+
+    assert key("c", "ann", "hi") == key("c", "bob", "hello", "yes?", "so")
+    assert key(None, "ann", "hi") == key(None, "ann", "hi", "hello!", "more", episode="f")
+    assert len({key(None, "ann", "hi"), key(None, "bob", "hi"), key(None, "ann", "ho"), key("c", "ann", "hi")}) == 4
+    assert key(None, None, "hi", episode="e") != key(None, None, "hi", episode="f")
+
+
+def test_an_old_version_leaves_only_when_it_is_not_routed_to_nor_kept_and_no_request_is_in_flight() -> None:
+    router = Router("default", Route("default@3", "default@4", kept=("default@2",)))
+    for version in (1, 2, 3, 4):
         router.add(f"default@{version}", "a" * 64)
-        router.go_live(f"default@{version}")
     router.begin("default@1")
     assert router.idle() == []
     router.end("default@1")
-    assert router.idle() == ["default@1"]  # 3 is live, 2 is the one to go back to
+    assert router.idle() == ["default@1"]
     router.forget("default@1")
     assert router.idle() == []
     assert router.sha256("default@1") is None
