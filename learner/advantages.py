@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+import torch
 from torch import Tensor
 
 EPSILON: Final = 1e-6
@@ -32,6 +33,17 @@ def reinforce_pp(rewards_PG: Tensor) -> Tensor:
     """``r - mean`` within the group, divided by the spread of the whole step (REINFORCE++ with baseline, Hu 2025): no group is blown up."""
     centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
     return centred_PG / (centred_PG.std() + EPSILON)
+
+
+def most_telling(rewards_PG: Tensor, kept: int) -> Tensor:
+    """Which ``kept`` rollouts of each group have rewards of the greatest variance: the best and the worst, half each. Indices, [P, kept], rising.
+
+    Down-sampling rollouts (PODS, Xu et al. 2025, theorem 1: the subset of greatest variance is made of both ends). Of an odd number the
+    extra one is a best. Equal rewards are taken in the order of sampling.
+    """
+    order_PG = rewards_PG.argsort(dim=1, descending=True, stable=True)
+    worst = kept // 2
+    return torch.cat([order_PG[:, : kept - worst], order_PG[:, order_PG.shape[1] - worst :]], dim=1).sort(dim=1).values
 
 
 BY_NAME: Final[dict[str, Callable[[Tensor], Tensor]]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo, "reinforce_pp": reinforce_pp}

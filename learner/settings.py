@@ -31,6 +31,9 @@ class LearnerSettings(Section):
     """Prompts sampled in one step; each is a group whose rollouts are set against each other."""
     samples_per_prompt: int = Field(default=4, ge=2)
     """Rollouts in a group; the advantage of one is relative to the others."""
+    trained_per_prompt: int = Field(default=0, ge=0)
+    """Rollouts of a group that are trained on, the best and the worst of them in equal parts; 0: all. Sampling many and training on few
+    sharpens the contrast for less than training on all would cost."""
     max_prompt_tokens: int = Field(default=512, ge=8)
     """Longer prompts are left out of training."""
     max_output_tokens: int = Field(default=48, ge=1)
@@ -109,6 +112,12 @@ class LearnerSettings(Section):
     def _something_is_trained(self) -> Self:
         if not self.attention_targets and not self.expert_targets:
             raise ValueError("learner.attention_targets and learner.expert_targets are both empty: nothing would be trained")
+        return self
+
+    @model_validator(mode="after")
+    def _trains_on_what_it_samples(self) -> Self:
+        if self.trained_per_prompt and not 2 <= self.trained_per_prompt <= self.samples_per_prompt:
+            raise ValueError(f"learner.trained_per_prompt = {self.trained_per_prompt} must be 0 or lie between 2 and samples_per_prompt")
         return self
 
     @model_validator(mode="after")

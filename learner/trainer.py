@@ -35,7 +35,7 @@ class StepResult:
     answers: tuple[str, ...]
     rewards: tuple[float, ...]
     base_gaps: tuple[float, ...]
-    """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where the base was not asked."""
+    """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where it was not measured."""
     metrics: dict[str, float]
     """Rewards as given, nats, ratios; seconds and tokens by phase."""
 
@@ -68,7 +68,10 @@ class Trainer:
         with _timed(clock, "score"):
             rewards = self._rewards(prompts, rollouts, answers, scorer)
         with _timed(clock, "train"), _threads(self.settings.train_threads):
-            metrics, base_gaps = self._learn(rollouts, rewards)
+            chosen = self._chosen(rewards)
+            metrics, trained_gaps = self._learn([rollouts[n] for n in chosen], rewards[chosen], len(chosen) // len(prompts))
+        found = dict(zip(chosen, trained_gaps, strict=True))
+        gaps = tuple(found.get(n, 0.0) for n in range(len(rollouts)))
         self.step_number += 1
         output_tokens = sum(len(r.output_ids) for r in rollouts)
         metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
@@ -79,7 +82,7 @@ class Trainer:
             "rollout_tokens_per_s": output_tokens / clock["rollout"],
             "train_tokens_per_s": metrics["train_tokens"] / clock["train"],
         }
-        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), base_gaps, metrics)
+        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, metrics)
 
     def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt as the engine sees it: chat template and the opening of the answer."""
@@ -106,9 +109,17 @@ class Trainer:
             for score, answer, rollout in zip(scores, answers, rollouts, strict=True)
         ])  # fmt: skip
 
-    def _learn(self, rollouts: Sequence[Rollout], rewards_B: Tensor) -> tuple[dict[str, float], tuple[float, ...]]:
+    def _chosen(self, rewards_B: Tensor) -> list[int]:
+        """Which rollouts are trained on."""
+        s = self.settings
+        if not s.trained_per_prompt:
+            return list(range(len(rewards_B)))
+        within_PK = advantages.most_telling(rewards_B.view(-1, s.samples_per_prompt), s.trained_per_prompt)
+        return (within_PK + torch.arange(len(within_PK))[:, None] * s.samples_per_prompt).flatten().tolist()
+
+    def _learn(self, rollouts: Sequence[Rollout], rewards_B: Tensor, size: int) -> tuple[dict[str, float], tuple[float, ...]]:
+        """Update on groups of ``size`` rollouts; figures, and each rollout's distance from the base."""
         s, device = self.settings, self.policy.device
-        size = s.samples_per_prompt
         advantages_B = advantages.BY_NAME[s.advantage](rewards_B.view(-1, size)).flatten().to(device)
         groups = [rollouts[n : n + size] for n in range(0, len(rollouts), size)]
         rows = [Branches(group[0].prompt_ids, tuple(r.output_ids for r in group)) for group in groups]
@@ -118,7 +129,7 @@ class Trainer:
             packed = pack([rows[n] for n in numbers], self.policy.eos_id, device)
             passes.append(_Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
             if paying := [k for k, n in enumerate(numbers) if s.kl_coefficient > 0 and n in self._groups_that_pay(len(rows))]:
-                passes[-1].reference_BT, passes[-1].paying_BT = self._reference(packed, [rows[n] for n in numbers], paying)
+                passes[-1].reference_BT, passes[-1].paying_BT = self._reference(packed, [rows[n] for n in numbers], paying, size)
         count = sum(int(p.packed.mask_BT.sum()) for p in passes)
         paying_tokens = sum(int(p.paying_BT.sum()) for p in passes)
         divisor = count if s.normaliser == "tokens" else len(rollouts) * s.max_output_tokens
@@ -149,9 +160,8 @@ class Trainer:
         return {(self.step_number * count + n) % groups for n in range(count)}
 
     @torch.no_grad()
-    def _reference(self, packed: Packed, rows: Sequence[Branches], paying: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _reference(self, packed: Packed, rows: Sequence[Branches], paying: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
         """The base's log-probabilities on the paying rows, zero elsewhere, and the mask of their tokens; both [B, T] as in ``packed``."""
-        size = self.settings.samples_per_prompt
         members = [k * size + sample for k in paying for sample in range(size)]
         small = pack([rows[k] for k in paying], self.policy.eos_id, self.policy.device)
         with self.policy.reference():

@@ -1,5 +1,6 @@
 """Advantages, losses and corrections against values worked out by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -95,6 +96,16 @@ def test_reinforce_pp_divides_by_the_spread_of_the_whole_step() -> None:
     # centred: +-0.5 and +-0.1; sum of squares 2 * 0.25 + 2 * 0.01 = 0.52; std sqrt(0.52 / 3) = 0.41633
     found = advantages.reinforce_pp(torch.tensor([[1.0, 0.0], [0.6, 0.4]]))
     assert found.flatten().tolist() == pytest.approx([1.20096, -1.20096, 0.24019, -0.24019], abs=1e-4)
+
+
+def test_the_most_telling_of_a_group_are_its_best_and_its_worst_and_no_subset_varies_more() -> None:
+    rewards = torch.tensor([[0.1, 0.9, 0.5, 0.2, 0.8], [1.0, 1.0, 1.0, 1.0, 0.0]])
+    assert advantages.most_telling(rewards, 4).tolist() == [[0, 1, 3, 4], [0, 1, 3, 4]]
+    assert advantages.most_telling(rewards, 3).tolist() == [[0, 1, 4], [0, 1, 4]]
+    for kept in (2, 3, 4):
+        for row, chosen in zip(rewards, advantages.most_telling(rewards, kept), strict=True):
+            most = max(float(row[list(some)].var()) for some in itertools.combinations(range(5), kept))
+            assert float(row[chosen].var()) == pytest.approx(most)
 
 
 def test_gspo_has_one_ratio_a_sequence_the_geometric_mean_of_its_tokens() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from learner import checkpoint
 from learner.policy import Policy
@@ -92,6 +93,19 @@ def test_a_step_raises_the_reward_it_is_given(base: Path) -> None:
     rewards = [one.step(ASKED, says_e).metrics["reward_mean"] for _ in range(8)]
     assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
     assert one.step_number == 8
+
+
+def test_a_step_may_train_on_the_best_and_the_worst_alone(base: Path) -> None:
+    settings = SETTINGS.model_copy(update={"samples_per_prompt": 8, "trained_per_prompt": 4, "kl_coefficient": 0.0})
+    one, all_of_them = trainer(base, settings), trainer(base, settings.model_copy(update={"trained_per_prompt": 0}))
+    found, whole = one.step(ASKED, says_e), all_of_them.step(ASKED, says_e)
+    assert found.answers == whole.answers
+    assert found.metrics["reward_mean"] == whole.metrics["reward_mean"]  # told of all that were sampled
+    assert found.metrics["train_tokens"] < whole.metrics["train_tokens"]
+    rewards = [one.step(ASKED, says_e).metrics["reward_mean"] for _ in range(7)]
+    assert sum(rewards[-2:]) / 2 > found.metrics["reward_mean"] + 0.1
+    with pytest.raises(ValidationError, match="trained_per_prompt"):
+        LearnerSettings(samples_per_prompt=4, trained_per_prompt=5)
 
 
 def test_equal_rewards_leave_the_adapter_where_it_was_but_for_the_pull_to_the_base(base: Path) -> None:
