@@ -21,7 +21,7 @@ from infra.status import ledger_now
 from infra.watch import Watch
 from streams.errors import ConfigError, Unavailable
 
-REPORT_S = 35.0
+REPORT_S = 25.0
 """Kept back for settling the ledger, plotting, and stopping every process."""
 
 
