@@ -1,0 +1,213 @@
+"""A real Prometheus scrapes a real run of the streams: every expression of every dashboard, and alerts by faults.
+
+Reward, learner and actor stand in by what they count: a ``Metrics`` each, served as the part serves it, moving every second.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dashboards.alerts import ALERTS, write
+from dashboards.panels import dashboards
+from infra.broker import Broker, BrokerSettings, free_port
+from streams.events import Episode, Feedback, FeedbackKind, Message, new_id
+from streams.health import Health, serve
+from streams.kafka import KafkaSettings, Producer, create_topics
+from streams.metrics import TABLE, Metrics
+from streams.topics import EPISODES, FEEDBACK
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = ("reward", "learner", "actor")
+SOON = {"for": "1s"}
+
+
+@dataclass
+class Run:
+    """The streams as a process, what stands in for the rest, and the Prometheus that watches them."""
+
+    broker: Broker
+    kafka: KafkaSettings
+    streams: subprocess.Popen[bytes]
+    streams_port: int
+    prometheus_port: int
+    stopping: threading.Event
+    drifting: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, path: str, **query: str) -> Any:
+        """The ``data`` of an answer of Prometheus' API."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+            told = json.load(answer)
+        assert told["status"] == "success", told
+        return told["data"]
+
+    def values(self, expression: str) -> list[float]:
+        """The numbers of an instant vector, without those that are none."""
+        numbers = [float(row["value"][1]) for row in self.ask("query", query=expression)["result"]]
+        return [number for number in numbers if number == number]
+
+    def firing(self) -> set[str]:
+        return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}
+
+
+def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
+        time.sleep(0.5)
+
+
+def talk(producer: Producer) -> None:
+    """One answer with a thumb, one of both twice, and one thumb without an answer."""
+    now, episode_id = datetime.now(UTC), new_id("ep")
+    episode = Episode(episode_id=episode_id, messages=(Message(role="user", content="x"),), answer="y", started_at=now, ended_at=now)
+    thumb = Feedback(feedback_id=new_id("fb"), episode_id=episode_id, kind=FeedbackKind.THUMB, thumb="up", at=now)
+    for topic, event in ((EPISODES, episode), (FEEDBACK, thumb), (EPISODES, episode), (FEEDBACK, thumb)):
+        producer.send(topic, event)
+    producer.send(FEEDBACK, Feedback(feedback_id=new_id("fb"), episode_id=new_id("ep"), kind=FeedbackKind.THUMB, thumb="down", at=now))
+
+
+def move(metrics: Metrics, part: str) -> None:
+    """One second of a part: every row of the table that is its own."""
+    for row in TABLE:
+        if row.part == part:
+            labels = dict.fromkeys(row.labels, "x")
+            if row.kind == "counter":
+                metrics.add(row.name, **labels)
+            elif row.kind == "histogram":
+                metrics.observe(row.name, 0.2, **labels)
+            elif row.name != "tidemill_reward_drift_alarm":
+                metrics.set(row.name, 1, **labels)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("run")
+    with Broker(BrokerSettings(), folder / "broker") as broker:
+        kafka = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
+        create_topics(kafka)
+        port, stopping = free_port(), threading.Event()
+        (folder / "base").mkdir()
+        settings = {"run_folder": folder, "policy.base": folder / "base", "kafka.bootstrap_servers": broker.bootstrap_servers,
+                    "metrics_port": port, "lake.flush_s": 1, "join.expire_every_s": 1}  # fmt: skip
+        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        with (folder / "streams.log").open("wb") as log:
+            streams = subprocess.Popen([sys.executable, "-m", "infra.cli", "run", "streams", *words], cwd=ROOT, stderr=log,
+                                       env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+        served = {part: Metrics() for part in STAND_INS}
+        targets = {"streams": f"127.0.0.1:{port}"} | {part: f"127.0.0.1:{serve(metrics, Health())}" for part, metrics in served.items()}
+        prometheus = start_prometheus(folder / "prometheus", targets)
+        found = Run(broker, kafka, streams, port, prometheus[1], stopping)
+
+        def keep_moving() -> None:
+            producer = Producer(kafka, Metrics(), "test")
+            while not stopping.wait(1.0):
+                for part, metrics in served.items():
+                    move(metrics, part)
+                served["reward"].set("tidemill_reward_drift_alarm", float(found.drifting.is_set()))
+                talk(producer)
+            producer.close(timeout_s=1)
+
+        moving = threading.Thread(target=keep_moving, daemon=True)
+        moving.start()
+        try:
+            yield found
+        finally:
+            stopping.set()
+            moving.join(20)
+            for process in (streams, prometheus[0]):
+                process.terminate()
+                process.wait(30)
+
+
+def start_prometheus(folder: Path, targets: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+    """As ``tidemill dashboards alerts`` configures it, but every second, and with alerts that need not last."""
+    rules, config = write(folder, targets)
+    written = yaml.safe_load(rules.read_text())
+    for rule in written["groups"][0]["rules"]:
+        rule |= SOON
+    rules.write_text(yaml.safe_dump(written))
+    config.write_text(config.read_text().replace("5s", "1s"))
+    port = free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
+                                    f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)  # fmt: skip
+    return process, port
+
+
+@pytest.fixture(scope="module")
+def settled(run: Run) -> Run:
+    """Half a minute later: rates need two scrapes of everything, and dead letters a thumb that expired."""
+
+    def scraped() -> bool:
+        try:
+            return len(run.values("up == 1")) == 4 and run.values("rate(tidemill_thumb_to_label_seconds_count[20s]) > 0") != []
+        except OSError:
+            return False
+
+    until(scraped, 90, "Prometheus to scrape four parts, and labels to flow")
+    producer = Producer(run.kafka, Metrics(), "test")
+    for _ in range(2):  # the first letter of a series is where it begins; a rate needs a second
+        producer.send_raw(FEEDBACK.name, b"k", b"not json")
+        producer.flush()
+        time.sleep(8)
+    producer.close()
+    return run
+
+
+EXPRESSIONS = sorted({target["expr"] for model in dashboards().values() for panel in model["panels"] for target in panel["targets"]})
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_expression_of_every_dashboard_has_an_answer_with_numbers(settled: Run, expression: str) -> None:
+    assert settled.values(expression.replace("$__rate_interval", "60s"))
+
+
+def test_every_rule_is_evaluated_without_error_and_a_well_run_raises_no_alarm(settled: Run) -> None:
+    (group,) = settled.ask("rules")["groups"]
+    assert {rule["name"]: rule["health"] for rule in group["rules"]} == {alert.name: "ok" for alert in ALERTS}
+    stand_in = {"TidemillAdaptersRefused", "TidemillLearnerStuck"}  # every counter of a stand-in moves, that of refusals too
+    assert settled.firing() - stand_in <= {"TidemillDeadLettersRising"}, "two bad records in half a minute of a small run are many"
+
+
+def test_the_streams_are_ready_and_say_so(settled: Run) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{settled.streams_port}/readyz", timeout=5) as answer:
+        assert json.load(answer) == {"status": "ready", "missing": []}
+
+
+def test_bad_records_make_dead_letters_rise(settled: Run) -> None:
+    producer = Producer(settled.kafka, Metrics(), "test")
+    for _ in range(40):
+        producer.send_raw(FEEDBACK.name, b"k", b"not json")
+    producer.flush()
+    producer.close()
+    until(lambda: "TidemillDeadLettersRising" in settled.firing(), 30, "TidemillDeadLettersRising")
+
+
+def test_a_drifting_reward_model_is_told(settled: Run) -> None:
+    settled.drifting.set()
+    until(lambda: "TidemillRewardModelDrifting" in settled.firing(), 20, "TidemillRewardModelDrifting")
+
+
+def test_a_broker_that_is_away_and_streams_that_are_dead_are_told(settled: Run) -> None:
+    settled.stopping.set()
+    settled.broker.kill()
+    until(lambda: "TidemillBrokerAway" in settled.firing(), 60, "TidemillBrokerAway")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://127.0.0.1:{settled.streams_port}/readyz", timeout=5)
+    assert (refused.value.code, "kafka" in json.load(refused.value)["missing"]) == (503, True)
+    settled.streams.send_signal(signal.SIGKILL)
+    until(lambda: "TidemillPartDead" in settled.firing(), 30, "TidemillPartDead")
