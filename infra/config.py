@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from actor.promotion_settings import PromotionSettings
 from actor.settings import ActorSettings
+from dashboards.console.settings import ConsoleSettings
 from infra.broker import BrokerSettings
 from infra.people import PeopleSettings
 from learner.settings import LearnerSettings
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     actor: ActorSettings = ActorSettings()
     promotion: PromotionSettings = PromotionSettings()
     people: PeopleSettings = PeopleSettings()
+    console: ConsoleSettings = ConsoleSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -10,9 +10,9 @@ SettingsOptions = Callable[[Callable[..., None]], Callable[..., None]]
 
 def add_to(main: click.Group, dashboards: click.Group, settings_options: SettingsOptions) -> None:
     """Hook the commands in."""
-    dashboards.add_command(
-        click.command(name="alerts")(click.argument("folder", type=click.Path(path_type=Path, file_okay=False))(settings_options(alerts)))
-    )
+    folder = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+    dashboards.add_command(click.command(name="alerts")(folder(settings_options(alerts))))
+    main.add_command(click.command(name="console")(settings_options(console)))
 
 
 def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
@@ -23,3 +23,13 @@ def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
 
     for path in write(folder, metrics_targets(load(config, overrides))):
         click.echo(str(path))
+
+
+def console(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Serve the operator's page: the ring, curves, versions, episodes, dead letters; with an operator key, replay, promote and roll back."""
+    from dashboards.console.serve import run_console
+    from infra.config import load
+    from infra.status import of_run
+
+    settings = load(config, overrides)
+    run_console(settings.console, of_run(settings).kafka, lambda line: click.echo(line, err=True))

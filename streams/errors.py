@@ -5,6 +5,7 @@ TidemillError
 ├── InvalidEvent       this one record is bad: dead-letter it, keep the stream moving
 ├── BadArtifact        these bytes are not what their event promised: refuse them, keep what you have
 ├── StalePolicy        this one rollout is too old: count it, drop it
+├── Refused            an operator asked for what cannot be done: say why, change nothing
 ├── AttestationFailed  this replica does not serve what it should: keep it out of traffic
 └── Unavailable        a dependency is down: back off, retry, stay un-ready
 
@@ -37,6 +38,10 @@ class BadArtifact(TidemillError):
 
 class StalePolicy(TidemillError):
     """One rollout is too old: count it, drop it."""
+
+
+class Refused(TidemillError):
+    """An operator asked for what cannot be done: say why, change nothing."""
 
 
 class AttestationFailed(TidemillError):

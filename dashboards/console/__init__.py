@@ -1,0 +1,1 @@
+"""The operator's page, for those without Grafana: pages rendered on the server, facts from the log, nothing from a network."""

@@ -1,0 +1,85 @@
+"use strict";
+// Live numbers of the ring, and the dialog in which an operator confirms. Text goes in as text only.
+
+const failure = document.getElementById("failure");
+
+function tell(message) {
+  if (failure.textContent !== (message || "")) failure.textContent = message || "";
+  failure.hidden = !message;
+}
+
+function show(attribute, name, text) {
+  for (const element of document.querySelectorAll(`[data-${attribute}="${CSS.escape(name)}"]`)) {
+    if (element.textContent !== text) element.textContent = text;
+  }
+}
+
+async function refresh(url) {
+  try {
+    const answer = await fetch(url, { cache: "no-store" });
+    if (!answer.ok) throw new Error(String(answer.status));
+    const now = await answer.json();
+    for (const [topic, flow] of Object.entries(now.flows)) {
+      show("rate", topic, String(flow.per_minute));
+      show("total", topic, String(flow.total));
+      show("last", topic, flow.last);
+      for (const path of document.querySelectorAll(`[data-flow="${CSS.escape(topic)}"]`)) path.classList.toggle("flows", flow.per_minute > 0);
+    }
+    for (const [name, text] of Object.entries(now.tiles)) show("tile", name, text);
+    tell(now.failure);
+  } catch {
+    tell("The console does not answer; these numbers are old.");
+  }
+}
+
+const live = document.querySelector("[data-live]");
+if (live) setInterval(() => { if (!document.hidden) refresh(live.dataset.live); }, 2000);
+
+const dialog = document.getElementById("act");
+if (dialog) {
+  const part = (name) => document.getElementById(`act-${name}`);
+  let asked = null;
+
+  for (const button of document.querySelectorAll("button[data-act]")) {
+    button.addEventListener("click", () => {
+      asked = button.dataset;
+      part("title").textContent = asked.title;
+      part("words").textContent = asked.words;
+      part("told").textContent = "";
+      part("reason-row").hidden = !asked.move;
+      part("reason").required = Boolean(asked.move);
+      part("reason").value = "";
+      part("go").hidden = part("go").disabled = false;
+      part("cancel").textContent = "Cancel";
+      dialog.showModal();
+    });
+  }
+
+  part("cancel").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", () => { part("key").value = ""; });
+
+  dialog.querySelector("form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    part("go").disabled = true;
+    const body = asked.move
+      ? { adapter: asked.adapter, move: asked.move, reason: part("reason").value }
+      : { offset: Number(asked.offset) };
+    try {
+      const answer = await fetch(asked.act, {
+        method: "POST",
+        headers: { "content-type": "application/json", "x-tidemill-operator-key": part("key").value },
+        body: JSON.stringify(body),
+      });
+      const told = await answer.json();
+      part("told").textContent = told.done || told.error;
+      part("go").hidden = answer.ok;
+      if (answer.ok) {
+        part("cancel").textContent = "Close";
+        dialog.addEventListener("close", () => location.reload(), { once: true });
+      }
+    } catch {
+      part("told").textContent = "The console does not answer; look at the page again before you repeat this.";
+    }
+    part("go").disabled = false;
+  });
+}
