@@ -32,4 +32,5 @@ def console(config: str | None, overrides: tuple[str, ...]) -> None:
     from infra.status import of_run
 
     settings = load(config, overrides)
-    run_console(settings.console, of_run(settings).kafka, lambda line: click.echo(line, err=True))
+    running = of_run(settings)
+    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True))

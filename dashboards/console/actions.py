@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import structlog
 from pydantic import SecretStr
 
+from actor.promotion import Standing
 from dashboards.console.facts import Letter
 from streams.clock import Clock
 from streams.dead_letters import KEPT_BYTES
@@ -52,26 +53,25 @@ def replay(letter: Letter, to: Log) -> Place:
     return place
 
 
-def promotion(adapter: AdapterVersion, move: str, reason: str, production: str | None, clock: Clock) -> Promotion:
-    """The event of an operator's move. Raises Refused."""
+def promotion(adapter: AdapterVersion, move: str, reason: str, standing: Standing, clock: Clock) -> Promotion:
+    """The event of an operator's move, legal from where things stand. Raises Refused."""
     if move not in ("promoted", "rolled_back"):
         raise Refused(f"{move!r} is not a move: promoted or rolled_back")
     if not reason.strip():
         raise Refused("say why: the reason is kept with the move")
-    if move == "promoted" and adapter.name == production:
-        raise Refused(f"{adapter.name} is in production already")
-    if move == "rolled_back" and adapter.name != production:
-        raise Refused(f"{adapter.name} is not in production; {production or 'no adapter'} is")
-    return Promotion(
+    event = Promotion(
         promotion_id=new_id("pr"),
         policy=adapter.policy,
         adapter=adapter.name,
         move="promoted" if move == "promoted" else "rolled_back",
         reason=reason.strip()[:1000],
-        evidence={"production_before": production or "base", "adapter_sha256": adapter.artifact.sha256},
+        evidence={"production_before": standing.production or "base", "adapter_sha256": adapter.artifact.sha256},
         by="operator",
         at=clock.now(),
     )
+    if (why := standing.refusal(event)) is not None:
+        raise Refused(f"{adapter.name} cannot be {move.replace('_', ' ')}: {why}")
+    return event
 
 
 def publish_promotion(event: Promotion, to: Log) -> Place:

@@ -37,8 +37,9 @@ Act = Callable[[dict[str, Any]], dict[str, Any]]
 class Console:
     """The pages and the actions over one following of the log."""
 
-    def __init__(self, settings: ConsoleSettings, following: Following, log: actions.Log, clock: Clock) -> None:
-        self._settings, self._following, self._log, self._clock = settings, following, log, clock
+    def __init__(self, settings: ConsoleSettings, following: Following, log: actions.Log, clock: Clock, gated: bool = True) -> None:
+        """``gated``: the replicas follow the promotions (``promotion.mode``)."""
+        self._settings, self._following, self._log, self._clock, self._gated = settings, following, log, clock, gated
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -87,9 +88,9 @@ class Console:
 
     def _versions(self, request: Request) -> Response:
         with self._following.facts() as facts:
-            found, moves = pages.versions(facts), list(reversed(facts.promotions))
-            production, count = facts.production, len(facts.adapters)
-        return self._page("versions.html", "/versions", versions=found, count=count, moves=moves, production=production)
+            found, moves, count = pages.versions(facts), list(reversed(facts.moves)), len(facts.adapters)
+            standings = list(facts.standings.values())
+        return self._page("versions.html", "/versions", versions=found, count=count, moves=moves, standings=standings, gated=self._gated)
 
     def _episodes(self, request: Request) -> Response:
         asked = {name: request.query_params.get(name, "")[:200] for name in ("q", "adapter", "verdict")}
@@ -133,10 +134,11 @@ class Console:
 
     def _move(self, asked: dict[str, Any]) -> dict[str, Any]:
         with self._following.facts() as facts:
-            adapter, production = facts.adapters.get(str(asked.get("adapter"))), facts.production
-        if adapter is None:
+            adapter = facts.adapters.get(str(asked.get("adapter")))
+            standing = facts.standing(adapter.policy) if adapter is not None else None
+        if adapter is None or standing is None:
             raise Refused("no such adapter is known here")
-        event = actions.promotion(adapter, str(asked.get("move")), str(asked.get("reason", "")), production, self._clock)
+        event = actions.promotion(adapter, str(asked.get("move")), str(asked.get("reason", "")), standing, self._clock)
         place = actions.publish_promotion(event, self._log)
         return {"done": f"{adapter.name} {event.move.replace('_', ' ')}: offset {place.offset} of {place.topic}."}
 

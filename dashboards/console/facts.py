@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
+from actor.promotion import Standing
 from infra.statistics import Interval, share
 from streams.errors import InvalidEvent
 from streams.events import AdapterVersion, Attestation, DeadLetter, Episode, Event, Label, Promotion, RewardModelVersion
@@ -24,6 +25,14 @@ class Letter:
 
     offset: int
     event: DeadLetter
+
+
+@dataclass(frozen=True)
+class Move:
+    """A promotion, and why it was void; None when it was a legal move."""
+
+    event: Promotion
+    void: str | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,8 @@ class Facts:
         self.adapters: Newest[AdapterVersion] = Newest(VERSIONS_KEPT)
         self.attestations: Newest[Attestation] = Newest(VERSIONS_KEPT)
         self.reward_models: deque[RewardModelVersion] = deque(maxlen=VERSIONS_KEPT)
-        self.promotions: deque[Promotion] = deque(maxlen=VERSIONS_KEPT)
+        self.moves: deque[Move] = deque(maxlen=VERSIONS_KEPT)
+        self.standings: dict[str, Standing] = {}
 
     def take(self, record: Record, now_ms: int) -> None:
         """One more record of any topic."""
@@ -103,16 +113,9 @@ class Facts:
         """The newest adapter that a replica has attested, or ``base``."""
         return next((a.adapter for a in reversed(self.attestations.values()) if a.passed), "base")
 
-    @property
-    def production(self) -> str | None:
-        """The adapter last promoted and not rolled back since; None when none was."""
-        standing: list[str] = []
-        for move in self.promotions:
-            if move.move == "promoted":
-                standing.append(move.adapter)
-            elif move.move == "rolled_back" and move.adapter in standing:
-                standing = [name for name in standing if name != move.adapter]
-        return standing[-1] if standing else None
+    def standing(self, policy: str) -> Standing:
+        """Where a policy's adapters stand by its promotions, as every replica reads them."""
+        return self.standings.get(policy, Standing(policy))
 
     def approvals(self) -> list[Approval]:
         """By adapter in the order of the versions, the base first; labels without a verdict do not count."""
@@ -170,7 +173,9 @@ class Facts:
             case Attestation():
                 self.attestations.put(event.key, event)
             case Promotion():
-                self.promotions.append(event)
+                standing = self.standing(event.policy)
+                self.moves.append(Move(event, standing.refusal(event)))
+                self.standings[event.policy] = standing.after(event)
             case DeadLetter():
                 self.letters.put(str(record.offset), Letter(record.offset, event))
                 self.reasons[event.reason] += 1

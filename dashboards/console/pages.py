@@ -2,12 +2,14 @@
 
 import base64
 import binascii
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actor.promotion import Standing
 from dashboards.console.charts import Line, chart
-from dashboards.console.facts import Facts, Flow, verdict_of, version_of
-from streams.events import AdapterVersion, Episode
+from dashboards.console.facts import Approval, Facts, Flow, verdict_of, version_of
+from streams.events import AdapterVersion, Attestation, Episode
 
 PER_PAGE = 50
 VERSIONS_SHOWN = 50
@@ -48,7 +50,7 @@ def ring(facts: Facts, now_ms: int) -> dict[str, Any]:
         "flows": {name: {"per_minute": f.per_minute, "total": f.total, "last": ago(f)} for name, f in flows.items()},
         "tiles": {
             "serving": facts.serving,
-            "production": facts.production or "none promoted",
+            "production": ", ".join(s.production or f"{name}: base" for name, s in facts.standings.items()) or "none promoted",
             "reward-model": f"v{model.version}" if model else "none yet",
             "accuracy": f"{calibration.accuracy:.0%}" if calibration and calibration.labels else "–",
             "ece": f"{calibration.ece:.3f}" if calibration and calibration.labels else "–",
@@ -100,8 +102,9 @@ def versions(facts: Facts) -> list[dict[str, Any]]:
     """The newest adapters, newest first, and what is in production: with lineage, evidence and where they stand."""
     approvals = {a.adapter: a for a in facts.approvals()}
     newest = list(reversed(facts.adapters.values()))
-    production = facts.production
-    return [_version(a, facts, approvals) for place, a in enumerate(newest) if place < VERSIONS_SHOWN or a.name == production]
+    return [
+        _version(a, facts, approvals) for place, a in enumerate(newest) if place < VERSIONS_SHOWN or a.name == facts.standing(a.policy).production
+    ]
 
 
 def episode_row(episode: Episode, facts: Facts) -> dict[str, Any]:
@@ -164,17 +167,34 @@ def _curve(title: str, note: str, drawn: Any, head: tuple[str, ...], rows: list[
     return {"title": title, "note": note, "chart": drawn, "head": head, "rows": rows}
 
 
-def _version(adapter: AdapterVersion, facts: Facts, approvals: dict[str, Any]) -> dict[str, Any]:
+def stands(adapter: AdapterVersion, standing: Standing, attestations: Sequence[Attestation]) -> str:
+    """Where it stands, in a word or three."""
+    trial = standing.trial
+    if adapter.name == standing.production:
+        return "production"
+    if trial is not None and trial.adapter == adapter.name:
+        if trial.awaits_approval:
+            return "awaits approval"
+        return f"canary {trial.canary_share:.0%}" if trial.stage == "canary" else trial.stage
+    if adapter.name in standing.bad:
+        return "found bad"
+    if any(told.passed for told in attestations):
+        return "attested"
+    return "refused" if attestations else "published"
+
+
+def _version(adapter: AdapterVersion, facts: Facts, approvals: Mapping[str, Approval]) -> dict[str, Any]:
     attested = [a for a in facts.attestations.values() if a.adapter == adapter.name]
-    moves = [p for p in facts.promotions if p.adapter == adapter.name]
-    production = facts.production
+    standing = facts.standing(adapter.policy)
+    on_trial = standing.trial is not None and standing.trial.adapter == adapter.name
     return {
         "adapter": adapter,
         "approval": approvals.get(adapter.name),
         "attestations": attested,
-        "moves": list(reversed(moves)),
-        "stands": "production" if adapter.name == production else moves[-1].move.replace("_", " ") if moves else
-                  "attested" if any(a.passed for a in attested) else "refused" if attested else "published",
-        "may_promote": adapter.name != production and any(a.passed for a in attested),
-        "may_roll_back": adapter.name == production,
-    }  # fmt: skip
+        "moves": [move for move in reversed(facts.moves) if move.event.adapter == adapter.name],
+        "stands": stands(adapter, standing, attested),
+        "production": standing.production or "the base",
+        "previous": standing.previous or "the base",
+        "may_promote": adapter.name != standing.production and any(a.passed for a in attested),
+        "may_roll_back": adapter.name == standing.production or (on_trial and standing.trial is not None and standing.trial.stage == "canary"),
+    }

@@ -48,13 +48,13 @@ class LogOnDemand:
             return self._producer
 
 
-def run_console(settings: ConsoleSettings, kafka: KafkaSettings, say: Callable[[str], None]) -> None:
+def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError when the address cannot be listened on or no Kafka is named."""
     kafka.servers  # noqa: B018 - raises where none is set
     listening = _listen(settings)
     metrics = Metrics()
     following, log = Following(kafka, Facts(settings.episodes_kept), metrics), LogOnDemand(kafka, metrics)
-    app = Console(settings, following, log, SystemClock()).app()
+    app = Console(settings, following, log, SystemClock(), gated).app()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     following.start()
     say(f"The console is at http://{settings.host}:{listening.getsockname()[1]}/  ({'with' if settings.operator_key else 'without'} an operator key)")

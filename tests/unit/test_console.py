@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from starlette.testclient import TestClient
 
-from dashboards.console import actions
+from dashboards.console import actions, pages
 from dashboards.console.app import KEY_HEADER, Console
 from dashboards.console.charts import Line, chart
 from dashboards.console.facts import Facts
@@ -194,15 +194,32 @@ def test_thumb_to_served_ends_at_the_first_attestation_that_passed() -> None:
     assert [s for _, s in ring.facts.served_after_s()] == [60.0]
 
 
-def test_production_is_the_last_promoted_that_was_not_rolled_back() -> None:
+def test_versions_stand_where_every_replica_sees_them_and_a_void_move_is_called_void() -> None:
     ring = Ring()
-    for adapter, move in (("default@1", "promoted"), ("default@2", "canary"), ("default@2", "promoted"), ("default@3", "rejected")):
-        ring.tell(PROMOTIONS, adapter=adapter, move=move)
-    assert ring.facts.production == "default@2"
-    ring.tell(PROMOTIONS, adapter="default@2", move="rolled_back")
-    assert ring.facts.production == "default@1"
-    ring.tell(PROMOTIONS, adapter="default@1", move="rolled_back")
-    assert ring.facts.production is None
+    for version in (1, 2, 3, 4):
+        ring.tell(ADAPTERS, version=version)
+        ring.tell(ATTESTATIONS, adapter=f"default@{version}")
+    steps = [(1, "promoted", {"by": "operator"}), (2, "promoted", {"by": "operator"}), (3, "candidate", {}), (3, "promoted", {}), (3, "shadow", {}),
+             (3, "canary", {"canary_share": 0.25})]  # fmt: skip
+    for number, (version, move, more) in enumerate(steps):
+        ring.tell(PROMOTIONS, **{"promotion_id": f"pr-{number}", "adapter": f"default@{version}", "move": move, "canary_share": None, **more})
+    shown = {v["adapter"].version: (v["stands"], v["may_promote"], v["may_roll_back"]) for v in pages.versions(ring.facts)}
+    assert shown == {4: ("attested", True, False), 3: ("canary 25%", True, True), 2: ("production", False, True), 1: ("attested", True, False)}
+    assert [move.void is not None for move in ring.facts.moves] == [False, False, False, True, False, False]
+    assert "Void: " in ring.browser.get("/versions").text
+    ring.tell(PROMOTIONS, promotion_id="pr-9", adapter="default@3", move="canary", awaits_approval=True)
+    told = ring.browser.get("/versions").text
+    assert ">Approve</button>" in told
+    ring.tell(PROMOTIONS, promotion_id="pr-10", adapter="default@2", move="rolled_back")
+    assert (ring.facts.standing("default").production, pages.versions(ring.facts)[2]["stands"]) == ("default@1", "found bad")
+
+
+def test_where_replicas_do_not_follow_promotions_the_page_says_so() -> None:
+    ring = Ring()
+    note = "Promotions are kept but not followed"
+    assert note not in ring.browser.get("/versions").text
+    app = Console(ConsoleSettings(), Following(KafkaSettings(), ring.facts, Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
+    assert note in TestClient(app, base_url="http://localhost").get("/versions").text
 
 
 @pytest.mark.parametrize("path", ["/api/replay", "/api/move"])
@@ -248,7 +265,7 @@ def test_a_promotion_is_an_event_with_its_reason(ring: Ring) -> None:
         ({"adapter": "default@7", "move": "promoted", "reason": " "}, "say why"),
         ({"adapter": "default@8", "move": "promoted", "reason": "x"}, "no such adapter"),
         ({"adapter": "default@7", "move": "canary", "reason": "x"}, "not a move"),
-        ({"adapter": "default@7", "move": "rolled_back", "reason": "x"}, "not in production"),
+        ({"adapter": "default@7", "move": "rolled_back", "reason": "x"}, "not being tried"),
         ({}, "no such adapter"),
     ],
 )
@@ -259,7 +276,7 @@ def test_a_move_that_makes_no_sense_is_refused_and_nothing_is_published(ring: Ri
 
 
 def test_what_is_in_production_can_be_rolled_back_but_not_promoted_again(ring: Ring) -> None:
-    ring.tell(PROMOTIONS)
+    ring.tell(PROMOTIONS, move="promoted", by="operator")
     assert ring.act("/api/move", {"adapter": "default@7", "move": "promoted", "reason": "x"}).status_code == 409
     assert ring.act("/api/move", {"adapter": "default@7", "move": "rolled_back", "reason": "worse"}).status_code == 200
     (event,) = ring.log.events(PROMOTIONS)
