@@ -1,0 +1,71 @@
+"""The task that Tidemill's learner and its peer are both given: the same questions in the same order, the same true reward, the same LoRA."""
+
+import json
+import random
+import resource
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from infra.people import PREFERENCES, PeopleSettings, Question, training_question
+from learner.settings import LearnerSettings
+from streams.events import Message
+
+SYSTEM = PeopleSettings().system
+PREFERENCE = PREFERENCES["speaks-to-me"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Sizes and seed of one comparison."""
+
+    base: str
+    steps: int
+    prompts: int
+    samples: int
+    tokens: int
+    seed: int
+    learning_rate: float = 6e-4
+    temperature: float = 0.8
+    rank: int = 8
+    alpha: int = 16
+
+    def questions(self) -> list[list[Question]]:
+        """By step."""
+        source = random.Random(self.seed)
+        return [[training_question(source) for _ in range(self.prompts)] for _ in range(self.steps)]
+
+    def learner(self) -> LearnerSettings:
+        """Ours, as near to what the peer does as can be: GRPO with the clip of PPO on tokens, no KL term, one update a step."""
+        return LearnerSettings(
+            rank=self.rank, alpha=self.alpha, seed=self.seed, prompts_per_step=self.prompts, samples_per_prompt=self.samples,
+            max_output_tokens=self.tokens, temperature=self.temperature, learning_rate=self.learning_rate, kl_coefficient=0.0,
+            clip_high=0.2, engine="transformers",
+        )  # fmt: skip
+
+
+@dataclass
+class Curve:
+    """What one side did: by step, seconds since the first step began, mean true reward and sampled tokens; seconds by phase."""
+
+    side: str
+    seconds: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    rollout_s: float = 0.0
+    total_s: float = 0.0
+    peak_memory_mib: float = 0.0
+
+    def write(self, path: Path) -> None:
+        """Also notes the peak memory of this process."""
+        self.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        path.write_text(json.dumps(asdict(self)))
+
+
+def true_reward(question: Question, answer: str) -> float:
+    """The part of the simulated people's wishes that an answer meets: 0, 1/3, 2/3 or 1."""
+    return sum(PREFERENCE.clause(number, question, answer) for number in range(len(PREFERENCE.clauses))) / len(PREFERENCE.clauses)
+
+
+def prompt(question: Question) -> tuple[Message, ...]:
+    """As the demo's people send it."""
+    return (Message(role="system", content=SYSTEM), Message(role="user", content=question.text))

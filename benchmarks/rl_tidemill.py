@@ -1,0 +1,42 @@
+"""Tidemill's learner on the task: its policy, trainer and engine as they run in production, without Kafka and Ray around them."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.rl_task import Curve, Task, prompt, true_reward
+from learner.policy import Policy
+from learner.rollouts import make_engine
+from learner.trainer import Prompt, Trainer
+
+
+def main(task: Task, base: Path, out: Path) -> None:
+    """Train, and write the curve."""
+    torch.set_num_threads(1)
+    curve, settings = Curve("tidemill"), task.learner()
+    policy = Policy(base, settings)
+    trainer = Trainer(policy, make_engine(policy, settings), settings)
+    steps = task.questions()
+    asked = {question.text: question for step in steps for question in step}
+
+    def reward(pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+        return [true_reward(asked[messages[-1].text], answer) for messages, answer in pairs]
+
+    began = time.perf_counter()
+    for step in steps:
+        metrics = trainer.step([prompt(question) for question in step], reward).metrics
+        curve.seconds.append(time.perf_counter() - began)
+        curve.rewards.append(metrics["reward_mean"])
+        curve.tokens.append(int(metrics["output_tokens"]))
+        curve.rollout_s += metrics["rollout_s"]
+        print(f"tidemill step {len(curve.seconds)}: {curve.seconds[-1]:.0f} s, true reward {curve.rewards[-1]:.2f}", flush=True)
+    curve.total_s = curve.seconds[-1]
+    curve.write(out)
+
+
+if __name__ == "__main__":
+    main(Task(**json.loads(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
