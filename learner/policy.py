@@ -21,6 +21,8 @@ from learner.packing import Packed
 from learner.settings import LearnerSettings
 from streams.errors import BadArtifact, ConfigError
 
+SHARED = "shared_experts"
+"""The module of a layer's shared experts, by DeepSeek's name."""
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -45,7 +47,8 @@ class Policy:
         self.targets = _check_targets(model, settings)
         config = LoraConfig(
             task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
-            target_modules=list(settings.attention_targets), target_parameters=[f"mlp.experts.{name}" for name in settings.expert_targets],
+            target_modules=[*settings.attention_targets, *(f"{SHARED}.{name}" for name in settings.shared_targets)],
+            target_parameters=[f"mlp.experts.{name}" for name in settings.expert_targets],
         )  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
@@ -116,10 +119,20 @@ def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
     """The names that carry an adapter. PEFT leaves out in silence what it does not find; here it is an error."""
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     experts = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mlp.experts." in name}
-    for setting, names, there in (("attention", settings.attention_targets, modules), ("expert", settings.expert_targets, experts)):
+    shared = {name.rpartition(".")[2] for name, _ in model.named_modules() if f".{SHARED}." in name}
+    groups = (
+        ("attention", settings.attention_targets, modules),
+        ("expert", settings.expert_targets, experts),
+        ("shared", settings.shared_targets, shared),
+    )
+    for setting, names, there in groups:
         if missing := [name for name in names if name not in there]:
             raise ConfigError(f"learner.{setting}_targets names {', '.join(missing)}, which this base ({model.config.model_type}) does not have")
-    return (*settings.attention_targets, *(f"mlp.experts.{name}" for name in settings.expert_targets))
+    return (
+        *settings.attention_targets,
+        *(f"mlp.experts.{name}" for name in settings.expert_targets),
+        *(f"mlp.{SHARED}.{name}" for name in settings.shared_targets),
+    )
 
 
 def _factor(module: Any) -> None:

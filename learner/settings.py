@@ -18,7 +18,10 @@ class LearnerSettings(Section):
     attention_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     """Modules of attention that carry an adapter. A name that matches nothing is an error."""
     expert_targets: tuple[str, ...] = ("gate_up_proj", "down_proj")
-    """Fused parameters of the experts that carry an adapter. A name that matches nothing is an error."""
+    """Fused parameters of the routed experts that carry an adapter. A name that matches nothing is an error."""
+    shared_targets: tuple[str, ...] = ()
+    """Modules of the shared experts that carry an adapter, where a base has such (DeepSeek: gate_proj, up_proj, down_proj). A name that matches
+    nothing is an error."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the base; the adapter and its optimizer are float32."""
     seed: int = Field(default=0, ge=0)
@@ -110,8 +113,8 @@ class LearnerSettings(Section):
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
-        if not self.attention_targets and not self.expert_targets:
-            raise ValueError("learner.attention_targets and learner.expert_targets are both empty: nothing would be trained")
+        if not (self.attention_targets or self.expert_targets or self.shared_targets):
+            raise ValueError("learner.attention_targets, expert_targets and shared_targets are all empty: nothing would be trained")
         return self
 
     @model_validator(mode="after")
