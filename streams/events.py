@@ -5,29 +5,30 @@ in any language may publish these; ``docs/events.md`` shows an example of each.
 """
 
 import uuid
-from datetime import UTC
-from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from streams.errors import InvalidEvent
+from streams.values import Artifact as Artifact
+from streams.values import Calibration as Calibration
+from streams.values import Channel as Channel
+from streams.values import Evidence as Evidence
+from streams.values import FeedbackKind as FeedbackKind
+from streams.values import Finite as Finite
+from streams.values import Id as Id
+from streams.values import Instant as Instant
+from streams.values import Message as Message
+from streams.values import Name as Name
+from streams.values import Offsets as Offsets
+from streams.values import Outcome as Outcome
+from streams.values import Sha256 as Sha256
+from streams.values import Vote as Vote
 
 
 def new_id(prefix: str) -> str:
     """A fresh unique id such as ``ep-4f0c…``."""
     return f"{prefix}-{uuid.uuid4().hex}"
-
-
-Id = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Instant = Annotated[AwareDatetime, AfterValidator(lambda t: t.astimezone(UTC))]
-"""A point in time. A zone is required on the wire; in memory it is UTC."""
-
-# Kafka keys and offsets by topic and partition: {"tidemill.labels.v1": {0: 1041}}; the next offset to be read.
-Offsets = dict[str, dict[int, int]]
 
 
 class Event(BaseModel):
@@ -73,38 +74,6 @@ def _summary(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in problems[:3])
     return told + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
-
-
-class Message(BaseModel):
-    """One chat message in OpenAI's shape; fields we do not name are kept."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-    role: str
-    content: str | tuple[dict[str, Any], ...] | None = None
-    tool_calls: tuple[dict[str, Any], ...] | None = None
-    tool_call_id: str | None = None
-
-    @property
-    def text(self) -> str:
-        """The text of the content, its parts joined."""
-        if self.content is None:
-            return ""
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(str(part.get("text", "")) for part in self.content if part.get("type", "text").endswith("text"))
-
-
-class Outcome(StrEnum):
-    """How an answer ended. Infrastructure faults are outcomes, never labels."""
-
-    COMPLETED = "completed"
-    TRUNCATED = "truncated"
-    """Stopped at the token limit."""
-    CANCELLED = "cancelled"
-    """The client went away."""
-    FAILED = "failed"
-    """The server failed: censored, never scored."""
 
 
 class Episode(Event):
@@ -155,18 +124,6 @@ class Episode(Event):
         return self
 
 
-class FeedbackKind(StrEnum):
-    """What a person may say about an episode; each kind names the one field that it carries."""
-
-    THUMB = "thumb"
-    RATING = "rating"
-    COMMENT = "comment"
-    CORRECTION = "correction"
-    COMPARISON = "comparison"
-    SIGNAL = "signal"
-    RETRACTION = "retraction"
-
-
 _CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "comparison": "over",
             "signal": "signal", "retraction": "retracts"}  # fmt: skip
 
@@ -204,22 +161,6 @@ class Feedback(Event):
         return self
 
 
-class Vote(BaseModel):
-    """One feedback event that counts in a label, with what it says as a number where it has one."""
-
-    model_config = ConfigDict(frozen=True)
-
-    feedback_id: str
-    user_id: str
-    kind: FeedbackKind
-    value: float | None = Field(default=None, ge=0, le=1)
-    """0 bad, 1 good; none for words and comparisons."""
-    text: str | None = None
-    over: str | None = None
-    signal: str | None = None
-    at: Instant
-
-
 class Label(Event):
     """What all feedback on an episode amounts to, now. A later label of the same episode replaces it."""
 
@@ -238,6 +179,9 @@ class Label(Event):
     """Mean of what the people said, one voice each: 0 bad, 1 good. None: no scalar feedback stands (withdrawn or censored)."""
     votes: tuple[Vote, ...] = ()
     """The feedback that counts, by event time."""
+    evidence: tuple[Evidence, ...] | None = None
+    """What each channel says and how much it counts; empty when censored, none in labels of before it was told.
+    ``verdict`` is people's thumbs and ratings alone."""
     superseded: tuple[str, ...] = ()
     """feedback_ids that were folded in and no longer count: changed, retracted, or retracting."""
     episode_at: Instant
@@ -249,40 +193,6 @@ class Label(Event):
     def feedback_ids(self) -> tuple[str, ...]:
         """Every feedback event that this label has taken in."""
         return tuple(vote.feedback_id for vote in self.votes) + self.superseded
-
-
-class Artifact(BaseModel):
-    """A folder of files under the artifact store, written once."""
-
-    model_config = ConfigDict(frozen=True)
-
-    path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@/-]*$", max_length=500)
-    """Relative to the store's URI."""
-    sha256: Sha256
-    """Of the manifest that lists every file with its own SHA-256 and size."""
-    size_bytes: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def _stays_inside_the_store(self) -> Self:
-        if any(part in ("", ".", "..") for part in self.path.split("/")):
-            raise ValueError("path must not leave the artifact store")
-        return self
-
-
-class Calibration(BaseModel):
-    """How good a reward model was on labels it had not seen (test-then-train)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    labels: int = Field(ge=0)
-    accuracy: float = Field(ge=0, le=1)
-    baseline: float = Field(ge=0, le=1)
-    """Accuracy of always guessing the more frequent verdict."""
-    brier: float = Field(ge=0, le=1)
-    ece: float = Field(ge=0, le=1)
-    """Expected calibration error over 10 equal-width bins."""
-    auc: float | None = Field(default=None, ge=0, le=1)
-    """Chance that a good answer was predicted above a bad one: what learning goes by. None unless there were both."""
 
 
 class RewardModelVersion(Event):
@@ -297,6 +207,12 @@ class RewardModelVersion(Event):
     labels: int = Field(ge=0)
     """Labels in the replay buffer that it was fitted on."""
     calibration: Calibration
+    slices: dict[str, Calibration] = {}
+    """The same by slice of the labels: ``channel=…``, ``adapter=…``, ``language=…``, ``length=…``; those with too few labels are left out."""
+    alarms: tuple[str, ...] = ()
+    """What stood against trusting it when it was published, a sentence each."""
+    withheld: dict[str, int] = {}
+    """Refits since the version before that were not published, by the reason."""
     offsets: Offsets
     """The labels it has seen: next offset by partition."""
     newest_feedback_at: Instant

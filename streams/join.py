@@ -15,14 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streams.errors import InvalidEvent
 from streams.events import Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
-from streams.section import Section
+from streams.evidence import EvidenceSettings, evidence_of, voices
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
 """Outcomes that say nothing about the answer: an infrastructure fault is never a verdict."""
+DECLARED = EvidenceSettings()
 
 
-class JoinSettings(Section):
-    """How feedback finds its episode."""
+class JoinSettings(EvidenceSettings):
+    """How feedback finds its episode, and how much of what is said counts. An entry of a table replaces that entry alone; 0 silences it."""
 
     window_days: float = Field(default=7.0, gt=0, le=365)
     """Feedback counts when it was given, and arrives, within this many days of its episode; what is later, or finds no episode, is expired."""
@@ -113,6 +114,7 @@ class FeedbackJoin:
 
     def __init__(self, state: Standings, settings: JoinSettings, set_aside: Callable[[Arrived, InvalidEvent], None]) -> None:
         self._state, self._window, self._most, self._set_aside = state, settings.window, settings.most_feedback, set_aside
+        self._evidence = settings
         self.tally = Tally()
 
     def on_episode(self, episode: Episode, now: datetime) -> Label | None:
@@ -136,7 +138,7 @@ class FeedbackJoin:
         standing = Standing(known=known, feedback=in_time, expires_at=now + self._window)
         self._state[episode.episode_id] = standing
         self.tally.joined += [arrived.feedback for arrived in in_time]
-        return label_of(episode.episode_id, known, [arrived.feedback for arrived in in_time]) if in_time else None
+        return label_of(episode.episode_id, known, [arrived.feedback for arrived in in_time], self._evidence) if in_time else None
 
     def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
         """``now`` is when the feedback arrived. The episode's label as it stands with it; none when it changes nothing or must wait."""
@@ -159,7 +161,7 @@ class FeedbackJoin:
         if standing.known is None:
             return None
         self.tally.joined.append(feedback)
-        return label_of(feedback.episode_id, standing.known, [each.feedback for each in standing.feedback])
+        return label_of(feedback.episode_id, standing.known, [each.feedback for each in standing.feedback], self._evidence)
 
     def expire(self, now: datetime) -> int:
         """Let go of what has grown too old; feedback that never found its episode is expired. Returns how many episodes left.
@@ -199,7 +201,7 @@ class FeedbackJoin:
         self._set_aside(arrived, InvalidEvent("expired", f"feedback {arrived.feedback.feedback_id}: {why} (join.window_days = {days:g})"))
 
 
-def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback]) -> Label:
+def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback], settings: EvidenceSettings = DECLARED) -> Label:
     """The label that this (distinct, not empty) feedback amounts to, in whatever order it is given.
 
     For each person the newest of a kind replaces the older ones (ties go to the greater feedback_id), then what its author
@@ -211,6 +213,7 @@ def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback]) -> Lab
     counted = [each for each in sorted(newest.values(), key=_age) if (each.user_id, each.feedback_id) not in retracted]
     votes = tuple(_vote(each) for each in counted)
     ids = {each.feedback_id for each in counted}
+    censored = known.outcome in CENSORED
     return Label(
         episode_id=episode_id,
         policy=known.policy,
@@ -220,8 +223,9 @@ def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback]) -> Lab
         outcome=known.outcome,
         messages=known.messages,
         answer=known.answer,
-        verdict=None if known.outcome in CENSORED else verdict_of(votes),
+        verdict=None if censored else verdict_of(votes),
         votes=votes,
+        evidence=() if censored else evidence_of(votes, settings),
         superseded=tuple(each.feedback_id for each in everything if each.feedback_id not in ids),
         episode_at=known.ended_at,
         first_feedback_at=everything[0].at,
@@ -231,8 +235,8 @@ def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback]) -> Lab
 
 def verdict_of(votes: Iterable[Vote]) -> float | None:
     """Mean over people of the newest number each gave (votes come oldest first): one voice each. None when nobody gave one."""
-    voices = {vote.user_id: vote.value for vote in votes if vote.value is not None}
-    return sum(sorted(voices.values())) / len(voices) if voices else None
+    values = sorted(vote.value for vote in voices(votes).values() if vote.value is not None)
+    return sum(values) / len(values) if values else None
 
 
 def _age(feedback: Feedback) -> tuple[datetime, str]:
