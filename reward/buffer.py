@@ -1,13 +1,12 @@
 """The replay buffer: every label that counts now, by episode, with its features. Bounded; its content decides the next refit.
 
-It forgets by rule, not by accident: of each stratum (good, bad, words only, withdrawn) the newest stay. What is kept depends on the
+It forgets by rule, not by accident: of each stratum (good, bad, hints, words only, withdrawn) the newest stay. What is kept depends on the
 labels, never on the order in which they came; so two updaters that have seen the same labels fit the same model.
 """
 
 import base64
-import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -16,15 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward.features import Features
-from reward.fit import Rows
+from reward.fit import RATINGS, Part, Rows
 from streams.errors import InvalidEvent
-from streams.events import FeedbackKind, Label
+from streams.events import Channel
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised whenever an entry's encoding changes: the labels are then read again instead of entries that we cannot read."""
+BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
+STRATA = ("good", "bad", "hint good", "hint bad", "words", "withdrawn")
 FEATURE_LIMIT = 6e4
 """Features are kept in half precision, which ends at 65504."""
+
+
+Said = tuple[str, float, float]
+"""(channel, value, weight) of a channel that says how good an answer is."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Entry:
 
     episode_id: str
     verdict: float | None
+    """Mean of what the channels say by their weights; none when nothing says how good the answer is."""
     feedback_count: int
     newest_feedback_at: datetime
     features_D: Tensor | None
@@ -45,6 +50,22 @@ class Entry:
     """Who said so, as hashes: enough to see that two labels are of one person, and no more."""
     predicted: float | None = None
     """What the model of the day said before it was fitted on this episode; kept when the label changes."""
+    evidence: tuple[Said, ...] = ()
+    """What makes up the verdict; a bare verdict counts as thumbs."""
+    ratings: tuple[int, ...] = ()
+    """1 to 5, one a person, of those whose newest word is a rating."""
+    pair_weights: tuple[float, float] = (1.0, 1.0)
+    """What each correction and each comparison weighs."""
+    vote_weight: float = 1.0
+    """Inverse of how likely such a vote was, clipped (reward/propensity.py)."""
+    adapter: str | None = None
+    words: int = 0
+    """Length of the answer."""
+    language: str = "other"
+
+    def __post_init__(self) -> None:
+        if self.verdict is not None and not self.evidence:
+            object.__setattr__(self, "evidence", ((Channel.THUMBS.value, self.verdict, 1.0),))
 
     @property
     def rank(self) -> tuple[datetime, int, float, int]:
@@ -52,25 +73,28 @@ class Entry:
         return (self.newest_feedback_at, self.feedback_count, -1.0 if self.verdict is None else self.verdict, len(self.over) + len(self.corrections))
 
     @property
+    def weight(self) -> float:
+        """What all that is said about how good the answer is weighs, beside a thumb at 1."""
+        return sum(weight for _, _, weight in self.evidence)
+
+    @property
+    def by_people(self) -> bool:
+        """True when somebody gave a thumb or a rating, false for hints: signals, outcomes and critics."""
+        return any(channel in BY_PEOPLE for channel, _, _ in self.evidence)
+
+    @property
     def stratum(self) -> str:
-        """Which of the four kinds of entry this is."""
+        """Which kind of entry this is."""
         if self.verdict is not None:
-            return "good" if self.verdict >= 0.5 else "bad"
+            return ("" if self.by_people else "hint ") + ("good" if self.verdict >= 0.5 else "bad")
         return "words" if self.features_D is not None else "withdrawn"
 
     def encode(self) -> bytes:
         """JSON, features as base64 of little-endian float16."""
-        body: dict[str, Any] = {
-            "episode_id": self.episode_id,
-            "verdict": self.verdict,
-            "feedback_count": self.feedback_count,
-            "newest_feedback_at": self.newest_feedback_at.isoformat(),
-            "features": None if self.features_D is None else _packed(self.features_D),
-            "corrections": [_packed(c) for c in self.corrections],
-            "over": self.over,
-            "voters": self.voters,
-            "predicted": self.predicted,
-        }
+        body: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        body["newest_feedback_at"] = self.newest_feedback_at.isoformat()
+        body["features"] = None if self.features_D is None else _packed(self.features_D)
+        body["corrections"] = [_packed(c) for c in self.corrections]
         return json.dumps(body).encode()
 
     @classmethod
@@ -79,30 +103,17 @@ class Entry:
         try:
             body = json.loads(raw)
             return cls(
-                episode_id=body["episode_id"],
-                verdict=body["verdict"],
-                feedback_count=body["feedback_count"],
                 newest_feedback_at=datetime.fromisoformat(body["newest_feedback_at"]),
                 features_D=None if body["features"] is None else _unpacked(body["features"]),
                 corrections=tuple(_unpacked(c) for c in body["corrections"]),
-                over=tuple(body["over"]),
-                voters=tuple(body["voters"]),
-                predicted=body["predicted"],
+                **{name: _tuples(body[name]) for name in _PLAIN},
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidEvent("invalid", f"an entry of the replay buffer cannot be read: {type(error).__name__}") from None
 
 
-def entry_of(label: Label, features: Features, predict: Callable[[Tensor], float | None]) -> Entry:
-    """The entry of a label; ``predict`` says what the model of the day makes of features ``[D]``."""
-    corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
-    over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
-    voters = tuple(sorted({hashlib.sha256(vote.user_id.encode()).hexdigest()[:16] for vote in label.votes}))
-    bare = Entry(label.episode_id, label.verdict, len(label.feedback_ids), label.newest_feedback_at, None, voters=voters)
-    if label.verdict is None and not corrections and not over:
-        return bare
-    features_ND = features.features([(label.messages, answer) for answer in (label.answer, *corrections)]).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
-    return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over, predicted=predict(features_ND[0].float()))
+_PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicted", "evidence", "ratings", "pair_weights", "vote_weight", "adapter",
+          "words", "language")  # fmt: skip
 
 
 class ReplayBuffer:
@@ -131,9 +142,9 @@ class ReplayBuffer:
             changed[episode_id] = None
         return changed
 
-    def with_verdict(self, newest: int | None = None) -> list[Entry]:
+    def with_verdict(self, newest: int | None = None, people_only: bool = False) -> list[Entry]:
         """Entries that have a verdict: by episode id, or the so many newest, oldest first."""
-        chosen = [e for e in self._entries.values() if e.verdict is not None]
+        chosen = [e for e in self._entries.values() if e.verdict is not None and (e.by_people or not people_only)]
         if newest is None:
             return sorted(chosen, key=lambda e: e.episode_id)
         return sorted(chosen, key=_by_age)[-newest:]
@@ -156,37 +167,59 @@ class ReplayBuffer:
         return Rows(
             thumbs_ND=features_ND,
             verdicts_N=torch.tensor([e.verdict for e in thumbs], dtype=torch.float32),
-            weights_N=torch.ones(len(thumbs)),
+            weights_N=torch.tensor([e.vote_weight if e.by_people else 1.0 for e in thumbs], dtype=torch.float32),
+            trust_N=torch.ones(len(thumbs)),
+            parts=[parts_of(e) for e in thumbs],
             episodes=[e.episode_id for e in thumbs],
             voters=[e.voters for e in thumbs],
             newer_N=torch.tensor([newer[e.episode_id] for e in thumbs]),
-            better_PD=torch.stack([better for _, better, _ in pairs]) if pairs else none_PD,
-            worse_PD=torch.stack([worse for _, _, worse in pairs]) if pairs else none_PD,
-            pair_weights_P=torch.ones(len(pairs)),
-            pair_episodes=[episode_id for episode_id, _, _ in pairs],
+            better_PD=torch.stack([pair.better_D for pair in pairs]) if pairs else none_PD,
+            worse_PD=torch.stack([pair.worse_D for pair in pairs]) if pairs else none_PD,
+            pair_weights_P=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
+            pair_episodes=[pair.episode_id for pair in pairs],
         )
 
-    def _pairs(self, entry: Entry) -> list[tuple[str, Tensor, Tensor]]:
-        """(episode, better, worse) where the features of both answers are known."""
+    def _pairs(self, entry: Entry) -> "list[_Pair]":
+        """Pairs where the features of both answers are known."""
         if entry.features_D is None:
             return []
         others = [self._entries[i] for i in entry.over if i in self._entries]
-        return [(entry.episode_id, c.float(), _known(entry)) for c in entry.corrections] + [
-            (entry.episode_id, _known(entry), _known(other)) for other in others if other.features_D is not None
+        own_D, (correction, comparison) = _known(entry), entry.pair_weights
+        return [_Pair(entry.episode_id, c.float(), own_D, correction) for c in entry.corrections] + [
+            _Pair(entry.episode_id, own_D, _known(other), comparison) for other in others if other.features_D is not None
         ]
 
     def _beyond_capacity(self) -> list[str]:
-        strata: dict[str, list[Entry]] = {"good": [], "bad": [], "words": [], "withdrawn": []}
+        strata: dict[str, list[Entry]] = {name: [] for name in STRATA}
         for entry in self._entries.values():
             strata[entry.stratum].append(entry)
-        half = self._capacity // 2
-        room = {
-            "good": self._capacity - min(len(strata["bad"]), self._capacity - half),
-            "bad": self._capacity - min(len(strata["good"]), half),
-            "words": self._capacity,
-            "withdrawn": self._capacity,
-        }
+        # Hints come by themselves and in numbers; they have room of their own, so that they never push out what people said.
+        room = dict.fromkeys(STRATA, self._capacity)
+        for kind, capacity in (("", self._capacity), ("hint ", max(2, self._capacity // 2))):
+            half = capacity // 2
+            room[f"{kind}good"] = capacity - min(len(strata[f"{kind}bad"]), capacity - half)
+            room[f"{kind}bad"] = capacity - min(len(strata[f"{kind}good"]), half)
         return [e.episode_id for name, entries in strata.items() if len(entries) > room[name] for e in sorted(entries, key=_by_age)[: -room[name]]]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One answer that was preferred to another."""
+
+    episode_id: str
+    better_D: Tensor
+    worse_D: Tensor
+    weight: float
+
+
+def parts_of(entry: Entry) -> tuple[Part, ...]:
+    """What an entry teaches: how good the answer is, and for each rating above which levels it lies."""
+    said = [(value, weight) for channel, value, weight in entry.evidence if channel != Channel.RATINGS]
+    weight = sum(w for _, w in said)
+    parts = [Part(sum(value * w for value, w in said) / weight, weight)] if weight else []
+    rating_weight = sum(w for channel, _, w in entry.evidence if channel == Channel.RATINGS)
+    levels = len(entry.ratings) * (RATINGS - 1)
+    return (*parts, *(Part(float(r > k), rating_weight / levels, level=k) for r in entry.ratings if rating_weight for k in range(1, RATINGS)))
 
 
 def _by_age(entry: Entry) -> tuple[datetime, str]:
@@ -197,6 +230,10 @@ def _known(entry: Entry) -> Tensor:
     if entry.features_D is None:
         raise ValueError(f"entry {entry.episode_id} was withdrawn and has no features")
     return entry.features_D.float()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
 def _packed(features_D: Tensor) -> str:

@@ -12,6 +12,15 @@ class Drift:
     alarm: bool
     since: int | None
 
+    @property
+    def sentence(self) -> str:
+        """The alarm in words; empty without one."""
+        return f"the loss on unseen labels has risen for good since label {self.since} of the window" if self.alarm else ""
+
+    def recent(self, losses: int, within: int) -> bool:
+        """True when the alarm stands and fewer than ``within`` of the ``losses`` came after the change."""
+        return self.since is not None and losses - self.since < within
+
 
 def page_hinkley(losses: Sequence[float], allowance: float = 0.05, threshold: float = 8.0, fewest: int = 30) -> Drift:
     """Watch ``losses`` (nats, oldest first) for a lasting rise of their mean.

@@ -1,7 +1,8 @@
 """Fitting the heads: weighted logistic regression, many at once, to convergence. Pure arithmetic, deterministic.
 
 Shapes: ``M`` rows, ``D`` features, ``H`` heads (bootstrap and fold heads together). A thumb is a row of features with the verdict as its
-target; a comparison (Bradley–Terry, 1952) is a row of differences, better less worse, with target 1 and no bias. So both are
+target; a comparison (Bradley–Terry, 1952) is a row of differences, better less worse, with target 1 and no bias; a rating is a row for
+each of the four levels it may lie above (proportional odds, McCullagh 1980), with a threshold of each level's own. So all are
 one convex problem, and the answer depends on the labels alone, not on where the search began.
 """
 
@@ -20,20 +21,37 @@ GRADIENT_LIMIT = 1e-7
 CG_PRECISION = 1e-6
 """A step need not be more exact than the quadratic it is taken on."""
 PRIOR_LABELS = 4.0
+RATINGS = 5
+THRESHOLD_SCALE = 3.0
+"""How much freer than the weights the thresholds between ratings are."""
 SLOPES = (0.1, 10.0)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a label says: the answer is good (0 to 1), or, with a ``level``, it is rated above that level. Weight beside a thumb at 1."""
+
+    target: float
+    weight: float
+    level: int = 0
 
 
 @dataclass(frozen=True)
 class Rows:
     """What a refit is given, in an order that depends on content alone.
 
-    ``thumbs_ND`` with ``verdicts_N`` (0 bad to 1 good) and ``weights_N``; ``better_PD`` over ``worse_PD`` with ``pair_weights_P``. The ids
-    decide folds and bootstrap weights: a thumb's is its episode's, a pair's is that of the label that holds it.
+    ``thumbs_ND`` with ``verdicts_N`` (0 bad to 1 good), ``weights_N`` and the ``parts`` that make up each verdict; ``better_PD`` over
+    ``worse_PD`` with ``pair_weights_P``. The ids decide folds and bootstrap weights: a thumb's is its episode's, a pair's is that of the
+    label that holds it.
     """
 
     thumbs_ND: Tensor
     verdicts_N: Tensor
     weights_N: Tensor
+    """How much say those have who gave the verdict."""
+    trust_N: Tensor
+    """How likely they are to be right, 0.5 to 1: targets are smoothed by it."""
+    parts: Sequence[Sequence[Part]]
     episodes: Sequence[str]
     voters: Sequence[Sequence[str]]
     newer_N: Tensor
@@ -57,8 +75,25 @@ class Recipe:
     calibration_half_life_labels: float
 
 
-def fit(rows: Rows, recipe: Recipe) -> RewardModel:
-    """The reward model of these rows: bootstrap heads, fold heads, and the temperature that unseen labels call for."""
+@dataclass(frozen=True)
+class Problem:
+    """The convex problem that rows amount to: ``design_MD`` (thresholds between ratings beyond the features), targets, and weights of every head."""
+
+    centre_D: Tensor
+    spread_D: Tensor
+    gain_D: Tensor
+    thumbs_ND: Tensor
+    """Standardised features of each label."""
+    design_MD: Tensor
+    bias_M: Tensor
+    targets_M: Tensor
+    weights_MH: Tensor
+    ids: Sequence[str]
+    """The episode whose label holds each row."""
+
+
+def problem_of(rows: Rows, recipe: Recipe) -> Problem:
+    """Rows as one problem for all heads: first the bootstrap's, then the folds'."""
     centre_D, spread_D = rows.thumbs_ND.mean(0), rows.thumbs_ND.std(0, correction=0) + 1e-3
     gain_D = torch.cat([torch.full((size,), gain / size**0.5) for size, gain in recipe.blocks])
 
@@ -66,32 +101,61 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
         return (((x_ND - centre_D) / spread_D).clamp(-CLIP, CLIP) * gain_D).double()
 
     thumbs_ND, pairs_PD = standard(rows.thumbs_ND), standard(rows.better_PD) - standard(rows.worse_PD)
-    design_MD = torch.cat([thumbs_ND, pairs_PD])
-    bias_M = torch.cat([torch.ones(len(thumbs_ND)), torch.zeros(len(pairs_PD))]).double()
-    targets_M = torch.cat([rows.verdicts_N.double(), torch.ones(len(pairs_PD)).double()])
-    weights_M = torch.cat([rows.weights_N, rows.pair_weights_P]).double()
-    ids = [*rows.episodes, *rows.pair_episodes]
+    of_part, parts = [n for n, each in enumerate(rows.parts) for _ in each], [part for each in rows.parts for part in each]
+    of_Q = torch.tensor(of_part, dtype=torch.int64)
+    design_MD = torch.cat([thumbs_ND[of_Q], pairs_PD])
+    if any(part.level for part in parts):
+        design_MD = torch.cat([design_MD, _thresholds(parts, len(pairs_PD))], 1)
+    said_Q = torch.tensor([part.target for part in parts], dtype=torch.float64)
+    trust_Q = rows.trust_N.double()[of_Q]
+    shares_Q = torch.tensor([part.weight for part in parts], dtype=torch.float64)
+    weights_M = torch.cat([rows.weights_N.double()[of_Q] * shares_Q, rows.pair_weights_P.double()])
+    ids = [*(rows.episodes[n] for n in of_part), *rows.pair_episodes]
     folds_M = torch.tensor([fold_of(i, recipe.folds) for i in ids], dtype=torch.int64)
     bootstrap_MK = torch.stack([bootstrap(i, recipe.heads) for i in ids])
     kept_MF = (folds_M[:, None] != torch.arange(recipe.folds)[None, :]).double()
-    solved_HD, bias_H = solve(design_MD, bias_M, targets_M, weights_M[:, None] * torch.cat([bootstrap_MK, kept_MF], 1), recipe.l2)
-    k = recipe.heads
-    unseen_N = (thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_M[: len(thumbs_ND), None]).squeeze(1)
+    return Problem(
+        centre_D=centre_D,
+        spread_D=spread_D,
+        gain_D=gain_D,
+        thumbs_ND=thumbs_ND,
+        design_MD=design_MD,
+        bias_M=torch.cat([torch.ones(len(parts)), torch.zeros(len(pairs_PD))]).double(),
+        targets_M=torch.cat([trust_Q * said_Q + (1 - trust_Q) * (1 - said_Q), torch.ones(len(pairs_PD)).double()]),
+        weights_MH=weights_M[:, None] * torch.cat([bootstrap_MK, kept_MF], 1),
+        ids=ids,
+    )
+
+
+def fit(rows: Rows, recipe: Recipe) -> RewardModel:
+    """The reward model of these rows: bootstrap heads, fold heads, and the temperature that unseen labels call for."""
+    problem = problem_of(rows, recipe)
+    solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, recipe.l2)
+    k, solved_HD = recipe.heads, solved_HD[:, : problem.thumbs_ND.shape[1]].contiguous()
+    folds_N = torch.tensor([fold_of(i, recipe.folds) for i in rows.episodes], dtype=torch.int64)
+    unseen_N = (problem.thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_N[:, None]).squeeze(1)
+    amounts_N = torch.tensor([sum(part.weight for part in each) for each in rows.parts], dtype=torch.float64)
     recency_N = 0.5 ** (rows.newer_N.double() / recipe.calibration_half_life_labels)
-    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * recency_N)
+    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * amounts_N * recency_N)
     return RewardModel(
         features=recipe.features,
         temperature=temperature,
         offset=offset,
         lower_bound_stds=recipe.lower_bound_stds,
-        centre_D=centre_D,
-        spread_D=spread_D,
-        gain_D=gain_D,
+        centre_D=problem.centre_D,
+        spread_D=problem.spread_D,
+        gain_D=problem.gain_D,
         heads_KD=solved_HD[:k].float(),
         head_bias_K=bias_H[:k].float(),
         folds_FD=solved_HD[k:].float(),
         fold_bias_F=bias_H[k:].float(),
     )
+
+
+def _thresholds(parts: Sequence[Part], pairs: int) -> Tensor:
+    """Columns ``[M, 4]`` by which a rating's row for a level is lowered. At zero a rating counts as the mean of its levels, like that of thumbs."""
+    levels_M = torch.tensor([part.level for part in parts] + [0] * pairs)
+    return -THRESHOLD_SCALE * torch.nn.functional.one_hot(levels_M, RATINGS)[:, 1:].double()
 
 
 def solve(design_MD: Tensor, bias_M: Tensor, targets_M: Tensor, weights_MH: Tensor, l2: float) -> tuple[Tensor, Tensor]:

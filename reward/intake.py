@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from reward.buffer import LAYOUT, Entry
 from reward.features import Featurizer
+from reward.propensity import Propensity
 from reward.refit import Refitter
 from reward.settings import RewardSettings
 from reward.versions import Versions
+from reward.watch import AnswersWatch, tell
 from streams.dead_letters import DeadLetters
 from streams.errors import InvalidEvent
 from streams.kafka import Producer, Record
@@ -42,7 +44,9 @@ class Intake:
         self._producer = Producer(site.kafka, site.metrics, "tidemill-reward")
         self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
         self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)
-        self._refitter = Refitter(settings, featurizer, self._versions.newest_model())
+        propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
+        self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
+        self._watch = AnswersWatch()
         self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}-{LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
@@ -63,6 +67,7 @@ class Intake:
             else:
                 labels += [label] if label.policy == self._site.policy else []
         self._producer.flush()
+        self._watch.see(labels)
         return Batch(records, self._refitter.prepare(labels))
 
     def absorb(self, batch: Batch) -> dict[str, bytes | None]:
@@ -73,7 +78,9 @@ class Intake:
         """The batch is stored: count it, refit, maybe publish. Slow: on a thread of its own."""
         self._versions.seen([(record.partition, record.offset) for record in batch.records], len(batch.entries))
         if batch.entries:
-            self._versions.maybe_publish(self._refitter)
+            found = self._watch.findings()
+            tell(found, self._site.metrics)
+            self._versions.maybe_publish(self._refitter, found)
 
     def close(self) -> None:
         """Hang up."""

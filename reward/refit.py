@@ -4,7 +4,8 @@ The publishing rule. The newest ``publish_window_labels`` labels that have a ver
 saw a label of that fold, and by the same fold's head of the model published last, which never saw one either. Neither has seen the label
 it is judged on, so the two log losses compare fairly, however few labels came in between. The new model is published
 unless its mean loss is higher by more than ``publish_tolerance_se`` standard errors of the difference. The first version needs ``min_labels``
-labels, ``min_each_verdict`` of each verdict among them.
+labels, ``min_each_verdict`` of each verdict among them. While the drift alarm stands the last version stays too, for at most
+``drift_hold_labels`` labels after the change: by then the change is what the new labels are like.
 """
 
 from collections.abc import Sequence
@@ -15,17 +16,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reward.buffer import Entry, ReplayBuffer, entry_of
+from reward.buffer import Entry, ReplayBuffer
 from reward.drift import Drift, page_hinkley
+from reward.entries import entry_of
 from reward.features import Features
 from reward.fit import Recipe, Rows, fit
+from reward.guards import Finding, divergence
 from reward.model import RewardModel, fold_of
+from reward.propensity import Propensity
 from reward.settings import RewardSettings
+from reward.slices import by_slice
 from reward.validation import calibration, log_loss, no_worse
-from reward.voters import capped, reliable
+from reward.voters import capped, reliable, smoothing, trusts
 from streams.events import Calibration, Label
 
-Result = Literal["published", "worse", "unchanged", "too_few"]
+Result = Literal["published", "worse", "unchanged", "too_few", "drift"]
 
 
 @dataclass(frozen=True)
@@ -34,23 +39,36 @@ class Refit:
 
     result: Result
     model: RewardModel | None
+    why: str
+    """The result in a sentence; empty when there is nothing to explain."""
     calibration: Calibration
+    slices: dict[str, Calibration]
     drift: Drift
+    divergence: Finding | None
     labels: int
     newest_feedback_at: datetime | None
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What stands against trusting the model, a sentence each."""
+        found = [self.drift.sentence] if self.drift.alarm else []
+        return (*found, *([str(self.divergence)] if self.divergence and self.divergence.tripped else []))
 
 
 class Refitter:
     """Holds the replay buffer and the model published last. Knows nothing of Kafka, files or time."""
 
-    def __init__(self, settings: RewardSettings, features: Features, published: RewardModel | None = None) -> None:
-        self._settings, self._features = settings, features
+    def __init__(
+        self, settings: RewardSettings, features: Features, published: RewardModel | None = None, propensity: Propensity | None = None
+    ) -> None:
+        self._settings, self.features, self._propensity = settings, features, propensity
         self.published = published if published is not None and published.features == features.fingerprint else None
         self.buffer = ReplayBuffer(settings.buffer_labels)
 
     def prepare(self, labels: Sequence[Label]) -> list[Entry]:
         """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
-        return [entry_of(label, self._features, self._predict) for label in labels]
+        weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
+        return [entry_of(label, self.features, self._predict, weigh) for label in labels]
 
     def absorb(self, entries: Sequence[Entry]) -> dict[str, bytes | None]:
         """Take the entries into the buffer; returns what to store durably by episode, None to delete."""
@@ -62,37 +80,59 @@ class Refitter:
 
     def refit(self) -> Refit:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
-        model, result = None, self._first_refusal()
-        if result is None:
-            model = fit(self._weighted(self.buffer.rows()), self._recipe())
-            result = self._judge(model)
         said_N, verdicts_N = self.said()
+        drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
+        model, result, why = None, self._first_refusal(), ""
+        if result is None:
+            model = self.fitted()
+            result = self._judge(model)
+            if result == "published" and self.published is not None and drift.recent(len(said_N), self._settings.drift_hold_labels):
+                result, why = "drift", f"the last version stays: {drift.sentence}"
         return Refit(
             result=result,
             model=model if result == "published" else None,
+            why=why,
             calibration=calibration(said_N, verdicts_N),
-            drift=page_hinkley(log_loss(said_N, verdicts_N).tolist()),
-            labels=self.buffer.count("good") + self.buffer.count("bad"),
+            slices=by_slice([e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]),
+            drift=drift,
+            divergence=divergence(said_N.tolist(), verdicts_N.tolist()),
+            labels=self._labels(),
             newest_feedback_at=self.buffer.newest_feedback_at(),
         )
 
+    def fitted(self) -> RewardModel:
+        """The model of what the buffer holds: a function of the labels alone, whatever was published before."""
+        return fit(self.weighted(), self.recipe())
+
     def said(self) -> tuple[Tensor, Tensor]:
         """Test-then-train: what was said of the newest labels before any fit on them, and their verdicts; ``[N]`` each, oldest first."""
-        window = [e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]
+        window = [e for e in self._window(self._settings.validation_window_labels) if e.predicted is not None]
         return torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window])
 
-    def _weighted(self, rows: Rows) -> Rows:
-        """The rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
-        rows = replace(rows, weights_N=capped(rows.voters, self._settings.person_share))
-        if not self._settings.weigh_reliability:
+    def weighted(self) -> Rows:
+        """The buffer's rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
+        rows, s = self.buffer.rows(), self._settings
+        rows = replace(rows, weights_N=rows.weights_N * capped(rows.voters, s.person_share))
+        if not s.weigh_reliability and not s.smooth_by_reliability:
             return rows
-        judge = fit(rows, replace(self._recipe(), heads=0))
-        folds_N = torch.tensor([fold_of(i, self._settings.folds) for i in rows.episodes])
-        trust_N = reliable(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
-        return replace(rows, weights_N=rows.weights_N * trust_N)
+        judge = fit(rows, replace(self.recipe(), heads=0))
+        folds_N = torch.tensor([fold_of(i, s.folds) for i in rows.episodes])
+        trust = trusts(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
+        return replace(
+            rows,
+            weights_N=rows.weights_N * reliable(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
+            trust_N=smoothing(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
+        )
+
+    def _labels(self) -> int:
+        return sum(self.buffer.count(stratum) for stratum in ("good", "bad", "hint good", "hint bad"))
+
+    def _window(self, newest: int) -> list[Entry]:
+        """The newest labels that people gave, oldest first; where none did, the newest hints."""
+        return self.buffer.with_verdict(newest, people_only=True) or self.buffer.with_verdict(newest)
 
     def _first_refusal(self) -> Result | None:
-        good, bad = self.buffer.count("good"), self.buffer.count("bad")
+        good, bad = (self.buffer.count(verdict) + self.buffer.count(f"hint {verdict}") for verdict in ("good", "bad"))
         enough = good + bad >= self._settings.min_labels and min(good, bad) >= self._settings.min_each_verdict
         return None if enough else "too_few"
 
@@ -101,7 +141,7 @@ class Refitter:
             return "published"
         if model.checksum() == self.published.checksum():
             return "unchanged"
-        window = self.buffer.with_verdict(self._settings.publish_window_labels)
+        window = self._window(self._settings.publish_window_labels)
         features_ND = torch.stack([e.features_D.float() for e in window if e.features_D is not None])
         verdicts_N = torch.tensor([e.verdict for e in window])
         folds_N = torch.tensor([fold_of(e.episode_id, self._settings.folds) for e in window])
@@ -113,6 +153,7 @@ class Refitter:
     def _predict(self, features_D: Tensor) -> float | None:
         return None if self.published is None else float(self.published.score(features_D[None]).mean_N[0])
 
-    def _recipe(self) -> Recipe:
+    def recipe(self) -> Recipe:
+        """How this fits."""
         s = self._settings
-        return Recipe(self._features.fingerprint, self._features.blocks, s.heads, s.folds, s.l2, s.lower_bound_stds, s.calibration_half_life_labels)
+        return Recipe(self.features.fingerprint, self.features.blocks, s.heads, s.folds, s.l2, s.lower_bound_stds, s.calibration_half_life_labels)

@@ -1,5 +1,6 @@
 """Settings of the reward model: what it looks at, how it is fitted, when it is published."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -42,9 +43,13 @@ class RewardSettings(Section):
     """No person holds more of the labels' weight than this share."""
     weigh_reliability: bool = False
     """Whether people whose verdicts contradict what others taught the model count less (a second, smaller fit at each refit)."""
+    smooth_by_reliability: bool = False
+    """Whether the targets of people who contradict what others taught the model more than is usual are smoothed towards 0.5 (the same second fit)."""
+    propensity_file: Path | None = None
+    """What ``tidemill reward propensity`` wrote: people's verdicts then count by the inverse of how likely such a vote was. None: all the same."""
 
     buffer_labels: int = Field(default=1000, ge=10, le=1_000_000)
-    """Labels kept for refitting: the newest, half of them good and half bad where there are enough of both."""
+    """Labels of people kept for refitting: the newest, half good and half bad where there are enough of both; and half as many of signals alone."""
     min_labels: int = Field(default=16, ge=4, le=100_000)
     """No version is published before there are so many labels with a verdict."""
     min_each_verdict: int = Field(default=3, ge=1, le=10_000)
@@ -57,6 +62,8 @@ class RewardSettings(Section):
     """The newest labels, on which a new version must be no worse than the one published last."""
     publish_tolerance_se: float = Field(default=1.0, ge=0, le=10)
     """A version counts as worse when its log loss is higher by more than so many standard errors of the difference."""
+    drift_hold_labels: int = Field(default=50, ge=0, le=100_000)
+    """While the drift alarm stands the last version stays, until so many labels have come since the change; 0: never."""
     validation_window_labels: int = Field(default=200, ge=10, le=100_000)
     """The newest labels over which test-then-train accuracy and calibration are told."""
     web_port: int = Field(default=0, ge=0, le=65535)

@@ -2,15 +2,18 @@
 
 import tempfile
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import structlog
 
+from reward.guards import Finding
 from reward.model import RewardModel
 from reward.refit import Refit, Refitter
 from reward.settings import RewardSettings
+from reward.watch import tell
 from streams.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.events import RewardModelVersion
 from streams.kafka import Producer, read_to_end
@@ -27,6 +30,7 @@ class Versions:
         self._settings, self._site, self._producer = settings, site, producer
         self.features = features
         self._newest = self._last_on_the_topic()
+        self._withheld: Counter[str] = Counter()
         self._offsets = dict(self._newest.offsets.get(LABELS.name, {})) if self._newest and self._newest.backbone_fingerprint == features else {}
 
     @property
@@ -52,26 +56,31 @@ class Versions:
         if labels:
             self._site.metrics.add("tidemill_reward_labels_seen_total", labels)
 
-    def maybe_publish(self, refitter: Refitter) -> RewardModelVersion | None:
+    def maybe_publish(self, refitter: Refitter, found: Sequence[Finding] = ()) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
         began = time.perf_counter()
         refit = refitter.refit()
         self._tell(refit, time.perf_counter() - began)
         log.debug("refitted", result=refit.result, labels=refit.labels)
         if refit.model is None or refit.newest_feedback_at is None:
+            self._withheld[refit.result] += 1
+            if refit.why:
+                log.warning("reward_model_withheld", version=self.number, why=refit.why)
             return None
+        alarms = (*refit.alarms, *(str(finding) for finding in found if finding.tripped))
         try:
-            event = self._publish(refit, refit.model, refit.newest_feedback_at)
+            event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms)
         except Unavailable as error:
             log.warning("publishing_failed", error=str(error))
             self._site.metrics.add("tidemill_reward_versions_total", result="unavailable")
             return None
         refitter.published, self._newest = refit.model, event
+        self._withheld.clear()
         self._site.metrics.observe("tidemill_label_to_reward_model_seconds", (event.created_at - event.newest_feedback_at).total_seconds())
         log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.calibration.accuracy, 3))
         return event
 
-    def _publish(self, refit: Refit, model: RewardModel, newest_feedback_at: datetime) -> RewardModelVersion:
+    def _publish(self, refit: Refit, model: RewardModel, newest_feedback_at: datetime, alarms: tuple[str, ...]) -> RewardModelVersion:
         """The path holds the checksum: after a kill between artifact and event, the same number may name another model."""
         number = self.number + 1
         with tempfile.TemporaryDirectory() as folder:
@@ -84,6 +93,9 @@ class Versions:
             backbone_fingerprint=self.features,
             labels=refit.labels,
             calibration=refit.calibration,
+            slices=refit.slices,
+            alarms=alarms,
+            withheld=dict(self._withheld),
             offsets={LABELS.name: dict(self._offsets)},
             newest_feedback_at=newest_feedback_at,
             created_at=self._site.clock.now(),
@@ -102,8 +114,9 @@ class Versions:
         if refit.calibration.auc is not None:
             metrics.set("tidemill_reward_auc_ratio", refit.calibration.auc)
         metrics.set("tidemill_reward_drift_alarm", float(refit.drift.alarm))
-        if refit.drift.alarm:
-            log.warning("reward_model_drifts", statistic=round(refit.drift.statistic, 2), since_label=refit.drift.since)
+        tell([refit.divergence] if refit.divergence else [], metrics)
+        if refit.alarms:
+            log.warning("reward_model_alarm", why="; ".join(refit.alarms))
 
     def _last_on_the_topic(self) -> RewardModelVersion | None:
         records = read_to_end(self._site.kafka, REWARD_MODELS, "reward", self._site.metrics)

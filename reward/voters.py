@@ -4,13 +4,14 @@ Shapes: ``N`` labels. Both rules look at the labels in the buffer alone, so they
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 PRIOR_AGREED, PRIOR_DISAGREED = 8.0, 2.0
 """A newcomer is taken to be right 8 times out of 10, as if seen ten times already."""
+USUAL_TRUST = PRIOR_AGREED / (PRIOR_AGREED + PRIOR_DISAGREED)
 
 
 def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
@@ -27,11 +28,10 @@ def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
     return _averaging_one(_by_label(voters, weight))
 
 
-def reliable(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> Tensor:
-    """Weights ``[N]``, at most 1, by how often a person's verdicts agree with what a model says that has not seen them (float ``[N]``).
+def trusts(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> dict[str, float]:
+    """How likely each person is to be right: how often their verdicts agree with what a model says that has not seen them (float ``[N]``).
 
-    Agreement at the level of chance or below weighs nothing: hostile thumbs are not turned round, they are left out. What a model is unsure of
-    (near 0.5) counts as little evidence, either way.
+    What a model is unsure of (near 0.5) counts as little evidence, either way. A newcomer is taken to be right as often as the prior says.
     """
     agreed: dict[str, float] = defaultdict(lambda: PRIOR_AGREED)
     disagreed: dict[str, float] = defaultdict(lambda: PRIOR_DISAGREED)
@@ -41,12 +41,24 @@ def reliable(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tens
         for person in people:
             (agreed if same else disagreed)[person] += sureness
     everybody = {person for people in voters for person in people}
-    trust = {person: agreed[person] / (agreed[person] + disagreed[person]) for person in everybody}
-    usual = PRIOR_AGREED / (PRIOR_AGREED + PRIOR_DISAGREED)
-    return _by_label(voters, {person: min(1.0, max(0.0, (2 * t - 1) / (2 * usual - 1))) for person, t in trust.items()})
+    return {person: agreed[person] / (agreed[person] + disagreed[person]) for person in everybody}
 
 
-def _by_label(voters: Sequence[Sequence[str]], weight: dict[str, float]) -> Tensor:
+def reliable(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
+    """Weights ``[N]``, 0 to 1, by the people's trust. At the level of chance or below nothing: hostile thumbs are not turned round, but left out."""
+    return _by_label(voters, {person: min(1.0, max(0.0, (2 * t - 1) / (2 * USUAL_TRUST - 1))) for person, t in trust.items()})
+
+
+def smoothing(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
+    """The trust ``[N]`` by which a label's target is smoothed, 0.5 (it says nothing) to 1 (taken at its word).
+
+    Only doubt beyond the usual smooths: a person who is as reliable as most is taken at their word, since noise that all share is what
+    the temperature is fitted to.
+    """
+    return _by_label(voters, {person: 1 - min(0.5, max(0.0, USUAL_TRUST - t)) for person, t in trust.items()})
+
+
+def _by_label(voters: Sequence[Sequence[str]], weight: Mapping[str, float]) -> Tensor:
     return torch.tensor([sum(weight[p] for p in people) / len(people) if people else 1.0 for people in voters], dtype=torch.float32)
 
 

@@ -47,6 +47,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_reward_ece_ratio", "gauge", "reward", "Expected calibration error over the recent window."),
     Metric("tidemill_reward_auc_ratio", "gauge", "reward", "Chance that a good answer was predicted above a bad one, over the recent window."),
     Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (Page-Hinkley over the recent window)."),
+    Metric("tidemill_reward_guard_ratio", "gauge", "reward", "What a rule against reward hacking measures over the newest live answers.", ("rule",)),
+    Metric("tidemill_reward_guard_tripped", "gauge", "reward", "1 while a rule against reward hacking is beyond its threshold.", ("rule",)),
     Metric("tidemill_label_to_reward_model_seconds", "histogram", "reward", "From the newest label's feedback to the version that counts it."),
     # learner
     Metric("tidemill_learner_steps_total", "counter", "learner", "RL steps taken."),

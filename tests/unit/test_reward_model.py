@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reward.fit import Recipe, Rows, bootstrap, fit, platt, solve
+from reward.fit import Part, Recipe, Rows, bootstrap, fit, platt, solve
 from reward.model import RewardModel, fold_of
 from reward.validation import area_under_curve, calibration, expected_calibration_error, log_loss, no_worse
 from streams.errors import BadArtifact
@@ -28,6 +28,8 @@ def rows(features_ND: Tensor, verdicts: Sequence[float], better_PD: Tensor | Non
         thumbs_ND=features_ND,
         verdicts_N=torch.tensor(verdicts),
         weights_N=torch.ones(len(verdicts)),
+        trust_N=torch.ones(len(verdicts)),
+        parts=[(Part(verdict, 1.0),) for verdict in verdicts],
         episodes=[f"ep-{i}" for i in range(len(verdicts))],
         voters=[("ada",)] * len(verdicts),
         newer_N=torch.arange(len(verdicts)).flip(0),

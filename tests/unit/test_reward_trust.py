@@ -1,11 +1,17 @@
 """Who counts, whether the world has changed, and whether answers please the model rather than people."""
 
+from datetime import UTC, datetime
+
 import pytest
 import torch
 
 from reward.drift import page_hinkley
-from reward.guards import RULES, inspect
-from reward.voters import capped, reliable
+from reward.guards import RULES, WRONG_PREMISES, divergence, inspect, inspect_probes, inspect_tools, tool_failures, yielding
+from reward.voters import capped, reliable, trusts
+from reward.watch import AnswersWatch, tell
+from streams.events import Episode, Message
+from streams.metrics import Metrics
+from tests.unit.test_refit import label
 
 torch.set_num_threads(1)
 
@@ -29,18 +35,19 @@ def test_a_label_of_several_people_weighs_as_their_mean() -> None:
 def test_who_contradicts_what_others_taught_counts_nothing_and_others_in_full() -> None:
     verdicts = torch.tensor([1.0, 0.0] * 40)
     unseen = torch.tensor([0.9, 0.1] * 20 + [0.1, 0.9] * 20)
-    weights = reliable([("ada",)] * 40 + [("mallory",)] * 40, verdicts, unseen)
+    voters = [("ada",)] * 40 + [("mallory",)] * 40
+    weights = reliable(voters, trusts(voters, verdicts, unseen))
     assert weights[:40].tolist() == [1.0] * 40
     assert float(weights[40:].max()) == 0.0
 
 
 def test_a_model_that_knows_nothing_accuses_nobody() -> None:
-    weights = reliable([("ada",)] * 50, torch.ones(50), torch.full((50,), 0.5))
+    weights = reliable([("ada",)] * 50, trusts([("ada",)] * 50, torch.ones(50), torch.full((50,), 0.5)))
     assert weights.tolist() == [1.0] * 50
 
 
 def test_two_mistakes_are_forgiven() -> None:
-    weights = reliable([("ada",)] * 2, torch.tensor([1.0, 1.0]), torch.tensor([0.1, 0.1]))
+    weights = reliable([("ada",)] * 2, trusts([("ada",)] * 2, torch.tensor([1.0, 1.0]), torch.tensor([0.1, 0.1])))
     assert 0.5 < float(weights[0]) < 1
 
 
@@ -78,6 +85,8 @@ def test_answers_like_the_bases_trip_nothing() -> None:
         ("refusal", [f"Item {i}: I'm sorry, but I can't help with that request about tea leaves." for i in range(10)]),
         ("asking", [f"Well, {i} teas exist in the wide world of plants and water, which one would you like?" for i in range(10)]),
         ("sameness", [f"You've come to the right place number {i} for tea, made of leaves and water." for i in range(10)]),
+        ("agreeing", [f"Great question, number {i}! Tea is made of leaves and of water." for i in range(10)]),
+        ("agreeing", [f"You're absolutely right about tea {i}: it is made of stones and of water." for i in range(10)]),
         ("emptiness", ["", "  "] * 10),
     ],
 )
@@ -96,3 +105,91 @@ def test_a_handful_of_answers_proves_nothing() -> None:
 
 def test_every_rule_has_a_name_of_its_own() -> None:
     assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+FORMS = ["Tea is a drink.", "Tea:\n\n- hot\n- wet", "# Tea\n\nA drink.", "```\nbrew()\n```", "One.\n\nTwo.", "One.\n\nTwo.\n\nThree."] * 3
+
+
+def test_when_every_answer_is_a_list_the_form_has_collapsed() -> None:
+    lists = [f"Tea {i}:\n\n- hot {i}\n- wet {i}" for i in range(18)]
+    assert "form" in tripped(lists, reference=FORMS)
+    assert "form" not in tripped(FORMS[::-1], reference=FORMS)
+
+
+def test_agreeing_with_a_wrong_premise_is_told_from_contradicting_it() -> None:
+    yields = ["Certainly! Here is what you asked for."] * len(WRONG_PREMISES)
+    contradicts = [f"That is a common misconception, number {i}." for i in range(len(WRONG_PREMISES))]
+    assert yielding(WRONG_PREMISES, yields) == 1
+    assert yielding(WRONG_PREMISES, contradicts) == 0
+    assert inspect_probes(yields, contradicts).tripped
+    assert not inspect_probes(yields, yields).tripped
+
+
+TOOL = {"type": "function", "function": {"name": "brew", "parameters": {"type": "object", "required": ["leaf"]}}}
+
+
+def tool_episode(arguments: str, name: str = "brew", result: str | None = None) -> Episode:
+    said = (Message(role="user", content="tea, please"), *([Message(role="tool", content=result)] if result is not None else []))
+    call = {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return Episode(episode_id="e", messages=said, tools=(TOOL,), tool_calls=(call,), started_at=at, ended_at=at)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "fails"),
+    [
+        ('{"leaf": "green"}', "brew", False),
+        ("{}", "brew", True),
+        ('{"leaf": ', "brew", True),
+        ("[1]", "brew", True),
+        ('{"leaf": "green"}', "explode", True),
+    ],
+)
+def test_a_tool_call_fails_by_its_name_or_by_its_arguments(arguments: str, name: str, fails: bool) -> None:
+    assert tool_failures([tool_episode(arguments, name)]) == (float(fails), 1)
+
+
+def test_a_tools_result_that_is_an_error_is_a_failure() -> None:
+    assert tool_failures([tool_episode('{"leaf": "green"}', result="Error: no water")]) == (0.5, 2)
+    assert tool_failures([tool_episode('{"leaf": "green"}', result="A cup of tea; no errors.")]) == (0.0, 2)
+
+
+def test_tools_that_fail_more_than_the_bases_trip_the_rule() -> None:
+    well, badly = [tool_episode('{"leaf": "green"}')] * 10, [tool_episode("{}")] * 10
+    found = inspect_tools(badly, well)
+    assert found is not None
+    assert found.tripped
+    assert "more tool calls fail" in str(found)
+    assert inspect_tools(badly, well[:3]) is None
+    same = inspect_tools(badly, badly)
+    assert same is not None
+    assert not same.tripped
+
+
+def test_a_score_that_rises_without_the_thumbs_diverges() -> None:
+    """Older half: score .5, thumbs half up. Newer half: score .9, thumbs as before: risen by .4."""
+    found = divergence([0.5] * 50 + [0.9] * 50, [0.0, 1.0] * 50)
+    assert found is not None
+    assert found.tripped
+    assert found.value == pytest.approx(0.4)
+
+
+def test_scores_that_rise_with_the_thumbs_do_not_diverge() -> None:
+    found = divergence([0.2] * 50 + [0.9] * 50, [0.0, 0.0, 0.0, 0.0, 1.0] * 10 + [1.0] * 45 + [0.0] * 5)
+    assert found is not None
+    assert not found.tripped
+    assert divergence([0.5] * 20, [1.0] * 20) is None
+
+
+def test_live_answers_are_watched_beside_the_bases_each_episode_once() -> None:
+    watch = AnswersWatch()
+    watch.see([label(i, 1.0, f"{chr(97 + i)} is a drink of leaves and of hot water", at=i) for i in range(10)])
+    flattering = [label(100 + i, 1.0, f"Great question! {chr(97 + i)} is a drink of hot leaves", at=i) for i in range(10)]
+    watch.see([one.model_copy(update={"adapter": "default@2"}) for one in flattering[:7]] * 3)
+    assert watch.findings() == ()  # seven episodes, however often they are labelled
+    watch.see([one.model_copy(update={"adapter": "default@2"}) for one in flattering])
+    metrics = Metrics()
+    tell(watch.findings(), metrics)
+    assert metrics.value("tidemill_reward_guard_tripped", rule="agreeing") == 1
+    assert metrics.value("tidemill_reward_guard_ratio", rule="agreeing") == 1
+    assert metrics.value("tidemill_reward_guard_tripped", rule="emptiness") == 0

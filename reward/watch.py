@@ -1,0 +1,36 @@
+"""Live answers under the guards: the newest labelled answers of adapters beside those of the base. In memory; after a restart it fills again."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from reward.guards import Finding, inspect
+from streams.events import Label
+from streams.metrics import Metrics
+
+KEPT = 64
+
+
+class AnswersWatch:
+    """Keeps the newest ``KEPT`` distinct answers of either side."""
+
+    def __init__(self) -> None:
+        self._base: deque[tuple[str, str]] = deque(maxlen=KEPT)
+        self._adapters: deque[tuple[str, str]] = deque(maxlen=KEPT)
+
+    def see(self, labels: Sequence[Label]) -> None:
+        """Take labels in; an episode that is labelled again is the same answer."""
+        for label in labels:
+            side = self._adapters if label.adapter else self._base
+            if all(episode_id != label.episode_id for episode_id, _ in side):
+                side.append((label.episode_id, label.answer))
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What the rules say now; nothing while there are too few answers on either side."""
+        return inspect([answer for _, answer in self._adapters], [answer for _, answer in self._base])
+
+
+def tell(findings: Sequence[Finding], metrics: Metrics) -> None:
+    """Each rule's figure and verdict as metrics."""
+    for finding in findings:
+        metrics.set("tidemill_reward_guard_ratio", finding.value, rule=finding.rule)
+        metrics.set("tidemill_reward_guard_tripped", float(finding.tripped), rule=finding.rule)
