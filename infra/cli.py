@@ -15,6 +15,7 @@ import click
 import structlog
 
 from infra import operator_commands
+from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
 
 ROLES = ("streams", "reward", "learner", "actor")
@@ -218,6 +219,7 @@ def write(folder: Path) -> None:
 
 
 operator_commands.add_to(main, dashboards, settings_options)
+main.add_command(reward_commands(settings_options))
 
 
 def stop_on_signal() -> threading.Event:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from infra.cli import main as command
 from infra.config import PREFIX, Settings
-from streams.events import Artifact, Calibration, Event
+from streams.events import Artifact, Calibration, Event, Evidence
 from streams.kafka import KafkaSettings, wanted_topics
 from streams.metrics import TABLE
 from streams.topics import TOPICS
@@ -35,6 +35,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "episode_id": "ep-1", "policy": "default", "adapter": "default@6", "outcome": "completed",
         "messages": [{"role": "user", "content": "Tell me about tea."}], "answer": "Tea is a drink you will enjoy.", "verdict": 1.0,
         "votes": [{"feedback_id": "fb-1", "user_id": "u-7", "kind": "thumb", "value": 1.0, "at": T0}],
+        "evidence": [{"channel": "thumbs", "value": 1.0, "weight": 1.0, "feedback_ids": ["fb-1"]}],
         "episode_at": T0, "first_feedback_at": T0, "newest_feedback_at": T0,
     },
     "reward-models": {
@@ -94,7 +95,7 @@ def events() -> str:
             f"\n\n```json\n{example}\n```\n"
         )
         out.append(_fields(type(event)))
-    return "\n".join([*out, "## Artifact\n", _fields(Artifact), "## Calibration\n", _fields(Calibration)])
+    return "\n".join([*out, "## Evidence\n", _fields(Evidence), "## Artifact\n", _fields(Artifact), "## Calibration\n", _fields(Calibration)])
 
 
 def metrics() -> str:
@@ -121,10 +122,18 @@ def settings() -> str:
 def commands() -> str:
     """The help text of every command."""
     out = [f"{HEAD}# Commands\n\nExit status: 0 done, 1 something that you can mend (one line says what), 2 wrong usage.\n"]
-    for name, one in [("tidemill", command), *((f"tidemill {n}", c) for n, c in sorted(command.commands.items()))]:
+    for name, one in _commands("tidemill", command):
         with click.Context(one, info_name=name, terminal_width=110, max_content_width=110) as context:
             out.append(f"## {name}\n\n```\n{one.get_help(context)}\n```\n")
     return "\n".join(out)
+
+
+def _commands(name: str, one: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A command, and under a group its commands in turn."""
+    yield name, one
+    if isinstance(one, click.Group):
+        for below, command_below in sorted(one.commands.items()):
+            yield from _commands(f"{name} {below}", command_below)
 
 
 def _fields(model: type[BaseModel]) -> str:
@@ -159,7 +168,7 @@ def _default(field: FieldInfo) -> str:
 
 def _type(field: FieldInfo) -> str:
     told = str(field.annotation.__name__ if isinstance(field.annotation, type) and "[" not in str(field.annotation) else field.annotation)
-    for noise in ("typing.", "streams.events.", "pydantic.types.", "datetime.", "<class '", "'>"):
+    for noise in ("typing.", "streams.events.", "streams.values.", "pydantic.types.", "datetime.", "<class '", "'>"):
         told = told.replace(noise, "")
     return f"`{told.split(', FieldInfo')[0].replace('Annotated[', '').split(', AfterValidator')[0]}`".replace("|", "\\|")
 

@@ -1,0 +1,152 @@
+"""``tidemill reward …``: versions again from the lake, why a score is what it is, and who votes."""
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streams.errors import ConfigError
+
+if TYPE_CHECKING:
+    from infra.config import Settings
+    from reward.replay import Replay
+    from streams.events import RewardModelVersion
+
+
+class Time(click.ParamType[datetime]):
+    """ISO 8601; without a zone it is UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            time = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time: write 2026-03-01 or 2026-03-01T12:00:00+01:00", param, ctx)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def reward_commands(settings_options: Callable[[Callable[..., None]], Callable[..., None]]) -> click.Group:
+    """The group, whose commands take the settings as all others do."""
+
+    @click.group()
+    def reward() -> None:
+        """The reward model: rebuild versions from the lake, explain a score, fit who votes."""
+
+    @reward.command()
+    @click.option("--from", "since", type=Time(), default=None, help="Only versions published at or after this time (UTC where no zone is given).")
+    @click.option("--to", "until", type=Time(), default=None, help="Only versions published before it.")
+    @click.option("--version", "number", type=click.IntRange(1), default=None, help="Only this version.")
+    @settings_options
+    def replay(since: datetime | None, until: datetime | None, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
+        """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
+        from infra.config import load
+        from reward.replay import rebuild_all
+
+        settings = load(config, overrides)
+        versions = [v for v in _versions(settings, since, until) if number in (None, v.version)]
+        if not versions:
+            raise ConfigError("the lake holds no reward-model version of that time or number")
+        equal = True
+        for rebuilt in rebuild_all(_replay(settings), versions, _artifacts(settings)):
+            equal &= rebuilt.equal
+            verdict = "equal" if rebuilt.equal else f"NOT EQUAL: rebuilt {rebuilt.rebuilt[:12]}"
+            click.echo(f"version {rebuilt.version}: {rebuilt.labels} labels, checksum {rebuilt.published[:12]}, {verdict}")
+        if not equal:
+            sys.exit(1)
+
+    @reward.command()
+    @click.argument("episode")
+    @click.option("--version", "number", type=click.IntRange(1), default=None, help="By this version; the newest without it.")
+    @settings_options
+    def explain(episode: str, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
+        """Say why EPISODE's answer gets its score: uncertainty, nearest labelled answers, and the labels that moved it."""
+        from infra.config import load
+
+        for line in _explained(load(config, overrides), episode, number):
+            click.echo(line)
+
+    @reward.command()
+    @click.option("--from", "since", type=Time(), default=None, help="Only episodes that arrived at or after this time.")
+    @click.option("--to", "until", type=Time(), default=None, help="Only episodes that arrived before it.")
+    @click.option(
+        "--clip", default=5.0, show_default=True, type=click.FloatRange(1, 100), help="No verdict counts more than this, nor less than its inverse."
+    )
+    @click.option(
+        "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; name it in reward.propensity_file."
+    )
+    @settings_options
+    def propensity(since: datetime | None, until: datetime | None, clip: float, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+        """Fit who votes on the lake's episodes, with votes and without, and say what weighting by it would do."""
+        from infra.config import load
+        from reward.replay import who_votes
+
+        settings = load(config, overrides)
+        model, effect = who_votes(_lake(settings), settings.policy.name, since, until, clip)
+        model.save(out)
+        click.echo(str(effect))
+        click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")
+
+    return reward
+
+
+def _explained(settings: "Settings", episode_id: str, number: int | None) -> list[str]:
+    from reward.explain import explain
+    from reward.replay import episode_of, published_model
+
+    lake = _lake(settings)
+    episode = episode_of(lake, episode_id)
+    versions = [v for v in _versions(settings, None, None) if number in (None, v.version)]
+    if not versions:
+        raise ConfigError("the lake holds no reward-model version" + (f" {number}" if number else ""))
+    replay = _replay(settings)
+    replay.reach(versions[-1])
+    model, refitter = published_model(versions[-1], _artifacts(settings)), replay.refitter
+    features_D = refitter.features.features([(episode.messages, episode.answer)])[0]
+    said = explain(model, refitter.weighted(), refitter.recipe(), features_D)
+    return [
+        f"episode {episode.episode_id}, answered by {episode.adapter or 'the base'}, scored by version {versions[-1].version}",
+        f"score {said.mean:.3f} ± {said.std:.3f} (the ensemble's disagreement); reward {said.lower:.3f}",
+        "nearest labelled answers",
+        *(f"  {n.episode_id}  similarity {n.similarity:+.2f}  verdict {n.verdict:.2f}" for n in said.neighbours),
+        f"labels that moved it, in logits (an answer like all others stands at {said.standing:+.2f})",
+        *(f"  {m.episode_id}  {m.logits:+.3f}" for m in said.moved),
+        f"  all others  {said.others:+.3f}",
+    ]
+
+
+def _lake(settings: "Settings") -> Any:
+    from infra.roles import lake_uri
+    from streams.lake_files import Lake
+
+    return Lake(lake_uri(settings))
+
+
+def _artifacts(settings: "Settings") -> Any:
+    from infra.roles import artifacts_uri
+    from streams.artifacts import ArtifactStore
+
+    return ArtifactStore(artifacts_uri(settings))
+
+
+def _versions(settings: "Settings", since: datetime | None, until: datetime | None) -> "list[RewardModelVersion]":
+    from reward.replay import versions_of
+
+    return versions_of(_lake(settings), settings.policy.name, since, until)
+
+
+def _replay(settings: "Settings") -> "Replay":
+    import torch
+
+    from infra.roles import base_folder
+    from reward.features import Featurizer
+    from reward.replay import Replay
+
+    torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
+    featurizer = Featurizer(base_folder(settings.policy) / "dense", settings.reward)
+    return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer)
