@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reward.fit import Recipe, Rows, problem_of, solve
+from reward.fit import Recipe, Rows, problem_of
 from reward.model import RewardModel, Scores
+from reward.solver import solve
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fitting the heads: weighted logistic regression, many at once, to convergence. Pure arithmetic, deterministic.
+"""Fitting the heads: weighted logistic regression, many at once, to convergence (solver.py). Pure arithmetic, deterministic.
 
 Shapes: ``M`` rows, ``D`` features, ``H`` heads (bootstrap and fold heads together). A thumb is a row of features with the verdict as its
 target; a comparison (Bradley–Terry, 1952) is a row of differences, better less worse, with target 1 and no bias; a rating is a row for
@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 
 from reward.model import CLIP, RewardModel, fold_of
+from reward.solver import solve
 
-BIAS_L2 = 1e-2
-NEWTON_STEPS, CG_STEPS = 12, 40
-GRADIENT_LIMIT = 1e-7
-CG_PRECISION = 1e-6
-"""A step need not be more exact than the quadratic it is taken on."""
+PLATT_STEPS = 24
 PRIOR_LABELS = 4.0
 RATINGS = 5
 THRESHOLD_SCALE = 3.0
@@ -158,64 +155,6 @@ def _thresholds(parts: Sequence[Part], pairs: int) -> Tensor:
     return -THRESHOLD_SCALE * torch.nn.functional.one_hot(levels_M, RATINGS)[:, 1:].double()
 
 
-def solve(design_MD: Tensor, bias_M: Tensor, targets_M: Tensor, weights_MH: Tensor, l2: float) -> tuple[Tensor, Tensor]:
-    """Weights ``[H, D]`` and biases ``[H]`` that minimise each head's weighted log loss plus ``l2/2 |w|^2``.
-
-    Damped Newton with conjugate gradients (Nocedal and Wright, ch. 7), all heads in the same matrix products, in float64. Always from
-    zero: the problem is convex and well conditioned, so the end is the optimum, and equal input gives equal bits.
-    """
-    x_MD = torch.cat([design_MD, bias_M[:, None]], 1)
-    ridge_D = torch.full((x_MD.shape[1],), l2, dtype=torch.float64)
-    ridge_D[-1] = BIAS_L2
-    w_DH = torch.zeros(x_MD.shape[1], weights_MH.shape[1], dtype=torch.float64)
-
-    def loss_H(w: Tensor) -> Tensor:
-        z = x_MD @ w
-        fits = (weights_MH * (torch.nn.functional.softplus(z) - targets_M[:, None] * z)).sum(0)
-        return fits + 0.5 * (ridge_D[:, None] * w * w).sum(0)
-
-    now_H = loss_H(w_DH)
-    for _ in range(NEWTON_STEPS):
-        p_MH = torch.sigmoid(x_MD @ w_DH)
-        gradient_DH = x_MD.T @ (weights_MH * (p_MH - targets_M[:, None])) + ridge_D[:, None] * w_DH
-        if float(gradient_DH.abs().max()) < GRADIENT_LIMIT:
-            break
-        curvature_MH = weights_MH * p_MH * (1 - p_MH)
-        step_DH = _conjugate_gradients(x_MD, curvature_MH, ridge_D, gradient_DH)
-        length_H = torch.ones_like(now_H)
-        for _ in range(4):  # a head whose loss would rise takes a shorter step; the others are not held up
-            tried_H = loss_H(w_DH - length_H * step_DH)
-            length_H = torch.where(tried_H <= now_H, length_H, length_H / 4)
-        tried_H = loss_H(w_DH - length_H * step_DH)
-        better_H = tried_H <= now_H
-        w_DH = torch.where(better_H, w_DH - length_H * step_DH, w_DH)
-        now_H = torch.where(better_H, tried_H, now_H)
-    return w_DH[:-1].T.contiguous(), w_DH[-1].clone()
-
-
-def _conjugate_gradients(x_MD: Tensor, curvature_MH: Tensor, ridge_D: Tensor, gradient_DH: Tensor) -> Tensor:
-    """Solve ``(X' C X + ridge) step = gradient`` for each head, preconditioned by the diagonal."""
-    diagonal_DH = (x_MD * x_MD).T @ curvature_MH + ridge_D[:, None]
-    step_DH = torch.zeros_like(gradient_DH)
-    residual_DH = gradient_DH.clone()
-    preconditioned_DH = residual_DH / diagonal_DH
-    direction_DH = preconditioned_DH.clone()
-    energy_H = (residual_DH * preconditioned_DH).sum(0)
-    tiny = 1e-30
-    enough_H = (CG_PRECISION * energy_H).clamp(min=1e-24)
-    for _ in range(CG_STEPS):
-        if bool((energy_H <= enough_H).all()):
-            break
-        product_DH = x_MD.T @ (curvature_MH * (x_MD @ direction_DH)) + ridge_D[:, None] * direction_DH
-        length_H = energy_H / (direction_DH * product_DH).sum(0).clamp(min=tiny)
-        step_DH += length_H * direction_DH
-        residual_DH -= length_H * product_DH
-        preconditioned_DH = residual_DH / diagonal_DH
-        energy_before_H, energy_H = energy_H, (residual_DH * preconditioned_DH).sum(0)
-        direction_DH = preconditioned_DH + energy_H / energy_before_H.clamp(min=tiny) * direction_DH
-    return step_DH
-
-
 def bootstrap(episode_id: str, heads: int) -> Tensor:
     """Weights ``[K]`` of one label in each head's Bayesian bootstrap (Rubin 1981): Exp(1), from a hash of the id alone."""
     digest = hashlib.shake_256(b"bootstrap " + episode_id.encode()).digest(8 * heads)
@@ -231,7 +170,7 @@ def platt(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> tuple[floa
     at = torch.tensor([1.0, 0.0], dtype=torch.float64)
     prior, strength = at.clone(), torch.tensor([PRIOR_LABELS, PRIOR_LABELS / 4], dtype=torch.float64)
     x_N2 = torch.stack([logits_N, torch.ones_like(logits_N)], 1)
-    for _ in range(NEWTON_STEPS * 2):
+    for _ in range(PLATT_STEPS):
         p_N = torch.sigmoid(x_N2 @ at)
         gradient = x_N2.T @ (weights_N * (p_N - verdicts_N)) + strength * (at - prior)
         curvature = (x_N2 * (weights_N * (p_N * (1 - p_N)).clamp(min=0.05))[:, None]).T @ x_N2 + torch.diag(strength)

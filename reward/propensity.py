@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reward.entries import SPOKEN, hashed
-from reward.fit import solve
+from reward.solver import solve
 from reward.validation import area_under_curve
 from streams.errors import ConfigError
 from streams.events import Label, Message

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reward.fit import Part, Recipe, Rows, bootstrap, fit, platt, solve
+from reward.fit import Part, Recipe, Rows, bootstrap, fit, platt
 from reward.model import RewardModel, fold_of
+from reward.solver import by_features, by_rows, solve
 from reward.validation import area_under_curve, calibration, expected_calibration_error, log_loss, no_worse
 from streams.errors import BadArtifact
 
@@ -90,6 +91,21 @@ def test_each_head_sits_at_its_optimum() -> None:
         p = torch.sigmoid(x @ w_HD[h] + b_H[h])
         gradient = x.T @ (weights[:, h] * (p - y)) + 0.7 * w_HD[h]
         assert float(gradient.abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(("rows_", "features"), [(30, 80), (80, 30)])
+def test_the_search_among_rows_and_the_search_among_features_end_at_one_optimum(rows_: int, features: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.cat([torch.randn(rows_, features, generator=generator, dtype=torch.float64), torch.ones(rows_, 1, dtype=torch.float64)], 1)
+    y = torch.rand(rows_, generator=generator, dtype=torch.float64)
+    weights = torch.rand(rows_, 4, generator=generator, dtype=torch.float64) * 3
+    weights[: rows_ // 3, 0] = 0.0
+    ridge = torch.full((features + 1,), 0.7, dtype=torch.float64)
+    ridge[-1] = 0.01
+    ours, others = by_rows(x, ridge, y, weights), by_features(x, ridge, y, weights)
+    torch.testing.assert_close(ours, others, rtol=0, atol=1e-5)
+    gradient = x.T @ (weights * (torch.sigmoid(x @ ours) - y[:, None])) + ridge[:, None] * ours
+    assert float(gradient.abs().max()) < 1e-6
 
 
 def test_one_label_by_hand() -> None:
