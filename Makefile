@@ -42,8 +42,8 @@ lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-bench-reward: .venv/installed  ## The streaming reward model on judged answers (DATA=judged.jsonl.gz BACKBONE=base/dense; an hour on two cores)
-	$(BIN)/python benchmarks/reward.py --data $(DATA) --backbone $(BACKBONE) $(ARGS)
+bench-reward: .venv/installed  ## The streaming reward model on judged answers (DATA=judged.jsonl.gz BACKBONE=base/dense; half an hour on two cores)
+	$(RUN) benchmarks.reward --data $(DATA) --backbone $(BACKBONE) $(ARGS)
 
 bench-streams: .venv/installed  ## Publish, join, lake and replay beside raw clients and a plain Faust agent (ARGS="--events 50000")
 	$(RUN) benchmarks.streams $(ARGS)

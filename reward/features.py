@@ -32,8 +32,9 @@ from streams.errors import ConfigError
 from streams.events import Message
 
 Pair = tuple[Sequence[Message], str]
-RELATIONS = 8
-LAYOUT = 1
+COVERAGES, FORMS = 5, 3
+RELATIONS = COVERAGES + FORMS
+LAYOUT = 2
 """Raised whenever the features change: models fitted on another layout must not score these."""
 GAINS = (1.0, 0.4, 0.4, 0.6)
 """How much each block weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
@@ -106,13 +107,14 @@ class Featurizer:
     def _compute(self, prompt: str, asked: str, answer: str) -> Tensor:
         end = self._tokenizer.eos_token_id
         prompt_ids = self._ids(prompt, special=True)[-self._settings.max_prompt_tokens :]
-        answer_ids = self._ids(answer)[: self._settings.max_answer_tokens]
+        whole_ids = self._ids(answer)
+        answer_ids = whole_ids[: self._settings.max_answer_tokens]
         asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
         states = self._states(tuple(prompt_ids or [end]), (*answer_ids, end))
         mean_H = states[self._mean_layer][0, : max(1, len(answer_ids))].float().mean(0)
         last_H = states[self._last_layer][0, -1].float()
         words_H = self._words(answer_ids)
-        relation = torch.tensor(self._relation(asked_ids, answer_ids), device=words_H.device)
+        relation = torch.tensor(self._relation(asked_ids, answer_ids) + _form(whole_ids), device=words_H.device)
         row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
         return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -133,13 +135,12 @@ class Featurizer:
         return whitened_TH.sum(0) / math.sqrt(len(distinct) + 1)
 
     def _relation(self, asked_ids: Sequence[int], answer_ids: Sequence[int]) -> list[float]:
-        """Coverage of the question's tokens by the answer (cosine of whitened embeddings), and the answer's form.
+        """Coverage of the question's tokens by the answer (cosine of whitened embeddings).
 
         A byte-pair vocabulary is sorted by frequency, so a token's number stands in for its rarity.
         """
-        form = [math.log1p(len(answer_ids)), len(answer_ids) / 50, len(set(answer_ids)) / max(1, len(answer_ids))]
         if not asked_ids or not answer_ids:
-            return [0.0] * (RELATIONS - len(form)) + form
+            return [0.0] * COVERAGES
         asked = torch.nn.functional.normalize(self._whitened(asked_ids), dim=-1)
         answered = torch.nn.functional.normalize(self._whitened(sorted(set(answer_ids))), dim=-1)
         cosine = asked @ answered.T
@@ -151,7 +152,6 @@ class Featurizer:
             (best * rarity).sum().item() / max(1e-6, rarity.sum().item()),
             best[rarity.argmax()].item(),
             cosine.max(0).values.mean().item(),
-            *form,
         ]
 
     def _whitened(self, ids: Sequence[int]) -> Tensor:
@@ -181,6 +181,11 @@ class Featurizer:
             else:
                 return text
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) + "\nassistant: "
+
+
+def _form(ids: Sequence[int]) -> list[float]:
+    """Length and repetition of the whole answer, also of what lies beyond ``max_answer_tokens``: people see it all."""
+    return [math.log1p(len(ids)), len(ids) / 50, len(set(ids)) / max(1, len(ids))]
 
 
 def _whitening(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ from reward.validation import calibration, log_loss, no_worse
 from reward.voters import capped, reliable, smoothing, trusts
 from streams.events import Calibration, Label
 
+TRUST_ROUNDS = 2
 Result = Literal["published", "worse", "unchanged", "too_few", "drift"]
 
 
@@ -115,14 +116,16 @@ class Refitter:
         rows = replace(rows, weights_N=rows.weights_N * capped(rows.voters, s.person_share))
         if not s.weigh_reliability and not s.smooth_by_reliability:
             return rows
-        judge = fit(rows, replace(self.recipe(), heads=0))
-        folds_N = torch.tensor([fold_of(i, s.folds) for i in rows.episodes])
-        trust = trusts(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
-        return replace(
-            rows,
-            weights_N=rows.weights_N * reliable(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
-            trust_N=smoothing(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
-        )
+        folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
+        for _ in range(TRUST_ROUNDS):  # who is trusted decides what is learned, and what is learned who is trusted
+            judge = fit(judged, replace(self.recipe(), heads=0))
+            trust = trusts(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
+            judged = replace(
+                rows,
+                weights_N=rows.weights_N * reliable(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
+                trust_N=smoothing(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
+            )
+        return judged
 
     def _labels(self) -> int:
         return sum(self.buffer.count(stratum) for stratum in ("good", "bad", "hint good", "hint bad"))

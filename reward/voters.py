@@ -3,15 +3,17 @@
 Shapes: ``N`` labels. Both rules look at the labels in the buffer alone, so they are as independent of order as the buffer is.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-PRIOR_AGREED, PRIOR_DISAGREED = 8.0, 2.0
-"""A newcomer is taken to be right 8 times out of 10, as if seen ten times already."""
-USUAL_TRUST = PRIOR_AGREED / (PRIOR_AGREED + PRIOR_DISAGREED)
+USUAL_TRUST = 0.9
+"""A newcomer means what they say with this chance."""
+MOST_EVIDENCE = 0.5
+"""Log-odds that one label may add to or take from a person's trust."""
 
 
 def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
@@ -29,19 +31,19 @@ def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
 
 
 def trusts(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> dict[str, float]:
-    """How likely each person is to be right: how often their verdicts agree with what a model says that has not seen them (float ``[N]``).
+    """The chance that each person means what they say, by what a model says of their labels that has not seen them (float ``[N]``).
 
-    What a model is unsure of (near 0.5) counts as little evidence, either way. A newcomer is taken to be right as often as the prior says.
+    Bayes' rule between two kinds of people: whose verdicts come as the model says (``p``), and whose come the other way round
+    (``1 - p``). A newcomer is of the first kind with ``USUAL_TRUST``. What a model is unsure of (near 0.5) says little, and no single label more
+    than ``MOST_EVIDENCE``: a taste of one's own is no hostility.
     """
-    agreed: dict[str, float] = defaultdict(lambda: PRIOR_AGREED)
-    disagreed: dict[str, float] = defaultdict(lambda: PRIOR_DISAGREED)
-    sureness_N = (2 * unseen_N - 1).abs()
-    same_N = (unseen_N >= 0.5) == (verdicts_N >= 0.5)
-    for people, sureness, same in zip(voters, sureness_N.tolist(), same_N.tolist(), strict=True):
+    logit_N = torch.logit(unseen_N.double(), eps=1e-6).clamp(-MOST_EVIDENCE, MOST_EVIDENCE)
+    evidence_N = (2 * verdicts_N.double() - 1) * logit_N
+    found: dict[str, float] = defaultdict(lambda: math.log(USUAL_TRUST / (1 - USUAL_TRUST)))
+    for people, evidence in zip(voters, evidence_N.tolist(), strict=True):
         for person in people:
-            (agreed if same else disagreed)[person] += sureness
-    everybody = {person for people in voters for person in people}
-    return {person: agreed[person] / (agreed[person] + disagreed[person]) for person in everybody}
+            found[person] += evidence
+    return {person: 1 / (1 + math.exp(-max(-30.0, min(30.0, z)))) for person, z in found.items()}
 
 
 def reliable(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
@@ -52,8 +54,8 @@ def reliable(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Ten
 def smoothing(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
     """The trust ``[N]`` by which a label's target is smoothed, 0.5 (it says nothing) to 1 (taken at its word).
 
-    Only doubt beyond the usual smooths: a person who is as reliable as most is taken at their word, since noise that all share is what
-    the temperature is fitted to.
+    Only doubt beyond the usual smooths: who is as reliable as most is taken at their word, since noise that all share is what the temperature
+    is fitted to.
     """
     return _by_label(voters, {person: 1 - min(0.5, max(0.0, USUAL_TRUST - t)) for person, t in trust.items()})
 

@@ -70,6 +70,13 @@ def test_an_answer_that_takes_up_the_question_stands_out(featurizer: Featurizer)
     assert close > far
 
 
+def test_the_length_of_all_of_the_answer_is_seen_though_its_end_is_not_read(backbone: Path) -> None:
+    featurizer = Featurizer(backbone, RewardSettings(dtype="float32", max_answer_tokens=8))
+    short, long = featurizer.features([pair("Tea?", "tea " * 20), pair("Tea?", "tea " * 200)])
+    assert torch.equal(short[:-3], long[:-3])
+    assert long[-2] > 5 * short[-2]
+
+
 @pytest.mark.parametrize("answer", ["", " ", "<|im_end|>", "x" * 100_000, "\x00 \ud800", "🦉" * 500])
 def test_odd_answers_have_features_too(featurizer: Featurizer, answer: str) -> None:
     assert bool(torch.isfinite(featurizer.features([pair("Tell me.", answer)])).all())

@@ -1,5 +1,6 @@
 """Channels, ratings, doubt, slices: how what is said on a label becomes what the reward model learns, and how well it is told."""
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -141,7 +142,7 @@ def test_a_rating_without_thresholds_counts_as_the_mean_of_its_levels() -> None:
 
 def test_doubt_beyond_the_usual_smooths_towards_no_opinion() -> None:
     voters = [("ada",), ("mallory",), ("ada", "mallory"), ()]
-    assert smoothing(voters, {"ada": 0.85, "mallory": 0.2}).tolist() == pytest.approx([1.0, 0.5, 0.75, 1.0])
+    assert smoothing(voters, {"ada": 0.95, "mallory": 0.2}).tolist() == pytest.approx([1.0, 0.5, 0.75, 1.0])
 
 
 def test_a_smoothed_label_of_chance_says_nothing() -> None:
@@ -151,9 +152,9 @@ def test_a_smoothed_label_of_chance_says_nothing() -> None:
 
 
 def test_trust_by_hand() -> None:
-    """Prior 8 right, 2 wrong; then surenesses .8 right and .6 wrong: (8 + .8) / (10 + 1.4)."""
-    found = trusts([("ada",), ("ada",)], torch.tensor([1.0, 1.0]), torch.tensor([0.9, 0.2]))
-    assert found == {"ada": pytest.approx(8.8 / 11.4)}
+    """Prior log-odds log 9; p = .55 agreed with adds log(.55/.45) = .2007, p = .2 contradicted takes no more than .5."""
+    found = trusts([("ada",), ("ada",)], torch.tensor([1.0, 1.0]), torch.tensor([0.55, 0.2]))
+    assert found == {"ada": pytest.approx(1 / (1 + math.exp(-(math.log(9) + math.log(0.55 / 0.45) - 0.5))))}
 
 
 def hint(number: int, verdict: float) -> Entry:
