@@ -146,14 +146,19 @@ def simulate(base_url: str, minutes: float, preferences: bool, config: str | Non
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one a line.")
+@click.option("--watch", is_flag=True, help="Show it again every 5 seconds, until stopped.")
 @settings_options
-def status(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+def status(as_json: bool, watch: bool, config: str | None, overrides: tuple[str, ...]) -> None:
     """What the ring's log says now: labels, reward models, adapters, what is served, dead letters, the ledger."""
     from infra.config import load
-    from infra.status import status_now
+    from infra.status import follow_status, show_again, status_now
 
-    found = status_now(load(config, overrides))
+    settings = load(config, overrides)
+    if watch:
+        follow_status(settings, lambda found: show_again(found, as_json), stop_on_signal())
+        return
+    found = status_now(settings)
     click.echo(json.dumps(found.as_dict(), indent=1) if as_json else found.as_text())
 
 

@@ -1,12 +1,20 @@
 """What the ring's log says now, for ``tidemill status`` and ``tidemill ledger``."""
 
+import json
+import threading
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+import click
 
 from infra.config import Settings, load
 from infra.watch import Facts, Watch
 from streams.ledger import Ledger, read_ledger
+
+LEDGER_EVERY = 6
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,23 @@ def ledger_now(settings: Settings) -> Ledger:
     return read_ledger(of_run(settings).kafka)
 
 
+def follow_status(settings: Settings, show: Callable[[Status], None], stopping: threading.Event, every_s: float = 5.0) -> None:
+    """Show the status again and again until ``stopping`` is set. The facts are followed; the ledger, which reads all topics, is made anew
+    every ``LEDGER_EVERY`` times. Raises Unavailable when Kafka does not answer."""
+    settings = of_run(settings)
+    watch, turn = Watch(settings.kafka), 0
+    watch.start()
+    ledger = read_ledger(settings.kafka)
+    while not stopping.is_set():
+        show(Status(watch.facts, ledger))
+        turn += 1
+        if stopping.wait(every_s):
+            break
+        if turn % LEDGER_EVERY == 0:
+            ledger = read_ledger(settings.kafka)
+    watch.stop()
+
+
 def status_now(settings: Settings) -> Status:
     """Read the log to its end."""
     settings = of_run(settings)
@@ -72,3 +97,12 @@ def status_now(settings: Settings) -> Status:
     watch.start()
     watch.stop()
     return Status(watch.facts, ledger_now(settings))
+
+
+def show_again(status: Status, as_json: bool) -> None:
+    """In place of the last one on a terminal, below it elsewhere."""
+    if as_json:
+        click.echo(json.dumps(status.as_dict()))
+        return
+    click.clear()  # does nothing where the output is no terminal
+    click.echo(f"{status.as_text()}\n\n{datetime.now().astimezone():%H:%M:%S}, every 5 s; Ctrl-C stops")

@@ -230,6 +230,7 @@ def test_nobody_acts_without_the_key(ring: Ring, path: str) -> None:
     assert ring.act(path, body, key="").status_code == 401
     assert ring.browser.get(path).status_code == 405
     assert Ring(key=None).act(path, body, key="").status_code == 403
+    assert not actions.is_operator(None, "")
     assert ring.log.records == {}
 
 
