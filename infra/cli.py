@@ -188,6 +188,16 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+@main.command()
+def keygen() -> None:
+    """Make a pair of keys that vouch for adapters and reward models, and say where each belongs."""
+    from streams.signing import KeyPair
+
+    pair = KeyPair.generate()
+    click.echo(f"# for the parts that publish (reward, learner); keep it secret\nTIDEMILL_SIGNING__PRIVATE_KEY={pair.private_key.get_secret_value()}")
+    click.echo(f'# for every part, in its settings\n[signing]\ntrusted_keys = ["{pair.public_key}"]')
+
+
 @main.command(name="config")
 @settings_options
 def show_config(config: str | None, overrides: tuple[str, ...]) -> None:

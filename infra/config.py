@@ -23,6 +23,7 @@ from streams.join import JoinSettings
 from streams.kafka import KafkaSettings
 from streams.lake import LakeSettings
 from streams.section import Section
+from streams.signing import SigningSettings
 
 PREFIX = "TIDEMILL_"
 # Read by other things than this tree: the cache of fetched and built files, the tests' Kafka, the capture inside vLLM.
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     """First of three loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner in this order; 0 takes free ones.
     The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
+    signing: SigningSettings = SigningSettings()
     kafka: KafkaSettings = KafkaSettings()
     broker: BrokerSettings = BrokerSettings()
     join: JoinSettings = JoinSettings()

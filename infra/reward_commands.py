@@ -130,8 +130,9 @@ def _lake(settings: "Settings") -> Any:
 def _artifacts(settings: "Settings") -> Any:
     from infra.roles import artifacts_uri
     from streams.artifacts import ArtifactStore
+    from streams.signing import Signing
 
-    return ArtifactStore(artifacts_uri(settings))
+    return ArtifactStore(artifacts_uri(settings), Signing(settings.signing))
 
 
 def _versions(settings: "Settings", since: datetime | None, until: datetime | None) -> "list[RewardModelVersion]":

@@ -11,6 +11,7 @@ from infra.jars import cache_folder
 from streams.artifacts import ArtifactStore
 from streams.health import serve
 from streams.kafka import ready
+from streams.signing import Signing
 from streams.site import Site
 
 log = structlog.get_logger()
@@ -57,7 +58,7 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
     state.mkdir(parents=True, exist_ok=True)
     return Site(
         kafka=settings.kafka,
-        artifacts=ArtifactStore(artifacts_uri(settings)),
+        artifacts=ArtifactStore(artifacts_uri(settings), Signing(settings.signing)),
         policy=settings.policy.name,
         base=base_folder(settings.policy),
         state=state,

@@ -1,7 +1,8 @@
 """Artifacts: folders of files under one URI (``file://``, ``s3://``, ``gs://``), written once, checked by SHA-256.
 
 An artifact's checksum is that of its manifest, which lists every file with its own checksum and size; so one hash in an
-event vouches for all its bytes. Only the file types of ``ALLOWED`` are taken: weights are safetensors, nothing is unpickled.
+event vouches for all its bytes; where keys are set, a signature beside it says who made it (``signing.py``). Only the file types of
+``ALLOWED`` are taken: weights are safetensors, nothing is unpickled.
 """
 
 import hashlib
@@ -17,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from streams.errors import BadArtifact, ConfigError, Unavailable
 from streams.events import Artifact, Sha256
+from streams.signing import Signing
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.signature"
 ALLOWED = (".safetensors", ".json", ".jsonl", ".txt", ".jinja")
 MAX_FILES = 10_000
 NAME = re.compile(r"[A-Za-z0-9._@/ +-]{1,500}")
@@ -39,7 +42,8 @@ MANIFEST_SHAPE = TypeAdapter(dict[str, ManifestEntry])
 class ArtifactStore:
     """Puts folders under a URI and fetches them back, verified."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, signing: Signing | None = None) -> None:
+        self._signing = signing or Signing()
         try:
             self._filesystem, self._root = pyarrow.fs.FileSystem.from_uri(_absolute(uri))
         except (pyarrow.ArrowInvalid, OSError) as error:
@@ -62,9 +66,11 @@ class ArtifactStore:
             if (standing := self._read_small(f"{target}/{MANIFEST}")) is not None:
                 if standing != text:
                     raise BadArtifact(f"artifact {path} exists with other content; artifacts are written once")
+                self._sign(artifact)
                 return artifact
             for name, source in files.items():
                 self._write(f"{target}/{name}", source.read_bytes())
+            self._sign(artifact)
             self._write(f"{target}/{MANIFEST}", text)  # last: an artifact without a manifest does not exist yet
         except OSError as error:
             raise Unavailable(f"cannot write artifact {path}: {error}") from error
@@ -80,6 +86,8 @@ class ArtifactStore:
                 raise BadArtifact(f"artifact {artifact.path} has no manifest: it was never finished, or is gone")
             if (found := hashlib.sha256(text).hexdigest()) != artifact.sha256:
                 raise BadArtifact(f"artifact {artifact.path}: manifest has SHA-256 {found}, its event says {artifact.sha256}")
+            if self._signing.demands:
+                self._signing.verify(artifact.path, artifact.sha256, self._read_small(f"{self._at(artifact.path)}/{SIGNATURE}"))
             for name, entry in _entries(artifact, text).items():
                 data = self._read(f"{self._at(artifact.path)}/{name}", entry.size_bytes)
                 if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -94,6 +102,11 @@ class ArtifactStore:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         return into
+
+    def _sign(self, artifact: Artifact) -> None:
+        """Ed25519 is deterministic: signing again writes the same bytes."""
+        if (signature := self._signing.sign(artifact.path, artifact.sha256)) is not None:
+            self._write(f"{self._at(artifact.path)}/{SIGNATURE}", signature)
 
     def _at(self, path: str) -> str:
         return str(PurePosixPath(self._root) / path)
