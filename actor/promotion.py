@@ -93,6 +93,9 @@ class Standing:
             return f"{event.adapter} is not being tried"
         if self.trial.stage not in BEFORE[event.move]:
             return f"{event.adapter} is in {self.trial.stage}, from where it cannot be {event.move}"
+        if event.move == "canary" and self.trial.stage == "canary":
+            changed = event.awaits_approval != self.trial.awaits_approval or event.canary_share not in (None, self.trial.canary_share)
+            return None if changed else "it changes nothing"
         return None
 
     def after(self, event: Promotion) -> "Standing":

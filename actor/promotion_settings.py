@@ -37,6 +37,8 @@ class PromotionSettings(Section):
     """Recent prompts on which candidate and production are compared before anybody sees the candidate."""
     shadow_prompts: int = Field(default=64, ge=0, le=100_000)
     """Prompts that came in while in shadow, answered by the candidate too, unseen by people. 0: no shadow stage's questions."""
+    max_shadow_h: float = Field(default=24.0, gt=0, le=10_000)
+    """With fewer questions after so long in shadow, the candidate is rejected."""
     prompts_kept: int = Field(default=2000, ge=1, le=10_000_000)
     """Recent episodes of the policy held in memory to choose prompts from."""
     seed: int = 0

@@ -14,11 +14,11 @@ from typing import Any
 import click
 import structlog
 
-from infra import operator_commands
+from infra import operator_commands, promotion_commands
 from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
 
-ROLES = ("streams", "reward", "learner", "actor")
+ROLES = ("streams", "reward", "learner", "actor", "promoter")
 
 
 class Front(click.Group):
@@ -79,7 +79,7 @@ def up(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @settings_options
 def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run one part of the ring: streams (join and lake), reward, learner or actor."""
+    """Run one part of the ring: streams (join and lake), reward, learner, actor, or promoter (promotion.mode = gated)."""
     from infra.config import load
     from infra.roles import run_role
 
@@ -235,6 +235,7 @@ def write(folder: Path) -> None:
 
 operator_commands.add_to(main, dashboards, settings_options)
 main.add_command(reward_commands(settings_options))
+promotion_commands.add_to(main, settings_options)
 
 
 def stop_on_signal() -> threading.Event:

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     artifacts_uri: str | None = None
     """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of three loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner in this order; 0 takes free ones.
+    """First of four loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter in this order; 0 takes
+    free ones.
     The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
     signing: SigningSettings = SigningSettings()

@@ -52,7 +52,7 @@ class Ring:
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
-        for together in (("learner", "actor"), ("reward",), ("streams",)):
+        for together in (("learner", "actor", "promoter"), ("reward",), ("streams",)):
             self.processes.stop(*together)
         if self._broker is not None:
             self._broker.stop()
@@ -108,7 +108,7 @@ class Ring:
         self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
         config = (folder / "config.toml").resolve()
         config.write_text(to_toml(self.settings))
-        for part in PARTS:
+        for part in (*PARTS, *(("promoter",) if self.settings.promotion.mode == "gated" else ())):
             self.processes.start(part, ["run", part, "--config", str(config)], secrets_as_environment(self.settings))
 
     def _set(self, section: str, **values: object) -> None:

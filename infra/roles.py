@@ -15,8 +15,8 @@ from streams.signing import Signing
 from streams.site import Site
 
 log = structlog.get_logger()
-PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2}
-LOOPS = {"streams": ("join", "lake"), "reward": (), "learner": ("learning",)}
+PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3}
+LOOPS = {"streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",)}
 """What must have come round once before a part is ready. The updater's loop is Faust's, and tells nothing."""
 PROBE_S = 15.0
 
@@ -70,8 +70,14 @@ def metrics_targets(settings: Settings) -> dict[str, str]:
     """``host:port`` of every part's ``/metrics``, where ``metrics_port`` says; the actor's stands beside its API."""
     if not settings.metrics_port:
         return {}
-    ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items()}
+    gated = settings.promotion.mode == "gated"
+    ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if gated or role != "promoter"}
     return {role: f"127.0.0.1:{port}" for role, port in ports.items()} | {"actor": f"{settings.actor.host}:{settings.actor.port}"}
+
+
+def actor_url(settings: Settings) -> str:
+    """The base URL of the actors' OpenAI API."""
+    return settings.promotion.actor_url or f"http://{settings.actor.host}:{settings.actor.port}/v1"
 
 
 def artifacts_uri(settings: Settings) -> str:
@@ -111,6 +117,10 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
         from learner import worker
 
         return lambda site: worker.run(settings.learner, settings.reward, site)
+    if role == "promoter":
+        from actor import promoter
+
+        return lambda site: promoter.run(settings.promotion, settings.reward, actor_url(settings), site)
     from actor import server
 
     return lambda site: server.run(settings.actor, site, settings.promotion.mode == "gated")

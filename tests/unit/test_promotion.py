@@ -38,10 +38,10 @@ def test_an_adapter_passes_every_stage_on_its_way_to_production() -> None:
 
 @pytest.mark.parametrize("reached", range(4))
 @pytest.mark.parametrize("move", MOVES[1:4])
-def test_the_machine_skips_no_stage_and_repeats_none_but_the_canary(reached: int, move: str) -> None:
+def test_the_machine_skips_no_stage_and_repeats_none(reached: int, move: str) -> None:
     before = standing(*FULL[:reached])
     event = moved(99, "default@1", move)
-    allowed = FULL[reached][1] == move or (reached == 3 and move == "canary")
+    allowed = FULL[reached][1] == move
     assert (before.refusal(event) is None) == allowed
     assert (before.after(event) == before) == (not allowed)
 
@@ -86,6 +86,14 @@ def test_a_roll_back_of_production_ends_the_trial_that_was_measured_against_it()
 def test_a_canary_that_goes_on_keeps_its_beginning_and_share() -> None:
     now = standing(*FULL[:2], ("default@1", "canary", {"canary_share": 0.2}), ("default@1", "canary", {"awaits_approval": True}))
     assert now.trial == Trial("default@1", "canary", T0 + timedelta(minutes=2), 0.2, awaits_approval=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "legal"), [({}, False), ({"canary_share": 0.2}, False), ({"canary_share": 0.4}, True), ({"awaits_approval": True}, True)]
+)
+def test_a_second_canary_must_change_something(fields: dict[str, Any], legal: bool) -> None:
+    before = standing(*FULL[:2], ("default@1", "canary", {"canary_share": 0.2}))
+    assert (before.refusal(moved(9, "default@1", "canary", **fields)) is None) is legal
 
 
 def test_one_adapter_is_tried_at_a_time_and_only_of_this_policy() -> None:

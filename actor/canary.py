@@ -1,0 +1,102 @@
+"""The canary's verdict: what people said of candidate and production since it began, conversation by conversation. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from actor.promotion_settings import PromotionSettings
+from actor.sequential import Prior, Side, uplift
+from streams.events import Episode, Label, Outcome
+
+PRIOR_LABELS = 20.0
+"""What people said of production until now is worth so many labels as a guess at both sides."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """What a label says, cut down to what a comparison needs."""
+
+    episode_id: str
+    adapter: str | None
+    unit: str
+    """The conversation, or who voted and how their conversation began. Voices of one unit are not independent."""
+    verdict: float
+    episode_at: datetime
+    first_feedback_at: datetime
+
+
+def voice_of(label: Label) -> Voice | None:
+    """None when no verdict stands."""
+    if label.verdict is None:
+        return None
+    if label.conversation_id is not None:
+        unit = f"conversation {label.conversation_id}"
+    else:
+        first = next((message.text for message in label.messages if message.role == "user"), "")
+        unit = f"user {label.votes[0].user_id if label.votes else ''} {first}"
+    return Voice(label.episode_id, label.adapter, unit, label.verdict, label.episode_at, label.first_feedback_at)
+
+
+def side_of(voices: Iterable[Voice], adapter: str | None, since: datetime | None = None, until: datetime | None = None) -> Side:
+    """One voice a unit, its first, about answers of this adapter that ended in that time."""
+    first: dict[str, Voice] = {}
+    for voice in voices:
+        if voice.adapter != adapter or (since is not None and voice.episode_at < since) or (until is not None and voice.episode_at >= until):
+            continue
+        known = first.get(voice.unit)
+        if known is None or (voice.first_feedback_at, voice.episode_id) < (known.first_feedback_at, known.episode_id):
+            first[voice.unit] = voice
+    side = Side()
+    for voice in first.values():
+        side = side.with_verdict(voice.verdict)
+    return side
+
+
+def prior_of(voices: Iterable[Voice], production: str | None, until: datetime) -> Prior:
+    """What to expect of both sides, from what people said of production before the canary began."""
+    side = side_of(voices, production, until=until)
+    return Prior(side.mean, PRIOR_LABELS) if side.labels >= PRIOR_LABELS else Prior()
+
+
+def failures_of(episodes: Iterable[Episode], adapter: str | None, since: datetime) -> Side:
+    """How many of an adapter's answers failed."""
+    side = Side()
+    for episode in episodes:
+        if episode.adapter == adapter and episode.started_at >= since:
+            side = side.with_verdict(float(episode.outcome is Outcome.FAILED))
+    return side
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the canary shows. ``move`` is None while it shows nothing yet."""
+
+    move: Literal["promoted", "rejected", "rolled_back"] | None
+    reason: str
+    evidence: dict[str, Any]
+
+
+def decide(candidate: Side, production: Side, failures: tuple[Side, Side], prior: Prior, hours: float, settings: PromotionSettings) -> Decision:
+    """Harm ends it at any moment; better, with enough exposure, promotes; neither, with all the exposure there may be, rejects.
+
+    ``failures`` are those of candidate and production, ``hours`` since the canary began.
+    """
+    surely, maybe = uplift(candidate, production, settings.alpha, prior), uplift(candidate, production, settings.harm_alpha, prior)
+    failing = uplift(*failures, settings.harm_alpha)
+    told = {
+        "uplift": round(surely.estimate, 4), "low": round(surely.low, 4), "high": round(surely.high, 4), "alpha": settings.alpha,
+        "harm_high": round(maybe.high, 4), "harm_alpha": settings.harm_alpha, "prior": asdict(prior), "hours": round(hours, 3),
+        "candidate": {"labels": candidate.labels, "mean": round(candidate.mean, 4), "answers": failures[0].labels, "failed": failures[0].total},
+        "production": {"labels": production.labels, "mean": round(production.mean, 4), "answers": failures[1].labels, "failed": failures[1].total},
+    }  # fmt: skip
+    said = f"uplift {surely.estimate:+.3f} ({surely.low:+.3f} to {surely.high:+.3f}) over {candidate.labels} labelled conversations"
+    if maybe.high < 0:
+        return Decision("rolled_back", f"people like it less: {said}", told)
+    if failing.low > 0:
+        return Decision("rolled_back", f"{failures[0].mean:.1%} of its answers fail, {failures[1].mean:.1%} of production's", told)
+    if candidate.labels >= settings.min_canary_labels and surely.low > settings.min_uplift:
+        return Decision("promoted", f"people like it better: {said}", told)
+    if candidate.labels >= settings.max_canary_labels or hours >= settings.max_canary_h:
+        return Decision("rejected", f"not shown to be better within its exposure: {said}", told)
+    return Decision(None, said, told)

@@ -1,0 +1,103 @@
+"""What the log has said that matters for promotion, folded event by event. Pure: reading the log again comes to the same."""
+
+import json
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from datetime import datetime
+
+from actor.asking import Question
+from actor.canary import Voice, voice_of
+from actor.promotion import Standing
+from streams.events import AdapterVersion, Attestation, Episode, Event, Label, Outcome, Promotion, RewardModelVersion
+
+VOICES_KEPT = 200_000
+DRIFT_LABELS = 200
+
+
+class Observed:
+    """One policy's adapters, attestations, reward model, people's verdicts, recent episodes, and where things stand."""
+
+    def __init__(self, policy: str, episodes_kept: int) -> None:
+        self._policy = policy
+        self.standing = Standing(policy)
+        self.adapters: dict[str, AdapterVersion] = {}
+        self.reward_model: RewardModelVersion | None = None
+        self.episodes: deque[Episode] = deque(maxlen=episodes_kept)
+        self._attestations: dict[tuple[str, str], Attestation] = {}
+        self._voices: OrderedDict[str, Voice] = OrderedDict()
+        self._recent_labels: OrderedDict[str, Label] = OrderedDict()
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        match event:
+            case Promotion():
+                self.standing = self.standing.after(event)
+            case AdapterVersion() if event.policy == self._policy:
+                self.adapters[event.name] = event
+            case RewardModelVersion() if event.policy == self._policy:
+                self.reward_model = event
+            case Attestation():
+                self._attestations[event.replica, event.adapter] = event
+            case Label() if event.policy == self._policy:
+                self._take_label(event)
+            case Episode() if event.policy == self._policy:
+                self.episodes.append(event)
+
+    @property
+    def attestations(self) -> list[Attestation]:
+        """The newest of each replica and adapter."""
+        return list(self._attestations.values())
+
+    @property
+    def voices(self) -> list[Voice]:
+        """Every verdict that stands."""
+        return list(self._voices.values())
+
+    @property
+    def recent_labels(self) -> list[Label]:
+        """The newest labels with a verdict, oldest first."""
+        return sorted(self._recent_labels.values(), key=lambda label: (label.newest_feedback_at, label.episode_id))
+
+    def questions(self, count: int) -> list[Question]:
+        """What people asked lately, newest first, each once: at most so many."""
+        newest: dict[str, Question] = {}
+        for episode in sorted(self.episodes, key=_age, reverse=True):
+            if _usable(episode) and len(newest) < count:
+                newest.setdefault(_asked(episode), Question(episode.messages))
+        return list(newest.values())
+
+    def answered_since(self, since: datetime, adapter: str | None, count: int) -> Sequence[Episode]:
+        """What this adapter answered to people since then, oldest first, each question once: at most so many."""
+        found: dict[str, Episode] = {}
+        for episode in sorted(self.episodes, key=_age):
+            good = episode.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
+            if good and episode.adapter == adapter and episode.started_at >= since and _usable(episode) and len(found) < count:
+                found.setdefault(_asked(episode), episode)
+        return list(found.values())
+
+    def _take_label(self, label: Label) -> None:
+        """A label whose verdict is withdrawn leaves no voice."""
+        voice = voice_of(label)
+        self._voices.pop(label.episode_id, None)
+        self._recent_labels.pop(label.episode_id, None)
+        if voice is None:
+            return
+        self._voices[label.episode_id], self._recent_labels[label.episode_id] = voice, label
+        if len(self._voices) > VOICES_KEPT:
+            self._voices.popitem(last=False)
+        if len(self._recent_labels) > DRIFT_LABELS:
+            oldest = min(self._recent_labels.values(), key=lambda each: (each.newest_feedback_at, each.episode_id))
+            del self._recent_labels[oldest.episode_id]
+
+
+def _age(episode: Episode) -> tuple[datetime, str]:
+    return episode.started_at, episode.episode_id
+
+
+def _usable(episode: Episode) -> bool:
+    """A person asked, in words; what needs tools cannot be asked again without running them."""
+    return bool(episode.messages) and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
+
+
+def _asked(episode: Episode) -> str:
+    return json.dumps([(message.role, message.text) for message in episode.messages])

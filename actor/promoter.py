@@ -1,0 +1,110 @@
+"""The promoter: reads the log from its beginning, tries one adapter at a time, and writes its moves. It has no state of its own.
+
+Two of them do no harm (of two equal moves the second is void), and neither does killing one: what it had not written, the next decides anew.
+"""
+
+from typing import Any
+
+import structlog
+
+from actor.asking import OpenAiAsker
+from actor.nightly import last_due, next_candidate
+from actor.observed import Observed
+from actor.promotion import TIDEMILL
+from actor.promotion_settings import PromotionSettings
+from actor.retention import read_probes
+from actor.scoring import RewardJudge
+from actor.trials import Move, Trials, candidate_move
+from reward.settings import RewardSettings
+from streams.errors import BadArtifact, InvalidEvent, Unavailable
+from streams.events import Promotion, new_id
+from streams.kafka import Consumer, Producer
+from streams.site import Site
+from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
+
+LOOP = "promotion"
+RETRY_S = 5.0
+log = structlog.get_logger()
+
+
+def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, site: Site) -> None:
+    """Promote until ``site.stopping`` is set."""
+    asker = OpenAiAsker(base_url, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
+    trials = Trials(settings, site.policy, asker, RewardJudge(reward, site), read_probes(settings.retention_file), base_url)
+    allowed_s = 3600 + settings.command_timeout_s * len(settings.commands)  # a turn in which the gates are asked
+    while not site.stopping.is_set():
+        try:
+            promoter = Promoter(settings, trials, site)
+            try:
+                while not site.stopping.wait(settings.poll_s):
+                    promoter.turn()
+                    site.health.turned(LOOP, allowed_s)
+            finally:
+                promoter.close()
+        except Unavailable as error:
+            log.warning("promotion waits", error=str(error))
+            site.health.lacks(LOOP)
+            site.stopping.wait(RETRY_S)
+
+
+class Promoter:
+    """One reader and one writer of the log."""
+
+    def __init__(self, settings: PromotionSettings, trials: Trials, site: Site) -> None:
+        self._settings, self._trials, self._site = settings, trials, site
+        self.observed = Observed(site.policy, settings.prompts_kept)
+        topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES]
+        self._producer = Producer(site.kafka, site.metrics, "tidemill-promoter")
+        self._consumer = Consumer(site.kafka, topics, "promoter", site.metrics)
+        partitions = [key for key in self._consumer.positions() if key[0] == EPISODES.name]
+        bounds = self._consumer.bounds(partitions)
+        self._consumer.seek({key: max(first, end - settings.prompts_kept) for key, (first, end) in bounds.items()})  # no more is kept
+
+    def turn(self) -> Promotion | None:
+        """Read what has come, and make the next move if there is one. Raises Unavailable."""
+        self._read()
+        standing, now = self.observed.standing, self._site.clock.now()
+        if standing.trial is not None:
+            adapter, move = standing.trial.adapter, self._try()
+        else:
+            due = last_due(self._settings.cron, self._settings.time_zone, now)
+            candidate = next_candidate(standing, self.observed.adapters.values(), due, self._settings.tries_per_night)
+            adapter, move = (candidate.name, candidate_move(candidate, due)) if candidate is not None else ("", None)
+        return self._write(adapter, move) if move is not None else None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._consumer.close()
+        self._producer.close()
+
+    def _try(self) -> Move | None:
+        trial = self.observed.standing.trial
+        assert trial is not None
+        try:
+            return self._trials.next(self.observed, trial, self._site.clock.now())
+        except BadArtifact as error:
+            return Move("rejected", f"the reward model cannot be read: {error}")
+
+    def _read(self) -> None:
+        """To the end of the log as it is now."""
+        while True:
+            for record in self._consumer.poll(timeout_s=0.2, max_records=2000):
+                try:
+                    self.observed.take(BY_NAME[record.topic].decode(record.value))
+                except InvalidEvent as error:  # who owns the topic sets it aside
+                    log.warning("event_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
+            if self._consumer.lag() == 0 or self._site.stopping.is_set():
+                return
+
+    def _write(self, adapter: str, move: Move) -> Promotion | None:
+        event = Promotion.model_validate({
+            "promotion_id": new_id("pr"), "policy": self._site.policy, "adapter": adapter, "move": move.move, "reason": move.reason,
+            "evidence": dict(move.evidence), "canary_share": move.canary_share, "awaits_approval": move.awaits_approval, "by": TIDEMILL,
+            "at": self._site.clock.now(),
+        })  # fmt: skip
+        self._producer.publish(PROMOTIONS, event)
+        self._site.metrics.add("tidemill_promotions_total", move=event.move)
+        for gate in move.evidence.get("gates", ()):
+            self._site.metrics.add("tidemill_promotion_gates_total", gate=gate["gate"], result="passed" if gate["passed"] else "failed")
+        log.info("moved", adapter=adapter, move=event.move, reason=event.reason)
+        return event
