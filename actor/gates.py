@@ -49,7 +49,8 @@ class Seen:
     """The newest of each replica and adapter."""
     calibration: Calibration | None = None
     """Of the reward model that scored, on labels it had not seen."""
-    drift_alarm: bool = False
+    alarms: Sequence[str] = ()
+    """What stood against trusting it when it was published, and now; a sentence each."""
     now: datetime = datetime.min
     base_url: str = ""
 
@@ -204,7 +205,7 @@ class AttestedEverywhere:
 
 @dataclass(frozen=True)
 class RewardModelHealthy:
-    """Who judges is fit to judge: calibrated, ranking better than chance on labels it had not seen, and the world has not changed under it."""
+    """Who judges is fit to judge: calibrated, ranking better than chance on labels it had not seen, and no alarm stands against it."""
 
     max_ece: float
     min_auc: float
@@ -219,9 +220,9 @@ class RewardModelHealthy:
         complaints = [
             *([f"ECE {found.ece:.3f} is above {self.max_ece:g}"] if found.ece > self.max_ece else []),
             *([f"AUC {found.auc} is below {self.min_auc:g}"] if found.auc is None or found.auc < self.min_auc else []),
-            *(["its losses on new labels have risen for good"] if seen.drift_alarm else []),
+            *seen.alarms,
         ]
-        told = {"ece": found.ece, "auc": found.auc, "accuracy": found.accuracy, "labels": found.labels, "drift_alarm": seen.drift_alarm}
+        told = {"ece": found.ece, "auc": found.auc, "accuracy": found.accuracy, "labels": found.labels, "alarms": list(seen.alarms)}
         return Result(self.name, not complaints, "; ".join(complaints) or "calibrated, and no drift", told)
 
 

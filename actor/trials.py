@@ -16,6 +16,8 @@ from actor.scoring import Judge
 from actor.sequential import Prior
 from streams.events import AdapterVersion, Message, RewardModelVersion
 
+DRIFTED = "its losses on the newest labels have risen for good"
+
 
 @dataclass(frozen=True)
 class Move:
@@ -53,7 +55,8 @@ class Trials:
         if attested.waiting(seen) and (seen.now - trial.since).total_seconds() < settings.attest_timeout_s:
             return None
         if model is not None:
-            seen = replace(seen, calibration=model.calibration, drift_alarm=self._judge.drifts(model, observed.recent_labels))
+            drifted = (DRIFTED,) if self._judge.drifts(model, observed.recent_labels) else ()
+            seen = replace(seen, calibration=model.calibration, alarms=(*model.alarms, *drifted))
         results = judge_all(cheap_gates(settings), seen)
         if model is None or not all(result.passed for result in results):
             return _after_gates(results, "shadow")

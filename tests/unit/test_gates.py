@@ -154,17 +154,17 @@ def test_every_replica_heard_of_lately_must_have_attested_these_bytes() -> None:
     assert not AttestedEverywhere(3, 24).judge(seen(attestations=[*half, attestation("b")])).passed
 
 
-@pytest.mark.parametrize(("found", "drift", "passes"), [
-    (calibration(), False, True),
-    (calibration(ece=0.3), False, False),
-    (calibration(auc=0.55), False, False),
-    (calibration(auc=None), False, False),
-    (calibration(labels=10), False, False),
-    (calibration(), True, False),
-    (None, False, False),
+@pytest.mark.parametrize(("found", "alarms", "passes"), [
+    (calibration(), (), True),
+    (calibration(ece=0.3), (), False),
+    (calibration(auc=0.55), (), False),
+    (calibration(auc=None), (), False),
+    (calibration(labels=10), (), False),
+    (calibration(), ("something turned",), False),
+    (None, (), False),
 ])  # fmt: skip
-def test_a_reward_model_that_is_not_well_judges_nobody(found: Calibration | None, drift: bool, passes: bool) -> None:
-    assert RewardModelHealthy(0.2, 0.6, 50).judge(seen(calibration=found, drift_alarm=drift)).passed is passes
+def test_a_reward_model_that_is_not_well_judges_nobody(found: Calibration | None, alarms: tuple[str, ...], passes: bool) -> None:
+    assert RewardModelHealthy(0.2, 0.6, 50).judge(seen(calibration=found, alarms=alarms)).passed is passes
 
 
 def test_a_teams_own_evaluation_is_judged_by_its_exit_status_and_its_output_is_kept() -> None:
