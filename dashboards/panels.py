@@ -22,6 +22,8 @@ OVERVIEW = (
     "tidemill_dead_letters_total",
 )
 """What an operator looks at first, in the order of the ring."""
+MOVING = ("tidemill_promotion", "tidemill_canary", "tidemill_serving", "tidemill_adapters", "tidemill_adapter_load")
+"""Names of what tells how adapters move, from being published to answering people."""
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
@@ -30,6 +32,9 @@ def dashboards() -> dict[str, dict[str, Any]]:
     for part in PARTS:
         uid = f"tidemill-{part}"
         built[uid] = dashboard(uid, f"Tidemill: {part}", [metric for metric in TABLE if metric.part == part])
+    built["tidemill-promotions"] = dashboard(
+        "tidemill-promotions", "Tidemill: promotions", [metric for metric in TABLE if metric.name.startswith(MOVING)]
+    )
     return built
 
 

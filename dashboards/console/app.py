@@ -63,6 +63,7 @@ class Console:
                 Route("/api/move", self._acting(self._move), methods=["POST"]),
                 Route("/healthz", self._alive),
                 Route("/readyz", self._ready),
+                Route("/metrics", self._metrics),
                 Mount("/static", StaticFiles(directory=HERE / "static")),
             ],
             middleware=[
@@ -123,6 +124,9 @@ class Console:
     def _ready(self, request: Request) -> Response:
         missing = [self._following.failure] if self._following.failure else []
         return JSONResponse({"status": "waiting" if missing else "ready", "missing": missing}, 503 if missing else 200)
+
+    def _metrics(self, request: Request) -> Response:
+        return Response(self._following.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _replay(self, asked: dict[str, Any]) -> dict[str, Any]:
         with self._following.facts() as facts:

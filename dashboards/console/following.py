@@ -22,7 +22,7 @@ class Following:
     """Facts behind a lock, and whether they are up to date."""
 
     def __init__(self, kafka: KafkaSettings, facts: Facts, metrics: Metrics) -> None:
-        self._kafka, self._facts, self._metrics = kafka, facts, metrics
+        self._kafka, self._facts, self.metrics = kafka, facts, metrics
         self._lock, self._stopping = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="following", daemon=True)
         self.failure: str | None = "the log is being read"
@@ -53,7 +53,7 @@ class Following:
 
     def _session(self, positions: dict[tuple[str, int], int]) -> None:
         """From connecting to the first failure; the next session goes on where this one ended."""
-        consumer = Consumer(self._kafka, TOPICS, "console", self._metrics)
+        consumer = Consumer(self._kafka, TOPICS, "console", self.metrics)
         asked_s = 0.0
         try:
             consumer.seek(positions)

@@ -333,6 +333,8 @@ def test_the_numbers_that_a_page_asks_for_again_are_those_that_it_shows(ring: Ri
         assert f'data-tile="{name}">{value}<' in page
     assert now["failure"] is not None
     assert ring.browser.get("/readyz").status_code == 503
+    assert ring.browser.get("/healthz").status_code == 200
+    assert ring.browser.get("/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 def test_pages_are_for_keyboards_and_screen_readers(ring: Ring) -> None:
