@@ -24,14 +24,19 @@ import yaml
 from dashboards.alerts import ALERTS, write
 from dashboards.panels import dashboards
 from infra.broker import Broker, BrokerSettings, free_port
+from streams.clock import SystemClock
+from streams.errors import Unavailable
 from streams.events import Episode, Feedback, FeedbackKind, Message, new_id
 from streams.health import Health, serve
 from streams.kafka import KafkaSettings, Producer, create_topics
 from streams.metrics import TABLE, Metrics
+from streams.outbox import Outbox
 from streams.topics import EPISODES, FEEDBACK
+from tests.operators.stand_in import move
 
 ROOT = Path(__file__).parents[2]
-STAND_INS = sorted({row.part for row in TABLE} - {"streams"})
+STAND_INS = sorted({row.part for row in TABLE} - {"streams", "learner"})
+"""In this process; the learner stands in as one of its own, to be killed."""
 SOON = {"for": "1s"}
 
 
@@ -45,6 +50,9 @@ class Run:
     streams_port: int
     prometheus_port: int
     stopping: threading.Event
+    learner: subprocess.Popen[bytes]
+    replica: Metrics
+    """Of a second actor."""
     drifting: threading.Event = field(default_factory=threading.Event)
 
     def ask(self, path: str, **query: str) -> Any:
@@ -80,19 +88,6 @@ def talk(producer: Producer) -> None:
     producer.send(FEEDBACK, Feedback(feedback_id=new_id("fb"), episode_id=new_id("ep"), kind=FeedbackKind.THUMB, thumb="down", at=now))
 
 
-def move(metrics: Metrics, part: str) -> None:
-    """One second of a part: every row of the table that is its own."""
-    for row in TABLE:
-        if row.part == part:
-            labels = dict.fromkeys(row.labels, "x")
-            if row.kind == "counter":
-                metrics.add(row.name, **labels)
-            elif row.kind == "histogram":
-                metrics.observe(row.name, 0.2, **labels)
-            elif row.name != "tidemill_reward_drift_alarm":
-                metrics.set(row.name, 1, **labels)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("run")
@@ -107,10 +102,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         with (folder / "streams.log").open("wb") as log:
             streams = subprocess.Popen([sys.executable, "-m", "infra.cli", "run", "streams", *words], cwd=ROOT, stderr=log,
                                        env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
-        served = {part: Metrics() for part in STAND_INS}
+        served, replica, learner_port = {part: Metrics() for part in STAND_INS}, Metrics(), free_port()
+        learner = subprocess.Popen([sys.executable, "-m", "tests.operators.stand_in", "learner", str(learner_port)], cwd=ROOT)
         targets = {"streams": f"127.0.0.1:{port}"} | {part: f"127.0.0.1:{serve(metrics, Health())}" for part, metrics in served.items()}
-        prometheus = start_prometheus(folder / "prometheus", targets)
-        found = Run(broker, kafka, streams, port, prometheus[1], stopping)
+        targets["learner"] = f"127.0.0.1:{learner_port}"
+        prometheus = start_prometheus(folder / "prometheus", targets, f"127.0.0.1:{serve(replica, Health())}")
+        found = Run(broker, kafka, streams, port, prometheus[1], stopping, learner, replica)
 
         def keep_moving() -> None:
             producer = Producer(kafka, Metrics(), "test")
@@ -128,19 +125,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         finally:
             stopping.set()
             moving.join(20)
-            for process in (streams, prometheus[0]):
+            for process in (streams, learner, prometheus[0]):
                 process.terminate()
                 process.wait(30)
 
 
-def start_prometheus(folder: Path, targets: dict[str, str]) -> tuple[subprocess.Popen[bytes], int]:
+def start_prometheus(folder: Path, targets: dict[str, str], replica: str) -> tuple[subprocess.Popen[bytes], int]:
     """As ``tidemill dashboards alerts`` configures it, but every second, and with alerts that need not last."""
     rules, config = write(folder, targets)
     written = yaml.safe_load(rules.read_text())
     for rule in written["groups"][0]["rules"]:
         rule |= SOON
     rules.write_text(yaml.safe_dump(written))
-    config.write_text(config.read_text().replace("5s", "1s"))
+    scraped = yaml.safe_load(config.read_text().replace("5s", "1s"))
+    scraped["scrape_configs"][0]["static_configs"].append({"targets": [replica], "labels": {"part": "actor"}})
+    config.write_text(yaml.safe_dump(scraped))
     port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
@@ -154,7 +153,7 @@ def settled(run: Run) -> Run:
 
     def scraped() -> bool:
         try:
-            return len(run.values("up == 1")) == 1 + len(STAND_INS) and run.values("rate(tidemill_thumb_to_label_seconds_count[20s]) > 0") != []
+            return len(run.values("up == 1")) == 3 + len(STAND_INS) and run.values("rate(tidemill_thumb_to_label_seconds_count[20s]) > 0") != []
         except OSError:
             return False
 
@@ -200,6 +199,42 @@ def test_bad_records_make_dead_letters_rise(settled: Run) -> None:
 def test_a_drifting_reward_model_is_told(settled: Run) -> None:
     settled.drifting.set()
     until(lambda: "TidemillRewardModelDrifting" in settled.firing(), 20, "TidemillRewardModelDrifting")
+
+
+def test_replicas_that_serve_different_versions_are_told(settled: Run) -> None:
+    settled.replica.set("tidemill_serving_version", 2, policy="x")
+    until(lambda: "TidemillReplicaSkew" in settled.firing(), 20, "TidemillReplicaSkew")
+    settled.replica.set("tidemill_serving_version", 1, policy="x")
+    until(lambda: "TidemillReplicaSkew" not in settled.firing(), 20, "its end")
+
+
+def test_an_outbox_that_cannot_send_and_fills_is_told(settled: Run, tmp_path: Path) -> None:
+    def away() -> Producer:
+        raise Unavailable("Kafka is away")
+
+    message = Message(role="user", content="x")
+
+    def put(outbox: Outbox, count: int) -> None:
+        for _ in range(count):
+            now = datetime.now(UTC)
+            assert outbox.put(EPISODES, Episode(episode_id=new_id("ep"), messages=(message,), started_at=now, ended_at=now))
+
+    def told() -> bool:
+        put(outbox, 20)
+        return "TidemillOutboxFilling" in settled.firing()
+
+    before = Outbox(tmp_path / "outbox.sqlite", away, Metrics(), "actor", 100_000, SystemClock())
+    put(before, 200)
+    before.close(0.1)
+    outbox = Outbox(tmp_path / "outbox.sqlite", away, settled.replica, "actor", 100_000, SystemClock())
+    until(told, 60, "TidemillOutboxFilling")
+    outbox.close(0.1)
+
+
+def test_a_learner_that_is_killed_is_told(settled: Run) -> None:
+    settled.learner.kill()
+    settled.learner.wait(10)
+    until(lambda: "TidemillLearnerDead" in settled.firing(), 30, "TidemillLearnerDead")
 
 
 def test_a_broker_that_is_away_and_streams_that_are_dead_are_told(settled: Run) -> None:
