@@ -68,6 +68,11 @@ class Settings(BaseSettings):
     people: PeopleSettings = PeopleSettings()
     console: ConsoleSettings = ConsoleSettings()
 
+    @property
+    def gated_policy(self) -> str | None:
+        """The policy, when its production moves by promotions alone."""
+        return self.policy.name if self.promotion.mode == "gated" else None
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -71,7 +71,7 @@ class Demo:
     def __init__(self, ring: Ring, progress: Progress, deadline_s: float) -> None:
         self._ring, self._progress, self._deadline_s = ring, progress, deadline_s
         self._started_s = time.monotonic()
-        self._watch = Watch(ring.settings.kafka)
+        self._watch = Watch(ring.settings.kafka, ring.settings.gated_policy)
         self._now = Now()
         self._samples: list[tuple[float, float, str]] = []
         """Seconds since the start, true approval over the last answers, what served."""

@@ -70,7 +70,7 @@ def metrics_targets(settings: Settings) -> dict[str, str]:
     """``host:port`` of every part's ``/metrics``, where ``metrics_port`` says; the actor's stands beside its API."""
     if not settings.metrics_port:
         return {}
-    gated = settings.promotion.mode == "gated"
+    gated = settings.gated_policy is not None
     ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if gated or role != "promoter"}
     return {role: f"127.0.0.1:{port}" for role, port in ports.items()} | {"actor": f"{settings.actor.host}:{settings.actor.port}"}
 
@@ -123,7 +123,7 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
         return lambda site: promoter.run(settings.promotion, settings.reward, actor_url(settings), site)
     from actor import server
 
-    return lambda site: server.run(settings.actor, site, settings.promotion.mode == "gated")
+    return lambda site: server.run(settings.actor, site, settings.gated_policy is not None)
 
 
 def side_by_side(site: Site, first: Callable[[], None], second: Callable[[], None]) -> None:

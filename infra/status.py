@@ -77,7 +77,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
     """Show the status again and again until ``stopping`` is set. The facts are followed; the ledger, which reads all topics, is made anew
     every ``LEDGER_EVERY`` times. Raises Unavailable when Kafka does not answer."""
     settings = of_run(settings)
-    watch, turn = Watch(settings.kafka), 0
+    watch, turn = Watch(settings.kafka, settings.gated_policy), 0
     watch.start()
     ledger = read_ledger(settings.kafka)
     while not stopping.is_set():
@@ -93,7 +93,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
 def status_now(settings: Settings) -> Status:
     """Read the log to its end."""
     settings = of_run(settings)
-    watch = Watch(settings.kafka)
+    watch = Watch(settings.kafka, settings.gated_policy)
     watch.start()
     watch.stop()
     return Status(watch.facts, ledger_now(settings))

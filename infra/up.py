@@ -33,7 +33,7 @@ The ring turns. Kafka: {ring.settings.kafka.bootstrap_servers}   run folder: {ri
   curl {ring.base_url}/feedback -H 'content-type: application/json' -d '{{"episode_id": "EPISODE", "kind": "thumb", "thumb": "up"}}'
 
 EPISODE stands in the answer's header x-tidemill-episode. Ctrl-C stops everything.""")
-        watch = Watch(ring.settings.kafka)
+        watch = Watch(ring.settings.kafka, ring.settings.gated_policy)
         watch.start()
         serving = "base"
         while not stopping.wait(2.0):

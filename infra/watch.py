@@ -5,11 +5,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from actor.promotion import Standing
 from streams.errors import InvalidEvent, Unavailable
-from streams.events import AdapterVersion, Attestation, Event, Label, RewardModelVersion
+from streams.events import AdapterVersion, Attestation, Event, Label, Promotion, RewardModelVersion
 from streams.kafka import Consumer, KafkaSettings
 from streams.metrics import Metrics
-from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, DEAD_LETTERS, LABELS, REWARD_MODELS
+from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, DEAD_LETTERS, LABELS, PROMOTIONS, REWARD_MODELS
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Facts:
     dead_letters: Counter[str] = field(default_factory=Counter)
     """By reason."""
     undecodable: int = 0
+    standing: Standing | None = None
+    """Where adapters stand, when production moves by promotions; none when replicas serve the newest they attested."""
 
     @property
     def thumbs(self) -> int:
@@ -32,7 +35,9 @@ class Facts:
 
     @property
     def serving(self) -> str:
-        """The newest adapter that a replica has attested, or ``base``."""
+        """Production; without gates the newest adapter that a replica has attested. ``base`` without either."""
+        if self.standing is not None:
+            return self.standing.production or "base"
         passed = [a for a in self.attestations if a.passed]
         return passed[-1].adapter if passed else "base"
 
@@ -47,6 +52,8 @@ class Facts:
                 self.adapters.append(event)
             case Attestation():
                 self.attestations.append(event)
+            case Promotion() if self.standing is not None:
+                self.standing = self.standing.after(event)
 
     def first_thumb_to_adapter_s(self) -> float | None:
         """Seconds from the first thumb to the publication of the first adapter whose reward model had seen it."""
@@ -57,10 +64,11 @@ class Facts:
 
 
 class Watch:
-    """Follows labels, reward models, adapters, attestations and dead letters from the log's beginning, in a thread of its own."""
+    """Follows labels, reward models, adapters, attestations, promotions and dead letters from the log's beginning, in a thread of its own."""
 
-    def __init__(self, kafka: KafkaSettings) -> None:
-        self.facts = Facts()
+    def __init__(self, kafka: KafkaSettings, gated_policy: str | None = None) -> None:
+        """``gated_policy``: the policy whose production moves by promotions."""
+        self.facts = Facts(standing=Standing(gated_policy) if gated_policy else None)
         self.caught_up_at: datetime | None = None
         self._kafka = kafka
         self._stopping = threading.Event()
@@ -75,7 +83,7 @@ class Watch:
         self._thread.join(timeout=30)
 
     def _follow(self) -> None:
-        consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, DEAD_LETTERS], "watch", Metrics())
+        consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS], "watch", Metrics())
         try:
             while not (self._stopping.is_set() and self._at_end(consumer)):
                 try:
