@@ -15,6 +15,7 @@ import click
 import structlog
 
 from infra import operator_commands, promotion_commands
+from infra.learner_commands import learner_commands
 from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
 
@@ -235,6 +236,7 @@ def write(folder: Path) -> None:
 
 operator_commands.add_to(main, dashboards, settings_options)
 main.add_command(reward_commands(settings_options))
+main.add_command(learner_commands(settings_options))
 promotion_commands.add_to(main, settings_options)
 
 

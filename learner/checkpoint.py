@@ -6,21 +6,23 @@ Everything random in a step comes from (seed, step), so the step's number is all
 import json
 import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from learner.recipe import TAKEN, TakenStep
 from learner.trainer import Trainer
 from streams.errors import BadArtifact
 
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZER, STATE, STEPS = "optimizer.safetensors", "state.json", "steps.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def save(trainer: Trainer, folder: Path) -> Path:
-    """Write a checkpoint under ``folder`` and drop those before it. Returns the new one's folder."""
+def save(trainer: Trainer, folder: Path, taken: Sequence[TakenStep] = ()) -> Path:
+    """Write a checkpoint under ``folder``, with the steps ``taken`` since the last adapter, and drop those before it. Returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{trainer.step_number:08d}"
     incoming = folder / f".{target.name}.{uuid.uuid4().hex}"
@@ -33,6 +35,7 @@ def save(trainer: Trainer, folder: Path) -> Path:
     }
     save_file(moments, incoming / OPTIMIZER)
     (incoming / STATE).write_text(json.dumps({"step": trainer.step_number}))
+    (incoming / STEPS).write_bytes(TAKEN.dump_json(tuple(taken)))
     shutil.rmtree(target, ignore_errors=True)
     incoming.rename(target)
     for old in folder.iterdir():
@@ -59,3 +62,9 @@ def load(trainer: Trainer, folder: Path) -> int:
             trainer.optimizer.state[weight] = state | {"step": state["step"].cpu()}
     trainer.step_number = step
     return step
+
+
+def taken_steps(folder: Path) -> tuple[TakenStep, ...]:
+    """The steps since the last adapter that the newest checkpoint under ``folder`` knows of."""
+    found = sorted(p / STEPS for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    return TAKEN.validate_json(found[-1].read_bytes()) if found and found[-1].exists() else ()

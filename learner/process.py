@@ -15,6 +15,7 @@ import torch
 from learner import checkpoint
 from learner.packing import Branches, pack
 from learner.policy import Policy
+from learner.recipe import Notebook, Recipe, TakenStep
 from learner.rollouts import Rollout, make_engine
 from learner.settings import LearnerSettings
 from learner.trainer import Prompt, StepResult, Trainer
@@ -22,6 +23,7 @@ from reward.features import Featurizer
 from reward.model import RewardModel
 from reward.settings import RewardSettings
 from streams.errors import BadArtifact
+from streams.events import Artifact
 
 log = structlog.get_logger()
 
@@ -54,6 +56,7 @@ class LearnerProcess:
         self._policy = Policy(base, settings, device)
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
         step = checkpoint.load(self._trainer, state / "checkpoints")
+        self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
         self._featurizer = Featurizer(base / "dense", reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
@@ -71,25 +74,38 @@ class LearnerProcess:
         """Steps taken and kept."""
         return self._trainer.step_number
 
-    def step(self, prompts: list[Prompt], reward_folder: Path) -> StepReport:
-        """One step on these prompts with that reward model, checkpointed before it is reported."""
+    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact) -> StepReport:
+        """One step on these prompts with the reward model that lies in a folder, checkpointed before it is reported."""
         fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
         if not fitting:
             log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
             return StepReport(self._trainer.step_number, {})
         self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)))
+        self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting)))
         if self._last.step % self._settings.checkpoint_every == 0:
-            checkpoint.save(self._trainer, self._state / "checkpoints")
+            checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken)
         return StepReport(self._last.step, self._last.metrics)
 
-    def export(self, folder: Path) -> tuple[str, ...]:
-        """Write the adapter and its probes into ``folder``. Returns the names that the adapter is on."""
+    def export(self, folder: Path, parent_step: int) -> tuple[str, ...]:
+        """Write the adapter, its probes and its recipe from the parent on into ``folder``. Returns the names that the adapter is on."""
         incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
         self._policy.save_adapter(incoming)
         (incoming / "probes.json").write_text(json.dumps({"probes": self._probes()}))
+        self._recipe(parent_step).write(incoming)
         shutil.rmtree(folder, ignore_errors=True)
         incoming.rename(folder)
         return self._policy.targets
+
+    def _recipe(self, parent_step: int) -> Recipe:
+        return Recipe(
+            settings=self._settings,
+            features=self._featurizer.fingerprint,
+            engine=self._trainer.engine.name,
+            device=self._policy.device.type,
+            threads=torch.get_num_threads(),
+            after_step=parent_step,
+            steps=self._notebook.since(parent_step),
+        )
 
     @torch.no_grad()
     def _probes(self) -> list[dict[str, Any]]:

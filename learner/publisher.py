@@ -29,7 +29,10 @@ class AdapterPublisher:
     def __init__(self, settings: LearnerSettings, site: Site, producer: Producer) -> None:
         self._settings, self._site, self._producer = settings, site, producer
         self._base_fingerprint = fingerprint(site.base)
-        self._newest = newest_version(site)
+        newest = newest_adapter(site)
+        self._newest = newest.version if newest else 0
+        self.parent_step = newest.step if newest else 0
+        """The step of the adapter published last, from which the next one goes on."""
 
     def publish(self, exported: Exported, reward_model: RewardModelVersion) -> AdapterVersion:
         """Store, announce, and return the event once Kafka has acknowledged it. Raises Unavailable; trying again is safe."""
@@ -53,12 +56,12 @@ class AdapterPublisher:
             created_at=self._site.clock.now(),
         )
         self._producer.publish(ADAPTERS, event)
-        self._newest = version
+        self._newest, self.parent_step = version, exported.step
         self._site.metrics.add("tidemill_adapters_published_total")
         return event
 
 
-def newest_version(site: Site) -> int:
-    """The highest version on the log of this site's policy; 0 when there is none."""
+def newest_adapter(site: Site) -> AdapterVersion | None:
+    """The one of the highest version on the log of this site's policy."""
     events = (ADAPTERS.decode(record.value) for record in read_to_end(site.kafka, ADAPTERS, "learner", site.metrics) if record.value)
-    return max((event.version for event in events if event.policy == site.policy), default=0)
+    return max((event for event in events if event.policy == site.policy), key=lambda event: event.version, default=None)

@@ -37,7 +37,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 if not feed.ready():
                     continue
                 prompts = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
-                report: StepReport = actor.call("step", prompts, feed.reward_folder)
+                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact)
                 if report.step == steps:  # nothing fitted
                     feed.wait()
                     continue
@@ -46,7 +46,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 feed.save()
                 if steps % settings.publish_every == 0:
                     folder = site.state / "outgoing"
-                    targets = actor.call("export", folder)
+                    targets = actor.call("export", folder, publisher.parent_step)
                     event = publisher.publish(Exported(folder, targets, steps, report.metrics), feed.reward_model)
                     log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})

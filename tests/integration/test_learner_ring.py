@@ -14,6 +14,7 @@ import ray
 import torch
 
 from learner import worker
+from learner.replay import ancestry, replay
 from learner.settings import LearnerSettings
 from reward.features import Featurizer
 from reward.model import RewardModel
@@ -86,7 +87,7 @@ def test_prompts_and_a_reward_model_become_adapters_with_probes_and_a_restart_go
     assert (one.version, two.version, two.parent, two.step, two.reward_model_version) == (1, 2, 1, 2, 1)
     assert two.reward_model_offsets == {"tidemill.labels.v1": {0: 7}}
     folder = site.artifacts.fetch(two.artifact, tmp_path / "fetched")
-    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "probes.json"}
+    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "probes.json", "recipe.json"}
     probes = json.loads((folder / "probes.json").read_text())["probes"]
     assert len(probes) == SETTINGS.probes
     for probe in probes:
@@ -97,6 +98,9 @@ def test_prompts_and_a_reward_model_become_adapters_with_probes_and_a_restart_go
 
     worker.run(SETTINGS.model_copy(update={"max_steps": 3}), RewardSettings(), site)  # a new process: step 3 comes next, and version 3
     assert [(event.version, event.step) for event in adapters(site)] == [(1, 1), (2, 2), (3, 3)]
+
+    again = list(replay(ancestry(adapters(site), 3), site.artifacts, site.base, RewardSettings()))  # over the restart, without Ray and Kafka
+    assert [(one.name, one.step, one.equal) for one in again] == [(f"{site.policy}@{n}", n, True) for n in (1, 2, 3)]
 
 
 def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_when_told(site: Site, producer: Producer, tmp_path: Path) -> None:
