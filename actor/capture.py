@@ -16,6 +16,8 @@ import structlog
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actor.keys import tenant_of
+from actor.replies import reply
 from actor.requests import APIS, Asked, clean_id, tool_calls
 from actor.routing import Router
 from actor.settings import ActorSettings
@@ -60,6 +62,7 @@ class Exchange:
     episode_id: str
     started_at: datetime
     tap: Tap
+    tenant: str = "default"
     status: int = 0
     gone: bool = False
     """The client hung up."""
@@ -99,7 +102,7 @@ class Capture:
         user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
         declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
         asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
-        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt))
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), tenant_of(scope))
         model = self._router.resolve(parsed.get("model"), asked.conversation_key(exchange.episode_id))
         if model != parsed.get("model"):
             body = json.dumps({**parsed, "model": model}).encode()
@@ -167,6 +170,7 @@ class Capture:
         return Episode(
             episode_id=episode_id,
             policy=self._router.policy,
+            tenant=exchange.tenant,
             user_id=asked.user_id,
             conversation_id=asked.conversation_id,
             turn=asked.turn,
@@ -207,14 +211,6 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes | None:
             return None
         if not message.get("more_body"):
             return bytes(body)
-
-
-async def reply(send: Send, status: int, content: dict[str, Any]) -> None:
-    """Answer with JSON."""
-    body = json.dumps(content).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

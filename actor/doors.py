@@ -5,8 +5,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actor.capture import Keeper, read_body, reply
+from actor.capture import Keeper, read_body
 from actor.feedback import read_feedback
+from actor.keys import tenant_of
+from actor.replies import reply
 from actor.requests import clean_id
 from actor.settings import ActorSettings
 from streams.clock import Clock
@@ -45,7 +47,7 @@ class Doors:
                 )
                 await send({"type": "http.response.body", "body": self._metrics.text()})
             case "GET", str(path) if path.startswith(EPISODES_PATH):
-                await reply(send, *self._episode(path.removeprefix(EPISODES_PATH)))
+                await reply(send, *self._episode(path.removeprefix(EPISODES_PATH), tenant_of(scope)))
             case _:
                 await self._app(scope, receive, send)
 
@@ -58,13 +60,16 @@ class Doors:
             feedback = read_feedback(body, clean_id(user), self._clock.now())
         except InvalidEvent as error:
             return 400, _error(str(error))
+        episode = self._keeper.find(feedback.episode_id)
+        if episode is not None and episode.tenant != tenant_of(scope):
+            return 404, _error("no episode of that id")
         if not self._outbox.put(FEEDBACK, feedback):
             return 503, _error("the outbox is full: Kafka has been away for long; send it again later")
         self._metrics.add("tidemill_feedback_received_total", kind=feedback.kind.value)
         return 202, {"feedback_id": feedback.feedback_id}
 
-    def _episode(self, episode_id: str) -> tuple[int, dict[str, Any]]:
-        if (episode := self._keeper.find(episode_id)) is None:
+    def _episode(self, episode_id: str, tenant: str) -> tuple[int, dict[str, Any]]:
+        if (episode := self._keeper.find(episode_id)) is None or episode.tenant != tenant:
             return 404, _error("no recent episode of that id on this replica")
         return 200, episode.model_dump(mode="json", exclude_none=True)
 

@@ -1,5 +1,6 @@
 """Settings of an actor: one replica that serves a policy."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,9 +12,11 @@ class ActorSettings(Section):
     """How a policy is served, captured and proved."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback needs a front that checks who asks."""
+    """Address to listen on. Anything but loopback needs ``keys_file``, or a front that checks who asks."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the OpenAI-compatible server; 0: ``demo`` and ``up`` take a free one."""
+    keys_file: Path | None = None
+    """File of hashed keys (``tidemill keys add``), each with its tenant, scopes and rate. None: nobody is asked for a key."""
     replica: str = Field(default="", max_length=200)
     """Name of this replica in attestations and episodes. Empty: host name and port."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

@@ -15,6 +15,7 @@ from actor.adapters import Follower
 from actor.capture import Capture, Keeper
 from actor.doors import Doors
 from actor.engine import ServingEngine
+from actor.keys import Gate, Keys
 from actor.routing import Router
 from actor.settings import ActorSettings
 from actor.tap import wrap_engine
@@ -49,7 +50,8 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
     captured = Capture(app.middleware_stack or app.build_middleware_stack(), settings, router, keeper, site.clock, replica)
-    app.middleware_stack = Doors(captured, settings, keeper, outbox, site.metrics, site.clock, unready)
+    doors = Doors(captured, settings, keeper, outbox, site.metrics, site.clock, unready)
+    app.middleware_stack = Gate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()
     try:
         await _serve_http(app, engine, follower, settings, site)

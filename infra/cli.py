@@ -15,6 +15,7 @@ import click
 import structlog
 
 from infra import operator_commands, promotion_commands
+from infra.key_commands import keys
 from infra.learner_commands import learner_commands
 from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
@@ -126,9 +127,10 @@ def topics(create: bool, config: str | None, overrides: tuple[str, ...]) -> None
 @main.command()
 @click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Of an actor.")
 @click.option("--minutes", default=1.0, show_default=True, type=click.FloatRange(min=0.01))
+@click.option("--api-key", default="none", envvar="OPENAI_API_KEY", help="Where the actor asks for one; better in the variable OPENAI_API_KEY.")
 @click.option("--preferences", is_flag=True, help="Only say what simulated people may like.")
 @settings_options
-def simulate(base_url: str, minutes: float, preferences: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+def simulate(base_url: str, minutes: float, api_key: str, preferences: bool, config: str | None, overrides: tuple[str, ...]) -> None:
     """Let simulated people talk to an actor and thumb its answers."""
     from infra.config import load
     from infra.demo import simulate_for
@@ -138,7 +140,7 @@ def simulate(base_url: str, minutes: float, preferences: bool, config: str | Non
         for preference in PREFERENCES.values():
             click.echo(f"{preference.name}: {preference.words}")
         return
-    tally = simulate_for(load(config, overrides), base_url, minutes * 60)
+    tally = simulate_for(load(config, overrides), base_url, minutes * 60, api_key)
     click.echo(
         f"simulated people got {tally.answers} answers ({tally.failed} failed requests) and gave {tally.thumbs} thumbs, {tally.thumbs_up} of them up"
     )
@@ -237,6 +239,7 @@ def write(folder: Path) -> None:
 operator_commands.add_to(main, dashboards, settings_options)
 main.add_command(reward_commands(settings_options))
 main.add_command(learner_commands(settings_options))
+main.add_command(keys)
 promotion_commands.add_to(main, settings_options)
 
 

@@ -235,11 +235,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def simulate_for(settings: Settings, base_url: str, seconds: float) -> Tally:
+def simulate_for(settings: Settings, base_url: str, seconds: float, api_key: str = "none") -> Tally:
     """Simulated people talk to the actor at ``base_url`` for so long. Raises Unavailable when it answers nobody."""
 
     async def talk() -> Tally:
-        people = SimulatedPeople(settings.people, base_url, settings.policy.name)
+        people = SimulatedPeople(settings.people, base_url, settings.policy.name, api_key)
         until_s = time.monotonic() + seconds
         try:
             await people.talk(lambda: settings.people.at_once, lambda: time.monotonic() > until_s)
