@@ -30,6 +30,11 @@ class Alert:
         return f"{re.sub(r'(?<!^)(?=[A-Z])', '-', self.name.removeprefix('Tidemill')).lower()}.md"
 
 
+def _risen(counter: str) -> str:
+    """How much a rare counter rose within a quarter of an hour; all of it where the series is younger, for ``increase`` misses the first event."""
+    return f"increase({counter}[15m]) > 0 or ({counter} unless {counter} offset 15m)"
+
+
 ALERTS: tuple[Alert, ...] = (
     Alert("TidemillBrokerAway", "tidemill_kafka_up == 0", "1m", "page", "Kafka does not answer {{ $labels.part }}."),
     Alert("TidemillLearnerDead", f'up{{job="{JOB}", part="learner"}} == 0', "2m", "page", "The learner does not answer."),
@@ -47,8 +52,13 @@ ALERTS: tuple[Alert, ...] = (
     ),
     Alert(
         "TidemillAdaptersRefused",
-        "sum by (reason) (increase(tidemill_adapters_refused_total[15m])) > 0",
+        "sum by (reason) (" + _risen("tidemill_adapters_refused_total") + ") > 0",
         "0m", "ticket", "A replica refused an adapter: {{ $labels.reason }}.",
+    ),
+    Alert(
+        "TidemillCanaryHarming",
+        "sum by (move) (" + _risen('tidemill_promotions_total{move="rolled_back"}') + ") > 0",
+        "0m", "page", "The promoter took an adapter out of traffic: people like it less than what it was to replace.",
     ),
     Alert(
         "TidemillDeadLettersRising",
