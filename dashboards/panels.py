@@ -25,6 +25,17 @@ OVERVIEW = (
 MOVING = ("tidemill_promotion", "tidemill_canary", "tidemill_serving", "tidemill_adapters", "tidemill_adapter_load")
 """Names of what tells how adapters move, from being published to answering people."""
 
+MOVES = {
+    "name": "Promotions",
+    "datasource": DATA_SOURCE,
+    "enable": True,
+    "iconColor": "purple",
+    "expr": "sum by (move) (increase(tidemill_promotions_total[1m])) > 0",
+    "titleFormat": "{{move}}",
+    "step": "60s",
+}
+"""Marks on every dashboard where the promoter moved an adapter."""
+
 
 def dashboards() -> dict[str, dict[str, Any]]:
     """Every dashboard by its uid, as Grafana's JSON model."""
@@ -49,6 +60,7 @@ def dashboard(uid: str, title: str, metrics: list[Metric]) -> dict[str, Any]:
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"}]},
+        "annotations": {"list": [MOVES]},
         "panels": [panel(metric, number) for number, metric in enumerate(metrics)],
     }
 

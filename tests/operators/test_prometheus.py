@@ -167,7 +167,10 @@ def settled(run: Run) -> Run:
     return run
 
 
-EXPRESSIONS = sorted({target["expr"] for model in dashboards().values() for panel in model["panels"] for target in panel["targets"]})
+EXPRESSIONS = sorted(
+    {target["expr"] for model in dashboards().values() for panel in model["panels"] for target in panel["targets"]}
+    | {mark["expr"] for model in dashboards().values() for mark in model["annotations"]["list"]}
+)
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)

@@ -70,6 +70,8 @@ def test_every_metric_has_a_panel_and_no_panel_names_another() -> None:
                 shown |= {re.sub(r"_bucket$", "", name) for name in re.findall(r"tidemill_\w+", target["expr"])}
     assert shown == {metric.name for metric in TABLE}
     assert set(OVERVIEW) <= set(BY_NAME)
+    for model in dashboards().values():
+        assert {name for mark in model["annotations"]["list"] for name in re.findall(r"tidemill_\w+", mark["expr"])} == {"tidemill_promotions_total"}
 
 
 def test_panels_do_not_overlap_and_ids_differ() -> None:
