@@ -16,7 +16,7 @@ import structlog
 
 from infra import operator_commands, promotion_commands
 from infra.key_commands import keys
-from infra.learner_commands import learner_commands
+from infra.learner_commands import learner_commands, upcycle
 from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
 
@@ -239,6 +239,7 @@ def write(folder: Path) -> None:
 operator_commands.add_to(main, dashboards, settings_options)
 main.add_command(reward_commands(settings_options))
 main.add_command(learner_commands(settings_options))
+main.add_command(upcycle)
 main.add_command(keys)
 promotion_commands.add_to(main, settings_options)
 

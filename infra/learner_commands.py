@@ -1,8 +1,9 @@
-"""``tidemill learner …``: adapters again from their recipes."""
+"""``tidemill learner …``: adapters again from their recipes. ``tidemill upcycle``: a base of experts from a dense model."""
 
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -45,3 +46,23 @@ def learner_commands(settings_options: Callable[[Callable[..., None]], Callable[
             sys.exit(1)
 
     return learner
+
+
+@click.command()
+@click.argument("dense", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--experts", default=4, show_default=True, type=click.IntRange(2, 64))
+@click.option("--per-token", default=2, show_default=True, type=click.IntRange(1, 64), help="Experts that each token goes through.")
+def upcycle(dense: Path, out: Path, experts: int, per_token: int) -> None:
+    """Turn the DENSE model (a folder; shaped like Llama, Mistral or Qwen3) into a mixture of experts in OUT, which answers the same at first.
+
+    OUT is then a base: --set policy.base=OUT.
+    """
+    from learner.upcycle import upcycle_folder
+
+    before, after, used = upcycle_folder(dense, out, experts, per_token)
+    gib = after * 2 / 2**30
+    click.echo(
+        f"{out}: {before / 1e6:.0f} M parameters became {after / 1e6:.0f} M ({gib:.1f} GiB in bfloat16), {used / 1e6:.0f} M of them for each token"
+    )
+    click.echo(f"a token costs {used / before:.1f} times the arithmetic of the dense model; the answers are the same until experts are trained")

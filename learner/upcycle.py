@@ -10,13 +10,23 @@ import re
 import shutil
 import string
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 import torch
 import transformers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from streams.artifacts import fingerprint
 from streams.errors import BadArtifact, ConfigError
@@ -34,7 +44,7 @@ KEPT = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps",
     "rope_parameters", "tie_word_embeddings", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
-"""What a Mixtral's configuration takes over from a Llama's."""
+"""What a mixture's configuration takes over from the dense model's."""
 
 log = structlog.get_logger()
 
@@ -45,8 +55,7 @@ def prepare_base(kind: BaseKind, cache: Path, experts: int = 4, per_token: int =
     Built once and renamed into place, so that a folder that exists is whole; checked against its checksums on every reuse.
     Raises BadArtifact when the files are not those that were built, ConfigError for an impossible shape or a missing package.
     """
-    if not 1 <= per_token <= experts:
-        raise ConfigError(f"{per_token} experts per token of {experts} experts: per_token must lie between 1 and experts")
+    _check_shape(experts, per_token)
     folder = cache.expanduser().resolve() / f"{kind}-e{experts}k{per_token}"
     if not folder.exists():
         _build(kind, folder, experts, per_token)
@@ -54,10 +63,19 @@ def prepare_base(kind: BaseKind, cache: Path, experts: int = 4, per_token: int =
     return folder
 
 
-def upcycle(dense: LlamaForCausalLM, experts: int, per_token: int, seed: int = 0) -> MixtralForCausalLM:
-    """A Mixtral of ``experts`` equal experts with the dense model's weights; its router is random, from ``seed``."""
+def upcycle(dense: Any, experts: int, per_token: int, seed: int = 0) -> Any:
+    """A mixture of ``experts`` equal experts with the dense model's weights: a Mixtral of a Llama or Mistral, a Qwen3-MoE of a Qwen3.
+
+    Its router is random, from ``seed``. Raises ConfigError for any other shape.
+    """
+    _check_shape(experts, per_token)
+    kind = dense.config.model_type
+    if kind not in MIXTURES:
+        raise ConfigError(f"a {kind} cannot be upcycled, only {', '.join(MIXTURES)}")
+    if getattr(dense.config, "attention_bias", False) or getattr(dense.config, "mlp_bias", False):
+        raise ConfigError(f"this {kind} has biases, for which its mixture has no place")
     generator = torch.Generator().manual_seed(seed)
-    moe = MixtralForCausalLM(_moe_config(dense.config, experts, per_token))
+    moe = MIXTURES[kind](dense.config, experts, per_token)
     source, target = dense.state_dict(), {}
     for name, weight in moe.state_dict().items():
         block, _, part = name.partition(".mlp.")
@@ -74,6 +92,36 @@ def upcycle(dense: LlamaForCausalLM, experts: int, per_token: int, seed: int = 0
     moe.load_state_dict(target)
     moe.generation_config = dense.generation_config
     return moe.to(dense.dtype)
+
+
+def upcycle_folder(dense: Path, out: Path, experts: int, per_token: int, seed: int = 0) -> tuple[int, int, int]:
+    """Upcycle the model that lies in ``dense`` into ``out``, tokenizer included and the dense model kept beside it (for the reward features).
+
+    Returns how many parameters it had, has, and uses for a token. Raises ConfigError; a folder that exists is left alone.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists; name a new folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(dense), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(str(dense), dtype="auto", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{dense} holds no model and tokenizer that transformers can read: {str(error).splitlines()[0]}") from None
+    moe = upcycle(model, experts, per_token, seed)
+    incoming = out.parent / f".{out.name}.{uuid.uuid4().hex}"
+    try:
+        _save(model, tokenizer, incoming / "dense")
+        _save(moe, tokenizer, incoming)
+        incoming.rename(out)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+    routed = sum(weight.numel() for name, weight in moe.named_parameters() if ".mlp.experts." in name)
+    total = sum(weight.numel() for weight in moe.parameters())
+    return sum(weight.numel() for weight in model.parameters()), total, total - routed + routed * per_token // experts
+
+
+def _check_shape(experts: int, per_token: int) -> None:
+    if not 1 <= per_token <= experts:
+        raise ConfigError(f"{per_token} experts per token of {experts} experts: per_token must lie between 1 and experts")
 
 
 def _build(kind: BaseKind, folder: Path, experts: int, per_token: int) -> None:
@@ -106,7 +154,7 @@ def _check(folder: Path, layout: int) -> None:
             raise BadArtifact(f"{part} has fingerprint {found}, but {sums.get(key)} was built; {remedy}")
 
 
-def _save(model: LlamaForCausalLM | MixtralForCausalLM, tokenizer: Any, folder: Path) -> None:
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -166,8 +214,20 @@ def _tiny(tokenizer: Any) -> LlamaForCausalLM:
     return model
 
 
-def _moe_config(dense: Any, experts: int, per_token: int) -> MixtralConfig:
-    return MixtralConfig(
+def _mixtral(dense: Any, experts: int, per_token: int) -> MixtralForCausalLM:
+    return MixtralForCausalLM(MixtralConfig(
         **{key: getattr(dense, key) for key in KEPT},
-        num_local_experts=experts, num_experts_per_tok=per_token, sliding_window=None, router_jitter_noise=0.0,
-    )  # fmt: skip
+        num_local_experts=experts, num_experts_per_tok=per_token, sliding_window=getattr(dense, "sliding_window", None), router_jitter_noise=0.0,
+    ))  # fmt: skip
+
+
+def _qwen3_moe(dense: Any, experts: int, per_token: int) -> Qwen3MoeForCausalLM:
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(
+        **{key: getattr(dense, key) for key in KEPT},
+        num_experts=experts, num_experts_per_tok=per_token, moe_intermediate_size=dense.intermediate_size, norm_topk_prob=True,
+        decoder_sparse_step=1, mlp_only_layers=[],
+    ))  # fmt: skip
+
+
+MIXTURES: dict[str, Callable[[Any, int, int], Any]] = {"llama": _mixtral, "mistral": _mixtral, "qwen3": _qwen3_moe}
+"""The mixture of each dense shape; its weights are normalised over the chosen experts, so that equal experts answer as one."""

@@ -122,7 +122,9 @@ def test_a_revoked_key_is_out_within_a_second_and_a_half_edited_file_locks_nobod
     assert admitted(keys, second) == 200
 
 
-@pytest.mark.parametrize(("text", "told"), [("[{", "Invalid JSON"), ('[{"sha256": "x"}]', "0.sha256"), ('{"a": 1}', "valid array"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "told"), [("[{", "Invalid JSON"), ('[{"sha256": "x"}]', "0.sha256"), ('{"a": 1}', "valid array"), (None, "No such file")]
+)
 def test_a_file_that_cannot_be_read_at_the_start_is_an_error_that_names_it(tmp_path: Path, text: str | None, told: str) -> None:
     path = tmp_path / "keys.json"
     if text is not None:

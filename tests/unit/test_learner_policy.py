@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralConfig, MixtralForCausalLM, Qwen3Config
 
+from infra.cli import main
 from learner.packing import Branches, microbatches, pack
 from learner.policy import ADAPTER_FILES, Policy
 from learner.settings import LearnerSettings
@@ -62,6 +64,36 @@ def test_an_upcycled_mixture_answers_as_the_dense_model_does(base: Path) -> None
     stored = MixtralForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.no_grad():
         assert (stored(ids).logits - dense(ids).logits).abs().max() < 1e-4
+
+
+def test_a_qwen3_and_a_mistral_are_upcycled_by_command_and_answer_as_before(base: Path, tmp_path: Path) -> None:
+    shape = {"vocab_size": 49152, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+             "pad_token_id": 2}  # fmt: skip
+    ids = torch.tensor([[1, 100, 2000, 30000, 5, 77]])
+    for config in (Qwen3Config(**shape), MistralConfig(**shape, sliding_window=None)):
+        dense, out = tmp_path / config.model_type, tmp_path / f"{config.model_type}-moe"
+        AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(dense)
+        AutoTokenizer.from_pretrained(str(base)).save_pretrained(dense)
+        done = CliRunner().invoke(main, ["upcycle", str(dense), str(out), "--experts", "3", "--per-token", "2"])
+        assert done.exit_code == 0, done.output
+        models = [AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32) for folder in (dense, out, out / "dense")]
+        with torch.no_grad():
+            before, after, kept = (model(ids).logits for model in models)
+        assert float((before - after).abs().max()) < 1e-4
+        assert torch.equal(before, kept)
+        assert f"{sum(p.numel() for p in models[1].parameters()) / 1e6:.0f} M" in done.output
+        assert Policy(out, LearnerSettings()).targets[-1] == "mlp.experts.down_proj"  # a base that can be trained
+        again = CliRunner().invoke(main, ["upcycle", str(dense), str(out)])
+        assert (again.exit_code, "exists" in again.output) == (1, True)
+
+
+def test_what_has_no_mixture_is_refused_in_words(base: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(main, ["upcycle", str(base), str(tmp_path / "out")])
+    assert (refused.exit_code, "a mixtral cannot be upcycled, only llama, mistral, qwen3" in refused.output) == (1, True)
+    (tmp_path / "empty").mkdir()
+    assert "holds no model" in CliRunner().invoke(main, ["upcycle", str(tmp_path / "empty"), str(tmp_path / "out")]).output
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_is_built_once_and_an_altered_one_is_refused(tmp_path: Path, base: Path) -> None:
