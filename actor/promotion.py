@@ -61,8 +61,8 @@ class Standing:
     """When each adapter was last made a candidate."""
     bad: frozenset[str] = frozenset()
     """Rejected or rolled back, and not made a candidate since."""
-    seen: frozenset[str] = frozenset()
-    """promotion_ids."""
+    seen: frozenset[str] = field(default=frozenset(), compare=False)
+    """promotion_ids, those of void events too: what was void when it was first read must not become a move when it is read again."""
 
     @property
     def previous(self) -> str | None:
@@ -101,7 +101,7 @@ class Standing:
     def after(self, event: Promotion) -> "Standing":
         """Where things stand after this event; the same where it is no legal move."""
         if self.refusal(event) is not None:
-            return self
+            return replace(self, seen=self.seen | {event.promotion_id}) if event.policy == self.policy else self
         now = replace(self, seen=self.seen | {event.promotion_id})
         match event.move:
             case "candidate":

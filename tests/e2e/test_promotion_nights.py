@@ -345,7 +345,11 @@ def test_two_promoters_at_once_come_to_what_one_comes_to(town: Town, monkeypatch
         town.talk(60)
     assert town.standing.production == better
     assert len(town.moves()) > 4  # some were written twice
-    assert [event.move for event in town.log if event.promotion_id in town.standing.seen] == ["candidate", "shadow", "canary", "promoted"]
+    standing, legal = Standing(town.policy), []
+    for event in town.log:
+        legal += [event.move] if standing.refusal(event) is None else []
+        standing = standing.after(event)
+    assert legal == ["candidate", "shadow", "canary", "promoted"]
     for promoter in two:
         promoter.close()
 
@@ -402,10 +406,10 @@ def test_a_roll_back_is_served_everywhere_within_five_seconds(town: Town) -> Non
     for version in (1, 2):
         town.say(town.publish(version, likes=0.5, scores=0.5), "promoted")
         town.settle()
-    took: list[float] = []
     started = time.monotonic()
     town.say(f"{town.policy}@2", "rolled_back")
     town.settle()
-    took.append(time.monotonic() - started)
+    took_s = time.monotonic() - started
     assert {router.route.production for router in town.routers} == {f"{town.policy}@1"}
-    assert max(took) < 5
+    assert took_s < 5, took_s
+    print(f"served by two replicas {took_s:.3f} s after the decision")

@@ -120,6 +120,19 @@ def test_what_is_void_leaves_no_trace_and_what_is_sent_twice_counts_once(log: li
     assert fold("default", legal) == now
     twice = [event for event in log for _ in range(data.draw(st.integers(1, 2)))]
     assert fold("default", twice) == now
+    assert fold("default", [*log, *log]) == now  # read again from its beginning, as after a broken connection
+
+
+def test_what_was_void_at_first_is_void_when_it_is_read_again() -> None:
+    log = [moved(1, "default@1", "shadow"), moved(2, "default@1", "candidate")]
+    now = fold("default", [*log, *log])
+    assert now.trial is not None
+    assert now.trial.stage == "candidate"
+
+
+def test_a_candidate_that_was_rejected_is_not_one_again_because_its_event_comes_twice() -> None:
+    log = [moved(1, "default@1", "candidate"), moved(2, "default@1", "rejected")]
+    assert fold("default", [*log, log[0]]).trial is None
 
 
 class Machine(RuleBasedStateMachine):
