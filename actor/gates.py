@@ -235,7 +235,8 @@ class Command:
     name: str = "command"
 
     def judge(self, seen: Seen) -> Result:
-        environment = {**os.environ, "TIDEMILL_CANDIDATE": seen.adapter.name, "TIDEMILL_PRODUCTION": seen.production or "base",
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMILL_")}  # the ring's passwords among them
+        environment = {**inherited, "TIDEMILL_CANDIDATE": seen.adapter.name, "TIDEMILL_PRODUCTION": seen.production or "base",
                        "TIDEMILL_BASE_URL": seen.base_url}  # fmt: skip
         told: dict[str, Any] = {"command": list(self.arguments)}
         with tempfile.TemporaryFile() as output:

@@ -176,6 +176,14 @@ def test_a_teams_own_evaluation_is_judged_by_its_exit_status_and_its_output_is_k
     assert not Command(("no-such-program",), 5).judge(seen()).passed
 
 
+def test_a_command_is_not_told_the_rings_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDEMILL_KAFKA__SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("TEAM_KEY", "of the team's own")
+    said = Command((sys.executable, "-c", "import os; print(dict(os.environ))"), 30).judge(seen()).evidence["output"]
+    assert "hunter2" not in said
+    assert "of the team's own" in said
+
+
 def test_a_command_is_no_shell(tmp_path: Path) -> None:
     Command(("echo", f"; touch {tmp_path / 'made'}"), 5).judge(seen())
     assert not (tmp_path / "made").exists()
