@@ -225,7 +225,23 @@ def hostile(split: Split, settings: RewardSettings, given: Given, seeds: int) ->
             a: {part: round(100 * (calm[part] - report[name][a][part]), 2) for part in calm} for a in ("contrary", "knowing")
         }
         print(f"hostile, {name}: {report[name]}", flush=True)
+    found_out = mean([  # the most that weights could do: the hostile are known, and left out
+        ranking(given.judge(at_once([v for v in votes_on(split.stream, seed) if v.answer.person >= 0.1 * PEOPLE], settings, given)), split)
+        for seed in range(seeds)
+    ])  # fmt: skip
+    calm = report["capped_only"]["calm"]
+    report["left_out"] = {"contrary": found_out, "cost_points": {part: round(100 * (calm[part] - found_out[part]), 2) for part in calm}}
     return report
+
+
+def shrinkage(split: Split, settings: RewardSettings, given: Given, seeds: int) -> dict[str, Any]:
+    """Pairwise accuracy by reward.l2: how much the ranking depends on it when votes are this noisy."""
+    return {
+        f"{l2:g}": mean([
+            ranking(given.judge(at_once(votes_on(split.stream, seed), settings.model_copy(update={"l2": l2}), given)), split) for seed in range(seeds)
+        ])
+        for l2 in (1.0, 3.0, 10.0, 30.0, 100.0)
+    }  # fmt: skip
 
 
 def who_votes(split: Split, settings: RewardSettings, given: Given, seeds: int, harsh: float = 0.3) -> dict[str, Any]:
@@ -295,6 +311,7 @@ def measure(split: Split, settings: RewardSettings, given: Given, seeds: int) ->
     report |= streamed(split, settings, given, seeds)
     report["hostile"] = hostile(split, settings, given, seeds)
     report["who_votes"] = who_votes(split, settings, given, seeds)
+    report["pairwise_by_l2"] = shrinkage(split, settings, given, seeds)
     report["refit_s_by_labels_seen"] = {str(n): round(refit_time(votes, settings, given, n), 3) for n in REFITS_AT}
     ours, best = report["test_then_train"]["ours"], report["test_then_train"]["ceiling"]
     report["of_ceiling"] = {

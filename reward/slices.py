@@ -37,9 +37,9 @@ FREQUENT = {language: frozenset(words.split()) for language, words in FREQUENT_W
 
 def language_of(text: str) -> str:
     """A guess by script, else by frequent words; ``other`` where neither decides. Ties go to the first of the table."""
-    letters = [c for c in text if c.isalpha()]
+    letters = "" if text.isascii() else "".join(c for c in text if c.isalpha())
     for language, script in SCRIPTS:
-        if letters and sum(bool(script.match(c)) for c in letters) >= SCRIPT_RATIO * len(letters):
+        if letters and len(script.findall(letters)) >= SCRIPT_RATIO * len(letters):
             return language
     words = re.findall(r"[^\W\d_]+", text.lower())
     counts = {language: sum(word in frequent for word in words) for language, frequent in FREQUENT.items()}

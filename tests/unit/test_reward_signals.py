@@ -209,6 +209,13 @@ def test_each_slice_is_told_for_itself_and_small_ones_not_at_all() -> None:
     }
 
 
+def test_of_many_adapters_the_newest_five_are_told() -> None:
+    entries = [
+        Entry(f"ep-{n}", 1.0, 1, T0 + timedelta(minutes=n), torch.zeros(2), predicted=0.5, adapter=f"p@{n // 10}", language="en") for n in range(70)
+    ]
+    assert [name for name in by_slice(entries) if name.startswith("adapter=")] == [f"adapter=p@{n}" for n in range(2, 7)]
+
+
 def drifted(settings: RewardSettings) -> Refitter:
     """A model of long standing, and then the world turns round: 20 labels that say the opposite, each predicted by that model."""
     made = refitter(*[label(i, float(i % 3 > 0), at=i) for i in range(60)], settings=settings)

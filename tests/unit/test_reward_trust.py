@@ -181,6 +181,14 @@ def test_scores_that_rise_with_the_thumbs_do_not_diverge() -> None:
     assert divergence([0.5] * 20, [1.0] * 20) is None
 
 
+def test_a_rise_that_chance_may_have_made_is_no_divergence() -> None:
+    """Twenty thumbs a half, up or down: a difference of 0.2 lies within 1.3 standard errors."""
+    found = divergence([0.5] * 20 + [0.7] * 20, [0.0, 1.0] * 20)
+    assert found is not None
+    assert found.value == pytest.approx(0.2)
+    assert not found.tripped
+
+
 def test_live_answers_are_watched_beside_the_bases_each_episode_once() -> None:
     watch = AnswersWatch()
     watch.see([label(i, 1.0, f"{chr(97 + i)} is a drink of leaves and of hot water", at=i) for i in range(10)])
