@@ -1,4 +1,4 @@
-"""The learner's last checkpoint: adapter, optimizer and step, as safetensors and JSON, in a folder that is whole or not there.
+"""The learner's last checkpoint: adapter, optimizer, step and the KL's weight, as safetensors and JSON, in a folder that is whole or not there.
 
 Everything random in a step comes from (seed, step), so the step's number is all the state that chance has.
 """
@@ -34,7 +34,7 @@ def save(trainer: Trainer, folder: Path, taken: Sequence[TakenStep] = ()) -> Pat
         for moment in MOMENTS
     }
     save_file(moments, incoming / OPTIMIZER)
-    (incoming / STATE).write_text(json.dumps({"step": trainer.step_number}))
+    (incoming / STATE).write_text(json.dumps({"step": trainer.step_number, "kl_coefficient": trainer.kl_coefficient}))
     (incoming / STEPS).write_bytes(TAKEN.dump_json(tuple(taken)))
     shutil.rmtree(target, ignore_errors=True)
     incoming.rename(target)
@@ -52,15 +52,16 @@ def load(trainer: Trainer, folder: Path) -> int:
     newest = found[-1]
     try:
         moments = load_file(newest / OPTIMIZER, device=str(trainer.policy.device))
-        step = int(json.loads((newest / STATE).read_text())["step"])
+        state = json.loads((newest / STATE).read_text())
+        step, kl_coefficient = int(state["step"]), float(state.get("kl_coefficient", trainer.kl_coefficient))
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BadArtifact(f"the checkpoint {newest} cannot be read ({error}): delete it to begin anew") from None
     trainer.policy.load_adapter(newest)
     for name, weight in trainer.policy.parameters.items():
         if f"{name}/{MOMENTS[0]}" in moments:
-            state = {moment: moments[f"{name}/{moment}"] for moment in MOMENTS}
-            trainer.optimizer.state[weight] = state | {"step": state["step"].cpu()}
-    trainer.step_number = step
+            found_moments = {moment: moments[f"{name}/{moment}"] for moment in MOMENTS}
+            trainer.optimizer.state[weight] = found_moments | {"step": found_moments["step"].cpu()}
+    trainer.step_number, trainer.kl_coefficient = step, kl_coefficient
     return step
 
 

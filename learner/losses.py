@@ -39,6 +39,7 @@ def cispo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tens
     return ratio_BT * advantages_B[:, None] * policy_BT
 
 
+STEER: Final = 0.2
 SURROGATES: Final[dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, float, float], Tensor]]] = {
     "ppo": clipped_surrogate,
     "gspo": gspo,
@@ -63,6 +64,15 @@ def k3_kl(policy_BT: Tensor, reference_BT: Tensor) -> Tensor:
     """
     log_ratio_BT = reference_BT - policy_BT
     return log_ratio_BT.exp() - 1 - log_ratio_BT
+
+
+def steered(coefficient: float, kl_nats: float, target_nats: float, first: float) -> float:
+    """The KL's next weight: up or down by at most ``STEER`` as the KL is above or below its target (Ziegler et al. 2019, section 2.2).
+
+    Held within a hundredth and a hundredfold of the ``first`` weight, so that a long quiet time does not take the brake away.
+    """
+    error = min(1.0, max(-1.0, kl_nats / target_nats - 1))
+    return min(100 * first, max(first / 100, coefficient * (1 + STEER * error)))
 
 
 def masked_sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -78,6 +78,9 @@ class LearnerSettings(Section):
     """The ratio's upper bound is 1 + clip_high; wider than below, so that rare tokens can rise (DAPO)."""
     kl_coefficient: float = Field(default=0.02, ge=0)
     """Weight of the KL to the base; 0 leaves the base's forward pass out."""
+    kl_target_nats: float = Field(default=0.0, ge=0)
+    """KL to the base, a token, that the weight is steered towards: it rises while the policy is further away and falls while it is nearer, from
+    ``kl_coefficient`` on. 0: the weight stays as it is."""
     kl_groups_ratio: float = Field(default=0.25, gt=0, le=1)
     """Part of the groups, others in each step, on which the KL is measured and paid for all: the base's pass is a fourth of training."""
     importance: Literal["token", "sequence"] = "token"

@@ -58,6 +58,8 @@ class Trainer:
         self.policy, self.engine, self.settings = policy, engine, settings
         self.optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.step_number = 0
+        self.kl_coefficient = settings.kl_coefficient
+        """Of the next step; it moves only when ``kl_target_nats`` is set."""
 
     def step(self, prompts: Sequence[Prompt], scorer: Scorer) -> StepResult:
         """Sample a group for each prompt, score, and update the adapter. Prompts that are too long count as an error of the caller."""
@@ -73,6 +75,8 @@ class Trainer:
         found = dict(zip(chosen, trained_gaps, strict=True))
         gaps = tuple(found.get(n, 0.0) for n in range(len(rollouts)))
         self.step_number += 1
+        if self.kl_coefficient > 0 and self.settings.kl_target_nats > 0:
+            self.kl_coefficient = losses.steered(self.kl_coefficient, metrics["kl_nats"], self.settings.kl_target_nats, self.settings.kl_coefficient)
         output_tokens = sum(len(r.output_ids) for r in rollouts)
         metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
             "reward_mean": float(rewards.mean()),
@@ -128,7 +132,7 @@ class Trainer:
             members = [n * size + k for n in numbers for k in range(size)]
             packed = pack([rows[n] for n in numbers], self.policy.eos_id, device)
             passes.append(_Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
-            if paying := [k for k, n in enumerate(numbers) if s.kl_coefficient > 0 and n in self._groups_that_pay(len(rows))]:
+            if paying := [k for k, n in enumerate(numbers) if self.kl_coefficient > 0 and n in self._groups_that_pay(len(rows))]:
                 passes[-1].reference_BT, passes[-1].paying_BT = self._reference(packed, [rows[n] for n in numbers], paying, size)
         count = sum(int(p.packed.mask_BT.sum()) for p in passes)
         paying_tokens = sum(int(p.paying_BT.sum()) for p in passes)
@@ -145,6 +149,7 @@ class Trainer:
         weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in passes])
         metrics = {
             "kl_nats": totals.kl / max(1, paying_tokens),
+            "kl_coefficient": self.kl_coefficient,
             "entropy_nats": totals.entropy / count,
             "engine_ratio_mean": totals.ratio / count,
             "engine_ratio_max": totals.ratio_max,
@@ -193,7 +198,7 @@ class Trainer:
         if one.reference_BT is not None:
             kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)
             totals.kl += float(kl.detach())
-            loss = loss + s.kl_coefficient * kl * scale
+            loss = loss + self.kl_coefficient * kl * scale
         (loss / divisor).backward()
 
 

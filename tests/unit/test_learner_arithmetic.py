@@ -60,6 +60,14 @@ def test_k3_averages_to_the_kl_divergence_over_tokens_the_policy_samples() -> No
     assert float((p * losses.k3_kl(p.log(), q.log())).sum()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_kls_weight_follows_its_target_by_a_fifth_at_most_and_stays_in_bounds() -> None:
+    assert losses.steered(0.1, kl_nats=0.3, target_nats=0.1, first=0.1) == pytest.approx(0.12)  # far above: + 20 %
+    assert losses.steered(0.1, kl_nats=0.05, target_nats=0.1, first=0.1) == pytest.approx(0.09)  # half: - 10 %
+    assert losses.steered(0.1, kl_nats=0.0, target_nats=0.1, first=0.1) == pytest.approx(0.08)
+    assert losses.steered(9.9, kl_nats=9.0, target_nats=0.1, first=0.1) == pytest.approx(10.0)
+    assert losses.steered(0.0011, kl_nats=0.0, target_nats=0.1, first=0.1) == pytest.approx(0.001)
+
+
 def test_padding_adds_nothing_to_a_sum_even_when_it_is_not_a_number() -> None:
     values = torch.tensor([[1.0, float("nan")], [2.0, 3.0]])
     assert float(losses.masked_sum(values, torch.tensor([[True, False], [True, True]]))) == 6.0

@@ -216,6 +216,19 @@ def test_two_steps_straight_equal_one_step_a_checkpoint_and_one_more_bit_for_bit
         assert torch.equal(one, other), name
 
 
+def test_a_steered_kl_stays_nearer_the_base_and_its_weight_survives_a_restart(base: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"samples_per_prompt": 8, "kl_coefficient": 0.5, "kl_groups_ratio": 1.0})
+    free, steered = trainer(base, settings), trainer(base, settings.model_copy(update={"kl_target_nats": 0.002}))
+    seen = [[one.step(ASKED, says_e).metrics["kl_nats"] for _ in range(12)] for one in (free, steered)]
+    assert free.kl_coefficient == 0.5
+    assert steered.kl_coefficient > 2.0
+    assert sum(seen[1][-4:]) < sum(seen[0][-4:]) / 2
+    checkpoint.save(steered, tmp_path)
+    again = trainer(base, steered.settings)
+    checkpoint.load(again, tmp_path)
+    assert again.kl_coefficient == steered.kl_coefficient
+
+
 def test_the_newest_checkpoint_replaces_those_before_it_and_a_broken_one_says_what_to_do(base: Path, tmp_path: Path) -> None:
     one = trainer(base)
     assert checkpoint.load(one, tmp_path / "none") == 0
