@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams docs lock clean
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -42,11 +42,18 @@ lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-bench-reward: .venv/installed  ## The streaming reward model on judged answers (DATA=judged.jsonl.gz BACKBONE=base/dense; half an hour on two cores)
+.venv/bench: .venv/installed infra/locks/bench.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r infra/locks/bench.txt
+	touch $@
+
+bench-reward: .venv/bench  ## The streaming reward model on judged answers (DATA=judged.jsonl.gz BACKBONE=base/dense; half an hour on two cores)
 	$(RUN) benchmarks.reward --data $(DATA) --backbone $(BACKBONE) $(ARGS)
 
 bench-streams: .venv/installed  ## Publish, join, lake and replay beside raw clients and a plain Faust agent (ARGS="--events 50000")
 	$(RUN) benchmarks.streams $(ARGS)
+
+bench-rl: .venv/bench  ## Learning beside TRL's GRPOTrainer with PEFT on the same task, in turn (a quarter of an hour on two cores; ARGS="--steps 12")
+	$(RUN) benchmarks.rl $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
 	$(RUN) infra.reference docs
