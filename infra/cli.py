@@ -85,7 +85,7 @@ def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
     from infra.config import load
     from infra.roles import run_role
 
-    _log_json()
+    log_json()
     run_role(role, load(config, overrides), stop_on_signal)
 
 
@@ -256,7 +256,7 @@ def stop_on_signal() -> threading.Event:
     return stopping
 
 
-def _log_json() -> None:
+def log_json() -> None:
     """One JSON object a line on standard error."""
     structlog.configure(
         processors=[

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 At = Callable[[float, float], tuple[float, float]]
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 264, 60, 16, 14, 46
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 264, 60, 22, 14, 46
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def chart(title: str, lines: Sequence[Line], x_name: str, y_name: str, percent: 
     if not points:
         return Markup('<p class="empty">Nothing to draw yet.</p>')
     ends = [y for line in lines for interval in line.intervals for y in interval]
-    x0, x1 = _span([x for x, _ in points])
+    x0, x1 = (-0.5, len(x_labels) - 0.5) if x_labels else _span([x for x, _ in points])
     y0, y1 = (0.0, 1.0) if percent else _span([0.0, *[y for _, y in points], *ends])
     steps = _ticks(y0, y1)
     y1 = max(y1, steps[-1])
@@ -79,7 +79,7 @@ def _line(line: Line, place: int, at: At, percent: bool) -> list[Markup]:
 
 def _x_axis(x0: float, x1: float, labels: Sequence[str], at: At) -> list[Markup]:
     if labels:
-        every = max(1, math.ceil(len(labels) / 12))
+        every = max(1, math.ceil(len(labels) / 8))
         places = [(float(i), label) for i, label in enumerate(labels) if i % every == 0]
     else:
         places = [(x, number(x)) for x in _ticks(x0, x1) if x0 <= x <= x1]
