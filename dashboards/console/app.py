@@ -134,6 +134,7 @@ class Console:
         if letter is None:
             raise Refused("no such dead letter is known here")
         place = actions.replay(letter, self._log)
+        self._following.await_place(place)
         return {"done": f"Published to {place.topic}, partition {place.partition}, offset {place.offset}."}
 
     def _move(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class Console:
             raise Refused("no such adapter is known here")
         event = actions.promotion(adapter, str(asked.get("move")), str(asked.get("reason", "")), standing, self._clock)
         place = actions.publish_promotion(event, self._log)
+        self._following.await_place(place)
         return {"done": f"{adapter.name} {event.move.replace('_', ' ')}: offset {place.offset} of {place.topic}."}
 
     def _acting(self, act: Act) -> Callable[[Request], Awaitable[Response]]:

@@ -9,7 +9,7 @@ import structlog
 
 from dashboards.console.facts import Facts
 from streams.errors import ConfigError, Unavailable
-from streams.kafka import Consumer, KafkaSettings
+from streams.kafka import Consumer, KafkaSettings, Place
 from streams.metrics import Metrics
 from streams.topics import TOPICS
 
@@ -24,6 +24,7 @@ class Following:
     def __init__(self, kafka: KafkaSettings, facts: Facts, metrics: Metrics) -> None:
         self._kafka, self._facts, self.metrics = kafka, facts, metrics
         self._lock, self._stopping = threading.Lock(), threading.Event()
+        self._positions: dict[tuple[str, int], int] = {}
         self._thread = threading.Thread(target=self._run, name="following", daemon=True)
         self.failure: str | None = "the log is being read"
         """Why the facts may be old, for an operator; None while they are not."""
@@ -41,11 +42,16 @@ class Following:
         self._stopping.set()
         self._thread.join(timeout=10)
 
+    def await_place(self, place: Place, timeout_s: float = 5.0) -> None:
+        """Wait until the facts hold what lies there, so that the next page shows what an operator has just done; not for ever."""
+        until = time.monotonic() + timeout_s
+        while self._thread.is_alive() and self._positions.get((place.topic, place.partition), 0) <= place.offset and time.monotonic() < until:
+            time.sleep(0.05)
+
     def _run(self) -> None:
-        positions: dict[tuple[str, int], int] = {}
         while not self._stopping.is_set():
             try:
-                self._session(positions)
+                self._session(self._positions)
             except (Unavailable, ConfigError) as error:
                 self.failure = str(error)
                 log.warning("console waits", error=str(error))
