@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import openai
+from pydantic import SecretStr
 
 from streams.errors import Unavailable
 from streams.events import Message
 
-UNCAPTURED = {"x-tidemill-capture": "off", "x-tidemill-user": "tidemill-promoter"}
+UNCAPTURED = {"x-tidemill-capture": "off", "x-tidemill-user": "tidemill"}
 PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "presence_penalty", "frequency_penalty")
 
 
@@ -29,11 +30,18 @@ class Asker(Protocol):
         """An answer to each question; None where the server will not have this one. Raises Unavailable when it cannot be asked at all."""
 
 
+def client(base_url: str, api_key: SecretStr | None, timeout_s: float) -> openai.OpenAI:
+    """A client whose answers become no episodes."""
+    key = api_key.get_secret_value() if api_key else "none"
+    return openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=2, default_headers=UNCAPTURED)
+
+
 class OpenAiAsker:
     """Over HTTP, several questions at a time."""
 
-    def __init__(self, base_url: str, at_once: int, answer_tokens: int, temperature: float, seed: int, timeout_s: float = 300.0) -> None:
-        self._client = openai.OpenAI(base_url=base_url, api_key="none", timeout=timeout_s, max_retries=2, default_headers=UNCAPTURED)
+    def __init__(self, base_url: str, api_key: SecretStr | None, at_once: int, answer_tokens: int, temperature: float, seed: int,
+                 timeout_s: float = 300.0) -> None:  # fmt: skip
+        self._client = client(base_url, api_key, timeout_s)
         self._at_once, self._answer_tokens, self._temperature, self._seed = at_once, answer_tokens, temperature, seed
 
     def ask(self, model: str, questions: Sequence[Question]) -> list[str | None]:

@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, site: Site) -> None:
     """Promote until ``site.stopping`` is set."""
-    asker = OpenAiAsker(base_url, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
+    asker = OpenAiAsker(base_url, settings.api_key, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
     trials = Trials(settings, site.policy, asker, RewardJudge(reward, site), read_probes(settings.retention_file), base_url)
     allowed_s = 3600 + settings.command_timeout_s * len(settings.commands)  # a turn in which the gates are asked
     while not site.stopping.is_set():

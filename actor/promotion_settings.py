@@ -5,7 +5,7 @@ from typing import Literal, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from streams.section import Section
 
@@ -27,6 +27,8 @@ class PromotionSettings(Section):
     """How often the promoter looks at where things stand."""
     actor_url: str = ""
     """Base URL of the actors' OpenAI API; empty: this machine's, ``http://<actor.host>:<actor.port>/v1``."""
+    api_key: SecretStr | None = None
+    """Key of scope ``talk`` where the actors ask for one; best given as TIDEMILL_PROMOTION__API_KEY. Never printed, logged or written to a file."""
     at_once: int = Field(default=4, ge=1, le=1000)
     """Questions that the promoter asks at the same time."""
     answer_tokens: int = Field(default=128, ge=1, le=100_000)

@@ -20,7 +20,7 @@ from infra.learner_commands import learner_commands, upcycle
 from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
 
-ROLES = ("streams", "reward", "learner", "actor", "promoter")
+ROLES = ("streams", "reward", "learner", "actor", "promoter", "critic")
 
 
 class Front(click.Group):
@@ -81,7 +81,7 @@ def up(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @settings_options
 def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run one part of the ring: streams (join and lake), reward, learner, actor, or promoter (promotion.mode = gated)."""
+    """Run one part of the ring: streams (join and lake), reward, learner, actor, promoter (promotion.mode = gated) or critic (critic.rubric)."""
     from infra.config import load
     from infra.roles import run_role
 

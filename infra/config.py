@@ -11,6 +11,7 @@ import tomli_w
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from actor.critic_settings import CriticSettings
 from actor.promotion_settings import PromotionSettings
 from actor.settings import ActorSettings
 from dashboards.console.settings import ConsoleSettings
@@ -52,7 +53,7 @@ class Settings(BaseSettings):
     artifacts_uri: str | None = None
     """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of four loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter in this order; 0 takes
+    """First of five loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic in this order; 0 takes
     free ones.
     The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     learner: LearnerSettings = LearnerSettings()
     actor: ActorSettings = ActorSettings()
     promotion: PromotionSettings = PromotionSettings()
+    critic: CriticSettings = CriticSettings()
     people: PeopleSettings = PeopleSettings()
     console: ConsoleSettings = ConsoleSettings()
 

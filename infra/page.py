@@ -11,6 +11,8 @@ from matplotlib import pyplot
 
 from infra.report import Report, preference_words
 
+FEWEST_TESTED = 10
+"""Figures of fewer unseen labels are chance, and not drawn."""
 INK, RISE, FALL, SOFT = "#1b3a4b", "#2a9d8f", "#c8553d", "#8d99ae"
 
 STYLE = """
@@ -79,12 +81,12 @@ def _curve_plot(report: Report) -> str:
         for t, _ in served:
             axes.axvline(t, color=SOFT, lw=0.6)
     axes.set_ylim(0, 1)
-    return _finish(figure, axes, "True approval while learning (last 100 answers; lines: an adapter goes live)", "seconds", "")
+    return _finish(figure, axes, "True approval of the last 100 answers; a line: an adapter goes live", "seconds", "")
 
 
 def _reward_plot(report: Report) -> str:
     figure, axes = pyplot.subplots(figsize=(5, 3.2))
-    models = report.facts.reward_models
+    models = [model for model in report.facts.reward_models if model.calibration.labels >= FEWEST_TESTED]
     axes.plot([m.labels for m in models], [m.calibration.accuracy for m in models], color=RISE, label="accuracy on labels not yet seen")
     ranking = [float("nan") if m.calibration.auc is None else m.calibration.auc for m in models]
     axes.plot([m.labels for m in models], ranking, color=INK, lw=1, label="ranking of good above bad (AUC)")
@@ -92,7 +94,7 @@ def _reward_plot(report: Report) -> str:
     axes.plot([m.labels for m in models], [m.calibration.ece for m in models], color=FALL, label="calibration error (ECE)")
     axes.set_ylim(0, 1)
     if models:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.36))
     return _finish(figure, axes, "The reward model, test-then-train", "labels", "")
 
 

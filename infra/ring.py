@@ -13,13 +13,12 @@ import httpx
 from infra.broker import Broker, free_port
 from infra.config import Settings, secrets_as_environment, to_toml
 from infra.processes import Processes, memory_mib
-from infra.roles import base_folder
+from infra.roles import base_folder, parts
 from streams.errors import ConfigError, Unavailable
 from streams.kafka import create_topics, ready
 
 MEASURE_EVERY_S = 10.0
 """Adding up the memory of all processes takes a while itself."""
-PARTS = ("streams", "reward", "actor", "learner")
 
 
 class Ring:
@@ -52,7 +51,7 @@ class Ring:
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
-        for together in (("learner", "actor", "promoter"), ("reward",), ("streams",)):
+        for together in (("critic", "learner", "actor", "promoter"), ("reward",), ("streams",)):
             self.processes.stop(*together)
         if self._broker is not None:
             self._broker.stop()
@@ -108,7 +107,7 @@ class Ring:
         self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
         config = (folder / "config.toml").resolve()
         config.write_text(to_toml(self.settings))
-        for part in (*PARTS, *(("promoter",) if self.settings.promotion.mode == "gated" else ())):
+        for part in parts(self.settings):
             self.processes.start(part, ["run", part, "--config", str(config)], secrets_as_environment(self.settings))
 
     def _set(self, section: str, **values: object) -> None:

@@ -9,14 +9,15 @@ import structlog
 from infra.config import PolicySettings, Settings
 from infra.jars import cache_folder
 from streams.artifacts import ArtifactStore
+from streams.errors import ConfigError
 from streams.health import serve
 from streams.kafka import ready
 from streams.signing import Signing
 from streams.site import Site
 
 log = structlog.get_logger()
-PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3}
-LOOPS = {"streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",)}
+PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4}
+LOOPS = {"streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",), "critic": ("critic",)}
 """What must have come round once before a part is ready. The updater's loop is Faust's, and tells nothing."""
 PROBE_S = 15.0
 
@@ -66,12 +67,17 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
     )
 
 
+def parts(settings: Settings) -> tuple[str, ...]:
+    """What runs in a whole ring with these settings, in the order of starting."""
+    promoter = ("promoter",) if settings.gated_policy is not None else ()
+    return ("streams", "reward", "actor", "learner", *promoter, *(("critic",) if settings.critic.rubric else ()))
+
+
 def metrics_targets(settings: Settings) -> dict[str, str]:
     """``host:port`` of every part's ``/metrics``, where ``metrics_port`` says; the actor's stands beside its API."""
     if not settings.metrics_port:
         return {}
-    gated = settings.gated_policy is not None
-    ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if gated or role != "promoter"}
+    ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if role in parts(settings)}
     return {role: f"127.0.0.1:{port}" for role, port in ports.items()} | {"actor": f"{settings.actor.host}:{settings.actor.port}"}
 
 
@@ -121,6 +127,12 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
         from actor import promoter
 
         return lambda site: promoter.run(settings.promotion, settings.reward, actor_url(settings), site)
+    if role == "critic":
+        from actor import critic
+
+        if not settings.critic.rubric:
+            raise ConfigError("critic.rubric is empty: say in plain words what a good answer does, a sentence each")
+        return lambda site: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), site)
     from actor import server
 
     return lambda site: server.run(settings.actor, site, settings.gated_policy is not None)

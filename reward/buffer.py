@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reward.fit import RATINGS, Part, Rows
+from reward.voters import critics_say
 from streams.errors import InvalidEvent
 from streams.events import Channel
 
@@ -164,12 +165,13 @@ class ReplayBuffer:
         features_ND = torch.stack([_known(e) for e in thumbs])
         newer = {e.episode_id: n for n, e in enumerate(sorted(thumbs, key=_by_age, reverse=True))}
         none_PD = features_ND[:0]
+        say = critics_say([pair for entry in thumbs if (pair := _people_and_critic(entry)) is not None])
         return Rows(
             thumbs_ND=features_ND,
             verdicts_N=torch.tensor([e.verdict for e in thumbs], dtype=torch.float32),
             weights_N=torch.tensor([e.vote_weight if e.by_people else 1.0 for e in thumbs], dtype=torch.float32),
             trust_N=torch.ones(len(thumbs)),
-            parts=[parts_of(e) for e in thumbs],
+            parts=[parts_of(e, say) for e in thumbs],
             episodes=[e.episode_id for e in thumbs],
             voters=[e.voters for e in thumbs],
             newer_N=torch.tensor([newer[e.episode_id] for e in thumbs]),
@@ -212,14 +214,27 @@ class _Pair:
     weight: float
 
 
-def parts_of(entry: Entry) -> tuple[Part, ...]:
-    """What an entry teaches: how good the answer is, and for each rating above which levels it lies."""
-    said = [(value, weight) for channel, value, weight in entry.evidence if channel != Channel.RATINGS]
+def parts_of(entry: Entry, critics_say: float = 1.0) -> tuple[Part, ...]:
+    """What an entry teaches: how good the answer is, and for each rating above which levels it lies. A critic's word counts by its say."""
+    said = [
+        (value, weight * critics_say if channel == Channel.CRITIC else weight)
+        for channel, value, weight in entry.evidence
+        if channel != Channel.RATINGS
+    ]
     weight = sum(w for _, w in said)
     parts = [Part(sum(value * w for value, w in said) / weight, weight)] if weight else []
     rating_weight = sum(w for channel, _, w in entry.evidence if channel == Channel.RATINGS)
     levels = len(entry.ratings) * (RATINGS - 1)
     return (*parts, *(Part(float(r > k), rating_weight / levels, level=k) for r in entry.ratings if rating_weight for k in range(1, RATINGS)))
+
+
+def _people_and_critic(entry: Entry) -> tuple[float, float] | None:
+    """What people and what the critic said of one answer; none unless both did."""
+    people = [(value, weight) for channel, value, weight in entry.evidence if channel in (Channel.THUMBS, Channel.RATINGS)]
+    critic = [value for channel, value, _ in entry.evidence if channel == Channel.CRITIC]
+    if not people or not critic:
+        return None
+    return sum(value * weight for value, weight in people) / sum(weight for _, weight in people), critic[0]
 
 
 def _by_age(entry: Entry) -> tuple[datetime, str]:

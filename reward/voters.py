@@ -12,6 +12,9 @@ from torch import Tensor
 
 USUAL_TRUST = 0.9
 """A newcomer means what they say with this chance."""
+CRITIC_AGREES, CRITIC_LABELS = 0.75, 8.0
+"""What is taken for granted of a critic: on so many labels it agreed with people so often."""
+LEAST_SAY = 0.01
 MOST_EVIDENCE = 0.5
 """Log-odds that one label may add to or take from a person's trust."""
 
@@ -58,6 +61,17 @@ def smoothing(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Te
     is fitted to.
     """
     return _by_label(voters, {person: 1 - min(0.5, max(0.0, USUAL_TRUST - t)) for person, t in trust.items()})
+
+
+def critics_say(judged: Sequence[tuple[float, float]]) -> float:
+    """How much a critic's word counts, up to 1, by the labels on which people spoke too: (people's verdict, the critic's), 0 bad to 1 good.
+
+    By the part of them on which both lean the same way; ``CRITIC_LABELS`` at ``CRITIC_AGREES`` are taken for granted. At people's usual trust it
+    counts fully, at the level of chance or below ``LEAST_SAY``: next to nothing, though a fit on a critic's words alone stays a fit.
+    """
+    agree = sum((people >= 0.5) == (critic >= 0.5) for people, critic in judged)
+    agreement = (CRITIC_AGREES * CRITIC_LABELS + agree) / (CRITIC_LABELS + len(judged))
+    return min(1.0, max(LEAST_SAY, (2 * agreement - 1) / (2 * USUAL_TRUST - 1)))
 
 
 def _by_label(voters: Sequence[Sequence[str]], weight: Mapping[str, float]) -> Tensor:

@@ -73,6 +73,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_adapter_load_seconds", "histogram", "actor", "From reading the adapter's event to taking traffic."),
     Metric("tidemill_canary_share_ratio", "gauge", "actor", "Part of the conversations that the adapter on trial answers.", ("policy",)),
     Metric("tidemill_promotion_served_seconds", "histogram", "actor", "From a promotion or roll-back being decided to this replica serving by it."),
+    Metric("tidemill_critic_verdicts_total", "counter", "actor", "Episodes that the critic judged, by signal; none when it was unsure.", ("verdict",)),
     Metric("tidemill_promotions_total", "counter", "actor", "Moves that the promoter wrote.", ("move",)),
     Metric("tidemill_promotion_gates_total", "counter", "actor", "Verdicts of gates.", ("gate", "result")),
     Metric("tidemill_serving_version", "gauge", "actor", "Version of the adapter that answers now; 0 is the base.", ("policy",)),

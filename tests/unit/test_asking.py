@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from actor.asking import OpenAiAsker, Question
 from streams.errors import Unavailable
@@ -49,7 +50,9 @@ def server() -> Iterator[Server]:
 
 
 def asker(server: Server) -> OpenAiAsker:
-    return OpenAiAsker(f"http://127.0.0.1:{server.server_port}/v1", at_once=3, answer_tokens=32, temperature=0.7, seed=5, timeout_s=5)
+    return OpenAiAsker(
+        f"http://127.0.0.1:{server.server_port}/v1", SecretStr("tm-key"), at_once=3, answer_tokens=32, temperature=0.7, seed=5, timeout_s=5
+    )
 
 
 def questions(*texts: str, **sampling: Any) -> list[Question]:
@@ -78,6 +81,6 @@ def test_a_question_that_the_server_will_not_have_is_left_out_and_a_missing_vers
 
 
 def test_an_actor_that_is_away_is_unavailable() -> None:
-    away = OpenAiAsker("http://127.0.0.1:9/v1", 1, 8, 0.0, 0, timeout_s=2)
+    away = OpenAiAsker("http://127.0.0.1:9/v1", None, 1, 8, 0.0, 0, timeout_s=2)
     with pytest.raises(Unavailable):
         away.ask("default@7", questions("hi"))

@@ -272,3 +272,23 @@ def test_any_order_and_duplication_of_the_same_feedback_gives_the_same_next_vers
     seen = [*others, *on_the_way, whole, whole]
     random.shuffle(seen)
     assert checksum(refitter(*seen, settings=shape)) == checksum(refitter(*others, whole, settings=shape))
+
+
+def test_a_critic_that_contradicts_people_is_hardly_heard_where_it_speaks_alone() -> None:
+    def say(flipped: bool) -> float:
+        """The part's weight of an answer that the critic alone judged."""
+        both = [
+            joined(
+                n, {"thumb": "up" if n % 2 else "down"}, {"signal": "critic-good" if bool(n % 2) != flipped else "critic-bad", "user_id": "critic"}
+            )
+            for n in range(20)
+        ]
+        alone = joined(99, {"signal": "critic-good", "user_id": "critic"})
+        one = Refitter(SMALL, CountedLetters())
+        one.absorb(one.prepare([*both, alone]))
+        rows = one.buffer.rows()
+        (part,) = rows.parts[rows.episodes.index("ep-99")]
+        return part.weight
+
+    assert say(flipped=False) == pytest.approx(0.2)  # the channel's weight, in full
+    assert say(flipped=True) == pytest.approx(0.002)
