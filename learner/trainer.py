@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from learner import advantages, corrections, losses
-from learner.packing import Branches, Packed, microbatches, pack
+from learner import advantages, losses
 from learner.policy import Policy
+from learner.rollout_objective import RolloutObjective
 from learner.rollouts import Engine, Rollout
 from learner.settings import LearnerSettings
 from streams.events import Message
@@ -23,6 +23,20 @@ class Scorer(Protocol):
     """Says how good answers are. The reward model behind it, or a plain function in tests."""
 
     def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> Sequence[float]: ...
+
+
+class Objective(Protocol):
+    """One of the things that a step wants of the policy."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one update computes for it, padding included."""
+
+    def backward(self) -> None:
+        """Add its gradients to the adapter's; called once an update."""
+
+    def metrics(self) -> dict[str, float]:
+        """What it measured; asked for after the last update."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +52,6 @@ class StepResult:
     """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where it was not measured."""
     metrics: dict[str, float]
     """Rewards as given, nats, ratios; seconds and tokens by phase."""
-
-
-@dataclass
-class _Totals:
-    """Sums over the step's tokens."""
-
-    kl: float = 0.0
-    entropy: float = 0.0
-    ratio: float = 0.0
-    ratio_max: float = 0.0
-    clipped: float = 0.0
 
 
 class Trainer:
@@ -71,20 +74,28 @@ class Trainer:
             rewards = self._rewards(prompts, rollouts, answers, scorer)
         with _timed(clock, "train"), _threads(self.settings.train_threads):
             chosen = self._chosen(rewards)
-            metrics, trained_gaps = self._learn([rollouts[n] for n in chosen], rewards[chosen], len(chosen) // len(prompts))
-        found = dict(zip(chosen, trained_gaps, strict=True))
+            rewards_PG = rewards[chosen].view(len(prompts), -1)
+            trained = [rollouts[n] for n in chosen]
+            on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG)
+            objectives: list[Objective] = [on_rollouts]
+            norm = self._update(objectives)
+        metrics = {name: value for objective in objectives for name, value in objective.metrics().items()}
+        found = dict(zip(chosen, on_rollouts.base_gaps(), strict=True))
         gaps = tuple(found.get(n, 0.0) for n in range(len(rollouts)))
         self.step_number += 1
         if self.kl_coefficient > 0 and self.settings.kl_target_nats > 0:
             self.kl_coefficient = losses.steered(self.kl_coefficient, metrics["kl_nats"], self.settings.kl_target_nats, self.settings.kl_coefficient)
         output_tokens = sum(len(r.output_ids) for r in rollouts)
+        train_tokens = sum(objective.tokens for objective in objectives) * self.settings.updates_per_step
         metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
+            "gradient_norm": norm,
+            "train_tokens": float(train_tokens),
             "reward_mean": float(rewards.mean()),
             "reward_std": float(rewards.std()),
             "output_tokens": float(output_tokens),
             "cut_ratio": sum(r.finish == "cut" for r in rollouts) / len(rollouts),
             "rollout_tokens_per_s": output_tokens / clock["rollout"],
-            "train_tokens_per_s": metrics["train_tokens"] / clock["train"],
+            "train_tokens_per_s": train_tokens / clock["train"],
         }
         return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, metrics)
 
@@ -121,107 +132,17 @@ class Trainer:
         within_PK = advantages.most_telling(rewards_B.view(-1, s.samples_per_prompt), s.trained_per_prompt)
         return (within_PK + torch.arange(len(within_PK))[:, None] * s.samples_per_prompt).flatten().tolist()
 
-    def _learn(self, rollouts: Sequence[Rollout], rewards_B: Tensor, size: int) -> tuple[dict[str, float], tuple[float, ...]]:
-        """Update on groups of ``size`` rollouts; figures, and each rollout's distance from the base."""
-        s, device = self.settings, self.policy.device
-        advantages_B = advantages.BY_NAME[s.advantage](rewards_B.view(-1, size)).flatten().to(device)
-        groups = [rollouts[n : n + size] for n in range(0, len(rollouts), size)]
-        rows = [Branches(group[0].prompt_ids, tuple(r.output_ids for r in group)) for group in groups]
-        passes = []
-        for numbers in microbatches(rows, s.microbatch_tokens):
-            members = [n * size + k for n in numbers for k in range(size)]
-            packed = pack([rows[n] for n in numbers], self.policy.eos_id, device)
-            passes.append(_Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members])))
-            if paying := [k for k, n in enumerate(numbers) if self.kl_coefficient > 0 and n in self._groups_that_pay(len(rows))]:
-                passes[-1].reference_BT, passes[-1].paying_BT = self._reference(packed, [rows[n] for n in numbers], paying, size)
-        count = sum(int(p.packed.mask_BT.sum()) for p in passes)
-        paying_tokens = sum(int(p.paying_BT.sum()) for p in passes)
-        divisor = count if s.normaliser == "tokens" else len(rollouts) * s.max_output_tokens
-        totals, norm = _Totals(), torch.zeros(())
-        for update in range(s.updates_per_step):
+    def _update(self, objectives: Sequence[Objective]) -> float:
+        """The optimizer's updates on the sum of the objectives. Returns the last gradient's norm before it was scaled down."""
+        norm = torch.zeros(())
+        for _ in range(self.settings.updates_per_step):
             self.optimizer.zero_grad(set_to_none=True)
-            for one in passes:
-                self._accumulate(one, divisor, count / max(1, paying_tokens), totals if update == 0 else _Totals())
-            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), s.max_gradient_norm)
+            for objective in objectives:
+                objective.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), self.settings.max_gradient_norm)
             if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
                 self.optimizer.step()
-        gaps = {member: gap for p in passes for member, gap in zip(p.members, p.base_gaps(), strict=True)}
-        weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in passes])
-        metrics = {
-            "kl_nats": totals.kl / max(1, paying_tokens),
-            "kl_coefficient": self.kl_coefficient,
-            "entropy_nats": totals.entropy / count,
-            "engine_ratio_mean": totals.ratio / count,
-            "engine_ratio_max": totals.ratio_max,
-            "effective_sample_ratio": corrections.effective_sample_ratio(weights, torch.ones_like(weights, dtype=torch.bool)),
-            "gradient_norm": float(norm),
-            "train_tokens": float(sum(p.packed.tokens for p in passes) * s.updates_per_step),
-        }
-        return metrics, tuple(gaps[n] for n in range(len(rollouts)))
-
-    def _groups_that_pay(self, groups: int) -> set[int]:
-        """The groups whose KL is measured in this step; over the steps each has its turn."""
-        count = max(1, round(groups * self.settings.kl_groups_ratio))
-        return {(self.step_number * count + n) % groups for n in range(count)}
-
-    @torch.no_grad()
-    def _reference(self, packed: Packed, rows: Sequence[Branches], paying: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-        """The base's log-probabilities on the paying rows, zero elsewhere, and the mask of their tokens; both [B, T] as in ``packed``."""
-        members = [k * size + sample for k in paying for sample in range(size)]
-        small = pack([rows[k] for k in paying], self.policy.eos_id, self.policy.device)
-        with self.policy.reference():
-            found = self.policy.stats(small, self.settings.temperature).logprobs_BT
-        reference_BT = torch.zeros(packed.mask_BT.shape, device=found.device)
-        reference_BT[members, : found.shape[1]] = found
-        paying_BT = torch.zeros_like(packed.mask_BT)
-        paying_BT[members] = packed.mask_BT[members]
-        return reference_BT, paying_BT
-
-    def _accumulate(self, one: "_Pass", divisor: float, scale: float, totals: _Totals) -> None:
-        """Forward and backward of one microbatch; the first time round it also fixes the step's old log-probabilities.
-
-        ``scale``: tokens in all over tokens that pay the KL.
-        """
-        s, mask_BT = self.settings, one.packed.mask_BT
-        stats = self.policy.stats(one.packed, s.temperature)
-        policy_BT = stats.logprobs_BT
-        if one.old_BT is None:
-            one.old_BT = policy_BT.detach()
-            ratio_BT = corrections.engine_ratio(one.old_BT, one.behaviour_BT, mask_BT)
-            weigh = corrections.token_weights if s.importance == "token" else corrections.sequence_weights
-            one.weights_BT = weigh(one.old_BT, one.behaviour_BT, mask_BT, s.importance_cap)
-            totals.ratio += float(ratio_BT.sum())
-            totals.ratio_max = max(totals.ratio_max, float(ratio_BT.max()))
-            totals.entropy += float(stats.entropy_BT.sum())
-        gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_B, s.clip_low, s.clip_high)
-        loss = -losses.masked_sum(gain_BT, mask_BT)
-        if one.reference_BT is not None:
-            kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)
-            totals.kl += float(kl.detach())
-            loss = loss + self.kl_coefficient * kl * scale
-        (loss / divisor).backward()
-
-
-class _Pass:
-    """One microbatch through a step: what is known of its tokens, and what the first update finds out."""
-
-    def __init__(self, packed: Packed, members: Sequence[int], advantages_B: Tensor, behaviour_BT: Tensor) -> None:
-        self.packed, self.members, self.advantages_B, self.behaviour_BT = packed, members, advantages_B, behaviour_BT
-        self.old_BT: Tensor | None = None
-        self.reference_BT: Tensor | None = None
-        self.paying_BT = torch.zeros_like(packed.mask_BT)
-        self.weights_BT = torch.zeros_like(behaviour_BT)
-
-    def base_gaps(self) -> list[float]:
-        """How far each rollout's tokens were from the base's mind, on average; 0 when the base was not asked."""
-        if self.old_BT is None or self.reference_BT is None:
-            return [0.0] * len(self.members)
-        distances_BT = (self.old_BT - self.reference_BT).abs().masked_fill(~self.paying_BT, 0.0)
-        return (distances_BT.sum(1) / self.paying_BT.sum(1).clamp(min=1)).tolist()
-
-
-def _behaviour(packed: Packed, rollouts: Sequence[Rollout]) -> Tensor:
-    return packed.spread(torch.tensor([logprob for r in rollouts for logprob in r.behaviour_logprobs], device=packed.mask_BT.device))
+        return float(norm)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from learner import checkpoint
 from learner.policy import Policy
 from learner.prompts import PromptPool
+from learner.rollout_objective import groups_that_pay
 from learner.rollouts import Rollout, TransformersEngine
 from learner.settings import LearnerSettings
 from learner.trainer import Prompt, Trainer
@@ -134,14 +135,10 @@ def test_the_kl_holds_the_policy_near_its_base(base: Path) -> None:
     assert far[5.0] < far[0.0] / 2
 
 
-def test_over_the_steps_every_group_pays_its_kl_as_often(base: Path) -> None:
-    one = trainer(base, SETTINGS.model_copy(update={"kl_groups_ratio": 0.25}))
-    turns = []
-    for one.step_number in range(4):
-        turns += sorted(one._groups_that_pay(8))
-    assert sorted(turns) == list(range(8))
-    everyone = trainer(base, SETTINGS.model_copy(update={"kl_groups_ratio": 1.0}))
-    assert everyone._groups_that_pay(8) == set(range(8))
+def test_over_the_steps_every_group_pays_its_kl_as_often() -> None:
+    turns = [sorted(groups_that_pay(8, 0.25, step)) for step in range(4)]
+    assert turns == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert groups_that_pay(8, 1.0, 3) == set(range(8))
 
 
 def test_a_part_of_the_groups_pays_for_all(base: Path) -> None:

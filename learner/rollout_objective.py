@@ -1,0 +1,140 @@
+"""What rollouts ask of a step: more of what was rewarded, corrected for who sampled it, and not far from the base.
+
+``P`` prompts (groups) of ``G`` rollouts each; ``B`` rollouts of one microbatch, ``T`` output tokens (padded); log-probabilities in nats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner import advantages, corrections, losses
+from learner.packing import Branches, Packed, microbatches, pack
+from learner.policy import Policy
+from learner.rollouts import Rollout
+from learner.settings import LearnerSettings
+
+
+@dataclass
+class _Totals:
+    """Sums over the step's tokens, of its first update."""
+
+    kl: float = 0.0
+    entropy: float = 0.0
+    ratio: float = 0.0
+    ratio_max: float = 0.0
+
+
+class _Pass:
+    """One microbatch through a step: what is known of its tokens, and what the first update finds out."""
+
+    def __init__(self, packed: Packed, members: Sequence[int], advantages_B: Tensor, behaviour_BT: Tensor) -> None:
+        self.packed, self.members, self.advantages_B, self.behaviour_BT = packed, members, advantages_B, behaviour_BT
+        self.old_BT: Tensor | None = None
+        self.reference_BT: Tensor | None = None
+        self.paying_BT = torch.zeros_like(packed.mask_BT)
+        self.weights_BT = torch.zeros_like(behaviour_BT)
+
+    def base_gaps(self) -> list[float]:
+        """How far each rollout's tokens were from the base's mind, on average; 0 when the base was not asked."""
+        if self.old_BT is None or self.reference_BT is None:
+            return [0.0] * len(self.members)
+        distances_BT = (self.old_BT - self.reference_BT).abs().masked_fill(~self.paying_BT, 0.0)
+        return (distances_BT.sum(1) / self.paying_BT.sum(1).clamp(min=1)).tolist()
+
+
+class RolloutObjective:
+    """The surrogate of the rewards less the KL to the base, over one step's rollouts."""
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, step_number: int, kl_coefficient: float,
+                 rollouts: Sequence[Rollout], rewards_PG: Tensor) -> None:  # fmt: skip
+        self._policy, self._settings, self._kl_coefficient = policy, settings, kl_coefficient
+        size = rewards_PG.shape[1]
+        advantages_B = advantages.BY_NAME[settings.advantage](rewards_PG).flatten().to(policy.device)
+        groups = [rollouts[n : n + size] for n in range(0, len(rollouts), size)]
+        rows = [Branches(group[0].prompt_ids, tuple(r.output_ids for r in group)) for group in groups]
+        paying = groups_that_pay(len(rows), settings.kl_groups_ratio, step_number) if kl_coefficient > 0 else set()
+        self._passes: list[_Pass] = []
+        for numbers in microbatches(rows, settings.microbatch_tokens):
+            members = [n * size + k for n in numbers for k in range(size)]
+            packed = pack([rows[n] for n in numbers], policy.eos_id, policy.device)
+            one = _Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members]))
+            if here := [k for k, n in enumerate(numbers) if n in paying]:
+                one.reference_BT, one.paying_BT = self._reference(packed, [rows[n] for n in numbers], here, size)
+            self._passes.append(one)
+        self._count = sum(int(p.packed.mask_BT.sum()) for p in self._passes)
+        self._paying_tokens = sum(int(p.paying_BT.sum()) for p in self._passes)
+        self._divisor = self._count if settings.normaliser == "tokens" else len(rollouts) * settings.max_output_tokens
+        self._first = _Totals()
+
+    def backward(self) -> None:
+        """Add this objective's gradients to the adapter's; the first time round it also fixes the step's old log-probabilities."""
+        for one in self._passes:
+            self._accumulate(one)
+
+    def metrics(self) -> dict[str, float]:
+        """Nats and ratios, of the first update."""
+        weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in self._passes])
+        return {
+            "kl_nats": self._first.kl / max(1, self._paying_tokens),
+            "kl_coefficient": self._kl_coefficient,
+            "entropy_nats": self._first.entropy / self._count,
+            "engine_ratio_mean": self._first.ratio / self._count,
+            "engine_ratio_max": self._first.ratio_max,
+            "effective_sample_ratio": corrections.effective_sample_ratio(weights, torch.ones_like(weights, dtype=torch.bool)),
+        }
+
+    def base_gaps(self) -> list[float]:
+        """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where it was not measured."""
+        gaps = {member: gap for p in self._passes for member, gap in zip(p.members, p.base_gaps(), strict=True)}
+        return [gaps[n] for n in range(len(gaps))]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one update computes, padding included."""
+        return sum(p.packed.tokens for p in self._passes)
+
+    @torch.no_grad()
+    def _reference(self, packed: Packed, rows: Sequence[Branches], paying: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
+        """The base's log-probabilities on the paying rows, zero elsewhere, and the mask of their tokens; both [B, T] as in ``packed``."""
+        members = [k * size + sample for k in paying for sample in range(size)]
+        small = pack([rows[k] for k in paying], self._policy.eos_id, self._policy.device)
+        with self._policy.reference():
+            found = self._policy.stats(small, self._settings.temperature).logprobs_BT
+        reference_BT = torch.zeros(packed.mask_BT.shape, device=found.device)
+        reference_BT[members, : found.shape[1]] = found
+        paying_BT = torch.zeros_like(packed.mask_BT)
+        paying_BT[members] = packed.mask_BT[members]
+        return reference_BT, paying_BT
+
+    def _accumulate(self, one: _Pass) -> None:
+        """Forward and backward of one microbatch."""
+        s, mask_BT, first = self._settings, one.packed.mask_BT, one.old_BT is None
+        stats = self._policy.stats(one.packed, s.temperature)
+        policy_BT = stats.logprobs_BT
+        if one.old_BT is None:
+            one.old_BT = policy_BT.detach()
+            ratio_BT = corrections.engine_ratio(one.old_BT, one.behaviour_BT, mask_BT)
+            weigh = corrections.token_weights if s.importance == "token" else corrections.sequence_weights
+            one.weights_BT = weigh(one.old_BT, one.behaviour_BT, mask_BT, s.importance_cap)
+            self._first.ratio += float(ratio_BT.sum())
+            self._first.ratio_max = max(self._first.ratio_max, float(ratio_BT.max()))
+            self._first.entropy += float(stats.entropy_BT.sum())
+        gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_B, s.clip_low, s.clip_high)
+        loss = -losses.masked_sum(gain_BT, mask_BT)
+        if one.reference_BT is not None:
+            kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)
+            self._first.kl += float(kl.detach()) if first else 0.0
+            loss = loss + self._kl_coefficient * kl * (self._count / max(1, self._paying_tokens))
+        (loss / self._divisor).backward()
+
+
+def groups_that_pay(groups: int, ratio: float, step_number: int) -> set[int]:
+    """The groups whose KL is measured in this step; over the steps each has its turn."""
+    count = max(1, round(groups * ratio))
+    return {(step_number * count + n) % groups for n in range(count)}
+
+
+def _behaviour(packed: Packed, rollouts: Sequence[Rollout]) -> Tensor:
+    return packed.spread(torch.tensor([logprob for r in rollouts for logprob in r.behaviour_logprobs], device=packed.mask_BT.device))
