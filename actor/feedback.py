@@ -29,9 +29,13 @@ def read_feedback(body: bytes, user: str | None, now: datetime) -> Feedback:
     kinds = {kind for name, kind in CARRIED_BY.items() if name in fields}
     if "kind" not in fields and len(kinds) == 1:
         fields["kind"] = kinds.pop()
-    episode_id = fields.get("episode_id")
-    if isinstance(episode_id, str):
-        for prefix in ANSWER_PREFIXES:
-            episode_id = episode_id.removeprefix(prefix)
-        fields["episode_id"] = episode_id
+    if isinstance(episode_id := fields.get("episode_id"), str):
+        fields["episode_id"] = without_prefix(episode_id)
     return Feedback.decode(json.dumps(fields).encode())
+
+
+def without_prefix(answer_id: str) -> str:
+    """The episode's id in an answer's own id."""
+    for prefix in ANSWER_PREFIXES:
+        answer_id = answer_id.removeprefix(prefix)
+    return answer_id

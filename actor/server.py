@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,6 +15,7 @@ from actor.forking import PARENT, die_with_parent, fork_is_safe
 from actor.routing import BASE
 from actor.settings import ActorSettings
 from streams.errors import ConfigError
+from streams.listening import listening_socket
 from streams.site import Site
 
 log = structlog.get_logger()
@@ -46,12 +46,7 @@ def run(settings: ActorSettings, site: Site, gated: bool = False) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Raises ConfigError when something listens there: better now than after half a minute of loading a model."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"actor.host:actor.port = {host}:{port} cannot be listened on: {error.strerror}") from None
+    listening_socket(host, port, "actor").close()
 
 
 def environment(settings: ActorSettings) -> dict[str, str]:

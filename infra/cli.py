@@ -20,7 +20,7 @@ from infra.learner_commands import learner_commands, upcycle
 from infra.reward_commands import reward_commands
 from streams.errors import TidemillError
 
-ROLES = ("streams", "reward", "learner", "actor", "promoter", "critic")
+ROLES = ("streams", "reward", "learner", "actor", "promoter", "critic", "otlp")
 
 
 class Front(click.Group):
@@ -81,7 +81,7 @@ def up(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @settings_options
 def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run one part of the ring: streams (join and lake), reward, learner, actor, promoter (promotion.mode = gated) or critic (critic.rubric)."""
+    """Run one part: streams (join, lake), reward, learner, actor, promoter (promotion.mode = gated), critic (critic.rubric), otlp (telemetry in)."""
     from infra.config import load
     from infra.roles import run_role
 

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from actor.critic_settings import CriticSettings
+from actor.otlp.settings import OtlpSettings
 from actor.promotion_settings import PromotionSettings
 from actor.settings import ActorSettings
 from dashboards.console.settings import ConsoleSettings
@@ -53,8 +54,8 @@ class Settings(BaseSettings):
     artifacts_uri: str | None = None
     """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of five loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic in this order; 0 takes
-    free ones.
+    """First of six loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp in this order; 0
+    takes free ones.
     The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
     signing: SigningSettings = SigningSettings()
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     actor: ActorSettings = ActorSettings()
     promotion: PromotionSettings = PromotionSettings()
     critic: CriticSettings = CriticSettings()
+    otlp: OtlpSettings = OtlpSettings()
     people: PeopleSettings = PeopleSettings()
     console: ConsoleSettings = ConsoleSettings()
 

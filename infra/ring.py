@@ -51,7 +51,7 @@ class Ring:
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
-        for together in (("critic", "learner", "actor", "promoter"), ("reward",), ("streams",)):
+        for together in (("otlp", "critic", "learner", "actor", "promoter"), ("reward",), ("streams",)):
             self.processes.stop(*together)
         if self._broker is not None:
             self._broker.stop()

@@ -16,9 +16,13 @@ from streams.signing import Signing
 from streams.site import Site
 
 log = structlog.get_logger()
-PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4}
-LOOPS = {"streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",), "critic": ("critic",)}
+PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4, "otlp": 5}
+LOOPS = {
+    "streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",), "critic": ("critic",), "otlp": ("otlp",),
+}  # fmt: skip
 """What must have come round once before a part is ready. The updater's loop is Faust's, and tells nothing."""
+WITHOUT_BASE = ("streams", "otlp")
+"""Parts that never look at the policy's weights, which so need not be there."""
 PROBE_S = 15.0
 
 
@@ -61,7 +65,7 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
         kafka=settings.kafka,
         artifacts=ArtifactStore(artifacts_uri(settings), Signing(settings.signing)),
         policy=settings.policy.name,
-        base=base_folder(settings.policy),
+        base=Path() if role in WITHOUT_BASE else base_folder(settings.policy),
         state=state,
         stopping=stopping,
     )
@@ -70,7 +74,8 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
 def parts(settings: Settings) -> tuple[str, ...]:
     """What runs in a whole ring with these settings, in the order of starting."""
     promoter = ("promoter",) if settings.gated_policy is not None else ()
-    return ("streams", "reward", "actor", "learner", *promoter, *(("critic",) if settings.critic.rubric else ()))
+    critic, otlp = ("critic",) if settings.critic.rubric else (), ("otlp",) if settings.otlp.beside_ring else ()
+    return ("streams", "reward", "actor", "learner", *promoter, *critic, *otlp)
 
 
 def metrics_targets(settings: Settings) -> dict[str, str]:
@@ -133,6 +138,10 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
         if not settings.critic.rubric:
             raise ConfigError("critic.rubric is empty: say in plain words what a good answer does, a sentence each")
         return lambda site: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), site)
+    if role == "otlp":
+        from actor.otlp import receiver
+
+        return lambda site: receiver.run(settings.otlp, site)
     from actor import server
 
     return lambda site: server.run(settings.actor, site, settings.gated_policy is not None)

@@ -1,6 +1,5 @@
 """The console as a process: its parts put together, served by uvicorn until stopped."""
 
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +11,9 @@ from dashboards.console.facts import Facts
 from dashboards.console.following import Following
 from dashboards.console.settings import ConsoleSettings
 from streams.clock import SystemClock
-from streams.errors import ConfigError
 from streams.events import Event
 from streams.kafka import KafkaSettings, Place, Producer
+from streams.listening import listening_socket
 from streams.metrics import Metrics
 from streams.topics import Topic
 
@@ -51,7 +50,7 @@ class LogOnDemand:
 def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, say: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. Raises ConfigError when the address cannot be listened on or no Kafka is named."""
     kafka.servers  # noqa: B018 - raises where none is set
-    listening = _listen(settings)
+    listening = listening_socket(settings.host, settings.port, "console")
     metrics = Metrics()
     following, log = Following(kafka, Facts(settings.episodes_kept), metrics), LogOnDemand(kafka, metrics)
     app = Console(settings, following, log, SystemClock(), gated).app()
@@ -64,15 +63,3 @@ def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, sa
         following.stop()
         log.close()
         listening.close()
-
-
-def _listen(settings: ConsoleSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((settings.host, settings.port))
-    except OSError as error:
-        listening.close()
-        raise ConfigError(f"console.host:console.port = {settings.host}:{settings.port} cannot be listened on: {error.strerror}") from None
-    return listening

@@ -15,6 +15,8 @@ HOMES = {
     "peft": ("learner/policy.py",),
     "prometheus_client": ("streams/metrics.py",),
     "grafana_api": ("dashboards/push.py",),
+    "opentelemetry": ("actor/otlp/wire.py",),
+    "google": ("actor/otlp/wire.py",),
     "vllm": ("actor/", "learner/rollouts.py"),
     "jgo": ("infra/jars.py",),
     "matplotlib": ("infra/page.py",),
