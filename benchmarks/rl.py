@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,13 +32,22 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--sides", nargs="*", default=["tidemill", "trl"], help="those to measure now; a curve that lies in --curves is not measured again"
+    )
+    parser.add_argument("--curves", type=Path, default=Path("runs/bench-rl"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl.json"))
     options = vars(parser.parse_args())
     out: Path = options.pop("out")
+    sides, folder = options.pop("sides"), options.pop("curves")
     task = Task(**options)
     base = base_folder(load(None, (f"policy.base={task.base}",)).policy)
-    with tempfile.TemporaryDirectory() as folder:
-        curves = [_measure(side, task, base, Path(folder) / f"{side}.json") for side in ("tidemill", "trl")]
+    folder.mkdir(parents=True, exist_ok=True)
+    for side in sides:
+        _measure(side, task, base, folder / f"{side}.json")
+    if missing := [side for side in ("tidemill", "trl") if not (folder / f"{side}.json").exists()]:
+        sys.exit(f"measured {', '.join(sides)}; to compare, measure {', '.join(missing)} too")
+    curves = [json.loads((folder / f"{side}.json").read_text()) for side in ("tidemill", "trl")]
     told = compare(*curves)
     for row in table(*curves, told):
         print(row)
@@ -57,6 +65,7 @@ def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float | Non
     return {
         "target_reward": target,
         "wall_time_to_reward": reached[0] / reached[1],
+        "processor_time": ours["cpu_s"] / peer["cpu_s"],
         "wall_time_a_step": ours["total_s"] / peer["total_s"],
         "rollout_tokens_per_s": (sum(ours["tokens"]) / ours["rollout_s"]) / (sum(peer["tokens"]) / peer["rollout_s"]),
         "training_seconds": (ours["total_s"] - ours["rollout_s"]) / (peer["total_s"] - peer["rollout_s"]),
@@ -91,11 +100,9 @@ def table(ours: dict[str, Any], peer: dict[str, Any], told: dict[str, float | No
     return [*rows, "", *(f"ratio: {name} {value:.2f}" for name, value in told.items() if name != "target_reward" and value is not None)]
 
 
-def _measure(side: str, task: Task, base: Path, out: Path) -> dict[str, Any]:
+def _measure(side: str, task: Task, base: Path, out: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run([sys.executable, "-m", f"benchmarks.rl_{side}", json.dumps(asdict(task)), str(base), str(out)], check=True, env=environment)
-    curve: dict[str, Any] = json.loads(out.read_text())
-    return curve
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import random
 import resource
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -53,10 +54,13 @@ class Curve:
     tokens: list[int] = field(default_factory=list)
     rollout_s: float = 0.0
     total_s: float = 0.0
+    cpu_s: float = 0.0
+    """Processor seconds of this process, start included: what other work on the machine cannot stretch."""
     peak_memory_mib: float = 0.0
 
     def write(self, path: Path) -> None:
-        """Also notes the peak memory of this process."""
+        """Also notes the peak memory and the processor time of this process."""
+        self.cpu_s = time.process_time()
         self.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         path.write_text(json.dumps(asdict(self)))
 

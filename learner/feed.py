@@ -1,12 +1,14 @@
-"""What the learner follows on the log: recent prompts, and the newest reward model, fetched and verified."""
+"""What the learner follows on the log: recent prompts, what people said of live answers, and the newest reward model, fetched and verified."""
 
 import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 
+from learner.judged import JudgedPool
 from learner.prompts import PromptPool
 from learner.settings import LearnerSettings
 from reward.model import RewardModel
@@ -15,23 +17,27 @@ from streams.errors import BadArtifact, InvalidEvent
 from streams.events import RewardModelVersion
 from streams.kafka import Consumer, Producer, Record
 from streams.site import Site
-from streams.topics import EPISODES, REWARD_MODELS
+from streams.topics import EPISODES, LABELS, REWARD_MODELS, Topic
 
 log = structlog.get_logger()
 
 
 class Feed:
-    """Reads episodes and reward models without a group: the pool and its offsets are the learner's own state."""
+    """Reads episodes, labels (when they are learned from) and reward models without a group: the pools and their offsets are its own state."""
 
     def __init__(self, settings: LearnerSettings, site: Site, producer: Producer, features: str) -> None:
         self._settings, self._site, self._features = settings, site, features
         self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
-        self._consumer = Consumer(site.kafka, [EPISODES, REWARD_MODELS], "learner", site.metrics)
+        self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_judged else [EPISODES]
+        self._consumer = Consumer(site.kafka, [*self._pooled, REWARD_MODELS], "learner", site.metrics)
         self.prompts = PromptPool(site.policy, settings.prompts_kept)
         self.prompts.load(site.state / "prompts.json")
-        if (places := site.state / "offsets.json").exists():
-            saved = json.loads(places.read_text())
-            self._consumer.seek({(EPISODES.name, int(partition)): offset for partition, offset in saved.items()})
+        self.judged = JudgedPool(site.policy, settings.judged_kept)
+        if settings.learns_from_judged:
+            self.judged.load(site.state / "judged.json")
+        for topic in self._pooled:
+            if (places := site.state / f"{topic.short_name}-offsets.json").exists():
+                self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
         self._reward: tuple[RewardModelVersion, Path] | None = None
 
     @property
@@ -52,10 +58,12 @@ class Feed:
                 try:
                     if record.topic == EPISODES.name:
                         self.prompts.take(EPISODES.decode(record.value))
+                    elif record.topic == LABELS.name:
+                        self.judged.take(LABELS.decode(record.value))
                     elif (event := REWARD_MODELS.decode(record.value)).policy == self._site.policy:
                         newest = (record, event)
                 except InvalidEvent as error:
-                    if record.topic != EPISODES.name:  # the join sets bad episodes aside; twice would count them twice
+                    if record.topic == REWARD_MODELS.name:  # join and reward set aside what is bad of the others; twice would count it twice
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)
@@ -71,12 +79,15 @@ class Feed:
         self._site.metrics.add("tidemill_learner_waiting_seconds_total", time.monotonic() - start)
 
     def save(self) -> None:
-        """Keep the prompts and how far the episodes were read, prompts first: a prompt read twice is in the pool once."""
+        """Keep the pools and how far their topics were read, pools first: what is read twice is in its pool once."""
         self.prompts.save(self._site.state / "prompts.json")
-        places = {partition: offset for (topic, partition), offset in self._consumer.positions().items() if topic == EPISODES.name}
-        incoming = self._site.state / "offsets.incoming"
-        incoming.write_text(json.dumps(places))
-        incoming.rename(self._site.state / "offsets.json")
+        if self._settings.learns_from_judged:
+            self.judged.save(self._site.state / "judged.json")
+        for topic in self._pooled:
+            places = {partition: offset for (name, partition), offset in self._consumer.positions().items() if name == topic.name}
+            incoming = self._site.state / "offsets.incoming"
+            incoming.write_text(json.dumps(places))
+            incoming.rename(self._site.state / f"{topic.short_name}-offsets.json")
 
     def close(self) -> None:
         """Hang up."""

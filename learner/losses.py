@@ -57,6 +57,12 @@ def kto(policy_B: Tensor, reference_B: Tensor, good_B: Tensor, kl: float, beta: 
     return torch.where(good_B, good_weight * (1 - gain_B.sigmoid()), bad_weight * (1 - (-gain_B).sigmoid()))
 
 
+def distillation_kl(teacher_KV: Tensor, student_KV: Tensor) -> Tensor:
+    """``KL(teacher || student)`` over the whole vocabulary at each token (Hinton et al. 2015; forward, so that the student covers what the teacher
+    may say). [K]; log-probabilities [K, V] in nats. The teacher's come without gradient."""
+    return (teacher_KV.exp() * (teacher_KV - student_KV)).sum(dim=-1)
+
+
 def k3_kl(policy_BT: Tensor, reference_BT: Tensor) -> Tensor:
     """Estimate of KL(policy || reference) from tokens the policy sampled: ``r - 1 - log r``, r = reference / policy. [B, T].
 

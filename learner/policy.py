@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from learner.experts import Factors, FrozenStack, experts_forward
 from learner.packing import Packed
 from learner.settings import LearnerSettings
 from streams.errors import BadArtifact, ConfigError
+from streams.events import Message
 
 SHARED = "shared_experts"
 """The module of a layer's shared experts, by DeepSeek's name."""
@@ -66,16 +67,30 @@ class Policy:
         """The token that ends an answer, which also pads."""
         return int(self.tokenizer.eos_token_id)
 
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The prompt as the engine sees it: chat template and the opening of the answer."""
+        spoken = [{"role": message.role, "content": message.text} for message in messages]
+        return tuple(self.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+
+    def answer_ids(self, text: str, ended: bool, limit: int) -> tuple[int, ...]:
+        """An answer's tokens, ``limit`` of them at most; with the end token when it ``ended`` and was not cut here."""
+        ids = [*self.tokenizer.encode(text, add_special_tokens=False), *([self.eos_id] if ended else [])]
+        return tuple(ids[:limit])
+
     def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
         """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""
+        logprobs_KV = self.distributions(packed, temperature)
+        with torch.no_grad():
+            entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
+        return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K))
+
+    def distributions(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the whole vocabulary at every output token, [K, V], in nats."""
         hidden_RNH = self.causal_lm.model(
             input_ids=packed.ids_RN, attention_mask=packed.visible_RNN[:, None], position_ids=packed.positions_RN, use_cache=False
         ).last_hidden_state
         hidden_KH = hidden_RNH.flatten(0, 1)[packed.source_K]
-        logprobs_KV = torch.log_softmax(self.causal_lm.lm_head(hidden_KH).float() / temperature, dim=-1)
-        with torch.no_grad():
-            entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
-        return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K))
+        return torch.log_softmax(self.causal_lm.lm_head(hidden_KH).float() / temperature, dim=-1)
 
     def next_logits(self, **inputs: Any) -> Tensor:
         """Logits of what follows each row's last token, [B, V]; arguments as of the transformers model, whose cache they fill.

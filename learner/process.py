@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from learner import checkpoint
+from learner.judged import JudgedAnswer, advised
 from learner.packing import Branches, pack
 from learner.policy import Policy
 from learner.recipe import Notebook, Recipe, TakenStep
@@ -74,14 +75,15 @@ class LearnerProcess:
         """Steps taken and kept."""
         return self._trainer.step_number
 
-    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact) -> StepReport:
-        """One step on these prompts with the reward model that lies in a folder, checkpointed before it is reported."""
+    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, judged: Sequence[JudgedAnswer] = ()) -> StepReport:
+        """One step on these prompts with the reward model that lies in a folder, and on live answers; checkpointed before it is reported."""
         fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
         if not fitting:
             log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
             return StepReport(self._trainer.step_number, {})
-        self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)))
-        self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting)))
+        told = tuple(one for one in judged if self._trainer.fits(advised(one) if one.has_words else one.prompt))
+        self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told)
+        self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told))
         if self._last.step % self._settings.checkpoint_every == 0:
             checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken)
         return StepReport(self._last.step, self._last.metrics)

@@ -1,4 +1,4 @@
-"""What made an adapter, stored with it: settings, and for each step since its parent the prompts and the reward model.
+"""What made an adapter, stored with it: settings, and for each step since its parent the prompts, the reward model and the judged answers.
 
 With them any adapter can be made again (``replay.py``): everything random in a step comes from (seed, step).
 """
@@ -9,14 +9,17 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from learner.judged import JudgedAnswer
 from learner.settings import LearnerSettings
 from learner.trainer import Prompt
 from streams.errors import BadArtifact
 from streams.events import Artifact, Sha256
 
 RECIPE = "recipe.json"
-OF_THE_LOOP = frozenset({"prompts_kept", "prompts_needed", "max_steps", "publish_every", "checkpoint_every", "probes", "ray_address", "ray_num_cpus",
-                         "ray_num_gpus", "ray_object_store_bytes"})  # fmt: skip
+OF_THE_LOOP = frozenset({
+    "prompts_kept", "prompts_needed", "judged_kept", "judged_per_step", "max_steps", "publish_every", "checkpoint_every", "probes",
+    "ray_address", "ray_num_cpus", "ray_num_gpus", "ray_object_store_bytes",
+})  # fmt: skip
 """Settings that decide which steps are taken and where, not what a step does."""
 
 
@@ -29,6 +32,8 @@ class TakenStep(BaseModel):
     """Its number, from 1."""
     reward_model: Artifact
     prompts: tuple[Prompt, ...]
+    judged: tuple[JudgedAnswer, ...] = ()
+    """Live answers that it learned from, with what people said of them."""
 
 
 TAKEN = TypeAdapter(tuple[TakenStep, ...])

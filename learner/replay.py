@@ -70,7 +70,7 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
             for taken in recipe.steps:
                 if taken.reward_model.sha256 not in models:
                     models = {taken.reward_model.sha256: _reward_model(taken.reward_model, store, folder)}
-                trainer.step(taken.prompts, RewardScorer(featurizer, models[taken.reward_model.sha256]))
+                trainer.step(taken.prompts, RewardScorer(featurizer, models[taken.reward_model.sha256]), taken.judged)
             again = folder / f"again-{adapter.name}"
             policy.save_adapter(again)
             published = sha256_of(folder / adapter.name / ADAPTER_FILES[0])

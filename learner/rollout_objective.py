@@ -122,7 +122,7 @@ class RolloutObjective:
             self._first.ratio_max = max(self._first.ratio_max, float(ratio_BT.max()))
             self._first.entropy += float(stats.entropy_BT.sum())
         gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_B, s.clip_low, s.clip_high)
-        loss = -losses.masked_sum(gain_BT, mask_BT)
+        loss = -s.rollout_weight * losses.masked_sum(gain_BT, mask_BT)
         if one.reference_BT is not None:
             kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)
             self._first.kl += float(kl.detach()) if first else 0.0

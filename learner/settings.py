@@ -57,6 +57,27 @@ class LearnerSettings(Section):
     empty_reward: float = 0.0
     """Reward of an answer without text, whatever the reward model says."""
 
+    # what a step learns from, and how much each counts
+    rollout_weight: float = Field(default=1.0, ge=0)
+    """Weight of rollouts scored by the reward model."""
+    thumb_weight: float = Field(default=0.0, ge=0)
+    """Weight of live answers by their labels (KTO, learner/thumb_objective.py). 0: labels are not followed for it."""
+    hindsight_weight: float = Field(default=0.0, ge=0)
+    """Weight of comments and corrections: the policy that was told them teaches the one that was not (learner/hindsight_objective.py)."""
+    hindsight_on: Literal["answer", "rewritten"] = "rewritten"
+    """On whose tokens a comment teaches: those of the answer as it was given, or of answers that the policy samples once it is told.
+    A correction teaches on its own tokens."""
+    hindsight_samples: int = Field(default=2, ge=1)
+    """Answers sampled for each comment when ``hindsight_on`` is ``rewritten``."""
+    judged_per_step: int = Field(default=8, ge=1)
+    """Judged answers in a step, half of them with words where there are such."""
+    judged_kept: int = Field(default=256, ge=1)
+    """Most recently judged answers to draw from."""
+    judged_tokens: int = Field(default=256, ge=1)
+    """A judged answer or a correction is cut here."""
+    kto_beta: float = Field(default=0.1, gt=0)
+    """How soon a live answer's gain over the base is enough."""
+
     # the step
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
     """How a reward is set against its group (learner/advantages.py)."""
@@ -119,6 +140,17 @@ class LearnerSettings(Section):
         if not (self.attention_targets or self.expert_targets or self.shared_targets):
             raise ValueError("learner.attention_targets, expert_targets and shared_targets are all empty: nothing would be trained")
         return self
+
+    @model_validator(mode="after")
+    def _something_is_learned_from(self) -> Self:
+        if not (self.rollout_weight or self.thumb_weight or self.hindsight_weight):
+            raise ValueError("learner.rollout_weight, thumb_weight and hindsight_weight are all 0: nothing would be learned from")
+        return self
+
+    @property
+    def learns_from_judged(self) -> bool:
+        """True when labels are followed for what people said of live answers."""
+        return bool(self.thumb_weight or self.hindsight_weight)
 
     @model_validator(mode="after")
     def _trains_on_what_it_samples(self) -> Self:

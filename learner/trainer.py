@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from learner import advantages, losses
+from learner.hindsight_objective import HindsightObjective
+from learner.judged import JudgedAnswer, advised
 from learner.policy import Policy
 from learner.rollout_objective import RolloutObjective
 from learner.rollouts import Engine, Rollout
 from learner.settings import LearnerSettings
+from learner.thumb_objective import ThumbObjective
 from streams.events import Message
 
 Prompt = tuple[Message, ...]
@@ -64,11 +67,16 @@ class Trainer:
         self.kl_coefficient = settings.kl_coefficient
         """Of the next step; it moves only when ``kl_target_nats`` is set."""
 
-    def step(self, prompts: Sequence[Prompt], scorer: Scorer) -> StepResult:
-        """Sample a group for each prompt, score, and update the adapter. Prompts that are too long count as an error of the caller."""
+    def step(self, prompts: Sequence[Prompt], scorer: Scorer, judged: Sequence[JudgedAnswer] = ()) -> StepResult:
+        """Sample a group for each prompt, score, and update the adapter, also by what people said of the ``judged`` live answers.
+
+        Prompts that are too long count as an error of the caller.
+        """
         clock: dict[str, float] = {}
         with _timed(clock, "rollout"):
             rollouts = self._sample(prompts)
+            worded = [one for one in judged if one.has_words] if self.settings.hindsight_weight else []
+            taught_on = self._taught_on(worded)
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
         with _timed(clock, "score"):
             rewards = self._rewards(prompts, rollouts, answers, scorer)
@@ -78,6 +86,10 @@ class Trainer:
             trained = [rollouts[n] for n in chosen]
             on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG)
             objectives: list[Objective] = [on_rollouts]
+            if self.settings.thumb_weight and (thumbs := [one for one in judged if one.good is not None]):
+                objectives.append(ThumbObjective(self.policy, self.settings, thumbs))
+            if worded:
+                objectives.append(HindsightObjective(self.policy, self.settings, worded, taught_on))
             norm = self._update(objectives)
         metrics = {name: value for objective in objectives for name, value in objective.metrics().items()}
         found = dict(zip(chosen, on_rollouts.base_gaps(), strict=True))
@@ -99,20 +111,31 @@ class Trainer:
         }
         return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, metrics)
 
-    def tokenize(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt as the engine sees it: chat template and the opening of the answer."""
-        spoken = [{"role": message.role, "content": message.text} for message in prompt]
-        return tuple(self.policy.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
-
     def fits(self, prompt: Prompt) -> bool:
         """True when the prompt is within ``max_prompt_tokens``."""
-        return len(self.tokenize(prompt)) <= self.settings.max_prompt_tokens
+        return len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens
 
     def _sample(self, prompts: Sequence[Prompt]) -> list[Rollout]:
         s = self.settings
         self.engine.adopt(self.policy, self.step_number)
         seed = (s.seed << 32) + self.step_number
-        return self.engine.sample([self.tokenize(p) for p in prompts], s.samples_per_prompt, s.max_output_tokens, s.temperature, seed)
+        return self.engine.sample([self.policy.prompt_ids(p) for p in prompts], s.samples_per_prompt, s.max_output_tokens, s.temperature, seed)
+
+    def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
+        """The answers on whose tokens each judged answer's words teach."""
+        s = self.settings
+        told = [one for one in worded if not one.correction] if s.hindsight_on == "rewritten" else []
+        rewritten: dict[str, list[tuple[int, ...]]] = {one.episode_id: [] for one in told}
+        if told:
+            prompts = [self.policy.prompt_ids(advised(one)) for one in told]
+            seed = (s.seed << 32) + (1 << 31) + self.step_number
+            for n, rollout in enumerate(self.engine.sample(prompts, s.hindsight_samples, s.max_output_tokens, s.temperature, seed)):
+                rewritten[told[n // s.hindsight_samples].episode_id].append(rollout.output_ids)
+        return [
+            tuple(rewritten.get(one.episode_id, ()))
+            or (self.policy.answer_ids(one.correction or one.answer, bool(one.correction) or one.ended, s.judged_tokens),)
+            for one in worded
+        ]
 
     def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], answers: Sequence[str], scorer: Scorer) -> Tensor:
         """The score after the guards that need no model. [P x G]."""

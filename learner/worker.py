@@ -37,7 +37,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 if not feed.ready():
                     continue
                 prompts = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
-                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact)
+                judged = list(feed.judged.choose(settings.judged_per_step))
+                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged)
                 if report.step == steps:  # nothing fitted
                     feed.wait()
                     continue

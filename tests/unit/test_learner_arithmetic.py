@@ -153,3 +153,15 @@ def test_kto_weighs_an_answers_gain_over_the_reference_point_by_its_thumb() -> N
     found = losses.kto(policy, reference, torch.tensor([True, False, True]), kl=1.0, beta=0.5, bad_weight=2.0)
     # gains 0.5 * (2 - 1) = 0.5, 0.5, -0.5: 1 - s(0.5) = 0.37754; 2 * (1 - s(-0.5)) = 1.24492; 1 - s(-0.5) = 0.62246
     assert found.tolist() == pytest.approx([0.37754, 1.24492, 0.62246], abs=1e-4)
+
+
+def test_a_teachers_divergence_is_taken_over_the_whole_vocabulary_and_pulls_the_student_towards_it() -> None:
+    teacher = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.3, 0.5]]))
+    logits = torch.log(torch.tensor([[0.25, 0.25, 0.5], [0.2, 0.3, 0.5]])).requires_grad_()
+    found = losses.distillation_kl(teacher, torch.log_softmax(logits, -1))
+    # 0.5 ln 2 + 0 + 0.25 ln(1/2) = 0.17329; equal distributions: 0
+    assert found.tolist() == pytest.approx([0.17329, 0.0], abs=1e-4)
+    found.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx([-0.25, 0.0, 0.25])  # student - teacher
+    assert logits.grad[1].abs().max() < 1e-6

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from learner.judged import JudgedAnswer
 from learner.process import LearnerProcess
 from learner.recipe import Recipe
 from learner.replay import ancestry, replay
@@ -42,9 +43,9 @@ class World:
         """A new process, which goes on from its checkpoint."""
         self.process = LearnerProcess(self.settings, RewardSettings(), self.base, self.folder / "state")
 
-    def step(self, *prompts: int, reward: int = 0) -> None:
+    def step(self, *prompts: int, reward: int = 0, judged: tuple[JudgedAnswer, ...] = ()) -> None:
         folder = self.store.fetch(self.rewards[reward], self.folder / f"reward-{reward}")
-        self.process.step([PROMPTS[n] for n in prompts], folder, self.rewards[reward])
+        self.process.step([PROMPTS[n] for n in prompts], folder, self.rewards[reward], judged)
 
     def publish(self) -> AdapterVersion:
         newest = self.published[-1] if self.published else None
@@ -87,6 +88,24 @@ def test_every_adapter_is_made_again_bit_for_bit_over_changing_reward_models_and
     world.publish()
     assert world.again(2) == [True, True]
     assert world.again(1) == [True]
+
+
+def test_what_people_said_of_live_answers_is_in_the_recipe_and_makes_the_same_adapter_again(world: World) -> None:
+    world.settings = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0})
+    world.restart()
+    liked = JudgedAnswer(episode_id="ep-1", prompt=PROMPTS[0], answer="warm leaves", verdict=1.0)
+    told = JudgedAnswer(episode_id="ep-2", prompt=PROMPTS[1], answer="no", verdict=0.0, comments=("Say more.",))
+    far_too_long = JudgedAnswer(episode_id="ep-3", prompt=PROMPTS[2], answer="no", comments=("word " * 600,))
+    world.step(0, judged=(liked, told, far_too_long))
+    world.step(1, judged=(told.model_copy(update={"correction": "They call."}),))
+    world.publish()
+    recipe = Recipe.read(world.folder / "outgoing")
+    assert [[one.episode_id for one in taken.judged] for taken in recipe.steps] == [["ep-1", "ep-2"], ["ep-2"]]
+    assert world.again(1) == [True]
+    silent = recipe.model_copy(update={"steps": tuple(taken.model_copy(update={"judged": ()}) for taken in recipe.steps)})
+    silent.write(world.folder / "outgoing")
+    world.published[0] = world.published[0].model_copy(update={"artifact": world.store.put(world.folder / "outgoing", "adapters/default/silent")})
+    assert world.again(1) == [False]
 
 
 def test_an_adapter_that_is_not_what_its_recipe_makes_is_found_out(world: World) -> None:
