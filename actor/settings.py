@@ -5,10 +5,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from streams.section import Section
+from streams.outbox_settings import OutboxSettings
 
 
-class ActorSettings(Section):
+class ActorSettings(OutboxSettings):
     """How a policy is served, captured and proved."""
 
     host: str = "127.0.0.1"
@@ -47,8 +47,6 @@ class ActorSettings(Section):
     """Largest request body; a larger one gets 413."""
     max_feedback_bytes: int = Field(default=256 << 10, ge=1024, le=1 << 24)
     """Largest feedback body; a larger one gets 413."""
-    outbox_events: int = Field(default=50_000, ge=1, le=10_000_000)
-    """Events kept on disk while Kafka is away; further ones are dropped and counted."""
     recent_episodes: int = Field(default=1000, ge=0, le=1_000_000)
     """Episodes that ``GET /v1/episodes/{id}`` remembers."""
     poll_s: float = Field(default=0.5, gt=0, le=60)

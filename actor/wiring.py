@@ -37,7 +37,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
     wrap_engine(engine)
 
     outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-actor"), site.metrics, "actor",
-                    settings.outbox_events, site.clock)  # fmt: skip
+                    settings, site.clock)  # fmt: skip
     router, keeper = Router(site.policy), Keeper(outbox, site.metrics, settings.recent_episodes)
     shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
     follower = Follower(

@@ -70,6 +70,11 @@ ALERTS: tuple[Alert, ...] = (
         "min_over_time(tidemill_outbox_depth[5m]) > 100 and deriv(tidemill_outbox_depth[5m]) > 0",
         "5m", "page", "{{ $value }} events wait to be sent to Kafka, and it grows.",
     ),
+    Alert(
+        "TidemillOutboxLosing",
+        "sum by (instance) (" + _risen("tidemill_outbox_dropped_total") + ") > 0 or sum by (instance) (" + _risen("tidemill_outbox_lost_total") + ") > 0",
+        "0m", "page", "The actor at {{ $labels.instance }} dropped events, or a kill took them.",
+    ),
     Alert("TidemillLakeFailing", "increase(tidemill_lake_failures_total[10m]) > 0", "5m", "ticket", "The lake cannot be written."),
     Alert(
         "TidemillStreamsBehind",

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +18,7 @@ import structlog
 from infra import operator_commands, promotion_commands
 from infra.key_commands import keys
 from infra.learner_commands import learner_commands, upcycle
-from infra.reward_commands import reward_commands
+from infra.reward_commands import Time, reward_commands
 from streams.errors import TidemillError
 
 ROLES = ("streams", "reward", "learner", "actor", "promoter", "critic", "otlp")
@@ -166,14 +167,17 @@ def status(as_json: bool, watch: bool, config: str | None, overrides: tuple[str,
 
 
 @main.command()
+@click.option("--since", type=Time(), default=None, help="Only what arrived at or after this time (UTC where no zone is given).")
+@click.option("--until", type=Time(), default=None, help="Only what arrived before it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the id of everything that is missing.")
 @settings_options
-def ledger(config: str | None, overrides: tuple[str, ...]) -> None:
-    """Account for every episode and every feedback on the log; exits 1 when something is missing."""
+def ledger(since: datetime | None, until: datetime | None, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Account for every episode and every feedback on the log; names what is missing, and exits 1 when anything is."""
     from infra.config import load
     from infra.status import ledger_now
 
-    found = ledger_now(load(config, overrides))
-    click.echo(str(found))
+    found = ledger_now(load(config, overrides), since, until)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
     if not found.balanced:
         sys.exit(1)
 

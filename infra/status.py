@@ -68,9 +68,9 @@ def of_run(settings: Settings) -> Settings:
     return settings
 
 
-def ledger_now(settings: Settings) -> Ledger:
-    """The books of the whole log."""
-    return read_ledger(of_run(settings).kafka)
+def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
+    """The books of the log, of what arrived ``since`` (included) and ``until`` (not included)."""
+    return read_ledger(of_run(settings).kafka, since, until)
 
 
 def follow_status(settings: Settings, show: Callable[[Status], None], stopping: threading.Event, every_s: float = 5.0) -> None:

@@ -5,9 +5,9 @@ It believes nobody: it reads the topics themselves and asks of every record wher
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from streams.errors import InvalidEvent
 from streams.events import Feedback
@@ -58,6 +58,10 @@ class Ledger:
     def missing(self) -> tuple[str, ...]:
         """What cannot be accounted for, over all rows."""
         return tuple(name for row in self.rows for name in row.missing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the rows, and every id that is missing."""
+        return {"balanced": self.balanced, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
         """A line for each topic, and the first of what is missing."""

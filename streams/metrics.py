@@ -69,6 +69,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans of agents' telemetry by what they were: an answer, captured by an actor already, other, refused.", ("result",)),
     Metric("tidemill_feedback_received_total", "counter", "actor", "Feedback accepted at the door.", ("kind",)),
     Metric("tidemill_outbox_depth", "gauge", "actor", "Events waiting to be sent to Kafka."),
+    Metric("tidemill_outbox_dropped_total", "counter", "actor", "Events dropped because the outbox was full, they were too old, or the disk refused them.", ("reason",)),
+    Metric("tidemill_outbox_lost_total", "counter", "actor", "Events that a kill took before they were on disk, told by the next start."),
     Metric("tidemill_adapters_loaded_total", "counter", "actor", "Adapters attested and taken into traffic."),
     Metric("tidemill_adapters_refused_total", "counter", "actor", "Adapters refused.", ("reason",)),
     Metric("tidemill_adapter_load_seconds", "histogram", "actor", "From reading the adapter's event to taking traffic."),

@@ -1,15 +1,14 @@
 """A durable local spool between a part that must not wait and a Kafka that may be away.
 
-``put`` only appends to memory. One thread moves events to a SQLite file (write-ahead log), another sends them from there in
-order and deletes what Kafka has acknowledged. So an answer is never delayed, a broker away for minutes costs nothing, and
-kill -9 loses at most the milliseconds between ``put`` and the spool. What was sent and not yet deleted is sent again after a
-restart: events carry ids and their readers drop duplicates.
+``put`` only appends to memory (unless ``outbox_fsync`` is ``each``). One thread moves events to a SQLite file, another sends them from there in
+order and deletes what Kafka has acknowledged. So an answer is never delayed and a broker away for minutes costs nothing. What a kill took
+from memory is told by the next start, as is everything that was dropped for want of room. What was sent and not yet deleted is sent again
+after a restart: events carry ids and their readers drop duplicates.
 """
 
-import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +20,12 @@ from streams.errors import InvalidEvent, Unavailable
 from streams.events import Event
 from streams.kafka import Place, Publisher, Record
 from streams.metrics import Metrics
+from streams.outbox_settings import OutboxSettings
+from streams.outbox_spool import Gone, Spool, Waiting
 from streams.topics import Topic
 
-BATCH = 500
+BATCH_EVENTS = 500
+BATCH_BYTES = 8 << 20
 RETRY_S = 1.0
 log = structlog.get_logger()
 
@@ -39,115 +41,149 @@ class RawPublisher(Publisher, Protocol):
 class Outbox:
     """Takes events at once, keeps them on disk, sends them in order. Thread-safe."""
 
-    def __init__(self, path: Path, connect: Callable[[], RawPublisher], metrics: Metrics, part: str, bound: int = 50_000,
+    def __init__(self, path: Path, connect: Callable[[], RawPublisher], metrics: Metrics, part: str, settings: OutboxSettings | None = None,
                  clock: Clock | None = None) -> None:  # fmt: skip
-        """``connect`` opens a producer (it may raise Unavailable, and is tried again); more than ``bound`` events waiting are dropped and counted."""
-        self._path, self._connect, self._metrics, self._part, self._bound = path, connect, metrics, part, bound
-        self._clock = clock or SystemClock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open(path) as database:
-            database.execute("CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB)")
-            self._waiting: int = database.execute("SELECT count(*) FROM spool").fetchone()[0]
-        self._fresh: deque[tuple[str, bytes, bytes]] = deque()
-        self._lock = threading.Lock()
-        self._spool_work, self._send_work, self._closing = threading.Event(), threading.Event(), threading.Event()
-        self._deadline = threading.Event()
-        self._threads = [threading.Thread(target=self._spool, name="outbox-spool", daemon=True),
-                         threading.Thread(target=self._send, name="outbox-send", daemon=True)]  # fmt: skip
-        self._metrics.set("tidemill_outbox_depth", self._waiting)
-        for thread in self._threads:
-            thread.start()
+        """``connect`` opens a producer (it may raise Unavailable, and is tried again)."""
+        self._connect, self._metrics, self._part = connect, metrics, part
+        self._settings, self._clock = settings or OutboxSettings(), clock or SystemClock()
+        self._most_bytes = self._settings.outbox_mib << 20
+        self._spool = Spool(path, synced=self._settings.outbox_fsync != "off")
+        self._fresh: deque[Waiting] = deque()  # in memory alone; in the order of ids
+        self._waiting, self._waiting_bytes = self._spool.events, self._spool.bytes  # in memory and on disk
+        self._producer: RawPublisher | None = None
+        self._sent = 0  # acknowledged up to this id, whether or not it could be deleted yet
+        self._lock = threading.RLock()
+        self._spool_work, self._send_work = threading.Event(), threading.Event()
+        self._closing, self._deadline = threading.Event(), threading.Event()
+        if self._spool.lost:
+            metrics.add("tidemill_outbox_lost_total", self._spool.lost)
+        self._tell_depth()
+        self._threads = self._start()
 
     @property
     def depth(self) -> int:
         """Events waiting to be acknowledged by Kafka."""
         return self._waiting
 
+    @property
+    def lost(self) -> int:
+        """Events that were accepted before this start and did not survive a kill."""
+        return self._spool.lost
+
     def put(self, topic: Topic[Any], event: Event) -> bool:
-        """Take an event without ever waiting. False when the outbox is full: the event was dropped and counted."""
+        """Take an event, without ever waiting unless each is synced. False when it was dropped, which is counted."""
         key, value = event.key.encode(), event.encode()
         with self._lock:
-            if self._waiting >= self._bound:
-                self._metrics.add("tidemill_capture_skipped_total", reason="outbox_full")
+            if not self._has_room():
+                self._metrics.add("tidemill_outbox_dropped_total", reason="full")
                 return False
+            waiting = Waiting(self._spool.counters.accepted + 1, topic.name, key, value)
+            self._spool.counters.note(accepted=waiting.id)
+            if self._settings.outbox_fsync == "each":
+                if not self._write([waiting]):
+                    self._spool.counters.note(let_go=waiting.id)
+                    self._metrics.add("tidemill_outbox_dropped_total", reason="disk")
+                    return False
+                self._send_work.set()
+            else:
+                self._fresh.append(waiting)
+                self._spool_work.set()
             self._waiting += 1
-            self._fresh.append((topic.name, key, value))
-        self._metrics.set("tidemill_outbox_depth", self._waiting)
-        self._spool_work.set()
+            self._waiting_bytes += waiting.bytes
+        self._tell_depth()
         return True
 
     def drained(self, timeout_s: float) -> bool:
         """Wait until nothing waits; False when the time is up."""
         waited = threading.Event()
         for _ in range(max(1, int(timeout_s / 0.02))):
-            if self._waiting == 0:
+            if self.depth == 0:
                 return True
             waited.wait(0.02)
-        return self._waiting == 0
+        return self.depth == 0
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Put everything on disk, try to send it for so long, and stop. What is left is sent after the next start."""
         self._closing.set()
-        self._spool_work.set()
-        self._threads[0].join(timeout_s)
-        self._send_work.set()
-        self._threads[1].join(timeout_s)
+        for thread, work in zip(self._threads, (self._spool_work, self._send_work), strict=False):
+            work.set()
+            thread.join(timeout_s)
         self._deadline.set()
 
-    def _spool(self) -> None:
-        """From memory to disk. A full disk leaves events in memory, within the bound, until there is room."""
-        database = _open(self._path)
+    def _start(self) -> Sequence[threading.Thread]:
+        threads = [threading.Thread(target=target, name=f"outbox-{name}", daemon=True) for name, target in
+                   (("spool", self._run_spool), ("send", self._run_send))]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _run_spool(self) -> None:
         while not (self._closing.is_set() and not self._fresh):
             self._spool_work.wait()
             self._spool_work.clear()
-            batch = list(self._fresh)
-            try:
-                with database:
-                    database.executemany("INSERT INTO spool (topic, key, value) VALUES (?, ?, ?)", batch)
-            except sqlite3.OperationalError as error:
-                log.warning("outbox cannot write its spool", path=str(self._path), error=str(error))
-                if self._closing.wait(RETRY_S):
-                    break
+            if self._spool_fresh():
+                self._send_work.set()
+            elif self._closing.wait(RETRY_S):
+                break
+            else:
                 self._spool_work.set()
-                continue
-            for _ in batch:
-                self._fresh.popleft()
-            self._send_work.set()
-        database.close()
 
-    def _send(self) -> None:
-        """From disk to Kafka, oldest first; nothing overtakes what could not be sent."""
-        database, producer = _open(self._path), None
+    def _run_send(self) -> None:
         while not self._deadline.is_set():
-            rows = database.execute("SELECT id, topic, key, value FROM spool ORDER BY id LIMIT ?", (BATCH,)).fetchall()
-            if not rows:
+            if not self._send_oldest():
+                if self._closing.is_set():
+                    break
+                self._closing.wait(RETRY_S)
+            elif not self._spool.events:
                 if self._closing.is_set() and not self._threads[0].is_alive():
                     break
                 self._send_work.wait(0.5)
                 self._send_work.clear()
-                continue
-            try:
-                producer = producer or self._connect()
-                self._send_rows(producer, rows)
-            except Unavailable as error:
-                log.warning("outbox waits for Kafka", waiting=self._waiting, error=str(error))
-                if producer is not None:
-                    producer.close(timeout_s=0)
-                producer = None
-                if self._closing.is_set():
-                    break
-                self._closing.wait(RETRY_S)
-                continue
-            with database:
-                database.execute("DELETE FROM spool WHERE id <= ?", (rows[-1][0],))
-            with self._lock:
-                self._waiting -= len(rows)
-            self._metrics.set("tidemill_outbox_depth", self._waiting)
-        if producer is not None:
-            producer.close()
-        database.close()
+        if self._producer is not None:
+            self._producer.close()
 
-    def _send_rows(self, producer: RawPublisher, rows: list[tuple[int, str, bytes, bytes]]) -> None:
+    def _spool_fresh(self) -> bool:
+        """From memory to disk. A full disk leaves events in memory, within the bounds, until there is room."""
+        with self._lock:
+            batch = list(self._fresh)
+        if batch and not self._write(batch):
+            return False
+        with self._lock:
+            for _ in batch:
+                self._fresh.popleft()
+        return True
+
+    def _write(self, batch: Sequence[Waiting]) -> bool:
+        try:
+            self._spool.append(batch)
+            if self._settings.outbox_when_full == "keep_newest":
+                self._left(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
+        except Unavailable as error:
+            log.warning("outbox cannot write its spool", error=str(error))
+            return False
+        return True
+
+    def _send_oldest(self) -> bool:
+        """One batch from disk to Kafka, oldest first; nothing overtakes what could not be sent. False when it must be tried again later."""
+        try:
+            self._left(self._spool.drop_older(self._settings.outbox_age_h * 3600), "old")
+            if rows := self._spool.oldest(self._sent, BATCH_EVENTS, BATCH_BYTES):
+                self._producer = self._producer or self._connect()
+                self._publish(self._producer, rows)
+                self._sent = rows[-1].id
+                self._spool.counters.note(sent=self._sent)
+            self._left(self._spool.delete_through(self._sent))
+        except Unavailable as error:
+            log.warning("outbox waits", waiting=self.depth, error=str(error))
+            if self._producer is not None:
+                self._producer.close(timeout_s=0)
+            self._producer = None
+            return False
+        finally:
+            self._tell_depth()
+        return True
+
+    def _publish(self, producer: RawPublisher, rows: Sequence[Waiting]) -> None:
         letters = DeadLetters(producer, self._clock, self._metrics, self._part)
         for _, topic, key, value in rows:
             try:
@@ -156,9 +192,19 @@ class Outbox:
                 letters.set_aside(Record(topic, -1, -1, int(self._clock.now().timestamp() * 1000), key, value), error)
         producer.flush()
 
+    def _has_room(self) -> bool:
+        """With ``keep_newest`` the oldest on disk give way as the new one is written; while it cannot be, memory takes as many as the disk does."""
+        if self._settings.outbox_when_full == "keep_newest":
+            return len(self._fresh) < self._settings.outbox_events and self._waiting_bytes - self._spool.bytes < self._most_bytes
+        return self._waiting < self._settings.outbox_events and self._waiting_bytes < self._most_bytes
 
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=30, check_same_thread=False)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=NORMAL")
-    return database
+    def _left(self, gone: Gone, reason: str | None = None) -> None:
+        """Count what is no longer on disk; ``reason`` when it was dropped."""
+        with self._lock:
+            self._waiting -= gone.events
+            self._waiting_bytes -= gone.bytes
+        if reason and gone.events:
+            self._metrics.add("tidemill_outbox_dropped_total", gone.events, reason=reason)
+
+    def _tell_depth(self) -> None:
+        self._metrics.set("tidemill_outbox_depth", self._waiting)

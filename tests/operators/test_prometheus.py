@@ -24,13 +24,13 @@ import yaml
 from dashboards.alerts import ALERTS, write
 from dashboards.panels import dashboards
 from infra.broker import Broker, BrokerSettings, free_port
-from streams.clock import SystemClock
 from streams.errors import Unavailable
 from streams.events import Episode, Feedback, FeedbackKind, Message, new_id
 from streams.health import Health, serve
 from streams.kafka import KafkaSettings, Producer, create_topics
 from streams.metrics import TABLE, Metrics
 from streams.outbox import Outbox
+from streams.outbox_settings import OutboxSettings
 from streams.topics import EPISODES, FEEDBACK
 from tests.operators.stand_in import move
 
@@ -226,10 +226,11 @@ def test_an_outbox_that_cannot_send_and_fills_is_told(settled: Run, tmp_path: Pa
         put(outbox, 20)
         return "TidemillOutboxFilling" in settled.firing()
 
-    before = Outbox(tmp_path / "outbox.sqlite", away, Metrics(), "actor", 100_000, SystemClock())
+    roomy = OutboxSettings(outbox_events=100_000)
+    before = Outbox(tmp_path / "outbox.sqlite", away, Metrics(), "actor", roomy)
     put(before, 200)
     before.close(0.1)
-    outbox = Outbox(tmp_path / "outbox.sqlite", away, settled.replica, "actor", 100_000, SystemClock())
+    outbox = Outbox(tmp_path / "outbox.sqlite", away, settled.replica, "actor", roomy)
     until(told, 60, "TidemillOutboxFilling")
     outbox.close(0.1)
 

@@ -1,11 +1,14 @@
 """The books balance when nothing is lost, and name what is when something was."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.cli import main
 from streams.errors import InvalidEvent
 from streams.events import DeadLetter, Episode, Event, Feedback, FeedbackKind, Message
 from streams.join import FeedbackJoin, InMemory, JoinSettings
@@ -162,3 +165,24 @@ def test_the_books_balance_whatever_the_join_was_given(steps: list[tuple[str, st
     log.join.expire(T0 + timedelta(days=9))
     assert log.ledger().balanced
     assert log.ledger().rows[0].pending == log.ledger().rows[1].pending == 0
+
+
+def test_the_command_names_what_is_missing_and_exits_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, asked = Log(), []
+    log.publish(EPISODES, episode("a"))
+    for number in range(30):
+        log.publish(FEEDBACK, thumb(f"fb-{number}", "a"), hours=1)
+    log.joined()
+    log.topics[LABELS.name].clear()
+
+    def read(_: object, since: datetime | None, until: datetime | None) -> Ledger:
+        asked.append((since, until))
+        return log.ledger(since=since, until=until)
+
+    monkeypatch.setattr("infra.status.read_ledger", read)
+    told = CliRunner().invoke(main, ["ledger", "--set", "kafka.bootstrap_servers=nowhere:1"])
+    assert (told.exit_code, "30 MISSING" in told.output, "and 10 more" in told.output) == (1, True, True)
+    told = CliRunner().invoke(main, ["ledger", "--json", "--until", "2026-01-01T02:00", "--since", "2026-01-01"])
+    assert (told.exit_code, asked[-1]) == (1, (T0, T0 + timedelta(hours=2)))
+    assert json.loads(told.output)["rows"][1]["missing"] == [f"fb-{number}" for number in range(30)]
+    assert CliRunner().invoke(main, ["ledger", "--until", "2026-01-01T00:30"]).exit_code == 0
