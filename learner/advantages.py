@@ -35,6 +35,24 @@ def reinforce_pp(rewards_PG: Tensor) -> Tensor:
     return centred_PG / (centred_PG.std() + EPSILON)
 
 
+def gae(rewards_B: Tensor, values_BT: Tensor, mask_BT: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and the returns they imply, both [B, T], 0 on padding (Schulman et al. 2016, eq. 16, with gamma 1).
+
+    The reward comes with an answer's last token. ``delta_t = r_t + V_t+1 - V_t``; ``A_t = delta_t + decay * A_t+1``; the return, which the value
+    function is fitted to, is ``A_t + V_t``. Answers end, so nothing is worth anything after the last token, whatever padding holds.
+    """
+    lengths_B = mask_BT.sum(dim=1)
+    values_BT = values_BT.masked_fill(~mask_BT, 0.0)
+    advantages_BT = torch.zeros_like(values_BT)
+    following_B, next_value_B = torch.zeros_like(rewards_B), torch.zeros_like(rewards_B)
+    for t in reversed(range(values_BT.shape[1])):
+        reward_B = torch.where(lengths_B == t + 1, rewards_B, 0.0)
+        delta_B = reward_B + next_value_B - values_BT[:, t]
+        following_B = torch.where(mask_BT[:, t], delta_B + decay * following_B, 0.0)
+        advantages_BT[:, t], next_value_B = following_B, values_BT[:, t]
+    return advantages_BT, (advantages_BT + values_BT).masked_fill(~mask_BT, 0.0)
+
+
 def most_telling(rewards_PG: Tensor, kept: int) -> Tensor:
     """Which ``kept`` rollouts of each group have rewards of the greatest variance: the best and the worst, half each. Indices, [P, kept], rising.
 

@@ -1,4 +1,4 @@
-"""The learner's last checkpoint: adapter, optimizer, step and the KL's weight, as safetensors and JSON, in a folder that is whole or not there.
+"""The learner's last checkpoint, as safetensors and JSON: adapter, optimizer, value head, step, the KL's weight. A folder is whole or not there.
 
 Everything random in a step comes from (seed, step), so the step's number is all the state that chance has.
 """
@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from learner.recipe import TAKEN, TakenStep
 from learner.trainer import Trainer
+from learner.value_head import MOMENTS
 from streams.errors import BadArtifact
 
-OPTIMIZER, STATE, STEPS = "optimizer.safetensors", "state.json", "steps.json"
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+OPTIMIZER, VALUE_HEAD, STATE, STEPS = "optimizer.safetensors", "value_head.safetensors", "state.json", "steps.json"
 
 
 def save(trainer: Trainer, folder: Path, taken: Sequence[TakenStep] = ()) -> Path:
@@ -34,6 +34,8 @@ def save(trainer: Trainer, folder: Path, taken: Sequence[TakenStep] = ()) -> Pat
         for moment in MOMENTS
     }
     save_file(moments, incoming / OPTIMIZER)
+    if trainer.value_head is not None:
+        save_file(trainer.value_head.tensors(), incoming / VALUE_HEAD)
     (incoming / STATE).write_text(json.dumps({"step": trainer.step_number, "kl_coefficient": trainer.kl_coefficient}))
     (incoming / STEPS).write_bytes(TAKEN.dump_json(tuple(taken)))
     shutil.rmtree(target, ignore_errors=True)
@@ -54,7 +56,9 @@ def load(trainer: Trainer, folder: Path) -> int:
         moments = load_file(newest / OPTIMIZER, device=str(trainer.policy.device))
         state = json.loads((newest / STATE).read_text())
         step, kl_coefficient = int(state["step"]), float(state.get("kl_coefficient", trainer.kl_coefficient))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        if trainer.value_head is not None and (newest / VALUE_HEAD).exists():  # not there when the value head is a new setting: it begins anew
+            trainer.value_head.restore(load_file(newest / VALUE_HEAD, device=str(trainer.policy.device)))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BadArtifact(f"the checkpoint {newest} cannot be read ({error}): delete it to begin anew") from None
     trainer.policy.load_adapter(newest)
     for name, weight in trainer.policy.parameters.items():

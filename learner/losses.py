@@ -1,4 +1,7 @@
-"""What a step maximises and what it pays, token by token. ``B`` rollouts, ``T`` output tokens (padded); logprobs in nats."""
+"""What a step maximises and what it pays, token by token. ``B`` rollouts, ``T`` output tokens (padded); logprobs in nats.
+
+Advantages are one a token, [B, T], or one a rollout, [B, 1].
+"""
 
 from collections.abc import Callable
 from typing import Final
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def clipped_surrogate(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clipped_surrogate(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """PPO's clipped surrogate of each token (Schulman et al. 2017, eq. 7), with DAPO's asymmetric clip (Yu et al. 2025). [B, T].
 
     To be maximised. ``old_BT`` are the *trainer's* log-probabilities before the step's first update, without gradient: the
@@ -16,27 +19,26 @@ def clipped_surrogate(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advant
     """
     ratio_BT = (policy_BT - old_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
-    advantages_B1 = advantages_B[:, None]
-    return (ratio_BT * advantages_B1).minimum(clipped_BT * advantages_B1)
+    return (ratio_BT * advantages_BT).minimum(clipped_BT * advantages_BT)
 
 
-def gspo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def gspo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """The surrogate with one ratio a sequence, ``exp(mean over tokens of log ratio)``, clipped as a whole (GSPO, Zheng et al. 2025, eq. 5-7).
 
-    Each token carries its sequence's value. Steadier than token ratios on a mixture of experts, where one flipped expert
-    moves single tokens far; its ratios stay so near 1 that the paper clips at 3e-4 and 4e-4.
+    Each token carries its sequence's value, so advantages are [B, 1]. Steadier than token ratios on a mixture of experts, where one flipped
+    expert moves single tokens far; its ratios stay so near 1 that the paper clips at 3e-4 and 4e-4.
     """
-    lengths_B = mask_BT.sum(dim=1).clamp(min=1)
-    mean_log_ratio_B = (policy_BT - old_BT).masked_fill(~mask_BT, 0.0).sum(dim=1) / lengths_B
-    ratio_B = mean_log_ratio_B.exp()
-    value_B = (ratio_B * advantages_B).minimum(ratio_B.clamp(1 - clip_low, 1 + clip_high) * advantages_B)
-    return value_B[:, None].expand_as(policy_BT)
+    lengths_B1 = mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    mean_log_ratio_B1 = (policy_BT - old_BT).masked_fill(~mask_BT, 0.0).sum(dim=1, keepdim=True) / lengths_B1
+    ratio_B1 = mean_log_ratio_B1.exp()
+    value_B1 = (ratio_B1 * advantages_BT).minimum(ratio_B1.clamp(1 - clip_low, 1 + clip_high) * advantages_BT)
+    return value_B1.expand_as(policy_BT)
 
 
-def cispo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def cispo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float) -> Tensor:
     """``sg(clip(ratio)) * advantage * log policy`` (CISPO, MiniMax 2025, eq. 4): a clipped token still teaches, only no louder."""
     ratio_BT = (policy_BT - old_BT).detach().exp().clamp(1 - clip_low, 1 + clip_high)
-    return ratio_BT * advantages_B[:, None] * policy_BT
+    return ratio_BT * advantages_BT * policy_BT
 
 
 STEER: Final = 0.2

@@ -35,6 +35,8 @@ class TokenStats:
     """Of the tokens that were sampled, in nats, at the temperature asked for."""
     entropy_BT: Tensor
     """Of the distribution they were sampled from, in nats; without gradient."""
+    hidden_KH: Tensor
+    """The state that each output token was predicted from, row by row as in ``Packed.mask_BT``; without gradient."""
 
 
 class Policy:
@@ -63,6 +65,11 @@ class Policy:
             _factor(module)
 
     @property
+    def hidden_size(self) -> int:
+        """Of the states that ``TokenStats.hidden_KH`` holds."""
+        return int(self.causal_lm.config.hidden_size)
+
+    @property
     def eos_id(self) -> int:
         """The token that ends an answer, which also pads."""
         return int(self.tokenizer.eos_token_id)
@@ -79,17 +86,23 @@ class Policy:
 
     def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
         """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""
-        logprobs_KV = self.distributions(packed, temperature)
+        hidden_KH = self._hidden(packed)
+        logprobs_KV = self._log_softmax(hidden_KH, temperature)
         with torch.no_grad():
             entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
-        return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K))
+        return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K), hidden_KH.detach())
 
     def distributions(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the whole vocabulary at every output token, [K, V], in nats."""
+        return self._log_softmax(self._hidden(packed), temperature)
+
+    def _hidden(self, packed: Packed) -> Tensor:
         hidden_RNH = self.causal_lm.model(
             input_ids=packed.ids_RN, attention_mask=packed.visible_RNN[:, None], position_ids=packed.positions_RN, use_cache=False
         ).last_hidden_state
-        hidden_KH = hidden_RNH.flatten(0, 1)[packed.source_K]
+        return hidden_RNH.flatten(0, 1)[packed.source_K]
+
+    def _log_softmax(self, hidden_KH: Tensor, temperature: float) -> Tensor:
         return torch.log_softmax(self.causal_lm.lm_head(hidden_KH).float() / temperature, dim=-1)
 
     def next_logits(self, **inputs: Any) -> Tensor:

@@ -14,6 +14,7 @@ from learner.packing import Branches, Packed, microbatches, pack
 from learner.policy import Policy
 from learner.rollouts import Rollout
 from learner.settings import LearnerSettings
+from learner.value_head import ValueHead
 
 
 @dataclass
@@ -29,8 +30,8 @@ class _Totals:
 class _Pass:
     """One microbatch through a step: what is known of its tokens, and what the first update finds out."""
 
-    def __init__(self, packed: Packed, members: Sequence[int], advantages_B: Tensor, behaviour_BT: Tensor) -> None:
-        self.packed, self.members, self.advantages_B, self.behaviour_BT = packed, members, advantages_B, behaviour_BT
+    def __init__(self, packed: Packed, members: Sequence[int], rewards_B: Tensor, advantages_BT: Tensor, behaviour_BT: Tensor) -> None:
+        self.packed, self.members, self.rewards_B, self.advantages_BT, self.behaviour_BT = packed, members, rewards_B, advantages_BT, behaviour_BT
         self.old_BT: Tensor | None = None
         self.reference_BT: Tensor | None = None
         self.paying_BT = torch.zeros_like(packed.mask_BT)
@@ -48,10 +49,16 @@ class RolloutObjective:
     """The surrogate of the rewards less the KL to the base, over one step's rollouts."""
 
     def __init__(self, policy: Policy, settings: LearnerSettings, step_number: int, kl_coefficient: float,
-                 rollouts: Sequence[Rollout], rewards_PG: Tensor) -> None:  # fmt: skip
-        self._policy, self._settings, self._kl_coefficient = policy, settings, kl_coefficient
+                 rollouts: Sequence[Rollout], rewards_PG: Tensor, value_head: ValueHead | None = None) -> None:  # fmt: skip
+        """``value_head``: sets rewards against what it expected at each token (GAE), in place of against their group."""
+        self._policy, self._settings, self._kl_coefficient, self._value_head = policy, settings, kl_coefficient, value_head
         size = rewards_PG.shape[1]
-        advantages_B = advantages.BY_NAME[settings.advantage](rewards_PG).flatten().to(policy.device)
+        rewards_B = rewards_PG.flatten().to(policy.device)
+        advantages_B1 = torch.zeros_like(rewards_B)[:, None]
+        if value_head is None:
+            advantages_B1 = advantages.BY_NAME[settings.advantage](rewards_PG).flatten().to(policy.device)[:, None]
+        else:
+            value_head.begin(float(rewards_B.mean()))
         groups = [rollouts[n : n + size] for n in range(0, len(rollouts), size)]
         rows = [Branches(group[0].prompt_ids, tuple(r.output_ids for r in group)) for group in groups]
         paying = groups_that_pay(len(rows), settings.kl_groups_ratio, step_number) if kl_coefficient > 0 else set()
@@ -59,7 +66,7 @@ class RolloutObjective:
         for numbers in microbatches(rows, settings.microbatch_tokens):
             members = [n * size + k for n in numbers for k in range(size)]
             packed = pack([rows[n] for n in numbers], policy.eos_id, policy.device)
-            one = _Pass(packed, members, advantages_B[members], _behaviour(packed, [rollouts[m] for m in members]))
+            one = _Pass(packed, members, rewards_B[members], advantages_B1[members], _behaviour(packed, [rollouts[m] for m in members]))
             if here := [k for k, n in enumerate(numbers) if n in paying]:
                 one.reference_BT, one.paying_BT = self._reference(packed, [rows[n] for n in numbers], here, size)
             self._passes.append(one)
@@ -67,11 +74,18 @@ class RolloutObjective:
         self._paying_tokens = sum(int(p.paying_BT.sum()) for p in self._passes)
         self._divisor = self._count if settings.normaliser == "tokens" else len(rollouts) * settings.max_output_tokens
         self._first = _Totals()
+        self._judged_positions: list[tuple[Tensor, Tensor]] = []
+        """Hidden states and returns that the value head is still to be fitted to."""
+        self._value_loss = 0.0
 
     def backward(self) -> None:
         """Add this objective's gradients to the adapter's; the first time round it also fixes the step's old log-probabilities."""
         for one in self._passes:
             self._accumulate(one)
+        if self._value_head is not None and self._judged_positions:  # only now: all advantages of a step come from one value function
+            hidden_KH, returns_K = (torch.cat(parts) for parts in zip(*self._judged_positions, strict=True))
+            self._value_loss = self._value_head.fit(hidden_KH, returns_K, self._settings.value_updates)
+            self._judged_positions = []
 
     def metrics(self) -> dict[str, float]:
         """Nats and ratios, of the first update."""
@@ -83,6 +97,7 @@ class RolloutObjective:
             "engine_ratio_mean": self._first.ratio / self._count,
             "engine_ratio_max": self._first.ratio_max,
             "effective_sample_ratio": corrections.effective_sample_ratio(weights, torch.ones_like(weights, dtype=torch.bool)),
+            **({"value_loss": self._value_loss} if self._value_head is not None else {}),
         }
 
     def base_gaps(self) -> list[float]:
@@ -121,7 +136,12 @@ class RolloutObjective:
             self._first.ratio += float(ratio_BT.sum())
             self._first.ratio_max = max(self._first.ratio_max, float(ratio_BT.max()))
             self._first.entropy += float(stats.entropy_BT.sum())
-        gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_B, s.clip_low, s.clip_high)
+            if self._value_head is not None:
+                with torch.no_grad():
+                    values_BT = one.packed.spread(self._value_head.values(stats.hidden_KH))
+                one.advantages_BT, returns_BT = advantages.gae(one.rewards_B, values_BT, mask_BT, s.gae_decay)
+                self._judged_positions.append((stats.hidden_KH, returns_BT[mask_BT]))
+        gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_BT, s.clip_low, s.clip_high)
         loss = -s.rollout_weight * losses.masked_sum(gain_BT, mask_BT)
         if one.reference_BT is not None:
             kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)

@@ -79,8 +79,14 @@ class LearnerSettings(Section):
     """How soon a live answer's gain over the base is enough."""
 
     # the step
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = "grpo"
-    """How a reward is set against its group (learner/advantages.py)."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"] = "grpo"
+    """What a reward is set against (learner/advantages.py): its group, or with ``gae`` what a value head expected at each token (PPO)."""
+    gae_decay: float = Field(default=0.95, ge=0, le=1)
+    """How far ahead an advantage looks (lambda): 1 to the reward itself, 0 to the next token's value."""
+    value_learning_rate: float = Field(default=0.01, gt=0)
+    """Of the value head's AdamW."""
+    value_updates: int = Field(default=8, ge=1)
+    """The value head's updates in a step; each costs next to nothing."""
     surrogate: Literal["ppo", "gspo", "cispo"] = "ppo"
     """What is maximised (learner/losses.py): the clipped surrogate of tokens, of sequences, or clipped weights on all tokens."""
     normaliser: Literal["tokens", "budget"] = "tokens"
@@ -145,6 +151,12 @@ class LearnerSettings(Section):
     def _something_is_learned_from(self) -> Self:
         if not (self.rollout_weight or self.thumb_weight or self.hindsight_weight):
             raise ValueError("learner.rollout_weight, thumb_weight and hindsight_weight are all 0: nothing would be learned from")
+        return self
+
+    @model_validator(mode="after")
+    def _one_advantage_a_sequence(self) -> Self:
+        if self.advantage == "gae" and self.surrogate == "gspo":
+            raise ValueError("learner.surrogate = gspo has one ratio a sequence and needs one advantage a sequence: not learner.advantage = gae")
         return self
 
     @property

@@ -17,6 +17,7 @@ from learner.rollout_objective import RolloutObjective
 from learner.rollouts import Engine, Rollout
 from learner.settings import LearnerSettings
 from learner.thumb_objective import ThumbObjective
+from learner.value_head import ValueHead
 from streams.events import Message
 
 Prompt = tuple[Message, ...]
@@ -66,6 +67,7 @@ class Trainer:
         self.step_number = 0
         self.kl_coefficient = settings.kl_coefficient
         """Of the next step; it moves only when ``kl_target_nats`` is set."""
+        self.value_head = ValueHead(policy.hidden_size, settings.value_learning_rate, policy.device) if settings.advantage == "gae" else None
 
     def step(self, prompts: Sequence[Prompt], scorer: Scorer, judged: Sequence[JudgedAnswer] = ()) -> StepResult:
         """Sample a group for each prompt, score, and update the adapter, also by what people said of the ``judged`` live answers.
@@ -84,7 +86,7 @@ class Trainer:
             chosen = self._chosen(rewards)
             rewards_PG = rewards[chosen].view(len(prompts), -1)
             trained = [rollouts[n] for n in chosen]
-            on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG)
+            on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG, self.value_head)
             objectives: list[Objective] = [on_rollouts]
             if self.settings.thumb_weight and (thumbs := [one for one in judged if one.good is not None]):
                 objectives.append(ThumbObjective(self.policy, self.settings, thumbs))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from learner import advantages, corrections, losses
+from learner.value_head import ValueHead
 
 ALL_THERE = torch.ones(2, 3, dtype=torch.bool)
 
@@ -36,14 +37,14 @@ def test_rloo_sets_a_reward_against_the_mean_of_the_others() -> None:
 def test_the_surrogate_is_clipped_above_for_good_tokens_and_below_for_bad_ones() -> None:
     old = torch.zeros(2, 3)
     policy = torch.log(torch.tensor([[1.1, 1.5, 0.5], [1.1, 1.5, 0.5]]))
-    found = losses.clipped_surrogate(policy, old, ALL_THERE, torch.tensor([2.0, -1.0]), clip_low=0.2, clip_high=0.28)
+    found = losses.clipped_surrogate(policy, old, ALL_THERE, torch.tensor([[2.0], [-1.0]]), clip_low=0.2, clip_high=0.28)
     # advantage 2: 1.1*2; min(1.5, 1.28)*2; min(0.5, 0.8)*2. advantage -1: -1.1; min(-1.5, -1.28); min(-0.5, -0.8)
     assert found.flatten().tolist() == pytest.approx([2.2, 2.56, 1.0, -1.1, -1.5, -0.8])
 
 
 def test_a_clipped_token_has_no_gradient_and_the_first_update_has_the_policy_gradients() -> None:
     policy = torch.log(torch.tensor([[1.0, 1.5]])).requires_grad_()
-    losses.clipped_surrogate(policy, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([3.0]), 0.2, 0.28).sum().backward()
+    losses.clipped_surrogate(policy, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[3.0]]), 0.2, 0.28).sum().backward()
     assert policy.grad is not None
     assert policy.grad.tolist() == [[3.0, 0.0]]  # ratio 1: advantage * d log p; ratio 1.5 > 1.28: nothing
 
@@ -120,14 +121,14 @@ def test_gspo_has_one_ratio_a_sequence_the_geometric_mean_of_its_tokens() -> Non
     policy = torch.log(torch.tensor([[2.0, 0.5, 8.0], [4.0, 1.0, 99.0]]))
     mask = torch.tensor([[True, True, True], [True, True, False]])
     # (2 * 0.5 * 8)^(1/3) = 2, clipped at 1.5 for a good sequence; (4 * 1)^(1/2) = 2, not clipped for a bad one
-    found = losses.gspo(policy, torch.zeros(2, 3), mask, torch.tensor([1.0, -1.0]), 0.5, 0.5)
+    found = losses.gspo(policy, torch.zeros(2, 3), mask, torch.tensor([[1.0], [-1.0]]), 0.5, 0.5)
     assert found[0].tolist() == pytest.approx([1.5] * 3)
     assert found[1].tolist() == pytest.approx([-2.0] * 3)
 
 
 def test_under_cispo_a_clipped_token_still_teaches_at_the_clips_weight() -> None:
     policy = torch.log(torch.tensor([[1.5, 1.0]])).requires_grad_()
-    losses.cispo(policy, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([3.0]), 0.2, 0.28).sum().backward()
+    losses.cispo(policy, torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[3.0]]), 0.2, 0.28).sum().backward()
     assert policy.grad is not None
     assert policy.grad[0].tolist() == pytest.approx([1.28 * 3, 3.0])
 
@@ -136,7 +137,7 @@ def test_at_the_first_update_every_surrogate_has_the_policy_gradient() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     for surrogate in losses.SURROGATES.values():
         policy = torch.full((2, 3), -1.0, requires_grad=True)
-        losses.masked_sum(surrogate(policy, policy.detach(), mask, torch.tensor([2.0, -1.0]), 0.2, 0.2), mask).backward()
+        losses.masked_sum(surrogate(policy, policy.detach(), mask, torch.tensor([[2.0], [-1.0]]), 0.2, 0.2), mask).backward()
         assert policy.grad is not None
         assert policy.grad.tolist() == [[2.0, 2.0, 2.0], [-1.0, 0.0, 0.0]]
 
@@ -165,3 +166,33 @@ def test_a_teachers_divergence_is_taken_over_the_whole_vocabulary_and_pulls_the_
     assert logits.grad is not None
     assert logits.grad[0].tolist() == pytest.approx([-0.25, 0.0, 0.25])  # student - teacher
     assert logits.grad[1].abs().max() < 1e-6
+
+
+def test_gae_looks_ahead_as_far_as_its_decay_says() -> None:
+    values = torch.tensor([[0.5, 0.2, 0.6, 9.0], [0.1, 0.4, 9.0, 9.0]])
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    found, returns = advantages.gae(torch.tensor([1.0, 0.0]), values, mask, decay=0.5)
+    # row 1, deltas: 0.2 - 0.5 = -0.3; 0.6 - 0.2 = 0.4; 1 - 0.6 = 0.4. A3 = 0.4; A2 = 0.4 + 0.2 = 0.6; A1 = -0.3 + 0.3 = 0
+    # row 2, deltas: 0.4 - 0.1 = 0.3; 0 - 0.4 = -0.4. A2 = -0.4; A1 = 0.3 - 0.2 = 0.1
+    assert found.flatten().tolist() == pytest.approx([0.0, 0.6, 0.4, 0.0, 0.1, -0.4, 0.0, 0.0])
+    assert returns.flatten().tolist() == pytest.approx([0.5, 0.8, 1.0, 0.0, 0.2, 0.0, 0.0, 0.0])
+    whole, _ = advantages.gae(torch.tensor([1.0, 0.0]), values, mask, decay=1.0)  # reward less value, at every token
+    assert whole.flatten().tolist() == pytest.approx([0.5, 0.8, 0.4, 0.0, -0.1, -0.4, 0.0, 0.0])
+
+
+def test_a_value_head_says_the_mean_at_first_and_learns_what_positions_are_worth_over_a_restart() -> None:
+    chance = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 16, generator=chance) * 30
+    returns = (hidden[:, 0] > 0).float()
+    head = ValueHead(16, learning_rate=0.05)
+    head.begin(0.3)
+    assert head.values(hidden).tolist() == pytest.approx([0.3] * 200)
+    errors = [head.fit(hidden, returns, updates=8) for _ in range(12)]
+    assert errors[0] == pytest.approx(float(((0.3 - returns) ** 2).mean()), abs=1e-5)
+    assert errors[-1] < errors[0] / 2
+    again = ValueHead(16, learning_rate=0.05)
+    again.restore(head.tensors())
+    again.begin(0.9)  # it has learned something: not a beginner
+    for one in (head, again):
+        one.fit(hidden, returns, updates=8)
+    assert torch.equal(head.values(hidden), again.values(hidden))

@@ -213,6 +213,26 @@ def test_two_steps_straight_equal_one_step_a_checkpoint_and_one_more_bit_for_bit
         assert torch.equal(one, other), name
 
 
+def test_ppo_raises_the_reward_and_its_value_head_survives_a_restart_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"advantage": "gae", "samples_per_prompt": 8, "kl_coefficient": 0.0})
+    one, results = trainer(base, settings), []
+    for step in range(8):
+        if step == 7:
+            checkpoint.save(one, tmp_path)
+        results.append(one.step(ASKED, says_e))
+    assert sum(r.metrics["reward_mean"] for r in results[-2:]) > sum(r.metrics["reward_mean"] for r in results[:2]) + 0.2
+    assert one.value_head is not None
+    assert one.value_head.fits == 8
+    assert not [p for p in tmp_path.rglob("*") if "value" in p.name and p.name != checkpoint.VALUE_HEAD]
+    again = trainer(base, settings)
+    checkpoint.load(again, tmp_path)
+    last = again.step(ASKED, says_e)
+    assert {k: v for k, v in last.metrics.items() if not k.endswith("_s")} == {k: v for k, v in results[-1].metrics.items() if not k.endswith("_s")}
+    assert all(torch.equal(a, b) for a, b in zip(one.policy.parameters.values(), again.policy.parameters.values(), strict=True))
+    with pytest.raises(ValidationError, match="one advantage a sequence"):
+        LearnerSettings(advantage="gae", surrogate="gspo")
+
+
 def test_a_steered_kl_stays_nearer_the_base_and_its_weight_survives_a_restart(base: Path, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"samples_per_prompt": 8, "kl_coefficient": 0.5, "kl_groups_ratio": 1.0})
     free, steered = trainer(base, settings), trainer(base, settings.model_copy(update={"kl_target_nats": 0.002}))
