@@ -118,7 +118,7 @@ def run(settings: OtlpSettings, site: Site) -> None:
     """Take telemetry until ``site.stopping`` is set. Raises ConfigError when the address cannot be listened on."""
     listening = listening_socket(settings.host, settings.port, "otlp")
     outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-otlp"), site.metrics, SOURCE,
-                    settings.outbox_events, site.clock)  # fmt: skip
+                    settings, site.clock)  # fmt: skip
     app = Receiver(settings, site.policy, outbox, site.metrics, site.clock).app()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, round(settings.drain_s))))
     serving = threading.Thread(target=server.run, args=([listening],), name="otlp")  # off the main thread it leaves signals alone

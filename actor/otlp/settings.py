@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from streams.section import Section
+from streams.outbox_settings import OutboxSettings
 
 
-class OtlpSettings(Section):
+class OtlpSettings(OutboxSettings):
     """Spans of agents that are served elsewhere, as episodes (``tidemill run otlp``)."""
 
     host: str = "127.0.0.1"
@@ -20,7 +20,5 @@ class OtlpSettings(Section):
     """File of hashed keys (``tidemill keys add``); a sender needs the scope ``talk``. None: nobody is asked for a key."""
     max_request_bytes: int = Field(default=16 << 20, ge=1024, le=1 << 30)
     """Largest export, unpacked; a larger one gets 413."""
-    outbox_events: int = Field(default=50_000, ge=100, le=10_000_000)
-    """Episodes that wait on disk while Kafka is away; beyond it exporters are told to come again later."""
     drain_s: float = Field(default=5.0, ge=0, le=600)
     """How long to go on sending what waits after a stop; what is left is sent after the next start."""
