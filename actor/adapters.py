@@ -62,7 +62,11 @@ class Follower:
         self._fingerprint: str | None = None
         self._route = Route()
         self._loaded: set[str] = set()
-        self._chooser: Newest | Gated = Gated(site.policy) if gated else Newest(site.policy, settings.refusals_before_waiting)
+        self._given: dict[str, str] = {}
+        """SHA-256 of what the engine was ever given under each name."""
+        self._chooser: Newest | Gated = (
+            Gated(site.policy, site.clock, settings.load_timeout_s) if gated else Newest(site.policy, settings.refusals_before_waiting)
+        )
         self.caught_up = threading.Event()
         """Set once the log was read to its end and what it asks for was taken or refused."""
         self.over: Future[None] = Future()
@@ -184,6 +188,8 @@ class Follower:
         return folder
 
     def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, probes: tuple[Probe, ...]) -> Verdict:
+        if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
+            raise BadArtifact(f"{adapter.name} was loaded here with other bytes: publish these under a version of their own")
         self._engine.load(adapter.name, folder)
         try:
             verdict = judge(self._engine.probe(adapter.name, probes), probes, self._settings)

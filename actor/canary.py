@@ -1,12 +1,12 @@
-"""The canary's verdict: what people said of candidate and production since it began, conversation by conversation. Pure."""
+"""What people said of a newcomer and of what it is beside since it began, conversation by conversation, and the canary's verdict. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from actor.promotion_settings import PromotionSettings
-from actor.sequential import Prior, Side, uplift
+from actor.sequential import Prior, Side, Uplift, uplift
 from streams.events import Episode, Label, Outcome
 
 PRIOR_LABELS = 20.0
@@ -59,6 +59,16 @@ def prior_of(voices: Iterable[Voice], production: str | None, until: datetime) -
     return Prior(side.mean, PRIOR_LABELS) if side.labels >= PRIOR_LABELS else Prior()
 
 
+def prior_in(evidence: Mapping[str, Any]) -> Prior:
+    """The guess that was fixed when the canary began; without one, none."""
+    told = evidence.get("prior")
+    if not isinstance(told, Mapping):
+        return Prior()
+    mean, weight = told.get("mean"), told.get("weight")
+    good = isinstance(mean, int | float) and isinstance(weight, int | float) and 0 <= mean <= 1 and weight > 0
+    return Prior(float(mean), float(weight)) if good else Prior()  # type: ignore[arg-type]
+
+
 def failures_of(episodes: Iterable[Episode], adapter: str | None, since: datetime) -> Side:
     """How many of an adapter's answers failed."""
     side = Side()
@@ -66,6 +76,35 @@ def failures_of(episodes: Iterable[Episode], adapter: str | None, since: datetim
         if episode.adapter == adapter and episode.started_at >= since:
             side = side.with_verdict(float(episode.outcome is Outcome.FAILED))
     return side
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A newcomer beside what it is to replace, or has replaced."""
+
+    surely: Uplift
+    """Of its verdicts, at ``promotion.alpha``."""
+    harm: str | None
+    """Why it must go; None while nothing shows that it does harm."""
+    said: str
+    evidence: dict[str, Any]
+
+
+def compare(newcomer: Side, incumbent: Side, failures: tuple[Side, Side], prior: Prior, settings: PromotionSettings) -> Shown:
+    """Verdicts of both sides, and how many of their answers failed (newcomer's, incumbent's); may be looked at as often as one likes."""
+    surely, maybe = uplift(newcomer, incumbent, settings.alpha, prior), uplift(newcomer, incumbent, settings.harm_alpha, prior)
+    failing = uplift(*failures, settings.harm_alpha)
+    told = {
+        "uplift": round(surely.estimate, 4), "low": round(surely.low, 4), "high": round(surely.high, 4), "alpha": settings.alpha,
+        "harm_high": round(maybe.high, 4), "harm_alpha": settings.harm_alpha, "prior": asdict(prior),
+        "candidate": {"labels": newcomer.labels, "mean": round(newcomer.mean, 4), "answers": failures[0].labels, "failed": failures[0].total},
+        "production": {"labels": incumbent.labels, "mean": round(incumbent.mean, 4), "answers": failures[1].labels, "failed": failures[1].total},
+    }  # fmt: skip
+    said = f"uplift {surely.estimate:+.3f} ({surely.low:+.3f} to {surely.high:+.3f}) over {newcomer.labels} labelled conversations"
+    harm = f"people like it less: {said}" if maybe.high < 0 else None
+    if harm is None and failing.low > 0:
+        harm = f"{failures[0].mean:.1%} of its answers fail, {failures[1].mean:.1%} of production's"
+    return Shown(surely, harm, said, told)
 
 
 @dataclass(frozen=True)
@@ -82,21 +121,12 @@ def decide(candidate: Side, production: Side, failures: tuple[Side, Side], prior
 
     ``failures`` are those of candidate and production, ``hours`` since the canary began.
     """
-    surely, maybe = uplift(candidate, production, settings.alpha, prior), uplift(candidate, production, settings.harm_alpha, prior)
-    failing = uplift(*failures, settings.harm_alpha)
-    told = {
-        "uplift": round(surely.estimate, 4), "low": round(surely.low, 4), "high": round(surely.high, 4), "alpha": settings.alpha,
-        "harm_high": round(maybe.high, 4), "harm_alpha": settings.harm_alpha, "prior": asdict(prior), "hours": round(hours, 3),
-        "candidate": {"labels": candidate.labels, "mean": round(candidate.mean, 4), "answers": failures[0].labels, "failed": failures[0].total},
-        "production": {"labels": production.labels, "mean": round(production.mean, 4), "answers": failures[1].labels, "failed": failures[1].total},
-    }  # fmt: skip
-    said = f"uplift {surely.estimate:+.3f} ({surely.low:+.3f} to {surely.high:+.3f}) over {candidate.labels} labelled conversations"
-    if maybe.high < 0:
-        return Decision("rolled_back", f"people like it less: {said}", told)
-    if failing.low > 0:
-        return Decision("rolled_back", f"{failures[0].mean:.1%} of its answers fail, {failures[1].mean:.1%} of production's", told)
-    if candidate.labels >= settings.min_canary_labels and surely.low > settings.min_uplift:
-        return Decision("promoted", f"people like it better: {said}", told)
+    shown = compare(candidate, production, failures, prior, settings)
+    told = {**shown.evidence, "hours": round(hours, 3)}
+    if shown.harm is not None:
+        return Decision("rolled_back", shown.harm, told)
+    if candidate.labels >= settings.min_canary_labels and shown.surely.low > settings.min_uplift:
+        return Decision("promoted", f"people like it better: {shown.said}", told)
     if candidate.labels >= settings.max_canary_labels or hours >= settings.max_canary_h:
-        return Decision("rejected", f"not shown to be better within its exposure: {said}", told)
-    return Decision(None, said, told)
+        return Decision("rejected", f"not shown to be better within its exposure: {shown.said}", told)
+    return Decision(None, shown.said, told)

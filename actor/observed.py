@@ -1,6 +1,7 @@
 """What the log has said that matters for promotion, folded event by event. Pure: reading the log again comes to the same."""
 
 import json
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
@@ -36,7 +37,7 @@ class Observed:
                 self.adapters[event.name] = event
             case RewardModelVersion() if event.policy == self._policy:
                 self.reward_model = event
-            case Attestation():
+            case Attestation() if event.adapter.rpartition("@")[0] == self._policy:
                 self._attestations[event.replica, event.adapter] = event
             case Label() if event.policy == self._policy:
                 self._take_label(event)
@@ -66,7 +67,7 @@ class Observed:
                 newest.setdefault(_asked(episode), Question(episode.messages))
         return list(newest.values())
 
-    def answered_since(self, since: datetime, adapter: str | None, count: int) -> Sequence[Episode]:
+    def answered_since(self, since: datetime, adapter: str | None, count: int = sys.maxsize) -> Sequence[Episode]:
         """What this adapter answered to people since then, oldest first, each question once: at most so many."""
         found: dict[str, Episode] = {}
         for episode in sorted(self.episodes, key=_age):

@@ -7,14 +7,15 @@ from typing import Any
 
 import structlog
 
+from actor import held_back
 from actor.asking import OpenAiAsker
 from actor.nightly import last_due, next_candidate
 from actor.observed import Observed
-from actor.promotion import TIDEMILL
+from actor.promotion import TIDEMILL, Move
 from actor.promotion_settings import PromotionSettings
 from actor.retention import read_probes
 from actor.scoring import RewardJudge
-from actor.trials import Move, Trials, candidate_move
+from actor.trials import Trials, candidate_move
 from reward.settings import RewardSettings
 from streams.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.events import Promotion, new_id
@@ -64,7 +65,10 @@ class Promoter:
         """Read what has come, and make the next move if there is one. Raises Unavailable."""
         self._read()
         standing, now = self.observed.standing, self._site.clock.now()
-        if standing.trial is not None:
+        move = held_back.next_move(self.observed, self._settings, now)
+        if move is not None:
+            adapter = str(standing.production)
+        elif standing.trial is not None:
             adapter, move = standing.trial.adapter, self._try()
         else:
             due = last_due(self._settings.cron, self._settings.time_zone, now)

@@ -4,7 +4,7 @@
 
     candidate ──gates──► shadow ──► canary ──► promoted ──► (the next one's turn)
         │                  │          │            │
-        └──────────────► rejected ◄───┤            └──► rolled_back, by alarm or by hand: the production before it answers again
+        └──────────────► rejected ◄───┤            └──► rolled_back, for harm, by alarm or by hand: the production before it answers again
                                       └──► rolled_back, for harm
 
 Every move is a Promotion event. Whoever reads the topic from its beginning comes to the same Standing: an event that is no legal
@@ -29,7 +29,19 @@ BEFORE: Mapping[str, frozenset[str]] = {
     "rejected": frozenset({"candidate", "shadow", "canary"}),
     "rolled_back": frozenset({"canary"}),
 }
-"""Stages from which a trial may make each move; ``canary`` again changes its share, or says that it awaits a person."""
+"""Stages from which a trial may make each move; ``canary`` again changes its share, or says that it awaits a person. ``promoted`` again is said of
+production, and changes the share of the conversations that it answers."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A move to make, with its evidence."""
+
+    move: str
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    canary_share: float | None = None
+    awaits_approval: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,12 @@ class Standing:
     policy: str
     production: str | None = None
     """The adapter that answers for the policy; none is the base."""
+    since: datetime | None = None
+    """When it was promoted; none when it came back because another left."""
+    share: float = 1.0
+    """Part of the conversations that it answers; while it is new, the rest are held back on the one before it."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """Of its promotion."""
     earlier: tuple[str | None, ...] = ()
     """Productions before it, oldest first, that one may go back to."""
     trial: Trial | None = None
@@ -87,8 +105,10 @@ class Standing:
             return self._no_candidate(event.adapter)
         if event.move == "rolled_back" and event.adapter == self.production:
             return self._no_return(event)
+        if event.move == "promoted" and event.adapter == self.production:
+            return self._no_other_share(event)
         if event.move == "promoted" and event.by != TIDEMILL:
-            return "it is in production" if event.adapter == self.production else None
+            return None
         if self.trial is None or self.trial.adapter != event.adapter:
             return f"{event.adapter} is not being tried"
         if self.trial.stage not in BEFORE[event.move]:
@@ -112,7 +132,7 @@ class Standing:
             case "canary":
                 return replace(now, trial=self._canary(event))
             case "promoted":
-                return replace(now, production=event.adapter, earlier=(*self.earlier, self.production), trial=None, bad=self.bad - {event.adapter})
+                return now._promoted(event)
             case "rejected":
                 return replace(now, trial=None, bad=self.bad | {event.adapter})
             case "rolled_back":
@@ -130,6 +150,12 @@ class Standing:
             return f"{self.trial.adapter} is being tried, one at a time"
         return "it is in production" if adapter == self.production else None
 
+    def _no_other_share(self, event: Promotion) -> str | None:
+        """Production promoted again is given another share of the conversations; nothing else is changed by it."""
+        if event.canary_share is None:
+            return "it is in production"
+        return "it changes nothing" if event.canary_share == self.share else None
+
     def _no_return(self, event: Promotion) -> str | None:
         if event.to is not None and (self.version(event.to) is None or event.to == self.production):
             return f"{event.to} is not a version of {self.policy} to go back to"
@@ -143,6 +169,14 @@ class Standing:
         share = event.canary_share if event.canary_share is not None else trial.canary_share if trial is not None and going_on else 0.0
         return Trial(event.adapter, "canary", since, share, event.awaits_approval, event.evidence)
 
+    def _promoted(self, event: Promotion) -> "Standing":
+        """A new production, or the share that it answers from now on."""
+        share = 1.0 if event.canary_share is None else event.canary_share
+        if event.adapter == self.production:
+            return replace(self, share=share)
+        return replace(self, production=event.adapter, since=event.at, share=share, evidence=event.evidence, trial=None,
+                       earlier=(*self.earlier, self.production), bad=self.bad - {event.adapter})  # fmt: skip
+
     def _back(self, event: Promotion) -> "Standing":
         """The adapter leaves canary or production. With production gone, what was on trial against it has nothing to be compared with."""
         now = replace(self, trial=None, bad=self.bad | {event.adapter})
@@ -152,7 +186,7 @@ class Standing:
         earlier = self.earlier
         if to in earlier:
             earlier = earlier[: len(earlier) - 1 - earlier[::-1].index(to)]
-        return replace(now, production=to, earlier=earlier, bad=now.bad - {to} if to else now.bad)
+        return replace(now, production=to, since=None, share=1.0, evidence={}, earlier=earlier, bad=now.bad - {to} if to else now.bad)
 
 
 def fold(policy: str, events: Iterable[Promotion]) -> Standing:

@@ -94,6 +94,16 @@ class PromotionSettings(Section):
     max_canary_h: float = Field(default=72.0, gt=0, le=10_000)
     """Canary: after so long with nothing shown, it is rejected."""
 
+    watch_h: float = Field(default=72.0, ge=0, le=10_000)
+    """So long a new production is watched, and rolled back by itself for harm or by alarm. 0: never by itself."""
+    held_back_share: float = Field(default=0.05, ge=0, lt=0.5)
+    """Part of the conversations that the production before goes on answering meanwhile, to compare with. 0: nothing is compared."""
+
+    @property
+    def promoted_share(self) -> float:
+        """Part of the conversations that a new production answers from the start."""
+        return 1.0 - self.held_back_share if self.watch_h else 1.0
+
     @field_validator("cron")
     @classmethod
     def _cron_can_be_read(cls, cron: str) -> str:

@@ -18,6 +18,10 @@ class Route:
     """The adapter on trial, which ``policy@candidate`` asks for."""
     canary_share: float = 0.0
     """Part of the conversations that the candidate answers."""
+    production_share: float = 1.0
+    """Part of the other conversations that production answers; while it is new, the rest are held back to compare it with."""
+    before: str | None = None
+    """Who answers those that are held back: the production before; None: the base."""
     kept: tuple[str, ...] = ()
     """Further adapters that stay loaded, to go back to at once."""
 
@@ -26,7 +30,8 @@ class Route:
 class Router:
     """Turns the model that a client asked for into the name that vLLM serves it by.
 
-    ``default`` is production (the base until there is one) or, for the canary's share of conversations, the candidate;
+    ``default`` is production (the base until there is one) or, for the canary's share of conversations, the candidate, or, for those that are held
+    back while production is new, the one before it;
     ``default@candidate`` the adapter on trial, ``default@7`` that version where it is loaded, ``default@0`` and ``base`` the base.
     Anything else is left for vLLM to refuse.
     """
@@ -40,8 +45,10 @@ class Router:
         """vLLM's name for what a request's ``model`` says; what is not ours comes back as it was. One conversation always gets the same side."""
         route = self.route
         if model is None or model in ("", self.policy):
-            if route.candidate and conversation is not None and draw(route.candidate, conversation) < route.canary_share:
+            if conversation is not None and route.candidate and draw(route.candidate, conversation) < route.canary_share:
                 return route.candidate
+            if conversation is not None and draw(route.production or BASE, conversation) >= route.production_share:
+                return route.before or BASE
             return route.production or BASE
         if model == f"{self.policy}@candidate" and route.candidate:
             return route.candidate
@@ -65,7 +72,7 @@ class Router:
 
     def idle(self) -> list[str]:
         """Adapters that nobody needs: not routed to, not kept, and no request in flight."""
-        needed = (self.route.production, self.route.candidate, *self.route.kept)
+        needed = (self.route.production, self.route.candidate, self.route.before, *self.route.kept)
         return [name for name in self._sha256 if name not in needed and self._in_flight[name] <= 0]
 
     def forget(self, name: str) -> None:

@@ -1,37 +1,30 @@
 """What to do with the adapter on trial: gather the evidence of its stage and say the next move. Nothing here writes or remembers."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from actor.asking import Asker, Question
-from actor.canary import decide, failures_of, prior_of, side_of
+from actor.canary import decide, failures_of, prior_in, prior_of, side_of
 from actor.gates import AttestedEverywhere, Gate, Pair, Result, Seen, asking_gates, cheap_gates, command_gates, shadow_gates
 from actor.observed import Observed
-from actor.promotion import Trial
+from actor.promotion import Move, Trial
 from actor.promotion_settings import PromotionSettings
 from actor.retention import RetentionProbe
 from actor.scoring import Judge
-from actor.sequential import Prior
 from streams.events import AdapterVersion, Message, RewardModelVersion
 
 DRIFTED = "its losses on the newest labels have risen for good"
 
 
-@dataclass(frozen=True)
-class Move:
-    """A move to make, with its evidence."""
-
-    move: str
-    reason: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    canary_share: float | None = None
-    awaits_approval: bool = False
-
-
 class Trials:
-    """The stages. Each method returns the next move, or None while there is nothing to decide. Raises Unavailable or BadArtifact."""
+    """The stages. Each method returns the next move, or None while there is nothing to decide. Raises Unavailable or BadArtifact.
+
+    ``device_s`` in the evidence: seconds in which candidate, production and base answered for the sake of the trial and were scored; people were
+    answered by the same devices meanwhile.
+    """
 
     def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: Judge, probes: Sequence[RetentionProbe], base_url: str) -> None:
         self._settings, self._policy, self._asker, self._judge = settings, policy, asker, judge
@@ -60,12 +53,13 @@ class Trials:
         results = judge_all(cheap_gates(settings), seen)
         if model is None or not all(result.passed for result in results):
             return _after_gates(results, "shadow")
-        questions = observed.questions(settings.prompts)
+        questions, began = observed.questions(settings.prompts), time.monotonic()
         seen = self._asked(seen, model, questions)
+        device_s = round(time.monotonic() - began, 2)
         results += judge_all(asking_gates(settings), seen)
         if all(result.passed for result in results):
             results += judge_all(command_gates(settings), seen)
-        return _after_gates(results, "shadow", reward_model=model.version)
+        return _after_gates(results, "shadow", reward_model=model.version, device_s=device_s)
 
     def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[Question]) -> Seen:
         """With answers of candidate, production and base to the prompts and the probes, and scores of the first two."""
@@ -99,35 +93,40 @@ class Trials:
             if hours < settings.max_shadow_h:
                 return None
             return Move("rejected", f"only {len(episodes)} questions came in {hours:.1f} h of shadow, fewer than {settings.shadow_prompts}")
-        questions = [Question(episode.messages, episode.sampling) for episode in episodes]
+        questions, began = [Question(episode.messages, episode.sampling) for episode in episodes], time.monotonic()
         shown = [episode.answer for episode in episodes]
         pairs = self._pairs(model, questions, self._asker.ask(seen.adapter.name, questions), shown)
+        device_s = round(time.monotonic() - began, 2)
         results = judge_all(shadow_gates(settings), replace(seen, pairs=pairs, base_answers=shown))
         if not all(result.passed for result in results):
-            return _after_gates(results, "canary")
-        return self._to_canary(observed, seen, results)
+            return _after_gates(results, "canary", device_s=device_s)
+        return self._to_canary(observed, seen, results, device_s)
 
-    def _to_canary(self, observed: Observed, seen: Seen, results: Sequence[Result]) -> Move:
+    def _to_canary(self, observed: Observed, seen: Seen, results: Sequence[Result], device_s: float = 0.0) -> Move:
         prior = prior_of(observed.voices, seen.production, seen.now)
-        evidence = {"gates": [result.as_evidence() for result in results], "prior": asdict(prior)}
+        evidence = {"gates": [result.as_evidence() for result in results], "prior": asdict(prior), "device_s": device_s}
         return Move("canary", f"{len(results)} shadow gates passed", evidence, canary_share=self._settings.canary_share)
 
     def _canary(self, observed: Observed, trial: Trial, seen: Seen) -> Move | None:
         settings = self._settings
-        _, _, failed = AttestedEverywhere(settings.min_replicas, settings.replica_memory_h).replicas(seen)
+        attested = AttestedEverywhere(settings.min_replicas, settings.replica_memory_h)
+        _, _, failed = attested.replicas(seen)
         if failed:
             return Move("rolled_back", f"a replica cannot serve it: {failed}"[:1000], {"failed": failed})
         sides = [side_of(observed.voices, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         failures = [failures_of(observed.episodes, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         hours = (seen.now - trial.since).total_seconds() / 3600
-        decision = decide(sides[0], sides[1], (failures[0], failures[1]), _prior(trial), hours, settings)
+        decision = decide(sides[0], sides[1], (failures[0], failures[1]), prior_in(trial.evidence), hours, settings)
+        if decision.move == "promoted" and not attested.judge(seen).passed:
+            return None  # a replica that is new has yet to load it: all of them go over to it, or none
         if decision.move == "promoted" and settings.approval == "human":
             if trial.awaits_approval:
                 return None
             return Move("canary", f"awaits approval: {decision.reason}", decision.evidence, awaits_approval=True)
         if decision.move is None or (trial.awaits_approval and decision.move == "rejected"):
             return None  # what was found better waits for its person, however long
-        return Move(decision.move, decision.reason, decision.evidence)
+        share = settings.promoted_share if decision.move == "promoted" else None
+        return Move(decision.move, decision.reason, decision.evidence, canary_share=share)
 
 
 def judge_all(gates: Sequence[Gate], seen: Seen) -> list[Result]:
@@ -147,13 +146,3 @@ def _after_gates(results: Sequence[Result], onward: str, **more: Any) -> Move:
     if failed:
         return Move("rejected", "; ".join(f"{result.gate}: {result.reason}" for result in failed)[:1000], evidence)
     return Move(onward, f"{len(results)} gates passed", evidence)
-
-
-def _prior(trial: Trial) -> Prior:
-    """The guess that was fixed when the canary began; without one, none."""
-    told = trial.evidence.get("prior")
-    if not isinstance(told, Mapping):
-        return Prior()
-    mean, weight = told.get("mean"), told.get("weight")
-    good = isinstance(mean, int | float) and isinstance(weight, int | float) and 0 <= mean <= 1 and weight > 0
-    return Prior(float(mean), float(weight)) if good else Prior()  # type: ignore[arg-type]

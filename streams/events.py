@@ -276,7 +276,8 @@ class Promotion(Event):
     reason: str
     evidence: dict[str, Any] = {}
     canary_share: float | None = Field(default=None, ge=0, le=1)
-    """Canary: part of the conversations that the adapter answers from now on."""
+    """Canary and promoted: part of the conversations that the adapter answers from now on. Promoted: the rest are held back on the production before
+    it, to compare with; none is all of them."""
     awaits_approval: bool = False
     """Canary: it has shown itself better, and a person must approve before it is promoted."""
     to: Id | None = None

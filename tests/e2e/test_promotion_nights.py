@@ -48,6 +48,7 @@ class Engine:
 
     def __init__(self, router: Router) -> None:
         self.router = router
+        self.routes: list[Route] = []
 
     def load(self, name: str, folder: Path) -> None:
         return None
@@ -60,6 +61,7 @@ class Engine:
 
     def route(self, route: Route) -> None:
         self.router.route = route
+        self.routes.append(route)
 
     def drop(self, name: str) -> None:
         return None
@@ -101,9 +103,10 @@ class Town:
         self.kafka, self._producer = kafka, Producer(kafka, Metrics(), "town")
         self.sites = [Site(kafka, self._store, policy, base, folder / f"replica-{n}", clock=self.clock) for n in range(2)]
         self.routers = [Router(policy) for _ in self.sites]
+        self.engines = [Engine(router) for router in self.routers]
         self._followers = [
-            Follower(ActorSettings(poll_s=0.05), site, Engine(router), Straight(self._producer), f"replica-{n}", gated=True)  # type: ignore[arg-type]
-            for n, (site, router) in enumerate(zip(self.sites, self.routers, strict=True))
+            Follower(ActorSettings(poll_s=0.05), site, engine, Straight(self._producer), f"replica-{n}", gated=True)  # type: ignore[arg-type]
+            for n, (site, engine) in enumerate(zip(self.sites, self.engines, strict=True))
         ]
         for follower in self._followers:
             follower.start()
@@ -184,8 +187,8 @@ class Town:
         trial = standing.trial
 
         def settled(route: Route) -> bool:
-            wanted = (standing.production, trial.adapter if trial else None, trial.canary_share if trial else 0.0)
-            return (route.production, route.candidate, route.canary_share) == wanted
+            wanted = (standing.production, standing.share, trial.adapter if trial else None, trial.canary_share if trial else 0.0)
+            return (route.production, route.production_share, route.candidate, route.canary_share) == wanted
 
         while not all(settled(router.route) for router in self.routers):
             assert time.monotonic() - started < timeout_s, (standing, [router.route for router in self.routers])
@@ -288,7 +291,7 @@ def test_one_that_only_the_reward_model_likes_better_is_not_promoted_when_people
 
 def test_one_that_the_reward_model_likes_and_people_do_not_is_stopped_in_canary_and_rolled_back(town: Town) -> None:
     good = town.publish(1, likes=0.8, scores=0.75)
-    town.say(good, "promoted")
+    town.say(good, "promoted", canary_share=SETTINGS.promoted_share)
     town.settle()
     town.talk(60)
     town.publish(2, likes=0.4, scores=0.95)
@@ -298,7 +301,7 @@ def test_one_that_the_reward_model_likes_and_people_do_not_is_stopped_in_canary_
     evidence = town.log[-1].evidence
     assert evidence["harm_high"] < 0
     assert evidence["candidate"]["labels"] < 300  # long before all the exposure that it might have had
-    assert {router.route for router in town.routers} == {Route(good)}
+    assert {router.route for router in town.routers} == {Route(good, production_share=0.95)}
 
 
 def test_one_that_forgets_is_stopped_at_retention(town: Town) -> None:
@@ -365,7 +368,9 @@ def test_with_a_persons_approval_the_better_one_waits_and_harm_is_still_looked_f
     assert promoter.turn() is None
     town.say(better, "promoted", evidence=dict(trial.evidence))
     town.settle()
-    assert promoter.turn() is None
+    event = promoter.turn()
+    assert event is not None
+    assert (event.move, event.canary_share) == ("promoted", 0.95)  # it is compared with the one before for a while
     assert town.standing.production == better
     promoter.close()
 
@@ -388,7 +393,7 @@ def test_what_was_better_and_turns_bad_while_it_waits_is_rolled_back(town: Town)
 
 def test_a_replica_that_refuses_the_candidate_stops_it(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
     town.publish(1, likes=0.8, scores=0.75)
-    monkeypatch.setattr(town._followers[1]._engine, "probe", lambda name, probes: [[-2.0, -1.0]])  # the base in its place
+    monkeypatch.setattr(town.engines[1], "probe", lambda name, probes: [[-2.0, -1.0]])  # the base in its place
     town.to_night()
     promoter = town.promoter()
     promoter.turn()
@@ -399,6 +404,72 @@ def test_a_replica_that_refuses_the_candidate_stops_it(town: Town, monkeypatch: 
     assert event is not None
     assert (event.move, event.evidence["gates"][0]["gate"]) == ("rejected", "attested")
     assert "replica-1" in event.evidence["gates"][0]["failed"]
+    promoter.close()
+
+
+def test_a_production_that_turns_bad_is_rolled_back_by_what_was_held_back_on_the_one_before(town: Town) -> None:
+    town.say(town.publish(1, likes=0.6, scores=0.6), "promoted", canary_share=0.8)
+    town.settle()
+    better = town.publish(2, likes=0.9, scores=0.85)
+    town.to_night()
+    town.night(held_back_share=0.2)
+    assert (town.standing.production, town.standing.share) == (better, 0.8)
+    town.talk(100)
+    promoter = town.promoter(held_back_share=0.2)
+    assert promoter.turn() is None  # people like it still
+    promoter.close()
+    town.likes[better] = 0.1
+    promoter = town.promoter(held_back_share=0.2)  # it was killed: what it had seen, the log says
+    for _ in range(30):
+        town.talk(60)
+        if (event := promoter.turn()) is not None:
+            break
+    promoter.close()
+    assert event is not None
+    assert (event.move, event.adapter, event.by) == ("rolled_back", better, "tidemill")
+    assert event.evidence["harm_high"] < 0
+    assert event.evidence["before"] == f"{town.policy}@1"
+    town.settle()
+    assert {router.route for router in town.routers} == {Route(f"{town.policy}@1")}
+
+
+def test_a_new_production_that_does_no_harm_answers_everybody_when_its_time_is_over(town: Town) -> None:
+    better = town.publish(1, likes=0.8, scores=0.75)
+    town.to_night()
+    town.night()
+    sides = {town.routers[0].resolve(town.policy, f"conversation {n}") for n in range(500)}
+    assert sides == {better, "base"}
+    town.talk(120)
+    town.clock.advance(hours=SETTINGS.watch_h)
+    promoter = town.promoter()
+    event = promoter.turn()
+    assert event is not None
+    assert (event.move, event.canary_share) == ("promoted", 1.0)
+    assert promoter.turn() is None
+    promoter.close()
+    town.settle()
+    assert {router.resolve(town.policy, f"conversation {n}") for n in range(500) for router in town.routers} == {better}
+
+
+def test_a_production_by_hand_that_one_replica_refuses_is_served_by_none_and_goes_back_by_an_event(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = town.publish(1, likes=0.5, scores=0.5)
+    town.say(good, "promoted")
+    town.settle()
+    bad = town.publish(2, likes=0.5, scores=0.5)
+    monkeypatch.setattr(town.engines[1], "probe", lambda name, probes: [[-2.0, -1.0]])  # the base in its place
+    town.say(bad, "promoted")
+    promoter, event = town.promoter(), None
+    for _ in range(100):
+        if (event := promoter.turn()) is not None:
+            break
+    assert event is not None
+    assert (event.move, event.adapter) == ("rolled_back", bad)
+    assert list(event.evidence["failed"]) == ["replica-1"]
+    assert bad not in {route.production for engine in town.engines for route in engine.routes}
+    town.settle()
+    assert [router.route.production for router in town.routers] == [good, good]
     promoter.close()
 
 

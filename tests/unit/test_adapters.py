@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from actor.attestation import Probe
 from actor.routing import Route
 from actor.settings import ActorSettings
 from streams.artifacts import ArtifactStore, fingerprint
+from streams.clock import FixedClock
 from streams.errors import AttestationFailed, BadArtifact
 from streams.events import AdapterVersion, Artifact, Attestation, Event, Promotion, new_id
 from streams.kafka import KafkaSettings
 from streams.site import Site
-from streams.topics import ADAPTERS, PROMOTIONS, Topic
+from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 
 PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
 CONFIG = {"r": 8, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
@@ -82,16 +83,19 @@ class World:
         (base / "config.json").write_text("{}")
         self.fingerprint = fingerprint(base)
         self.store = ArtifactStore(str(folder / "store"))
-        self.site = Site(KafkaSettings(), self.store, "default", base, folder / "state")
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.clock = FixedClock(self.now)
+        self.site = Site(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
         self.follower = Follower(ActorSettings(), self.site, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
 
-    def publish(self, version: int, config: dict[str, Any] = CONFIG, **changes: Any) -> AdapterVersion:
-        source = self.folder / f"made-{version}"
+    def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = b"weights", **changes: Any) -> AdapterVersion:
+        source = self.folder / f"made-{version}-{weights.hex()}"
         source.mkdir()
         (source / "adapter_config.json").write_text(json.dumps(config))
-        (source / "adapter_model.safetensors").write_bytes(b"weights")
+        (source / "adapter_model.safetensors").write_bytes(weights)
         (source / "probes.json").write_text(json.dumps({"probes": [PROBE]}))
-        fields = {"policy": "default", "version": version, "artifact": self.store.put(source, f"adapters/{version}"), "rank": 8, "step": 1,
+        artifact = self.store.put(source, f"adapters/{version}-{weights.hex()}")
+        fields = {"policy": "default", "version": version, "artifact": artifact, "rank": 8, "step": 1,
                   "base_fingerprint": self.fingerprint, "targets": ("q_proj",), "reward_model_version": 1,
                   "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
         adapter = AdapterVersion(**(fields | changes))
@@ -215,11 +219,94 @@ def test_where_a_replica_cannot_serve_production_what_came_before_goes_on_and_no
     assert gated.engine.routes[-1].canary_share == 0
 
 
+def heard(world: World, replica: str, adapter: str, passed: bool = True, minutes: float = 0) -> None:
+    """Another replica has said so, minutes after the promotion."""
+    event = Attestation(replica=replica, adapter=adapter, adapter_sha256="0" * 64, passed=passed, reason="told", load_ms=1.0,
+                        at=world.now + timedelta(minutes=minutes))  # fmt: skip
+    world.follower._note(ATTESTATIONS.name, event.encode())
+
+
+def promoted_beside_others(world: World) -> None:
+    """Production is 1 at three replicas; then a person promotes 2, which nobody has loaded yet."""
+    world.move("default@1", "promoted", by="ann", at=world.now - timedelta(days=1))
+    for replica in ("r", "s", "t"):
+        heard(world, replica, "default@1", minutes=-60)
+    world.turn()
+    world.move("default@2", "promoted", by="ann", at=world.now)
+    world.turn()
+    assert world.engine.routes[-1] == Route("default@1", kept=("default@2", "default@1"))  # loaded and attested here, and waiting
+
+
+def test_all_replicas_go_over_to_a_new_production_together(gated: World) -> None:
+    promoted_beside_others(gated)
+    for replica in ("r", "s"):
+        heard(gated, replica, "default@2", minutes=1)
+        gated.turn()
+    assert gated.engine.live == ["default@1"]
+    heard(gated, "t", "default@2", minutes=1)
+    gated.turn()
+    assert gated.engine.live == ["default@1", "default@2"]
+    heard(gated, "t", "default@2", passed=False, minutes=2)  # as after a restart: the promoter's to judge, not each replica's for itself
+    gated.turn()
+    assert gated.engine.live == ["default@1", "default@2"]
+
+
+def test_a_replica_that_refuses_a_new_production_leaves_the_old_one_serving_everywhere(gated: World) -> None:
+    promoted_beside_others(gated)
+    heard(gated, "r", "default@2")
+    heard(gated, "s", "default@2", passed=False, minutes=1)
+    heard(gated, "t", "default@2")
+    gated.clock.advance(hours=1)
+    gated.turn()
+    assert gated.engine.live == ["default@1"]
+    gated.move("default@2", "rolled_back", to="default@1")
+    gated.turn()
+    assert gated.engine.routes[-1].production == "default@1"
+
+
+def test_a_replica_that_says_nothing_is_waited_for_only_so_long(gated: World) -> None:
+    promoted_beside_others(gated)
+    for replica in ("r", "s"):
+        heard(gated, replica, "default@2")
+    gated.clock.advance(seconds=ActorSettings().load_timeout_s - 1)
+    gated.turn()
+    assert gated.engine.live == ["default@1"]
+    gated.clock.advance(seconds=2)
+    gated.turn()
+    assert gated.engine.live == ["default@1", "default@2"]
+
+
+def test_a_replica_that_was_gone_for_long_and_those_of_other_policies_are_not_waited_for(gated: World) -> None:
+    heard(gated, "gone", "default@1", minutes=-3000)
+    heard(gated, "elsewhere", "other@1")
+    gated.move("default@2", "promoted", by="ann", at=gated.now)
+    gated.turn()
+    assert gated.engine.live == ["default@2"]
+
+
+def test_a_new_production_leaves_a_part_to_the_one_before_where_both_are_attested(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.move("default@2", "promoted", by="ann", canary_share=0.9)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route("default@2", production_share=0.9, before="default@1", kept=("default@1",))
+    gated.move("default@2", "promoted", canary_share=1.0)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route("default@2", kept=("default@1",))
+
+
+def test_where_the_one_before_cannot_be_served_nothing_is_held_back(gated: World) -> None:
+    gated.engine.refuses.add("default@1")
+    gated.move("default@1", "promoted", by="ann")
+    gated.move("default@2", "promoted", by="ann", canary_share=0.9)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route("default@2")
+
+
 def test_a_roll_back_to_the_base_is_served_by_the_base(gated: World) -> None:
     gated.move("default@1", "promoted", by="ann")
     gated.turn()
     gated.follower.caught_up.set()
-    gated.move("default@1", "rolled_back", at=datetime.now(UTC))
+    gated.move("default@1", "rolled_back", at=gated.now)
     gated.turn()
     assert gated.engine.routes[-1] == Route()
     assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 0
@@ -235,6 +322,13 @@ def _altered(world: World) -> AdapterVersion:
     return adapter
 
 
+def _truncated(world: World) -> AdapterVersion:
+    adapter = world.publish(1)
+    weights = world.folder / "store" / adapter.artifact.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    return adapter
+
+
 def _refused(world: World) -> AdapterVersion:
     world.engine.refuses.add("default@1")
     return world.publish(1)
@@ -247,6 +341,7 @@ def _silent(world: World) -> AdapterVersion:
 
 BAD: dict[str, tuple[Spoil, str]] = {
     "altered bytes": (_altered, "truncated or altered"),
+    "a truncated file": (_truncated, "truncated or altered"),
     "a missing artifact": (lambda world: world.publish(1, artifact=Artifact(path="gone", sha256="0" * 64, size_bytes=1)), "no manifest"),
     "another base": (lambda world: world.publish(1, base_fingerprint="0" * 64), "trained on base"),
     "a rank beyond the limit": (lambda world: world.publish(1, config=CONFIG | {"r": 512}, rank=512), "max_rank"),
@@ -267,6 +362,22 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world:
     assert told in event.reason
     refused = sum(world.site.metrics.value("tidemill_adapters_refused_total", reason=word) for word in ("bad_artifact", "not_attested"))
     assert refused == 1
+
+
+def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_prefix_cache_goes_by_the_name(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.move("default@2", "candidate")
+    gated.turn()
+    gated.move("default@2", "rejected")
+    gated.turn()
+    gated.follower._loaded.discard("default@2")  # as when it was swept
+    gated.publish(2, weights=b"of another run")
+    gated.move("default@2", "candidate")
+    gated.turn()
+    assert [event.passed for event in gated.spool.events] == [True, True, False]
+    assert "other bytes" in gated.spool.events[-1].reason
+    assert gated.engine.loaded == ["default@1", "default@2"]
+    assert gated.engine.routes[-1] == Route("default@1")
 
 
 def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: World) -> None:

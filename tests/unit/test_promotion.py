@@ -52,6 +52,18 @@ def test_a_person_may_promote_by_hand_which_ends_what_was_being_tried() -> None:
     assert standing(("default@2", "promoted")).production is None
 
 
+def test_a_new_production_leaves_a_part_to_the_one_before_until_it_is_promoted_for_all() -> None:
+    before = (*FULL, *(("default@2", move) for _, move in FULL[:3]))
+    now = standing(*before, ("default@2", "promoted", {"canary_share": 0.95}))
+    assert (now.production, now.share, now.since, now.previous) == ("default@2", 0.95, T0 + timedelta(minutes=7), "default@1")
+    assert now.refusal(moved(50, "default@2", "promoted")) == "it is in production"
+    assert now.refusal(moved(51, "default@2", "promoted", canary_share=0.95)) == "it changes nothing"
+    ended = now.after(moved(52, "default@2", "promoted", canary_share=1.0))
+    assert (ended.production, ended.share, ended.since, ended.earlier) == ("default@2", 1.0, now.since, now.earlier)
+    back = now.after(moved(53, "default@2", "rolled_back"))
+    assert (back.production, back.share, back.since) == ("default@1", 1.0, None)
+
+
 def test_harm_in_canary_leaves_production_as_it_was() -> None:
     now = standing(*FULL, ("default@2", "candidate"), ("default@2", "shadow"), ("default@2", "canary"), ("default@2", "rolled_back"))
     assert (now.production, now.trial, now.bad) == ("default@1", None, {"default@2"})

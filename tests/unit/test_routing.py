@@ -40,6 +40,25 @@ def test_a_conversation_stays_on_its_side_and_the_canary_gets_its_share() -> Non
     assert router.resolve("default@3", "conversation 0") == "default@3"
 
 
+def test_who_had_the_canary_keeps_it_when_it_is_promoted_and_some_are_held_back_on_what_answered_them_before() -> None:
+    names = [f"conversation {n}" for n in range(5000)]
+    router = Router("default", Route("default@3", "default@4", canary_share=0.1))
+    canary = [name for name in names if router.resolve("default", name) == "default@4"]
+    router.route = Route("default@4", production_share=0.9, before="default@3", kept=("default@3",))
+    assert all(router.resolve("default", name) == "default@4" for name in canary)
+    held_back = [name for name in names if router.resolve("default", name) == "default@3"]
+    assert len(held_back) / 5000 == pytest.approx(0.1, abs=0.02)
+    assert router.resolve("default") == "default@4"  # who is nobody's conversation cannot be sticky
+    router.route = Route("default@4", production_share=0.9)
+    assert {router.resolve("default", name) for name in held_back} == {"base"}
+
+
+def test_the_next_canary_takes_its_share_of_production_and_of_what_is_held_back_alike() -> None:
+    router = Router("default", Route("default@4", "default@5", canary_share=0.2, production_share=0.9, before="default@3", kept=("default@3",)))
+    sides = [router.resolve("default", f"conversation {n}") for n in range(10_000)]
+    assert [sides.count(f"default@{n}") / 10_000 for n in (3, 4, 5)] == pytest.approx([0.08, 0.72, 0.2], abs=0.02)
+
+
 def test_a_larger_share_keeps_those_who_had_the_canary_and_another_trial_draws_anew() -> None:
     names = [f"conversation {n}" for n in range(2000)]
     small, large = ({n for n in names if draw("default@4", n) < share} for share in (0.1, 0.3))

@@ -1,0 +1,51 @@
+"""After a promotion: the new production beside what is held back on the one before it, and what takes it back by itself. Pure."""
+
+from dataclasses import asdict
+from datetime import datetime
+
+from actor.canary import compare, failures_of, prior_in, side_of
+from actor.observed import Observed
+from actor.promotion import Move
+from actor.promotion_settings import PromotionSettings
+from reward.guards import inspect
+
+FEWEST_ANSWERS = 64
+"""Of either side, before signs of hacking are looked for in what people were answered."""
+
+
+def next_move(observed: Observed, settings: PromotionSettings, now: datetime) -> Move | None:
+    """Back, when a replica cannot serve it, people like it less, it fails more often, or it shows signs of hacking; to all conversations, when
+    its time is over; to fewer, when a person promoted it to all at once; None while it goes on."""
+    standing = observed.standing
+    if standing.production is None or standing.since is None or settings.watch_h == 0:
+        return None
+    over = (now - standing.since).total_seconds() / 3600 >= settings.watch_h
+    refused = {
+        each.replica: each.reason
+        for each in observed.attestations
+        if each.adapter == standing.production and not each.passed and each.at >= standing.since
+    }
+    if refused and not over:
+        return Move("rolled_back", f"a replica cannot serve it: {refused}"[:1000], {"failed": refused})
+    if standing.share < 1:
+        return _beside_the_one_before(observed, standing.since, settings, over)
+    if over or settings.promoted_share == 1:
+        return None
+    return Move("promoted", "some conversations go on with the production before it, to compare with", canary_share=settings.promoted_share)
+
+
+def _beside_the_one_before(observed: Observed, since: datetime, settings: PromotionSettings, over: bool) -> Move | None:
+    sides = (observed.standing.production, observed.standing.previous)
+    verdicts = [side_of(observed.voices, adapter, since) for adapter in sides]
+    failures = [failures_of(observed.episodes, adapter, since) for adapter in sides]
+    shown = compare(verdicts[0], verdicts[1], (failures[0], failures[1]), prior_in(observed.standing.evidence), settings)
+    told = {**shown.evidence, "before": observed.standing.previous or "base"}
+    if shown.harm is not None:
+        return Move("rolled_back", f"{shown.harm}, beside the production before it", told)
+    answers = [[each.answer for each in observed.answered_since(since, adapter)] for adapter in sides]
+    tripped = [finding for finding in inspect(*answers) if finding.tripped] if min(map(len, answers)) >= FEWEST_ANSWERS else []
+    if tripped:
+        return Move("rolled_back", "; ".join(map(str, tripped)), {**told, "hacking": [asdict(finding) for finding in tripped]})
+    if over:
+        return Move("promoted", f"answers all again after promotion.watch_h = {settings.watch_h:g}: {shown.said}", {"after": told}, canary_share=1.0)
+    return None
