@@ -11,6 +11,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -39,18 +40,34 @@ class BrokerSettings(Section):
     """Give up when a metadata request is not answered by then."""
 
 
+@dataclass(frozen=True)
+class Node:
+    """Which node of which cluster a broker is. By itself it is node 1 of a cluster of one."""
+
+    number: int = 1
+    controller_ports: tuple[int, ...] = ()
+    """Loopback ports of the controllers of nodes 1, 2, …; none: a free one."""
+    cluster: str | None = None
+    """Id that all nodes share; none: the folder's own."""
+    advertised_port: int | None = None
+    """Where clients are sent, such as to a proxy; none: to the broker itself."""
+
+
+ALONE = Node()
+
+
 class Broker:
     """One broker on one data folder. A context manager: started on entry, stopped in good order on exit."""
 
-    def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None) -> None:
-        self._settings, self._folder, self._progress = settings, folder, progress
+    def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE) -> None:
+        self._settings, self._folder, self._progress, self._node = settings, folder, progress, node
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self.port = 0
 
     @property
     def bootstrap_servers(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"127.0.0.1:{self._node.advertised_port or self.port}"
 
     @property
     def pid(self) -> int | None:
@@ -58,15 +75,20 @@ class Broker:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Lock the folder, format it once, start the JVM and wait until it answers."""
+        """Launch, and wait until it answers."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Lock the folder, format it once and start the JVM. A node answers when most of its cluster has been launched."""
         self._folder.mkdir(parents=True, exist_ok=True)
         java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress)
         self._lock = _lock(self._folder)
         self.port = self._settings.port or free_port()
         if self._settings.port:
             _refuse_a_port_in_use(self._settings.port)
-        cluster = _cluster_id(self._folder)
-        config = self._write_config(free_port())
+        cluster = _cluster_id(self._folder, self._node.cluster)
+        config = self._write_config(self._node.controller_ports or (free_port(),))
         command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
                    f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}", "-cp", f"{jars}/*"]  # fmt: skip
         if not (self._folder / "data" / "meta.properties").exists():
@@ -77,7 +99,6 @@ class Broker:
         with (self._folder / "stdout.log").open("ab") as out:
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                              pass_fds=[self._lock], preexec_fn=die_with_parent, start_new_session=True)  # fmt: skip
-        self._await_ready()
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """SIGTERM, so that Kafka closes its logs in good order; SIGKILL after ``timeout_s``."""
@@ -119,7 +140,8 @@ class Broker:
             os.close(self._lock)
             self._lock = None
 
-    def _await_ready(self) -> None:
+    def await_ready(self) -> None:
+        """Until a metadata request is answered. Raises Unavailable when the JVM ends or ``broker.start_timeout_s`` is over."""
         settings = KafkaSettings(bootstrap_servers=self.bootstrap_servers, request_timeout_s=5.0)
         deadline = time.monotonic() + self._settings.start_timeout_s
         while time.monotonic() < deadline:
@@ -131,13 +153,14 @@ class Broker:
         waited = f"broker.start_timeout_s = {self._settings.start_timeout_s:.0f} s"
         raise Unavailable(f"the embedded Kafka did not answer within {waited}; its log is {self._folder / 'kafka.log'}")
 
-    def _write_config(self, controller_port: int) -> Path:
+    def _write_config(self, controller_ports: tuple[int, ...]) -> Path:
+        copies, in_sync = str(min(3, len(controller_ports))), str(max(1, min(3, len(controller_ports)) - 1))
         properties = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            "node.id": str(self._node.number),
+            "controller.quorum.voters": ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(controller_ports, 1)),
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_ports[self._node.number - 1]}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
@@ -145,13 +168,14 @@ class Broker:
             "num.network.threads": "2",
             "num.io.threads": "2",
             "num.partitions": "4",
-            "offsets.topic.replication.factor": "1",
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
             "transaction.state.log.num.partitions": "4",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "6000",
             "auto.create.topics.enable": "false",
@@ -207,6 +231,11 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def new_cluster_id() -> str:
+    """A random one, as Kafka writes them."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
 def _lock(folder: Path) -> int:
     """An exclusive lock that the JVM inherits: the folder stays locked as long as either of us lives."""
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -218,8 +247,8 @@ def _lock(folder: Path) -> int:
     return handle
 
 
-def _cluster_id(folder: Path) -> str:
-    """The cluster id of this folder, made on its first use; a data folder of another cluster is refused."""
+def _cluster_id(folder: Path, given: str | None = None) -> str:
+    """The cluster id of this folder, made on its first use where none is given; a data folder of another cluster is refused."""
     record, formatted = folder / "cluster-id", folder / "data" / "meta.properties"
     ours = record.read_text().strip() if record.exists() else None
     if formatted.exists():
@@ -229,6 +258,6 @@ def _cluster_id(folder: Path) -> str:
                 f"{folder / 'data'} belongs to Kafka cluster {theirs}, not to the one of this folder ({ours or 'none'}); choose another folder"
             )
     if ours is None:
-        ours = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        ours = given or new_cluster_id()
         record.write_text(ours)
     return ours

@@ -4,19 +4,19 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from infra.broker import Broker, BrokerSettings, free_port
-from streams.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join import FeedbackJoin, InMemory, JoinSettings
-from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
+from streams.events import Episode
+from streams.kafka import KafkaSettings, Producer, create_topics
 from streams.ledger import read_ledger
 from streams.metrics import Metrics
-from streams.topics import EPISODES, FEEDBACK, LABELS
+from streams.topics import EPISODES, FEEDBACK
+from tests.chaos.history import history, newest, undisturbed
 
 T0 = datetime.now(UTC)
 CHILD = """
@@ -33,45 +33,6 @@ joiner.run(JoinSettings(batch_records=100), Site(kafka, ArtifactStore(sys.argv[2
 """
 
 
-def history(chance: random.Random, episodes: int) -> list[Episode | Feedback]:
-    """Thumbs that come early, twice, are changed and taken back."""
-    events: list[Episode | Feedback] = []
-    for number in range(episodes):
-        name, at = f"ep-{number}", T0 + timedelta(seconds=number)
-        outcome = chance.choice([Outcome.COMPLETED] * 9 + [Outcome.FAILED])
-        message = Message(role="user", content="x" * chance.randint(1, 300))
-        near: list[Episode | Feedback] = [Episode(episode_id=name, messages=(message,), answer="y", outcome=outcome, started_at=at, ended_at=at)]
-        for given in range(chance.randint(0, 4)):
-            kind = chance.choice([FeedbackKind.THUMB, FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.RETRACTION])
-            carries: dict[str, object] = {
-                FeedbackKind.THUMB: {"thumb": chance.choice(["up", "down"])},
-                FeedbackKind.RATING: {"rating": chance.randint(1, 5)},
-                FeedbackKind.RETRACTION: {"retracts": f"fb-{number}-{chance.randint(0, 3)}"},
-            }[kind]
-            user_id, moment = chance.choice(["ann", "bob"]), at + timedelta(seconds=chance.randint(0, 9))
-            near.append(
-                Feedback.model_validate(
-                    {"feedback_id": f"fb-{number}-{given}", "episode_id": name, "user_id": user_id, "kind": kind, "at": moment, **carries}
-                )
-            )
-        events += near + chance.sample(near, chance.randint(0, 1))
-    swapped = sorted(range(len(events)), key=lambda i: i + chance.uniform(0, 60))
-    return [events[i] for i in swapped]
-
-
-def undisturbed(events: Sequence[Episode | Feedback]) -> dict[str, Label]:
-    join, labels = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None), {}
-    for event in events:
-        label = join.on_episode(event, T0) if isinstance(event, Episode) else join.on_feedback(event, T0)
-        if label is not None:
-            labels[label.episode_id] = label
-    return labels
-
-
-def newest(settings: KafkaSettings) -> dict[str, Label]:
-    return {label.episode_id: label for r in read_to_end(settings, LABELS, "test", Metrics()) for label in [LABELS.decode(r.value)]}
-
-
 @pytest.fixture
 def mortal_broker(tmp_path: Path) -> Iterator[Broker]:
     """A broker on a port of its own, so that it comes back where its clients look for it."""
@@ -84,8 +45,8 @@ def test_labels_survive_kills_of_the_join_and_of_the_broker(mortal_broker: Broke
     settings = KafkaSettings(bootstrap_servers=mortal_broker.bootstrap_servers, delivery_timeout_s=60)
     create_topics(settings)
     chance = random.Random(11)
-    events = history(chance, 1500)
-    expected = undisturbed(events)
+    events = history(chance, 1500, T0)
+    expected = undisturbed(events, T0)
     children: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(place: str) -> None:
