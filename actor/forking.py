@@ -19,6 +19,22 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def forks_die_with_parent() -> None:
+    """From now on every process that is forked from this one ends with the one that forked it, also when that was gone before the kernel was told."""
+    parent = 0
+
+    def remember() -> None:
+        nonlocal parent
+        parent = os.getpid()
+
+    def in_child() -> None:
+        die_with_parent()
+        if os.getppid() != parent:
+            os._exit(1)
+
+    os.register_at_fork(before=remember, after_in_child=in_child)
+
+
 def fork_is_safe(timeout_s: float = 3.0) -> bool:
     """True when a fork of this process can share work among threads.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from actor.forking import PARENT, die_with_parent, fork_is_safe
+from actor.forking import PARENT, fork_is_safe, forks_die_with_parent
 from actor.routing import BASE
 from actor.settings import ActorSettings
 from streams.errors import ConfigError
@@ -118,7 +118,7 @@ def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
         if settings.fork_engine and fork_is_safe():
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration set it to spawn
     gc.freeze()  # what is imported stays: not walked again, and its pages are shared with the engine's process
-    os.register_at_fork(after_in_child=die_with_parent)
+    forks_die_with_parent()
     return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
 
 

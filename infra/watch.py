@@ -72,18 +72,21 @@ class Watch:
         self.caught_up_at: datetime | None = None
         self._kafka = kafka
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
+        """Begin to follow. Raises ConfigError when no cluster is named or it lacks the topics, Unavailable when it does not answer."""
+        consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS], "watch", Metrics())
+        self._thread = threading.Thread(target=self._follow, args=(consumer,), name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Read what is there now, then stop."""
         self._stopping.set()
-        self._thread.join(timeout=30)
+        if self._thread is not None:
+            self._thread.join(timeout=30)
 
-    def _follow(self) -> None:
-        consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS], "watch", Metrics())
+    def _follow(self, consumer: Consumer) -> None:
         try:
             while not (self._stopping.is_set() and self._at_end(consumer)):
                 try:
