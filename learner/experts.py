@@ -49,29 +49,32 @@ class FrozenStack:
 
 
 def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up_stack: FrozenStack, down_stack: FrozenStack,
-                    act: Callable[[Tensor], Tensor], gate_up: Factors | None, down: Factors | None) -> Tensor:  # fmt: skip
-    """Weighted sum over each token's chosen experts of ``down(act(gate(x)) * up(x))``, adapters included: [T, H]."""
-    experts = gate_up_stack.weight_EOI.shape[0]
+                    act: Callable[[Tensor], Tensor], gate_up: Factors | None, down: Factors | None, first: int = 0) -> Tensor:  # fmt: skip
+    """Weighted sum over each token's chosen experts of ``down(act(gate(x)) * up(x))``, adapters included: [T, H].
+
+    The stacks may hold a part of the experts, from number ``first`` on (the adapter's factors are of all); the sum is then over these alone.
+    """
     flat = chosen_TK.reshape(-1)
     order = flat.argsort(stable=True)
-    counts = torch.bincount(flat, minlength=experts).tolist()
     tokens = order // chosen_TK.shape[1]
     weights = weights_TK.reshape(-1)[order]
+    counts = torch.bincount(flat, minlength=first + len(gate_up_stack.weight_EOI)).tolist()
+    begin = start = sum(counts[:first])
     outputs = []
-    start = 0
-    for expert, count in enumerate(counts):
+    for own, count in enumerate(counts[first : first + len(gate_up_stack.weight_EOI)]):
         if count == 0:
             continue
         mine = slice(start, start + count)
         start += count
         h = x_TH[tokens[mine]]
-        y = gate_up_stack.times(expert, h)
+        y = gate_up_stack.times(own, h)
         if gate_up is not None:
-            y = y + gate_up.of(expert, h)
+            y = y + gate_up.of(first + own, h)
         gate, up = y.chunk(2, dim=-1)
         z = act(gate) * up
-        out = down_stack.times(expert, z)
+        out = down_stack.times(own, z)
         if down is not None:
-            out = out + down.of(expert, z)
+            out = out + down.of(first + own, z)
         outputs.append(out * weights[mine, None].to(out.dtype))
-    return torch.zeros_like(x_TH).index_add(0, tokens, torch.cat(outputs))
+    found = torch.cat(outputs or [x_TH[:0]])  # a sum over no pairs is still a function of x
+    return torch.zeros_like(x_TH).index_add(0, tokens[begin:start], found)

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.experts import Factors, FrozenStack, experts_forward
 from learner.packing import Packed
+from learner.parallel import ALONE, Mesh
 from learner.settings import LearnerSettings
+from learner.split import split_attention, split_experts
 from streams.errors import BadArtifact, ConfigError
 from streams.events import Message
 
@@ -40,13 +42,14 @@ class TokenStats:
 
 
 class Policy:
-    """Base + adapter + tokenizer on one device. The base is frozen; only the adapter's float32 weights take gradients."""
+    """Base + adapter + tokenizer on one device, or the device's part of the base. The base is frozen; only the adapter's float32 weights
+    take gradients."""
 
-    def __init__(self, base: Path, settings: LearnerSettings, device: torch.device | str = "cpu") -> None:
-        self.base = base
+    def __init__(self, base: Path, settings: LearnerSettings, device: torch.device | str = "cpu", mesh: Mesh = ALONE) -> None:
+        self.base, self.mesh = base, mesh
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=getattr(torch, settings.dtype), local_files_only=True).to(self.device)
+        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=getattr(torch, settings.dtype), local_files_only=True)
         self.targets = _check_targets(model, settings)
         config = LoraConfig(
             task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
@@ -61,8 +64,15 @@ class Policy:
         """The transformers model, adapter included."""
         self.parameters: dict[str, Tensor] = {name: p for name, p in self._peft.named_parameters() if p.requires_grad}
         """The adapter's weights by name: all that is trained."""
+        split = split_attention(self.causal_lm, mesh)
         for module in self._peft.modules():
-            _factor(module)
+            if _is_fused(experts := _innermost(getattr(module, "experts", None))):
+                split_experts(experts, mesh)
+        self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
+        for module in self._peft.modules():
+            split |= _factor(module, mesh)
+        self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
+        """Names of the adapter's weights on parts of the base that every process of a row holds."""
 
     @property
     def hidden_size(self) -> int:
@@ -163,25 +173,39 @@ def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
     )
 
 
-def _factor(module: Any) -> None:
-    """Give the outermost PEFT wrapper of fused experts the factored forward of ``learner/experts.py``."""
-    inner = getattr(module, "experts", None)
-    if not isinstance(inner, ParamWrapper):
-        return
+def _innermost(module: Any) -> Any:
+    """What PEFT has wrapped."""
+    while isinstance(module, ParamWrapper):
+        module = module.base_layer
+    return module
+
+
+def _is_fused(experts: Any) -> bool:
+    """True for the experts of one layer in transformers' layout: all in one parameter for each projection."""
+    return isinstance(experts, torch.nn.Module) and {"gate_up_proj", "down_proj"} <= {name for name, _ in experts.named_parameters(recurse=False)}
+
+
+def _factor(module: Any, mesh: Mesh) -> set[int]:
+    """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/experts.py``. Returns the ids of their adapter."""
+    outer: Any = getattr(module, "experts", None)
     layers: dict[str, Any] = {}
-    layer = inner
-    while isinstance(layer, ParamWrapper):
-        layers[layer.parameter_name] = layer
-        layer = layer.base_layer
-    experts = layer
+    experts: Any = outer
+    while isinstance(experts, ParamWrapper):
+        layers[experts.parameter_name] = experts
+        experts = experts.base_layer
+    if not layers and (mesh.model_size == 1 or not _is_fused(experts)):
+        return set()
     gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj), FrozenStack(experts.down_proj)
+    first = mesh.model_rank * len(experts.gate_up_proj)
 
     def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        factors = {} if self.disable_adapters else {name: _factors(wrapper) for name, wrapper in layers.items()}
-        return experts_forward(x_TH, chosen_TK, weights_TK, gate_up_stack, down_stack, experts.act_fn,
-                               factors.get("gate_up_proj"), factors.get("down_proj"))  # fmt: skip
+        factors = {name: _factors(wrapper) for name, wrapper in layers.items() if not wrapper.disable_adapters}
+        x_TH, weights_TK = mesh.into_split(x_TH, weights_TK)
+        return mesh.out_of_split(experts_forward(x_TH, chosen_TK, weights_TK, gate_up_stack, down_stack, experts.act_fn,
+                                                 factors.get("gate_up_proj"), factors.get("down_proj"), first))  # fmt: skip
 
-    inner.forward = types.MethodType(forward, inner)
+    outer.forward = types.MethodType(forward, outer)
+    return {id(weight) for wrapper in layers.values() for weight in (wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight)}
 
 
 def _factors(wrapper: Any) -> Factors:

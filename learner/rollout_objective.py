@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class _Totals:
     entropy: float = 0.0
     ratio: float = 0.0
     ratio_max: float = 0.0
+    loss: float = 0.0
 
 
 class _Pass:
@@ -46,7 +47,7 @@ class _Pass:
 
 
 class RolloutObjective:
-    """The surrogate of the rewards less the KL to the base, over one step's rollouts."""
+    """The surrogate of the rewards less the KL to the base, over one step's rollouts. Each row of the mesh computes its share of the passes."""
 
     def __init__(self, policy: Policy, settings: LearnerSettings, step_number: int, kl_coefficient: float,
                  rollouts: Sequence[Rollout], rewards_PG: Tensor, value_head: ValueHead | None = None) -> None:  # fmt: skip
@@ -63,15 +64,15 @@ class RolloutObjective:
         rows = [Branches(group[0].prompt_ids, tuple(r.output_ids for r in group)) for group in groups]
         paying = groups_that_pay(len(rows), settings.kl_groups_ratio, step_number) if kl_coefficient > 0 else set()
         self._passes: list[_Pass] = []
-        for numbers in microbatches(rows, settings.microbatch_tokens):
+        for numbers in policy.mesh.share(microbatches(rows, settings.microbatch_tokens)):
             members = [n * size + k for n in numbers for k in range(size)]
             packed = pack([rows[n] for n in numbers], policy.eos_id, policy.device)
             one = _Pass(packed, members, rewards_B[members], advantages_B1[members], _behaviour(packed, [rollouts[m] for m in members]))
             if here := [k for k, n in enumerate(numbers) if n in paying]:
                 one.reference_BT, one.paying_BT = self._reference(packed, [rows[n] for n in numbers], here, size)
             self._passes.append(one)
-        self._count = sum(int(p.packed.mask_BT.sum()) for p in self._passes)
-        self._paying_tokens = sum(int(p.paying_BT.sum()) for p in self._passes)
+        self._count = sum(len(r.output_ids) for r in rollouts)
+        self._paying_tokens = sum(len(r.output_ids) for n in paying for r in groups[n])
         self._divisor = self._count if settings.normaliser == "tokens" else len(rollouts) * settings.max_output_tokens
         self._first = _Totals()
         self._judged_positions: list[tuple[Tensor, Tensor]] = []
@@ -89,25 +90,28 @@ class RolloutObjective:
 
     def metrics(self) -> dict[str, float]:
         """Nats and ratios, of the first update."""
-        weights = torch.cat([p.weights_BT[p.packed.mask_BT] for p in self._passes])
+        mesh, first = self._policy.mesh, self._first
+        kl, entropy, ratio, ratio_max, loss = zip(*mesh.gathered([astuple(first)]), strict=True)
+        weights = torch.tensor(mesh.gathered([weight for p in self._passes for weight in p.weights_BT[p.packed.mask_BT].tolist()]))
         return {
-            "kl_nats": self._first.kl / max(1, self._paying_tokens),
+            "loss": sum(loss) / self._divisor,
+            "kl_nats": sum(kl) / max(1, self._paying_tokens),
             "kl_coefficient": self._kl_coefficient,
-            "entropy_nats": self._first.entropy / self._count,
-            "engine_ratio_mean": self._first.ratio / self._count,
-            "engine_ratio_max": self._first.ratio_max,
+            "entropy_nats": sum(entropy) / self._count,
+            "engine_ratio_mean": sum(ratio) / self._count,
+            "engine_ratio_max": max(ratio_max),
             "effective_sample_ratio": corrections.effective_sample_ratio(weights, torch.ones_like(weights, dtype=torch.bool)),
             **({"value_loss": self._value_loss} if self._value_head is not None else {}),
         }
 
     def base_gaps(self) -> list[float]:
         """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where it was not measured."""
-        gaps = {member: gap for p in self._passes for member, gap in zip(p.members, p.base_gaps(), strict=True)}
+        gaps = dict(self._policy.mesh.gathered([pair for p in self._passes for pair in zip(p.members, p.base_gaps(), strict=True)]))
         return [gaps[n] for n in range(len(gaps))]
 
     @property
     def tokens(self) -> int:
-        """Tokens that one update computes, padding included."""
+        """Tokens that one update computes in this process, padding included."""
         return sum(p.packed.tokens for p in self._passes)
 
     @torch.no_grad()
@@ -147,6 +151,7 @@ class RolloutObjective:
             kl = losses.masked_sum(losses.k3_kl(policy_BT, one.reference_BT), one.paying_BT)
             self._first.kl += float(kl.detach()) if first else 0.0
             loss = loss + self._kl_coefficient * kl * (self._count / max(1, self._paying_tokens))
+        self._first.loss += float(loss.detach()) if first else 0.0
         (loss / self._divisor).backward()
 
 

@@ -34,6 +34,12 @@ class Rollout:
     policy_version: int
     """The step whose adapter sampled it."""
 
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "Rollout":
+        """From its fields in order, as JSON gives them back."""
+        prompt_ids, output_ids, logprobs, finish, version = values
+        return cls(tuple(prompt_ids), tuple(output_ids), tuple(logprobs), finish, version)
+
 
 class Engine(Protocol):
     """Samples groups of rollouts with the adapter it was last given."""

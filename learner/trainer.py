@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 import torch
@@ -75,13 +75,17 @@ class Trainer:
         Prompts that are too long count as an error of the caller.
         """
         clock: dict[str, float] = {}
+        mesh = self.policy.mesh
+        asked, judged = mesh.share(prompts), judged if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
         with _timed(clock, "rollout"):
-            rollouts = self._sample(prompts)
+            rollouts = self._sample(asked)
             worded = [one for one in judged if one.has_words] if self.settings.hindsight_weight else []
             taught_on = self._taught_on(worded)
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
         with _timed(clock, "score"):
-            rewards = self._rewards(prompts, rollouts, answers, scorer)
+            rewards = self._rewards(asked, rollouts, answers, scorer)
+        rollouts = [Rollout.of(values) for values in mesh.gathered([astuple(r) for r in rollouts])]
+        answers, rewards = mesh.gathered(answers), torch.tensor(mesh.gathered(rewards.tolist()))
         with _timed(clock, "train"), _threads(self.settings.train_threads):
             chosen = self._chosen(rewards)
             rewards_PG = rewards[chosen].view(len(prompts), -1)
@@ -100,7 +104,7 @@ class Trainer:
         if self.kl_coefficient > 0 and self.settings.kl_target_nats > 0:
             self.kl_coefficient = losses.steered(self.kl_coefficient, metrics["kl_nats"], self.settings.kl_target_nats, self.settings.kl_coefficient)
         output_tokens = sum(len(r.output_ids) for r in rollouts)
-        train_tokens = sum(objective.tokens for objective in objectives) * self.settings.updates_per_step
+        train_tokens = sum(mesh.gathered([objective.tokens for objective in objectives])) * self.settings.updates_per_step
         metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
             "gradient_norm": norm,
             "train_tokens": float(train_tokens),
@@ -118,9 +122,12 @@ class Trainer:
         return len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens
 
     def _sample(self, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """The rollouts of this row's prompts. Rows draw from seeds of their own."""
         s = self.settings
         self.engine.adopt(self.policy, self.step_number)
-        seed = (s.seed << 32) + self.step_number
+        if not prompts:
+            return []
+        seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + self.step_number
         return self.engine.sample([self.policy.prompt_ids(p) for p in prompts], s.samples_per_prompt, s.max_output_tokens, s.temperature, seed)
 
     def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
@@ -143,7 +150,7 @@ class Trainer:
         """The score after the guards that need no model. [P x G]."""
         s = self.settings
         asked = [prompts[n // s.samples_per_prompt] for n in range(len(rollouts))]
-        scores = scorer(list(zip(asked, answers, strict=True)))
+        scores = scorer(list(zip(asked, answers, strict=True))) if rollouts else ()
         return torch.tensor([
             (float(score) if answer.strip() else s.empty_reward) - (s.cut_penalty if rollout.finish == "cut" else 0.0)
             for score, answer, rollout in zip(scores, answers, rollouts, strict=True)
@@ -164,6 +171,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             for objective in objectives:
                 objective.backward()
+            self.policy.mesh.add_gradients(self.policy.parameters, self.policy.whole)
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), self.settings.max_gradient_norm)
             if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
                 self.optimizer.step()
