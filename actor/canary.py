@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from actor.promotion_settings import PromotionSettings
 from actor.sequential import Prior, Side, Uplift, uplift
-from streams.events import Episode, Label, Outcome
+from streams.events import Label
 
 PRIOR_LABELS = 20.0
 """What people said of production until now is worth so many labels as a guess at both sides."""
@@ -67,15 +67,6 @@ def prior_in(evidence: Mapping[str, Any]) -> Prior:
     mean, weight = told.get("mean"), told.get("weight")
     good = isinstance(mean, int | float) and isinstance(weight, int | float) and 0 <= mean <= 1 and weight > 0
     return Prior(float(mean), float(weight)) if good else Prior()  # type: ignore[arg-type]
-
-
-def failures_of(episodes: Iterable[Episode], adapter: str | None, since: datetime) -> Side:
-    """How many of an adapter's answers failed."""
-    side = Side()
-    for episode in episodes:
-        if episode.adapter == adapter and episode.started_at >= since:
-            side = side.with_verdict(float(episode.outcome is Outcome.FAILED))
-    return side
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from datetime import datetime
 
-from actor.canary import compare, failures_of, prior_in, side_of
+from actor.canary import compare, prior_in, side_of
 from actor.observed import Observed
 from actor.promotion import Move
 from actor.promotion_settings import PromotionSettings
@@ -37,7 +37,7 @@ def next_move(observed: Observed, settings: PromotionSettings, now: datetime) ->
 def _beside_the_one_before(observed: Observed, since: datetime, settings: PromotionSettings, over: bool) -> Move | None:
     sides = (observed.standing.production, observed.standing.previous)
     verdicts = [side_of(observed.voices, adapter, since) for adapter in sides]
-    failures = [failures_of(observed.episodes, adapter, since) for adapter in sides]
+    failures = [observed.failures(adapter, since) for adapter in sides]
     shown = compare(verdicts[0], verdicts[1], (failures[0], failures[1]), prior_in(observed.standing.evidence), settings)
     told = {**shown.evidence, "before": observed.standing.previous or "base"}
     if shown.harm is not None:

@@ -9,10 +9,13 @@ from datetime import datetime
 from actor.asking import Question
 from actor.canary import Voice, voice_of
 from actor.promotion import Standing
+from actor.sequential import Side
 from streams.events import AdapterVersion, Attestation, Episode, Event, Label, Outcome, Promotion, RewardModelVersion
 
 VOICES_KEPT = 200_000
 DRIFT_LABELS = 200
+MINUTES_KEPT = 50_000
+"""More than ten days with three adapters answering in each minute."""
 
 
 class Observed:
@@ -24,6 +27,8 @@ class Observed:
         self.adapters: dict[str, AdapterVersion] = {}
         self.reward_model: RewardModelVersion | None = None
         self.episodes: deque[Episode] = deque(maxlen=episodes_kept)
+        self._answered: dict[tuple[str | None, int], Side] = {}
+        """By adapter and minute, how many answers there were and how many of them failed; kept when the episode itself is no more."""
         self._attestations: dict[tuple[str, str], Attestation] = {}
         self._voices: OrderedDict[str, Voice] = OrderedDict()
         self._recent_labels: OrderedDict[str, Label] = OrderedDict()
@@ -43,6 +48,13 @@ class Observed:
                 self._take_label(event)
             case Episode() if event.policy == self._policy:
                 self.episodes.append(event)
+                self._tally(event)
+
+    def failures(self, adapter: str | None, since: datetime) -> Side:
+        """How many of an adapter's answers failed, of all since the first whole minute then: a window that slid along would have to be
+        looked at anew for ever, and one day show something by chance."""
+        tallies = [side for (name, minute), side in self._answered.items() if name == adapter and minute * 60 >= since.timestamp()]
+        return Side(sum(side.labels for side in tallies), sum(side.total for side in tallies))
 
     @property
     def attestations(self) -> list[Attestation]:
@@ -75,6 +87,12 @@ class Observed:
             if good and episode.adapter == adapter and episode.started_at >= since and _usable(episode) and len(found) < count:
                 found.setdefault(_asked(episode), episode)
         return list(found.values())
+
+    def _tally(self, episode: Episode) -> None:
+        key = (episode.adapter, int(episode.started_at.timestamp() // 60))
+        self._answered[key] = self._answered.get(key, Side()).with_verdict(float(episode.outcome is Outcome.FAILED))
+        if len(self._answered) > MINUTES_KEPT:
+            del self._answered[next(iter(self._answered))]
 
     def _take_label(self, label: Label) -> None:
         """A label whose verdict is withdrawn leaves no voice."""

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from actor.asking import Asker, Question
-from actor.canary import decide, failures_of, prior_in, prior_of, side_of
+from actor.canary import decide, prior_in, prior_of, side_of
 from actor.gates import AttestedEverywhere, Gate, Pair, Result, Seen, asking_gates, cheap_gates, command_gates, shadow_gates
 from actor.observed import Observed
 from actor.promotion import Move, Trial
@@ -114,7 +114,7 @@ class Trials:
         if failed:
             return Move("rolled_back", f"a replica cannot serve it: {failed}"[:1000], {"failed": failed})
         sides = [side_of(observed.voices, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
-        failures = [failures_of(observed.episodes, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
+        failures = [observed.failures(adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         hours = (seen.now - trial.since).total_seconds() / 3600
         decision = decide(sides[0], sides[1], (failures[0], failures[1]), prior_in(trial.evidence), hours, settings)
         if decision.move == "promoted" and not attested.judge(seen).passed:

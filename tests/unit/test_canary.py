@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actor.canary import decide, failures_of, prior_of, side_of, voice_of
+from actor.canary import decide, prior_of, side_of, voice_of
 from actor.nightly import last_due, next_candidate
 from actor.observed import Observed
 from actor.promotion import Standing, fold
@@ -103,8 +103,12 @@ def episode(number: int, minutes: float = 0, **fields: Any) -> Episode:
 
 
 def test_failures_are_counted_since_the_canary_began() -> None:
-    episodes = [episode(n, n, adapter="default@2", outcome="failed" if n % 2 else "completed") for n in range(10)]
-    assert failures_of(episodes, "default@2", T0 + timedelta(minutes=4)) == Side(6, 3.0)
+    observed = Observed("default", episodes_kept=3)  # fewer than there are: none may be forgotten
+    for n in range(10):
+        observed.take(episode(n, n, adapter="default@2", outcome="failed" if n % 2 else "completed"))
+    assert observed.failures("default@2", T0 + timedelta(minutes=4)) == Side(6, 3.0)
+    assert observed.failures("default@2", T0 + timedelta(minutes=3, seconds=1)) == Side(6, 3.0)
+    assert observed.failures(None, T0) == Side()
 
 
 def test_recent_questions_come_newest_first_each_once_and_without_tools() -> None:
