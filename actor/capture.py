@@ -5,9 +5,9 @@ several choices becomes one episode a choice: ``<id>`` for a single one, ``<id>-
 response's header names them all, in order, separated by commas.
 """
 
+import hashlib
 import json
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -16,42 +16,21 @@ import structlog
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actor.conversations import Conversations, Place
+from actor.keeper import Keeper
 from actor.keys import tenant_of
 from actor.replies import reply
-from actor.requests import APIS, Asked, clean_id, tool_calls
+from actor.requests import APIS, Asked, clean_id
 from actor.routing import Router
 from actor.settings import ActorSettings
 from actor.tap import TAP, Choice, Tap
+from actor.told import Told, read_told
 from streams.clock import Clock
-from streams.events import Episode, Outcome, new_id
-from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.topics import EPISODES
+from streams.events import Episode, Feedback, FeedbackKind, Outcome, new_id
 
 OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
 KEPT_RESPONSE_BYTES = 4 << 20
 log = structlog.get_logger()
-
-
-class Keeper:
-    """Takes finished episodes: to the outbox, and to a bounded memory of recent ones."""
-
-    def __init__(self, outbox: Outbox, metrics: Metrics, remembered: int) -> None:
-        self._outbox, self._metrics, self._remembered = outbox, metrics, remembered
-        self._recent: OrderedDict[str, Episode] = OrderedDict()
-
-    def keep(self, episode: Episode) -> None:
-        self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
-        self._outbox.put(EPISODES, episode)
-        self._recent[episode.episode_id] = episode
-        while len(self._recent) > self._remembered:
-            self._recent.popitem(last=False)
-
-    def skip(self, reason: str) -> None:
-        self._metrics.add("tidemill_capture_skipped_total", reason=reason)
-
-    def find(self, episode_id: str) -> Episode | None:
-        return self._recent.get(episode_id)
 
 
 @dataclass
@@ -62,6 +41,7 @@ class Exchange:
     episode_id: str
     started_at: datetime
     tap: Tap
+    place: Place
     tenant: str = "default"
     status: int = 0
     gone: bool = False
@@ -79,8 +59,10 @@ class Exchange:
 class Capture:
     """The layer. Requests that are not for answers pass by."""
 
-    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: Keeper, clock: Clock, replica: str) -> None:
+    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: Keeper, conversations: Conversations, clock: Clock,
+                 replica: str) -> None:  # fmt: skip
         self._app, self._settings, self._router, self._keeper, self._clock, self._replica = app, settings, router, keeper, clock, replica
+        self._conversations = conversations
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in APIS:
@@ -102,10 +84,16 @@ class Capture:
         user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
         declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
         asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
-        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), tenant_of(scope))
-        model = self._router.resolve(parsed.get("model"), asked.conversation_key(exchange.episode_id))
-        if model != parsed.get("model"):
-            body = json.dumps({**parsed, "model": model}).encode()
+        tenant = tenant_of(scope)
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant)
+        model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
+        if (problem := self._router.missing(model)) is not None:
+            self._keeper.skip("refused")
+            await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
+            return
+        named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
+        if (told := named | parsed | {"model": model}) != parsed:
+            body = json.dumps(told).encode()
         token = TAP.set(exchange.tap if asked.capturable else None)
         self._router.begin(model)
         try:
@@ -135,11 +123,11 @@ class Capture:
 
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
         adapter = exchange.tap.adapter
-        headers = [
-            (b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace")),
-        ]
+        headers = [(b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace"))]
         if not exchange.asked.declined:
             headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))
+            if exchange.place.conversation_id is not None:
+                headers.append((b"x-tidemill-conversation", exchange.place.conversation_id.encode("latin-1", "replace")))
         if (sha256 := self._router.sha256(adapter)) is not None:
             headers.append((b"x-tidemill-adapter-sha256", sha256.encode()))
         return headers
@@ -156,15 +144,40 @@ class Capture:
         elif not exchange.tap.prompts and 0 < exchange.status < 400:
             self._keeper.skip("unseen")  # answered without the engine's generate: nothing true could be said of it
         else:
-            told = tool_calls(bytes(exchange.response), exchange.streamed) if exchange.response else {}
-            for index, episode_id in enumerate(exchange.ids):
-                try:
-                    self._keeper.keep(self._episode(exchange, index, episode_id, told.get(index)))
-                except ValidationError as error:
-                    self._keeper.skip("invalid")
-                    log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
+            self._keep_all(exchange)
 
-    def _episode(self, exchange: Exchange, index: int, episode_id: str, told: tuple[str, tuple[dict[str, Any], ...]] | None) -> Episode:
+    def _keep_all(self, exchange: Exchange) -> None:
+        """Every answer as an episode; what the person said to the answer before as feedback on it."""
+        told = read_told(bytes(exchange.response), exchange.streamed) if exchange.response else {}
+        kept: list[Episode] = []
+        for index, episode_id in enumerate(exchange.ids):
+            try:
+                kept.append(self._episode(exchange, index, episode_id, told.get(index)))
+            except ValidationError as error:
+                self._keeper.skip("invalid")
+                log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
+        for episode in kept:
+            self._keeper.keep(episode)
+        if exchange.tap.prompts:
+            self._conversations.note(exchange.tenant, exchange.place, [(each.episode_id, each.answer, each.tool_calls) for each in kept])
+        if kept and self._settings.replies_as_feedback:
+            self._keep_reply(exchange)
+
+    def _keep_reply(self, exchange: Exchange) -> None:
+        """Its id comes from what it says, so that the same turn sent twice counts once."""
+        answered, text = exchange.place.replies_to, exchange.asked.reply
+        if answered is None or text is None:
+            return
+        self._keeper.keep_feedback(Feedback(
+            feedback_id=f"reply-{hashlib.sha256(f'{answered} {text}'.encode(errors='replace')).hexdigest()[:32]}",
+            episode_id=answered,
+            user_id=exchange.asked.user_id or "anonymous",
+            kind=FeedbackKind.REPLY,
+            text=text,
+            at=exchange.started_at,
+        ))  # fmt: skip
+
+    def _episode(self, exchange: Exchange, index: int, episode_id: str, told: Told | None) -> Episode:
         asked, choice = exchange.asked, exchange.tap.choices.get(index, Choice())
         whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
         return Episode(
@@ -172,16 +185,17 @@ class Capture:
             policy=self._router.policy,
             tenant=exchange.tenant,
             user_id=asked.user_id,
-            conversation_id=asked.conversation_id,
-            turn=asked.turn,
+            conversation_id=exchange.place.conversation_id,
+            turn=exchange.place.turn,
+            replies_to=exchange.place.replies_to,
             adapter=exchange.tap.adapter,
             adapter_sha256=self._router.sha256(exchange.tap.adapter),
             replica=self._replica,
             api=asked.api,
             messages=asked.messages(index),
             tools=asked.tools,
-            answer=told[0] if told else choice.text,
-            tool_calls=told[1] if told else (),
+            answer=told.text if told else choice.text,
+            tool_calls=tuple(told.tool_calls) if told else (),
             prompt_ids=choice.prompt_ids,
             output_ids=tuple(choice.output_ids) if whole else (),
             output_logprobs=tuple(choice.logprobs) if whole else (),

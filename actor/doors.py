@@ -1,33 +1,40 @@
-"""The actor's own HTTP doors beside vLLM's: feedback in, recent episodes out, health, readiness and metrics."""
+"""The actor's own HTTP doors beside vLLM's: feedback in, recent episodes out, the page to talk, health and metrics."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actor.capture import Keeper, read_body
-from actor.feedback import read_feedback
+from actor.capture import read_body
+from actor.conversations import Conversations
+from actor.feedback import Given, read_feedback, read_object
+from actor.keeper import Keeper
 from actor.keys import tenant_of
-from actor.replies import reply
+from actor.openapi import document
+from actor.pages import HEADERS, chat_pages
+from actor.replies import reply, reply_bytes
 from actor.requests import clean_id
 from actor.settings import ActorSettings
 from streams.clock import Clock
 from streams.errors import InvalidEvent
 from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.topics import FEEDBACK
 
 EPISODES_PATH = "/v1/episodes/"
+REMEMBERED_FEEDBACK = 20_000
+STATUS = {"unknown_conversation": 404, "other": 409}
+"""What a feedback that cannot be used is told by; 400 where it is bad in itself."""
 
 
 class Doors:
     """Answers its own paths and lets all others pass."""
 
-    def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: Keeper, outbox: Outbox, metrics: Metrics, clock: Clock,
-                 unready: Callable[[], list[str]]) -> None:  # fmt: skip
+    def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: Keeper, conversations: Conversations, metrics: Metrics, clock: Clock,
+                 policy: str, unready: Callable[[], list[str]]) -> None:  # fmt: skip
         """``unready`` says what is still missing before this replica should get traffic; nothing when it is ready."""
-        self._app, self._settings, self._keeper, self._outbox = app, settings, keeper, outbox
+        self._app, self._settings, self._keeper, self._conversations = app, settings, keeper, conversations
         self._metrics, self._clock, self._unready = metrics, clock, unready
+        self._given, self._pages, self._document = Given(REMEMBERED_FEEDBACK), chat_pages(policy), document()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,10 +49,11 @@ class Doors:
                 missing = self._unready()
                 await reply(send, 503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
             case "GET", "/metrics":
-                await send(
-                    {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]}
-                )
-                await send({"type": "http.response.body", "body": self._metrics.text()})
+                await reply_bytes(send, 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.text())
+            case "GET", str(path) if (page := self._pages.get(path)) is not None:
+                await reply_bytes(send, 200, page.content_type, page.body, HEADERS)
+            case "GET", "/tidemill/openapi.json":
+                await reply(send, 200, self._document)
             case "GET", str(path) if path.startswith(EPISODES_PATH):
                 await reply(send, *self._episode(path.removeprefix(EPISODES_PATH), tenant_of(scope)))
             case _:
@@ -55,18 +63,22 @@ class Doors:
         body = await read_body(receive, self._settings.max_feedback_bytes)
         if body is None:
             return 413, _error(f"the feedback is larger than actor.max_feedback_bytes = {self._settings.max_feedback_bytes}")
+        tenant = tenant_of(scope)
         user = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"x-tidemill-user"), None)
         try:
-            feedback = read_feedback(body, clean_id(user), self._clock.now())
+            given = read_object(body)
+            if (episode_id := self._given.seen(tenant, given)) is not None:
+                return 202, {"feedback_id": given["feedback_id"], "episode_id": episode_id}
+            feedback = read_feedback(given, clean_id(user), self._clock.now(), lambda named: self._conversations.last(tenant, named))
         except InvalidEvent as error:
-            return 400, _error(str(error))
+            return STATUS.get(error.reason, 400), _error(str(error))
         episode = self._keeper.find(feedback.episode_id)
-        if episode is not None and episode.tenant != tenant_of(scope):
+        if episode is not None and episode.tenant != tenant:
             return 404, _error("no episode of that id")
-        if not self._outbox.put(FEEDBACK, feedback):
+        if not await asyncio.wrap_future(self._keeper.keep_feedback(feedback)):
             return 503, _error("the outbox is full: Kafka has been away for long; send it again later")
-        self._metrics.add("tidemill_feedback_received_total", kind=feedback.kind.value)
-        return 202, {"feedback_id": feedback.feedback_id}
+        self._given.note(tenant, given, feedback)
+        return 202, {"feedback_id": feedback.feedback_id, "episode_id": feedback.episode_id}
 
     def _episode(self, episode_id: str, tenant: str) -> tuple[int, dict[str, Any]]:
         if (episode := self._keeper.find(episode_id)) is None or episode.tenant != tenant:

@@ -23,8 +23,8 @@ from streams.errors import ConfigError
 from streams.events import Name, Sha256
 
 ScopeName = Literal["talk", "feedback", "operate"]
-OPEN = frozenset({"/healthz", "/readyz"})
-"""Paths that a load balancer asks, which holds no key."""
+OPEN = frozenset({"/healthz", "/readyz", "/chat", "/chat/chat.css", "/chat/chat.js", "/tidemill/openapi.json"})
+"""Paths that need no key: a load balancer holds none, and page and document hold nothing secret (the page asks for a key itself)."""
 TENANT = "tidemill.tenant"
 """Where the layers inside find the caller's tenant in the ASGI scope."""
 LOOK_AGAIN_S = 1.0

@@ -1,4 +1,4 @@
-"""Answers of our own on vLLM's server: JSON, by plain ASGI."""
+"""Answers of our own on vLLM's server: by plain ASGI."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,11 @@ from starlette.types import Send
 
 async def reply(send: Send, status: int, content: dict[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Answer with JSON."""
-    body = json.dumps(content).encode()
-    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await reply_bytes(send, status, "application/json", json.dumps(content).encode(), headers)
+
+
+async def reply_bytes(send: Send, status: int, content_type: str, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with these bytes."""
+    own = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *headers]
     await send({"type": "http.response.start", "status": status, "headers": own})
     await send({"type": "http.response.body", "body": body})

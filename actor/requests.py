@@ -1,11 +1,13 @@
-"""What a client asked for and was told, read from OpenAI's JSON: pure, and never in the way of the answer."""
+"""What a client asked for, read from OpenAI's JSON: pure, and never in the way of the answer."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
+from actor.told import chat_call
 from streams.events import Message
 
 Api = Literal["chat", "completion", "response"]
@@ -14,6 +16,7 @@ SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "seed", "stop", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "logit_bias", "tool_choice", "response_format",
 )  # fmt: skip
+REPLY_CHARACTERS = 20_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -54,35 +57,45 @@ class Asked:
     def messages(self, index: int) -> tuple[Message, ...]:
         """What was said before answer ``index``."""
         if self.api != "completion":
-            return tuple(Message.model_validate(message) for message in self._said)
+            return tuple(Message.model_validate(message) for message in self.said)
         prompt = self.prompts[min(index // self.choices_per_prompt, len(self.prompts) - 1)]
         return (Message(role="user", content=prompt if isinstance(prompt, str) else None),)
 
-    def conversation_key(self, episode_id: str) -> str:
-        """What a canary is sticky by: the conversation, where the client names it; else who asks, and how their conversation began; else
-        nothing but this one request."""
+    @property
+    def conversation_key(self) -> str | None:
+        """What a canary is sticky by on every replica alike: the conversation, where the client names it; else who asks, and how their
+        conversation began; else None."""
         if self.conversation_id is not None:
             return f"conversation {self.conversation_id}"
         if self.user_id is None:
-            return f"episode {episode_id}"
-        first = self.prompts[0] if self.api == "completion" else next((m.get("content") for m in self._said if m.get("role") == "user"), None)
+            return None
+        first = self.prompts[0] if self.api == "completion" else next((m.get("content") for m in self.said if m.get("role") == "user"), None)
         return f"user {self.user_id} {json.dumps(first)}"
 
     @property
-    def turn(self) -> int:
-        """Answers given before in this conversation."""
-        return sum(message.get("role") == "assistant" for message in self._said)
+    def reply(self) -> str | None:
+        """What the person says to the last answer: the text of the messages after it. None where nobody spoke."""
+        spoken: list[str] = []
+        for message in reversed(self.said):
+            if message.get("role") == "assistant":
+                break
+            if message.get("role") == "user":
+                spoken.append(text_of(message.get("content")))
+        return "\n".join(reversed(spoken)).strip()[:REPLY_CHARACTERS] or None
 
-    @property
-    def _said(self) -> list[dict[str, Any]]:
-        """The messages of a chat; of a response its instructions and what has a role in its input."""
+    @cached_property
+    def said(self) -> list[dict[str, Any]]:
+        """The messages of a chat; of a response its instructions and the items of its input, in the shape of a chat."""
         if self.api == "chat":
             said = self.body.get("messages")
-        else:
-            given, rules = self.body.get("input"), self.body.get("instructions")
-            said = [{"role": "system", "content": rules}] if isinstance(rules, str) else []
-            said += [{"role": "user", "content": given}] if isinstance(given, str) else given if isinstance(given, list) else []
-        return [message for message in said if isinstance(message, dict) and "role" in message] if isinstance(said, list) else []
+            return [message for message in said if isinstance(message, dict) and "role" in message] if isinstance(said, list) else []
+        if self.api == "completion":
+            return []
+        given, rules = self.body.get("input"), self.body.get("instructions")
+        begun: list[dict[str, Any]] = [{"role": "system", "content": rules}] if isinstance(rules, str) else []
+        if isinstance(given, str):
+            return [*begun, {"role": "user", "content": given}]
+        return begun + _as_chat(given) if isinstance(given, list) else begun
 
     @property
     def tools(self) -> tuple[dict[str, Any], ...]:
@@ -99,34 +112,30 @@ def clean_id(value: object) -> str | None:
     return (_CONTROL.sub("", value)[:200] or None) if isinstance(value, str) else None
 
 
-def tool_calls(response: bytes, streamed: bool) -> dict[int, tuple[str, tuple[dict[str, Any], ...]]]:
-    """Content and tool calls by choice, as the client got them; empty where the response is not what it should be."""
-    try:
-        return _streamed(response) if streamed else _whole(json.loads(response))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
+def _as_chat(items: list[Any]) -> list[dict[str, Any]]:
+    """A response's input: what the model said and called in one turn is one message, as it is in a chat."""
+    said: list[dict[str, Any]] = []
+    for item in items:
+        match item:
+            case {"type": "function_call"}:
+                if not said or said[-1]["role"] != "assistant":
+                    said.append({"role": "assistant", "content": None})
+                said[-1]["tool_calls"] = [*said[-1].get("tool_calls", ()), chat_call(item)]
+            case {"type": "function_call_output"}:
+                said.append({"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")})
+            case {"role": _}:
+                said.append(dict(item))
+    return said
 
 
-def _whole(response: dict[str, Any]) -> dict[int, tuple[str, tuple[dict[str, Any], ...]]]:
-    return {
-        choice["index"]: (choice["message"].get("content") or "", tuple(choice["message"].get("tool_calls") or ())) for choice in response["choices"]
-    }
+def is_text(content: object) -> bool:
+    """Nothing but text: a string, parts of text, or nothing at all."""
+    parts = content if isinstance(content, list) else []
+    return not isinstance(content, dict) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
 
 
-def _streamed(response: bytes) -> dict[int, tuple[str, tuple[dict[str, Any], ...]]]:
-    texts: dict[int, str] = {}
-    calls: dict[int, dict[int, dict[str, Any]]] = {}
-    for line in response.split(b"\n"):
-        if not line.startswith(b"data: ") or line == b"data: [DONE]":
-            continue
-        for choice in json.loads(line[6:]).get("choices", ()):
-            delta, index = choice.get("delta") or {}, choice["index"]
-            texts[index] = texts.get(index, "") + (delta.get("content") or "")
-            for part in delta.get("tool_calls") or ():
-                call = calls.setdefault(index, {}).setdefault(
-                    part["index"], {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
-                )
-                call["id"] = part.get("id") or call["id"]
-                for field in ("name", "arguments"):
-                    call["function"][field] += (part.get("function") or {}).get(field) or ""
-    return {index: (text, tuple(call for _, call in sorted(calls.get(index, {}).items()))) for index, text in texts.items()}
+def text_of(content: object) -> str:
+    """The text of a message's content, its parts joined."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""

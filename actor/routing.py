@@ -1,11 +1,13 @@
 """Which adapter answers whom: pure bookkeeping, touched only from the server's event loop."""
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
 BASE = "base"
 """The name that the base answers to."""
+_TINKER = re.compile(r"tinker://(?P<policy>[^/]+)/(?:sampler_weights|weights)/(?P<version>[0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Router:
     ``default`` is production (the base until there is one) or, for the canary's share of conversations, the candidate, or, for those that are held
     back while production is new, the one before it;
     ``default@candidate`` the adapter on trial, ``default@7`` that version where it is loaded, ``default@0`` and ``base`` the base.
-    Anything else is left for vLLM to refuse.
+    ``tinker://default/sampler_weights/7`` (Tinker's, as its clients write it) means ``default@7``. Anything else is left for vLLM to refuse.
     """
 
     policy: str
@@ -52,7 +54,18 @@ class Router:
             return route.production or BASE
         if model == f"{self.policy}@candidate" and route.candidate:
             return route.candidate
+        if isinstance(model, str) and (path := _TINKER.fullmatch(model)) and path["policy"] == self.policy:
+            model = f"{self.policy}@{int(path['version'])}"
         return BASE if model == f"{self.policy}@0" else model
+
+    def missing(self, name: object) -> str | None:
+        """What to tell who asks for a version that is not loaded here; None for all else."""
+        policy, _, version = name.rpartition("@") if isinstance(name, str) else ("", "", "")
+        if policy != self.policy or name in self._sha256:
+            return None
+        if version == "candidate":
+            return f"no adapter of {policy} is on trial"
+        return f"{name} is not loaded on this replica; loaded: {', '.join([*self._sha256, BASE])}" if version.isdecimal() else None
 
     def add(self, name: str, sha256: str) -> None:
         """An adapter was attested and may be asked for by its version."""

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from actor.forking import PARENT, fork_is_safe, forks_die_with_parent
+from actor.redaction import redactor_of
 from actor.routing import BASE
 from actor.settings import ActorSettings
 from streams.errors import ConfigError
@@ -25,9 +26,10 @@ def run(settings: ActorSettings, site: Site, gated: bool = False) -> None:
     """Serve the policy until ``site.stopping`` is set or SIGTERM or SIGINT comes. Must be called on the main thread.
 
     ``gated``: by the promotions alone, not the newest adapter.
-    Raises ConfigError when the port is taken or the base does not fit the settings, Unavailable when the engine dies.
+    Raises ConfigError when the port is taken, Presidio is not installed, or the base does not fit the settings, Unavailable when the engine dies.
     """
     check_port(settings.host, settings.port)
+    redactor = redactor_of(settings)
     os.environ.update(environment(settings) | {PARENT: str(os.getpid())})
     gc.disable()  # importing vLLM makes millions of objects, none of them garbage: collecting costs seconds
     try:
@@ -39,7 +41,7 @@ def run(settings: ActorSettings, site: Site, gated: bool = False) -> None:
     finally:
         gc.enable()
     try:
-        asyncio.run(serve(engine, args, settings, gated, site))
+        asyncio.run(serve(engine, args, settings, gated, site, redactor))
     finally:
         engine.shutdown(timeout=settings.drain_s)
 

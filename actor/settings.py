@@ -49,6 +49,16 @@ class ActorSettings(OutboxSettings):
     """Largest feedback body; a larger one gets 413."""
     recent_episodes: int = Field(default=1000, ge=0, le=1_000_000)
     """Episodes that ``GET /v1/episodes/{id}`` remembers."""
+    remembered_answers: int = Field(default=20_000, ge=0, le=1_000_000)
+    """Answers a tenant by which conversations that name no ``x-tidemill-conversation`` are found again; 100 bytes or so each, no text."""
+    replies_as_feedback: bool = True
+    """A person's next turn goes on the log as feedback (kind ``reply``) on the answer that it replies to, beside being in the next episode."""
+    redact: tuple[Literal["emails", "phones", "cards", "keys"], ...] = ("emails", "phones", "cards", "keys")
+    """What is taken out of episodes and feedback before they leave the process; an episode that was redacted keeps no token ids. Empty: nothing."""
+    redact_with: Literal["rules", "presidio"] = "rules"
+    """``presidio`` finds names, places and more by its own models; install it first. It is slower; no answer waits for it."""
+    max_media_bytes: int = Field(default=2 << 20, ge=0, le=1 << 30)
+    """Largest image or sound inside a message that is kept, in the artifact store; of a larger one only the SHA-256 is. 0 keeps none."""
     poll_s: float = Field(default=0.5, gt=0, le=60)
     """How often the adapters topic is looked at."""
     load_timeout_s: float = Field(default=120.0, gt=0, le=3600)

@@ -12,10 +12,14 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer, create_server_socket
 
 from actor.adapters import Follower
-from actor.capture import Capture, Keeper
+from actor.capture import Capture
+from actor.conversations import Conversations
 from actor.doors import Doors
 from actor.engine import ServingEngine
+from actor.keeper import Keeper
 from actor.keys import Gate, Keys
+from actor.media import MediaStore
+from actor.redaction import Redactor
 from actor.routing import Router
 from actor.settings import ActorSettings
 from actor.tap import wrap_engine
@@ -28,7 +32,7 @@ STOP_POLL_S = 0.2
 KEEP_ALIVE_S = 60
 
 
-async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, site: Site) -> None:
+async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, site: Site, redactor: Redactor) -> None:
     """Serve until stopped; then put every event on disk or on Kafka. Raises Unavailable when the engine dies."""
     replica = settings.replica or f"{socket.gethostname()}:{settings.port}"
     tasks = await engine.get_supported_tasks()
@@ -38,7 +42,8 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
 
     outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-actor"), site.metrics, "actor",
                     settings, site.clock)  # fmt: skip
-    router, keeper = Router(site.policy), Keeper(outbox, site.metrics, settings.recent_episodes)
+    router, conversations = Router(site.policy), Conversations(settings.remembered_answers)
+    keeper = Keeper(outbox, site.metrics, settings, redactor, MediaStore(site.artifacts, settings.max_media_bytes))
     shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
     follower = Follower(
         settings, site, ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s), outbox, replica, gated
@@ -49,14 +54,16 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
         return missing + ([] if follower.caught_up.is_set() else ["adapters"])
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
-    captured = Capture(app.middleware_stack or app.build_middleware_stack(), settings, router, keeper, site.clock, replica)
-    doors = Doors(captured, settings, keeper, outbox, site.metrics, site.clock, unready)
+    stack = app.middleware_stack or app.build_middleware_stack()
+    captured = Capture(stack, settings, router, keeper, conversations, site.clock, replica)
+    doors = Doors(captured, settings, keeper, conversations, site.metrics, site.clock, site.policy, unready)
     app.middleware_stack = Gate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()
     try:
         await _serve_http(app, engine, follower, settings, site)
     finally:
         await asyncio.to_thread(follower.join, settings.poll_s + 5)
+        await asyncio.to_thread(keeper.close)
         await asyncio.to_thread(outbox.close, settings.drain_s)
 
 

@@ -22,7 +22,8 @@ from streams.signing import Signing
 
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.signature"
-ALLOWED = (".safetensors", ".json", ".jsonl", ".txt", ".jinja")
+MEDIA = (".png", ".jpg", ".gif", ".webp", ".wav", ".mp3", ".flac", ".ogg")
+ALLOWED = (".safetensors", ".json", ".jsonl", ".txt", ".jinja", *MEDIA)
 MAX_FILES = 10_000
 NAME = re.compile(r"[A-Za-z0-9._@/ +-]{1,500}")
 

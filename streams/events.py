@@ -18,6 +18,7 @@ from streams.values import FeedbackKind as FeedbackKind
 from streams.values import Finite as Finite
 from streams.values import Id as Id
 from streams.values import Instant as Instant
+from streams.values import Media as Media
 from streams.values import Message as Message
 from streams.values import Name as Name
 from streams.values import Offsets as Offsets
@@ -89,6 +90,8 @@ class Episode(Event):
     conversation_id: Id | None = None
     turn: int = Field(default=0, ge=0)
     """Position in its conversation, from 0."""
+    replies_to: Id | None = None
+    """The episode before it in the conversation: what this one's newest messages (a person's next turn, results of tools) reply to."""
     adapter: str | None = None
     """Versioned name of the adapter that answered, such as ``default@7``; none when the base answered."""
     adapter_sha256: Sha256 | None = None
@@ -104,6 +107,10 @@ class Episode(Event):
     """Tokens of the answer as the engine sampled them; empty when the agent's server does not tell."""
     output_logprobs: tuple[Finite, ...] = ()
     """Log-probability of each output token under the weights that sampled it, in nats."""
+    media: tuple[Media, ...] = ()
+    """Images and sounds that came inside the messages, which keep only ``sha256:…`` in their place."""
+    redacted: dict[str, int] = {}
+    """How many passages were taken out before the episode left the actor, by kind; token ids and logprobs are left out then."""
     sampling: dict[str, Any] = {}
     """Temperature, top_p, max_tokens and the like, as asked for."""
     outcome: Outcome = Outcome.COMPLETED
@@ -124,8 +131,8 @@ class Episode(Event):
         return self
 
 
-_CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "comparison": "over",
-            "signal": "signal", "retraction": "retracts"}  # fmt: skip
+_CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "reply": "text",
+            "comparison": "over", "signal": "signal", "retraction": "retracts"}  # fmt: skip
 
 
 class Feedback(Event):
@@ -142,7 +149,7 @@ class Feedback(Event):
     rating: int | None = Field(default=None, ge=1, le=5)
     """1 (worst) to 5 (best)."""
     text: str | None = Field(default=None, min_length=1, max_length=100_000)
-    """The comment, or the whole answer as it should have been (correction)."""
+    """The comment, the whole answer as it should have been (correction), or what the person said next (reply)."""
     over: Id | None = None
     """Comparison: the episode that this one was preferred to."""
     signal: Name | None = None

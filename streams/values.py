@@ -57,6 +57,8 @@ class FeedbackKind(StrEnum):
     COMMENT = "comment"
     CORRECTION = "correction"
     COMPARISON = "comparison"
+    REPLY = "reply"
+    """What the person said next in the conversation; whoever captures the next turn sends it."""
     SIGNAL = "signal"
     RETRACTION = "retraction"
 
@@ -122,6 +124,21 @@ class Artifact(BaseModel):
         if any(part in ("", ".", "..") for part in self.path.split("/")):
             raise ValueError("path must not leave the artifact store")
         return self
+
+
+class Media(BaseModel):
+    """An image or a sound that came inside a message."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    sha256: Sha256
+    """Of its bytes; it stands as ``sha256:…`` where the bytes were."""
+    size_bytes: int = Field(ge=0)
+    content_type: str = Field(max_length=100)
+    artifact: Artifact | None = None
+    """A folder with the one file; none when it was not kept."""
+    dropped: str | None = None
+    """Why it was not kept."""
 
 
 class Calibration(BaseModel):

@@ -26,7 +26,7 @@ SAMPLING = {
 OUTCOMES = {"length": "truncated", "max_tokens": "truncated", "error": "failed"}
 USER = ("gen_ai.user", "enduser.id", "user.id")
 CONVERSATION = ("gen_ai.conversation.id", "session.id")
-CAPTURED = re.compile(r"(?:chatcmpl-|cmpl-)?ep-[0-9a-f]{32}(?:-\d+)?")
+CAPTURED = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?ep-[0-9a-f]{32}(?:-\d+)?")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_CONTENT = (
     "the span carries no gen_ai.input.messages: let the instrumentation record content, for OpenTelemetry's own with"

@@ -1,149 +1,12 @@
 """What passes by unharmed and what is kept of it, with a server and an engine of a few lines."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from actor.capture import Capture, Keeper
-from actor.requests import tool_calls
-from actor.routing import Route, Router
-from actor.settings import ActorSettings
-from actor.tap import wrap_engine
-from streams.clock import FixedClock
-from streams.events import Episode, Event
-from streams.metrics import Metrics
-from streams.topics import Topic
-
-CHAT = {"model": "default", "messages": [{"role": "user", "content": "hi"}], "user": "ann"}
-Script = Callable[["World", Scope, Receive, Send], Any]
-
-
-class Engine:
-    """Gives two tokens a step, as vLLM does: deltas when streaming, else everything at the end."""
-
-    def __init__(self) -> None:
-        self.asked_logprobs: list[int | None] = []
-        self.broken = False
-
-    async def generate(self, prompt: Any, params: Any, request_id: str, **_: Any) -> AsyncIterator[Any]:
-        self.asked_logprobs.append(params.logprobs)
-        steps = [([5, 6], "Ah", None), ([7], "oy", "stop")]
-        so_far: list[int] = []
-        for ids, text, reason in steps:
-            await asyncio.sleep(0)
-            if self.broken and reason:
-                raise RuntimeError("engine")
-            so_far += ids
-            if params.output_kind.name == "DELTA":
-                yield self._output(ids, text, reason)
-        if params.output_kind.name != "DELTA":
-            yield self._output(so_far, "Ahoy", "stop")
-
-    def _output(self, ids: list[int], text: str, reason: str | None) -> Any:
-        logprobs = [{i: SimpleNamespace(logprob=-i / 10)} for i in ids]
-        part = SimpleNamespace(index=0, token_ids=ids, logprobs=logprobs, text=text, finish_reason=reason)
-        return SimpleNamespace(outputs=[part], prompt_token_ids=[1, 2, 3])
-
-
-class Spool:
-    """Stands for the outbox."""
-
-    def __init__(self) -> None:
-        self.episodes: list[Episode] = []
-
-    def put(self, topic: Topic[Any], event: Event) -> bool:
-        assert isinstance(event, Episode)
-        self.episodes.append(event)
-        return True
-
-
-@dataclass
-class World:
-    script: Script
-    engine: Engine = field(default_factory=Engine)
-    spool: Spool = field(default_factory=Spool)
-    metrics: Metrics = field(default_factory=Metrics)
-    router: Router = field(default_factory=lambda: Router("default"))
-    bodies: list[bytes] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        wrap_engine(self.engine)
-        keeper = Keeper(self.spool, self.metrics, 10)  # type: ignore[arg-type]
-        settings = ActorSettings(max_request_bytes=2000)
-        self.capture = Capture(self._app, settings, self.router, keeper, FixedClock(datetime(2026, 1, 1, tzinfo=UTC)), "r")
-
-    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.bodies.append((await receive())["body"])
-        await self.script(self, scope, receive, send)
-
-    async def post(self, body: Any, path: str = "/v1/chat/completions", leaves: bool = False, **headers: str) -> list[Message]:
-        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        coming: list[Message] = [{"type": "http.request", "body": raw[:10], "more_body": True}, {"type": "http.request", "body": raw[10:]}]
-        sent: list[Message] = []
-
-        async def receive() -> Message:
-            if coming:
-                return coming.pop(0)
-            if not leaves:
-                await asyncio.Event().wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", str(len(raw)).encode())]}
-        scope["headers"] += [(f"x-tidemill-{name}".encode(), value.encode()) for name, value in headers.items()]
-        await self.capture(scope, receive, send)
-        return sent
-
-
-def params(kind: str) -> Any:
-    return SimpleNamespace(logprobs=None, output_kind=SimpleNamespace(name=kind))
-
-
-async def whole(world: World, scope: Scope, receive: Receive, send: Send) -> None:
-    """A server that answers at once, on the adapter that the request's model names."""
-    model = json.loads(world.bodies[-1])["model"]
-    lora = SimpleNamespace(lora_name=model) if "@" in model else None
-    async for _ in world.engine.generate("p", params("FINAL_ONLY"), "id", lora_request=lora):
-        pass
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": b'{"answer": "Ahoy"}'})
-
-
-async def streaming(world: World, scope: Scope, receive: Receive, send: Send) -> None:
-    outputs = world.engine.generate("p", params("DELTA"), "id", lora_request=None)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
-    async for output in outputs:
-        await send({"type": "http.response.body", "body": output.outputs[0].text.encode(), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-async def left_alone(world: World, scope: Scope, receive: Receive, send: Send) -> None:
-    """A server whose client hangs up after the first part."""
-    outputs = world.engine.generate("p", params("DELTA"), "id", lora_request=None)
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await anext(outputs)
-    assert (await receive())["type"] == "http.disconnect"
-    await outputs.aclose()
-
-
-async def refusing(world: World, scope: Scope, receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 404, "headers": []})
-    await send({"type": "http.response.body", "body": b"no such model"})
-
-
-async def breaking(world: World, scope: Scope, receive: Receive, send: Send) -> None:
-    world.engine.broken = True
-    async for _ in world.engine.generate("p", params("DELTA"), "id", lora_request=None):
-        pass
+from actor.routing import Route
+from tests.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, whole
 
 
 async def test_the_response_is_passed_on_byte_for_byte_with_headers_before_it() -> None:
@@ -154,6 +17,7 @@ async def test_the_response_is_passed_on_byte_for_byte_with_headers_before_it() 
     assert dict(start["headers"]) == {
         b"content-type": b"application/json",
         b"x-tidemill-episode": episode.episode_id.encode(),
+        b"x-tidemill-conversation": (episode.conversation_id or "").encode(),
         b"x-tidemill-adapter": b"base",
     }
 
@@ -270,13 +134,34 @@ async def test_requests_in_flight_are_counted_until_they_end() -> None:
     assert world.router.idle() == ["default@1"]
 
 
-def test_streamed_tool_calls_are_put_together_as_a_client_would() -> None:
-    parts: list[dict[str, Any]] = [
-        {"index": 0, "delta": {"role": "assistant", "content": "Well"}},
-        {"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "call-1", "function": {"name": "sail", "arguments": '{"to": '}}]}},
-        {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"arguments": '"sea"}'}}]}},
-    ]
-    stream = b"".join(b"data: " + json.dumps({"choices": [part]}).encode() + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
-    call = {"id": "call-1", "type": "function", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}
-    assert tool_calls(stream, streamed=True) == {0: ("Well", (call,))}
-    assert tool_calls(b"<html>", streamed=False) == {}
+async def test_what_a_person_says_next_is_feedback_on_the_answer_before_and_counts_once() -> None:
+    world = World(whole)
+    await world.post(CHAT)
+    said = [*CHAT["messages"], {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "No, in French."}]
+    for _ in range(2):
+        await world.post(CHAT | {"messages": said})
+    first, second, again = world.spool.episodes
+    assert (second.conversation_id, second.turn, second.replies_to) == (first.conversation_id, 1, first.episode_id)
+    assert again.replies_to == first.episode_id
+    assert {(each.kind, each.text, each.user_id, each.episode_id) for each in world.spool.feedback} == {
+        ("reply", "No, in French.", "ann", first.episode_id)
+    }
+    assert len({each.feedback_id for each in world.spool.feedback}) == 1
+
+
+@pytest.mark.parametrize("quietly", [{"capture": "off"}, {}])
+async def test_no_reply_is_kept_where_capture_is_declined_or_the_setting_says_so(quietly: dict[str, str]) -> None:
+    world = World(whole, changes={"replies_as_feedback": bool(quietly)})
+    await world.post(CHAT)
+    await world.post(CHAT | {"messages": [*CHAT["messages"], {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "so"}]}, **quietly)
+    assert world.spool.feedback == []
+    assert len(world.spool.episodes) == (1 if quietly else 2)
+
+
+async def test_a_version_that_is_not_loaded_is_refused_with_those_that_are() -> None:
+    world = World(whole)
+    start, body = await world.post(CHAT | {"model": "default@9"})
+    assert start["status"] == 404
+    assert "default@9 is not loaded on this replica; loaded: base" in json.loads(body["body"])["error"]["message"]
+    assert (world.bodies, world.spool.episodes) == ([], [])
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="refused") == 1

@@ -131,6 +131,7 @@ def test_each_kind_carries_exactly_its_field() -> None:
         "rating": "rating",
         "comment": "text",
         "correction": "text",
+        "reply": "text",
         "comparison": "over",
         "signal": "signal",
         "retraction": "retracts",

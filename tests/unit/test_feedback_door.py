@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actor.feedback import read_feedback
+from actor.feedback import Given, read_feedback, read_object
 from streams.errors import InvalidEvent
 from streams.events import Feedback
 
@@ -14,7 +14,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def read(given: Any, user: str | None = None) -> Feedback:
-    return read_feedback(json.dumps(given).encode(), user, NOW)
+    return read_feedback(read_object(json.dumps(given).encode()), user, NOW, {"cv-1": "ep-last"}.get)
 
 
 def test_a_thumb_needs_only_its_episode() -> None:
@@ -50,4 +50,24 @@ def test_a_bad_one_is_told_why(given: Any, told: str) -> None:
 
 def test_bytes_that_are_no_json_are_told_so() -> None:
     with pytest.raises(InvalidEvent, match="not JSON"):
-        read_feedback(b"\xff{", None, NOW)
+        read_object(b"\xff{")
+
+
+def test_a_conversation_means_its_last_answer() -> None:
+    assert read({"conversation_id": "cv-1", "thumb": "up"}).episode_id == "ep-last"
+    assert read({"conversation_id": "cv-1", "episode_id": "ep-2", "thumb": "up"}).episode_id == "ep-2"
+    with pytest.raises(InvalidEvent, match="name the episode_id"):
+        read({"conversation_id": "cv-2", "thumb": "up"})
+
+
+def test_what_is_sent_twice_is_known_again_and_an_id_cannot_be_used_for_something_else() -> None:
+    door, sent = Given(2), {"feedback_id": "fb-1", "conversation_id": "cv-1", "thumb": "up"}
+    assert door.seen("acme", sent) is None
+    door.note("acme", sent, read(sent))
+    assert door.seen("acme", dict(reversed(sent.items()))) == "ep-last"
+    assert door.seen("other", sent) is None
+    with pytest.raises(InvalidEvent, match="of its own"):
+        door.seen("acme", sent | {"thumb": "down"})
+    for number in (2, 3):
+        door.note("acme", sent, read(sent | {"feedback_id": f"fb-{number}"}))
+    assert door.seen("acme", sent) is None  # the oldest has left

@@ -191,6 +191,15 @@ def test_words_comparisons_and_signals_are_votes_without_a_number() -> None:
     assert {vote.over for vote in label.votes} == {None, "e2", "e3"}
 
 
+def test_what_a_person_says_next_stands_on_the_label_in_their_words_and_is_no_number() -> None:
+    bench = Bench()
+    bench.take(feedback("reply-1", text="No, in French.", kind="reply"))
+    label = bench.take(episode())
+    assert label is not None
+    assert [(vote.kind, vote.text, vote.value) for vote in label.votes] == [("reply", "No, in French.", None)]
+    assert (label.verdict, label.evidence) == (None, ())
+
+
 def test_a_newer_comment_replaces_the_older_of_the_same_person() -> None:
     bench = Bench()
     for each in (episode(), feedback("a", hours=1, text="bad"), feedback("b", hours=2, text="good"), feedback("c", user_id="bob", text="so so")):

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from actor.capture import Keeper
+from actor.conversations import Conversations
 from actor.doors import Doors
+from actor.keeper import Keeper
 from actor.keys import TENANT, Gate, Key, Keys, Refusal, needed_for, new_key, read_keys, tenant_of, write_keys
+from actor.redaction import Rules
 from actor.settings import ActorSettings
 from infra.cli import main
 from streams.clock import FixedClock
@@ -169,9 +171,9 @@ def test_a_tenant_sees_and_judges_its_own_episodes_and_health_is_open_to_all(hou
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"null"})
 
-    keeper = Keeper(spool, Metrics(), 10)  # type: ignore[arg-type]
+    keeper = Keeper(spool, Metrics(), ActorSettings(), Rules(()))  # type: ignore[arg-type]
     keeper.keep(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [], "started_at": NOW, "ended_at": NOW}))
-    app = Gate(Doors(inside, ActorSettings(), keeper, spool, Metrics(), FixedClock(NOW), list), house.keys())  # type: ignore[arg-type]
+    app = Gate(Doors(inside, ActorSettings(), keeper, Conversations(10), Metrics(), FixedClock(NOW), "default", list), house.keys())
     assert ask(app, "/v1/episodes/ep-1", mine)[0] == 200
     assert ask(app, "/v1/episodes/ep-1", theirs)[0] == 404
     thumb = json.dumps({"episode_id": "ep-1", "thumb": "up"}).encode()

@@ -24,6 +24,25 @@ def test_versions_are_asked_for_by_name_and_what_is_not_ours_is_left_alone() -> 
     assert router.resolve(7) == 7
 
 
+@pytest.mark.parametrize(("path", "name"), [
+    ("tinker://default/sampler_weights/7", "default@7"),
+    ("tinker://default/weights/000012", "default@12"),
+    ("tinker://default/sampler_weights/0", "base"),
+    ("tinker://other/sampler_weights/7", "tinker://other/sampler_weights/7"),
+    ("tinker://default/sampler_weights/final", "tinker://default/sampler_weights/final"),
+])  # fmt: skip
+def test_a_tinker_path_names_a_version(path: str, name: str) -> None:
+    assert Router("default").resolve(path) == name
+
+
+def test_who_asks_for_a_version_that_is_not_loaded_is_told_which_are() -> None:
+    router = Router("default")
+    router.add("default@7", "a" * 64)
+    assert router.missing("default@8") == "default@8 is not loaded on this replica; loaded: default@7, base"
+    assert router.missing("default@candidate") == "no adapter of default is on trial"
+    assert [router.missing(name) for name in ("default@7", "base", "gpt-9", "gpt@8", 7, None)] == [None] * 6
+
+
 def test_the_candidate_has_a_name_while_one_is_on_trial() -> None:
     router = Router("default", Route("default@3", "default@4"))
     assert router.resolve("default@candidate") == "default@4"
@@ -68,14 +87,14 @@ def test_a_larger_share_keeps_those_who_had_the_canary_and_another_trial_draws_a
 
 
 def test_a_canary_is_sticky_by_conversation_else_by_who_asks_and_how_it_began() -> None:
-    def key(conversation: str | None, user: str | None, *said: str, episode: str = "e") -> str:
+    def key(conversation: str | None, user: str | None, *said: str) -> str | None:
         messages = [{"role": "user" if n % 2 == 0 else "assistant", "content": text} for n, text in enumerate(said)]
-        return Asked("chat", {"messages": messages}, user, conversation).conversation_key(episode)
+        return Asked("chat", {"messages": messages}, user, conversation).conversation_key
 
     assert key("c", "ann", "hi") == key("c", "bob", "hello", "yes?", "so")
-    assert key(None, "ann", "hi") == key(None, "ann", "hi", "hello!", "more", episode="f")
+    assert key(None, "ann", "hi") == key(None, "ann", "hi", "hello!", "more")
     assert len({key(None, "ann", "hi"), key(None, "bob", "hi"), key(None, "ann", "ho"), key("c", "ann", "hi")}) == 4
-    assert key(None, None, "hi", episode="e") != key(None, None, "hi", episode="f")
+    assert key(None, None, "hi") is None  # each request for itself, unless the replica finds its conversation again
 
 
 def test_an_old_version_leaves_only_when_it_is_not_routed_to_nor_kept_and_no_request_is_in_flight() -> None:

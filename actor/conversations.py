@@ -1,0 +1,114 @@
+"""Which conversation a request goes on with, and which answer its newest turn replies to: from the client's word, else from what was said.
+
+A client of OpenAI's API sends the whole conversation each time, so the messages up to an answer (its *prefix*) name that answer. A replica
+remembers the prefixes of its own recent answers, as hashes; it keeps no text. Pure bookkeeping, touched only from the server's event loop.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actor.requests import Asked, is_text, text_of
+from streams.events import new_id
+
+RULES = ("system", "developer")
+"""Left out of prefixes: an application may write the date into them."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a request stands."""
+
+    conversation_id: str | None = None
+    turn: int = 0
+    replies_to: str | None = None
+    """The episode whose answer the newest messages reply to, as far as this replica knows."""
+    prefix: bytes = b""
+    """Of everything said so far; empty where the request is no chat."""
+    key: str | None = None
+    """What a canary is sticky by; None: nothing but this one request."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One answer that was given."""
+
+    episode_id: str
+    place: Place
+
+
+class Conversations:
+    """Remembers so many answers a tenant; the oldest leave first."""
+
+    def __init__(self, remembered: int) -> None:
+        self._remembered = remembered
+        self._by_prefix: defaultdict[str, OrderedDict[bytes, _Answer]] = defaultdict(OrderedDict)
+        self._last: defaultdict[str, OrderedDict[str, _Answer]] = defaultdict(OrderedDict)
+
+    def place(self, tenant: str, asked: Asked) -> Place:
+        """Where this request stands; a conversation begins where none is found."""
+        if asked.api == "completion":  # text without turns: only the client knows
+            return Place(asked.conversation_id, key=asked.conversation_key)
+        said = _prefixes(asked)
+        prefix = said[-1][1] if said else b""
+        answers = [known for role, known in said if role == "assistant"]
+        by_prefix = self._by_prefix[tenant]
+        found = next((by_prefix[answer] for answer in reversed(answers) if answer in by_prefix), None)
+        conversation_id = asked.conversation_id or (found.place.conversation_id if found else None) or new_id("cv")
+        place = Place(conversation_id, len(answers), None, prefix, asked.conversation_key or f"conversation {conversation_id}")
+        if answers and answers[-1] in by_prefix:
+            return _after(place, by_prefix[answers[-1]])
+        last = self._last[tenant].get(conversation_id)
+        if last is None:
+            return place
+        if last.place.prefix == prefix:  # asked once more: it stands where the first try stood
+            return replace(place, turn=last.place.turn, replies_to=last.place.replies_to)
+        return _after(place, last)
+
+    def note(self, tenant: str, place: Place, given: Iterable[tuple[str, str, Iterable[Any]]]) -> None:
+        """The answers to a request: episode, text and tool calls of each choice. The first is the conversation's last answer."""
+        for index, (episode_id, text, tool_calls) in enumerate(given):
+            answer = _Answer(episode_id, place)
+            if place.prefix:
+                _remember(self._by_prefix[tenant], _with(place.prefix, "assistant", text, tool_calls), answer, self._remembered)
+            if index == 0 and place.conversation_id is not None:
+                _remember(self._last[tenant], place.conversation_id, answer, self._remembered)
+
+    def last(self, tenant: str, conversation_id: str) -> str | None:
+        """The episode of a conversation's last answer on this replica."""
+        answer = self._last[tenant].get(conversation_id)
+        return answer.episode_id if answer else None
+
+
+def _after(place: Place, answer: _Answer) -> Place:
+    return replace(place, turn=max(place.turn, answer.place.turn + 1), replies_to=answer.episode_id)
+
+
+def _remember(known: OrderedDict[Any, _Answer], name: Any, answer: _Answer, most: int) -> None:
+    known[name] = answer
+    known.move_to_end(name)
+    while len(known) > most:
+        known.popitem(last=False)
+
+
+def _prefixes(asked: Asked) -> list[tuple[Any, bytes]]:
+    """Role of each message, and the hash of all that was said to this person and by them until then."""
+    found: list[tuple[Any, bytes]] = []
+    prefix = hashlib.sha256((asked.user_id or "").encode(errors="replace")).digest()
+    for message in asked.said:
+        role = message["role"]
+        if role not in RULES:
+            prefix = _with(prefix, role, message.get("content"), message.get("tool_calls"))
+            found.append((role, prefix))
+    return found
+
+
+def _with(prefix: bytes, role: Any, content: Any, tool_calls: Any) -> bytes:
+    """The prefix and one more message. What clients change on the way back counts for nothing: space around the text, ids of calls."""
+    said = text_of(content).strip() if is_text(content) else content
+    calls = [call.get("function") for call in tool_calls or () if isinstance(call, dict)] if isinstance(tool_calls, list | tuple) else []
+    functions = [[call.get("name"), call.get("arguments")] for call in calls if isinstance(call, dict)]
+    return hashlib.sha256(prefix + json.dumps([role, said, functions]).encode()).digest()

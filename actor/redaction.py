@@ -1,0 +1,163 @@
+"""What must not leave the process is taken out of what people and models said, before it is kept: emails, phones, cards, keys.
+
+Rules, each with a check where digits alone would say too much; or Presidio, where it is installed. What was taken out leaves its kind in
+brackets behind. Token ids spell the text out, so an episode that was redacted keeps none, nor their logprobs.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from actor.settings import ActorSettings
+from streams.errors import ConfigError
+from streams.events import Episode, Feedback
+
+Kind = Literal["emails", "phones", "cards", "keys"]
+KINDS: tuple[Kind, ...] = ("keys", "emails", "cards", "phones")
+"""In the order in which they are looked for: a card is no phone."""
+MARKS: dict[str, str] = {"keys": "[key]", "emails": "[email]", "cards": "[card]", "phones": "[phone]"}
+
+_EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+_CARD = re.compile(r"\d(?<![\d.]\d)(?:[ -]?\d){12,18}(?!\d)")  # what stands before is looked at second: a pattern that begins with a class is fast
+_PHONE = re.compile(
+    r"[+(0-9](?<![\w.+-].)(?:(?<=\+)\d[\d ()./-]{6,18}\d"  # with its country: +49 30 1234567
+    r"|(?:(?<=\()\d{3}\) ?|(?<=\d)\d{2}[ .-])\d{3}[ .-]\d{4}"  # North America: (415) 555-2671
+    r"|(?<=0)(?:0[1-9]|[1-9])\d{0,3}[ /-]\d[\d /-]{4,14}\d"  # with a trunk's 0: 01 23 45 67 89
+    r")(?!\w)"
+)
+_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:[^-]|-(?!----)){1,10000}-----END [A-Z ]{0,20}PRIVATE KEY-----"
+    r"|\b(?:sk-|[srp]k_)[A-Za-z0-9_-]{16,200}|\bgh[opsur]_[A-Za-z0-9]{20,200}|\bgithub_pat_\w{20,200}|\bglpat-[\w-]{20,200}"
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abeprs]-[\w-]{10,200}|\bhf_[A-Za-z0-9]{20,200}|\btm-[\w-]{40,60}"
+    r"|\beyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,2000}"  # a JSON web token
+    r"|(?<=[Bb]earer )[\w.~+/-]{20,4000}=*",
+)
+
+_KEYS_BEGIN = (
+    "sk-", "sk_", "rk_", "pk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "ASIA", "AIza", "xox", "hf_", "tm-", "eyJ",
+    "earer ", " PRIVATE KEY",
+)  # fmt: skip
+"""A text with none of these holds no key: looking for them takes a tenth of the time."""
+
+
+class Redactor(Protocol):
+    """Takes out of a text what must not be kept."""
+
+    def text(self, text: str, found: Counter[str]) -> str:
+        """The text without it; what was taken out is counted by kind."""
+
+
+class Rules:
+    """Regular expressions, in time linear in the text. Satisfies Redactor."""
+
+    def __init__(self, kinds: tuple[Kind, ...]) -> None:
+        self._rules = [(kind, *_RULES[kind]) for kind in KINDS if kind in kinds]
+
+    def text(self, text: str, found: Counter[str]) -> str:
+        for kind, hint, pattern, holds in self._rules:
+            if not hint(text):
+                continue
+
+            def mark(match: re.Match[str], kind: str = kind, holds: Callable[[str], bool] = holds) -> str:
+                if not holds(match[0]):
+                    return match[0]
+                found[kind] += 1
+                return MARKS[kind]
+
+            text = pattern.sub(mark, text)
+        return text
+
+
+class Presidio:
+    """Microsoft's analyzer with its own models. Satisfies Redactor. Raises ConfigError where it is not installed."""
+
+    ENTITIES = {"EMAIL_ADDRESS": "emails", "PHONE_NUMBER": "phones", "CREDIT_CARD": "cards"}  # noqa: RUF012
+
+    def __init__(self, kinds: tuple[Kind, ...]) -> None:
+        try:
+            from presidio_analyzer import AnalyzerEngine
+        except ImportError as error:
+            install = "`.venv/bin/uv pip install presidio-analyzer`, and a spaCy model of your language"
+            raise ConfigError(f"actor.redact_with = 'presidio', but it cannot be imported ({error}): {install}") from None
+        try:
+            self._analyzer: Any = AnalyzerEngine()
+        except (SystemExit, OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"actor.redact_with = 'presidio', but it does not start ({error}): it needs a spaCy model") from None
+        self._keys = Rules(("keys",) if "keys" in kinds else ())
+        self._left_out = {entity for entity, kind in self.ENTITIES.items() if kind not in kinds}
+
+    def text(self, text: str, found: Counter[str]) -> str:
+        """Everything that it takes for personal, names and places too, but for the kinds that ``actor.redact`` leaves out."""
+        text = self._keys.text(text, found)
+        spans = [span for span in self._analyzer.analyze(text=text, language="en") if span.entity_type not in self._left_out]
+        kept, end = "", 0
+        for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+            if span.start >= end:  # one that overlaps goes with the one before it
+                kind = self.ENTITIES.get(span.entity_type, span.entity_type.lower())
+                found[kind] += 1
+                kept += text[end : span.start] + MARKS.get(kind, f"[{kind}]")
+            end = max(end, span.end)
+        return kept + text[end:]
+
+
+def redactor_of(settings: ActorSettings) -> Redactor:
+    """The one that the settings ask for. Raises ConfigError where it is not installed."""
+    return Presidio(settings.redact) if settings.redact_with == "presidio" else Rules(settings.redact)
+
+
+def redacted_episode(episode: Episode, redactor: Redactor, found: Counter[str]) -> Episode:
+    """The episode without what must not be kept. The same object where there was nothing."""
+    before = found.total()
+    said = [message.model_dump(exclude_unset=True) for message in episode.messages]
+    fields = _walked({"messages": said, "tools": episode.tools, "answer": episode.answer, "tool_calls": episode.tool_calls}, redactor, found)
+    if found.total() == before:
+        return episode
+    hidden = {"prompt_ids": (), "output_ids": (), "output_logprobs": ()}
+    return Episode.model_validate(episode.model_dump() | fields | hidden | {"redacted": dict(found)})
+
+
+def redacted_feedback(feedback: Feedback, redactor: Redactor, found: Counter[str]) -> Feedback:
+    """The feedback without what must not be kept in its text."""
+    return feedback if feedback.text is None else feedback.model_copy(update={"text": redactor.text(feedback.text, found)})
+
+
+def _walked(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
+    """The same JSON with every text in it redacted."""
+    match value:
+        case str():
+            return redactor.text(value, found)
+        case dict():
+            return {name: _walked(each, redactor, found) for name, each in value.items()}
+        case list() | tuple():
+            return [_walked(each, redactor, found) for each in value]
+        case _:
+            return value
+
+
+def _digits(text: str) -> str:
+    return "".join(character for character in text if character.isdecimal())
+
+
+def passes_luhn(text: str) -> bool:
+    """The check digit of payment cards (ISO/IEC 7812-1, annex B)."""
+    digits = [int(digit) for digit in _digits(text)]
+    doubled = [digit if place % 2 == 0 else 2 * digit - 9 * (digit > 4) for place, digit in enumerate(reversed(digits))]
+    return sum(doubled) % 10 == 0 and any(digits)
+
+
+def _is_phone(text: str) -> bool:
+    return 9 <= len(_digits(text)) <= 15 or (text.startswith("+") and len(_digits(text)) >= 8)
+
+
+def _has_digits(text: str) -> bool:
+    return any(map(text.__contains__, "0123456789"))
+
+
+_RULES: dict[Kind, tuple[Callable[[str], bool], re.Pattern[str], Callable[[str], bool]]] = {
+    "keys": (lambda text: any(map(text.__contains__, _KEYS_BEGIN)), _KEY, bool),
+    "emails": (lambda text: "@" in text, _EMAIL, bool),
+    "cards": (_has_digits, _CARD, passes_luhn),
+    "phones": (_has_digits, _PHONE, _is_phone),
+}
+"""For each kind: whether a text may hold one at all, what one looks like, and whether it is one."""
