@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl docs lock clean
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-capture docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -54,6 +54,15 @@ bench-streams: .venv/installed  ## Publish, join, lake and replay beside raw cli
 
 bench-rl: .venv/bench  ## Learning beside TRL's GRPOTrainer with PEFT on the same task, in turn (a quarter of an hour on two cores; ARGS="--steps 12")
 	$(RUN) benchmarks.rl $(ARGS)
+
+.venv/litellm/installed: .venv/installed infra/locks/litellm.txt
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/litellm
+	$(BIN)/uv pip install --quiet --python .venv/litellm/bin/python --no-deps -r infra/locks/litellm.txt
+	touch $@
+
+bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behind LiteLLM's proxy, on a trivial server and on vLLM (ten minutes)
+	$(RUN) benchmarks.capture --server trivial $(ARGS)
+	$(RUN) benchmarks.capture --server vllm --rate 30 $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
 	$(RUN) infra.reference docs

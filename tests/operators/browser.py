@@ -81,6 +81,11 @@ class Browser:
         """Into what has the focus."""
         self._call("Input.insertText", text=text)
 
+    def named(self) -> list[tuple[str, str]]:
+        """Role and name of everything that a screen reader would find."""
+        nodes = self._call("Accessibility.getFullAXTree")["nodes"]
+        return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+
     def shoot(self, path: Path) -> None:
         """The whole page as PNG."""
         size = self._call("Page.getLayoutMetrics")["cssContentSize"]

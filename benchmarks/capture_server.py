@@ -1,0 +1,108 @@
+"""The two servers that ``make bench-capture`` asks: a trivial one, and an actor on vLLM. A request with ``x-bench-capture: on`` is captured.
+
+Both ways are one process and one engine; what differs is whether the request passes by our layers. ``python -m benchmarks.capture_server JSON``.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actor.capture import Capture, read_body
+from actor.conversations import Conversations
+from actor.doors import Doors
+from actor.keeper import Keeper
+from actor.media import MediaStore
+from actor.redaction import redactor_of
+from actor.replies import reply
+from actor.routing import Router
+from actor.settings import ActorSettings
+from actor.tap import wrap_engine
+from streams.artifacts import ArtifactStore
+from streams.clock import SystemClock
+from streams.kafka import KafkaSettings, Producer
+from streams.metrics import Metrics
+from streams.outbox import Outbox
+from streams.site import Site
+
+TOKENS = 48
+
+
+class Switch:
+    """To the layers where the request asks for them, else past them."""
+
+    def __init__(self, captured: ASGIApp, bare: ASGIApp) -> None:
+        self._captured, self._bare = captured, bare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        on = scope["type"] == "http" and (b"x-bench-capture", b"on") in scope["headers"]
+        await (self._captured if on or scope.get("method") == "GET" else self._bare)(scope, receive, send)
+
+
+class InstantEngine:
+    """Answers every prompt with the same tokens at once, in vLLM's shape."""
+
+    def __init__(self) -> None:
+        ids = list(range(100, 100 + TOKENS))
+        logprobs = [{token: SimpleNamespace(logprob=-0.25)} for token in ids]
+        part = SimpleNamespace(index=0, token_ids=ids, logprobs=logprobs, text="You will like the sea. " * 10, finish_reason="stop")
+        self._output = SimpleNamespace(outputs=[part], prompt_token_ids=list(range(300)))
+
+    async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **_: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(0)
+        yield self._output
+
+
+def trivial(given: dict[str, Any]) -> None:
+    """A server of a few lines with an engine that costs nothing, and all of the actor's layers around it."""
+    engine: Any = InstantEngine()
+    wrap_engine(engine)
+
+    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        body = json.loads(await read_body(receive, 1 << 20) or b"{}")
+        params = SimpleNamespace(logprobs=None, output_kind=SimpleNamespace(name="FINAL_ONLY"))
+        text = ""
+        async for output in engine.generate(body["messages"], params, "id"):
+            text = output.outputs[0].text
+        message = {"role": "assistant", "content": text}
+        await reply(send, 200, {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": body["model"],
+                                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+                                "usage": {"prompt_tokens": 300, "completion_tokens": TOKENS, "total_tokens": 300 + TOKENS}})  # fmt: skip
+
+    settings, metrics, clock = ActorSettings(), Metrics(), SystemClock()
+    outbox = Outbox(Path(given["state"]) / "outbox.sqlite", lambda: Producer(KafkaSettings(**given["kafka"]), metrics, "bench"), metrics, "actor",
+                    settings, clock)  # fmt: skip
+    keeper = Keeper(outbox, metrics, settings, redactor_of(settings), MediaStore(ArtifactStore(given["artifacts"]), settings.max_media_bytes))
+    conversations = Conversations(settings.remembered_answers)
+    captured = Capture(bare, settings, Router("default"), keeper, conversations, clock, "bench")
+    doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
+    try:
+        uvicorn.run(Switch(doors, bare), host="127.0.0.1", port=given["port"], log_level="error", access_log=False)
+    finally:
+        outbox.close(30)
+
+
+def on_vllm(given: dict[str, Any]) -> None:
+    """The actor as it is; only its capture is told to let pass what does not ask for it."""
+    from actor import capture, server
+
+    class Switched(Capture):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            on = scope["type"] == "http" and (b"x-bench-capture", b"on") in scope["headers"]
+            await (super().__call__ if on else self._app)(scope, receive, send)
+
+    capture.Capture = Switched  # type: ignore[misc]  # before actor.wiring, and vLLM with it, is imported
+    site = Site(kafka=KafkaSettings(**given["kafka"]), artifacts=ArtifactStore(given["artifacts"]), policy="default", base=Path(given["base"]),
+                state=Path(given["state"]))  # fmt: skip
+    server.run(ActorSettings(port=given["port"], max_model_tokens=1024, drain_s=30), site)
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    (on_vllm if asked["base"] else trivial)(asked)
