@@ -215,12 +215,13 @@ def check_shape(folder: Path, adapter: AdapterVersion, max_rank: int) -> None:
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
         rank = config["r"]
+        largest = max([rank, *(config.get("rank_pattern") or {}).values()])
         targets = frozenset(config.get("target_modules") or ()) | frozenset(config.get("target_parameters") or ())
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadArtifact(f"{adapter.name}: adapter_config.json cannot be read: {error!r}") from None
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadArtifact(f"{adapter.name} has no adapter_model.safetensors")
-    if rank != adapter.rank or not 1 <= rank <= max_rank:
-        raise BadArtifact(f"{adapter.name} has rank {rank}, its event says {adapter.rank}, actor.max_rank = {max_rank}")
+    if rank != adapter.rank or not 1 <= rank <= largest <= max_rank:
+        raise BadArtifact(f"{adapter.name} has rank {rank} (up to {largest}), its event says {adapter.rank}, actor.max_rank = {max_rank}")
     if strange := {target for target in targets if target not in TARGETS}:
         raise BadArtifact(f"{adapter.name} changes {sorted(map(str, strange))}, this replica serves LoRA on {sorted(TARGETS)} only")

@@ -43,6 +43,7 @@ ALERTS: tuple[Alert, ...] = (
         "increase(tidemill_learner_steps_total[1h]) == 0 and increase(tidemill_learner_waiting_seconds_total[1h]) < 60",
         "5m", "ticket", "The learner answers, but has neither stepped nor waited for an hour.",
     ),
+    Alert("TidemillPolicyCollapsed", "tidemill_learner_entropy_alarm == 1", "10m", "ticket", "The policy says the same whatever is asked."),
     Alert("TidemillPartDead", f'up{{job="{JOB}", part!="learner"}} == 0', "2m", "page", "{{ $labels.part }} at {{ $labels.instance }} does not answer."),
     Alert("TidemillRewardModelDrifting", "tidemill_reward_drift_alarm == 1", "10m", "ticket", "The reward model errs more and more on unseen labels."),
     Alert(

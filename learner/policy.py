@@ -2,8 +2,9 @@
 
 import json
 import types
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner.experts import Factors, FrozenStack, experts_forward
 from learner.packing import Packed
 from learner.parallel import ALONE, Mesh
+from learner.routing import Routing
 from learner.settings import LearnerSettings
 from learner.split import split_attention, split_experts
 from streams.errors import BadArtifact, ConfigError
@@ -51,12 +53,16 @@ class Policy:
         self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(str(base), dtype=getattr(torch, settings.dtype), local_files_only=True)
         self.targets = _check_targets(model, settings)
+        fused = [f"mlp.experts.{name}" for name in settings.expert_targets]
+        own_rank = fused if settings.expert_rank else []
         config = LoraConfig(
             task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
             target_modules=[*settings.attention_targets, *(f"{SHARED}.{name}" for name in settings.shared_targets)],
-            target_parameters=[f"mlp.experts.{name}" for name in settings.expert_targets],
+            target_parameters=fused, rank_pattern=dict.fromkeys(own_rank, settings.expert_rank),
+            alpha_pattern=dict.fromkeys(own_rank, settings.alpha * settings.expert_rank / settings.rank),
         )  # fmt: skip
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")  # PEFT looks for modules; they name parameters
             torch.manual_seed(settings.seed)
             self._peft = get_peft_model(model, config, autocast_adapter_dtype=True).eval()
         self._peft.peft_config["default"].base_model_name_or_path = base.name
@@ -73,6 +79,7 @@ class Policy:
             split |= _factor(module, mesh)
         self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
         """Names of the adapter's weights on parts of the base that every process of a row holds."""
+        self.routing = Routing(self.causal_lm) if settings.replay_routing else None
 
     @property
     def hidden_size(self) -> int:
@@ -128,6 +135,10 @@ class Policy:
         """Within, the adapter is off: what answers is the base, without a second copy of it."""
         with self._peft.disable_adapter():
             yield
+
+    def routed(self, chosen_LNK: Tensor | None) -> AbstractContextManager[None]:
+        """Within, tokens go to these experts (learner/routing.py); to whom the routers choose when there are none."""
+        return nullcontext() if self.routing is None or chosen_LNK is None else self.routing.replayed(chosen_LNK)
 
     def adapter(self) -> dict[str, Tensor]:
         """The adapter's weights under the names that are saved; not copies."""

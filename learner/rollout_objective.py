@@ -3,6 +3,7 @@
 ``P`` prompts (groups) of ``G`` rollouts each; ``B`` rollouts of one microbatch, ``T`` output tokens (padded); log-probabilities in nats.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
@@ -26,6 +27,7 @@ class _Totals:
     ratio: float = 0.0
     ratio_max: float = 0.0
     loss: float = 0.0
+    left_out: int = 0
 
 
 class _Pass:
@@ -35,6 +37,8 @@ class _Pass:
         self.packed, self.members, self.rewards_B, self.advantages_BT, self.behaviour_BT = packed, members, rewards_B, advantages_BT, behaviour_BT
         self.old_BT: Tensor | None = None
         self.reference_BT: Tensor | None = None
+        self.chosen_LNK: Tensor | None = None
+        """The experts that the engine chose, where they are replayed."""
         self.paying_BT = torch.zeros_like(packed.mask_BT)
         self.weights_BT = torch.zeros_like(behaviour_BT)
 
@@ -68,6 +72,8 @@ class RolloutObjective:
             members = [n * size + k for n in numbers for k in range(size)]
             packed = pack([rows[n] for n in numbers], policy.eos_id, policy.device)
             one = _Pass(packed, members, rewards_B[members], advantages_B1[members], _behaviour(packed, [rollouts[m] for m in members]))
+            if policy.routing is not None:
+                one.chosen_LNK = policy.routing.laid_out(packed, [rows[n] for n in numbers], [rollouts[m].routing for m in members])
             if here := [k for k, n in enumerate(numbers) if n in paying]:
                 one.reference_BT, one.paying_BT = self._reference(packed, [rows[n] for n in numbers], here, size)
             self._passes.append(one)
@@ -91,7 +97,7 @@ class RolloutObjective:
     def metrics(self) -> dict[str, float]:
         """Nats and ratios, of the first update."""
         mesh, first = self._policy.mesh, self._first
-        kl, entropy, ratio, ratio_max, loss = zip(*mesh.gathered([astuple(first)]), strict=True)
+        kl, entropy, ratio, ratio_max, loss, left_out = zip(*mesh.gathered([astuple(first)]), strict=True)
         weights = torch.tensor(mesh.gathered([weight for p in self._passes for weight in p.weights_BT[p.packed.mask_BT].tolist()]))
         return {
             "loss": sum(loss) / self._divisor,
@@ -100,6 +106,7 @@ class RolloutObjective:
             "entropy_nats": sum(entropy) / self._count,
             "engine_ratio_mean": sum(ratio) / self._count,
             "engine_ratio_max": max(ratio_max),
+            "left_out_ratio": sum(left_out) / self._count,
             "effective_sample_ratio": corrections.effective_sample_ratio(weights, torch.ones_like(weights, dtype=torch.bool)),
             **({"value_loss": self._value_loss} if self._value_head is not None else {}),
         }
@@ -130,13 +137,19 @@ class RolloutObjective:
     def _accumulate(self, one: _Pass) -> None:
         """Forward and backward of one microbatch."""
         s, mask_BT, first = self._settings, one.packed.mask_BT, one.old_BT is None
-        stats = self._policy.stats(one.packed, s.temperature)
+        with self._policy.routed(one.chosen_LNK):
+            stats = self._policy.stats(one.packed, s.temperature)
         policy_BT = stats.logprobs_BT
         if one.old_BT is None:
             one.old_BT = policy_BT.detach()
             ratio_BT = corrections.engine_ratio(one.old_BT, one.behaviour_BT, mask_BT)
             weigh = corrections.token_weights if s.importance == "token" else corrections.sequence_weights
             one.weights_BT = weigh(one.old_BT, one.behaviour_BT, mask_BT, s.importance_cap)
+            if s.importance_floor or s.importance_ceiling:
+                whole_BT = ratio_BT if s.importance == "token" else weigh(one.old_BT, one.behaviour_BT, mask_BT, math.inf)
+                kept_BT = corrections.in_range(whole_BT, mask_BT, s.importance_floor, s.importance_ceiling or math.inf)
+                one.weights_BT = one.weights_BT.masked_fill(~kept_BT, 0.0)
+                self._first.left_out += int((mask_BT & ~kept_BT).sum())
             self._first.ratio += float(ratio_BT.sum())
             self._first.ratio_max = max(self._first.ratio_max, float(ratio_BT.max()))
             self._first.entropy += float(stats.entropy_BT.sum())

@@ -1,9 +1,11 @@
 """Rollouts, and the two engines that sample them in the learner's own process behind one small interface."""
 
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,12 +35,14 @@ class Rollout:
     """``stop``: it ended by itself; ``cut``: at the token limit."""
     policy_version: int
     """The step whose adapter sampled it."""
+    routing: tuple[int, ...] = ()
+    """With ``replay_routing``: the experts that each token but the last went to, flat by token (prompt included), layer and expert."""
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "Rollout":
         """From its fields in order, as JSON gives them back."""
-        prompt_ids, output_ids, logprobs, finish, version = values
-        return cls(tuple(prompt_ids), tuple(output_ids), tuple(logprobs), finish, version)
+        prompt_ids, output_ids, logprobs, finish, version, routing = values
+        return cls(tuple(prompt_ids), tuple(output_ids), tuple(logprobs), finish, version, tuple(routing))
 
 
 class Engine(Protocol):
@@ -77,7 +81,11 @@ class TransformersEngine:
         generator = torch.Generator(policy.device).manual_seed(seed)
         ids_PN, there_PN = _left_padded(prompts, eos, policy.device)
         cache = DynamicCache(config=policy.causal_lm.config)
-        logits_PV = policy.next_logits(input_ids=ids_PN, attention_mask=there_PN.long(), position_ids=_positions(there_PN), past_key_values=cache)
+        with _written_down(policy) as seen:
+            logits_PV = policy.next_logits(input_ids=ids_PN, attention_mask=there_PN.long(), position_ids=_positions(there_PN), past_key_values=cache)
+        routing = _by_row(seen, there_PN.flatten())
+        per_prompt = [routing[n : n + len(ids)] for n, ids in zip(itertools.accumulate(map(len, prompts), initial=0), prompts, strict=False)]
+        routes = [list(per_prompt[n // samples]) for n in range(len(prompts) * samples)]
         cache.batch_repeat_interleave(samples)
         logits_BV = logits_PV.repeat_interleave(samples, dim=0)
         there_BN = there_PN.repeat_interleave(samples, dim=0)
@@ -98,13 +106,17 @@ class TransformersEngine:
                 rows, token_B, there_BN = rows[kept], token_B[kept], there_BN[kept]
             there_BN = torch.cat([there_BN, there_BN.new_ones(len(there_BN), 1)], dim=1)
             positions_B1 = _positions(there_BN)[:, -1:]
-            logits_BV = policy.next_logits(
-                input_ids=token_B[:, None], attention_mask=there_BN.long(), position_ids=positions_B1, past_key_values=cache
-            )
+            with _written_down(policy) as seen:
+                logits_BV = policy.next_logits(
+                    input_ids=token_B[:, None], attention_mask=there_BN.long(), position_ids=positions_B1, past_key_values=cache
+                )
+            for row, route in zip(rows.tolist(), _by_row(seen), strict=False):
+                routes[row].append(route)
         return [
-            Rollout(prompts[n // samples], tuple(tokens[n]), tuple(logprobs[n]), "stop" if tokens[n][-1] == eos else "cut", self._version)
+            Rollout(prompts[n // samples], tuple(tokens[n]), tuple(logprobs[n]), "stop" if tokens[n][-1] == eos else "cut", self._version,
+                    tuple(itertools.chain.from_iterable(routes[n])))
             for n in range(len(tokens))
-        ]
+        ]  # fmt: skip
 
     def close(self) -> None:
         return None
@@ -117,6 +129,8 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
+        if settings.replay_routing:
+            raise ConfigError("learner.replay_routing = true needs learner.engine = transformers: what vLLM's routers chose is not read yet")
         # Read when vllm is imported: one process for engine and trainer, and as many threads as the trainer has.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -135,7 +149,8 @@ class VllmEngine:
         self._request: Any = None
         self._version = 0
         self._llm = LLM(
-            model=str(policy.base), dtype=settings.dtype, enable_lora=True, max_lora_rank=_lora_rank(settings.rank), max_loras=1,
+            model=str(policy.base), dtype=settings.dtype, enable_lora=True, max_loras=1,
+            max_lora_rank=_lora_rank(max(settings.rank, settings.expert_rank)),
             lora_target_modules=[*settings.attention_targets, *(["experts"] if settings.expert_targets else [])],
             max_model_len=settings.max_prompt_tokens + settings.max_output_tokens, enforce_eager=on_cpu, logprobs_mode="processed_logprobs",
             max_num_seqs=settings.prompts_per_step * settings.samples_per_prompt, seed=settings.seed, disable_log_stats=True,
@@ -177,6 +192,19 @@ def make_engine(policy: Policy, settings: LearnerSettings) -> Engine:
     wanted = settings.engine if settings.engine != "auto" else ("vllm" if policy.device.type == "cuda" else "transformers")
     log.info("engine_starting", engine=wanted)
     return VllmEngine(policy, settings) if wanted == "vllm" else TransformersEngine(policy)
+
+
+def _written_down(policy: Policy) -> AbstractContextManager[list[Tensor]]:
+    """Within, the routers' choices of each layer are put in the list; it stays empty when nobody replays them."""
+    return policy.routing.recorded() if policy.routing is not None else nullcontext([])
+
+
+def _by_row(seen: Sequence[Tensor], there_N: Tensor | None = None) -> list[list[int]]:
+    """What was written down, token by token: layer after layer, expert after expert. Tokens that are padding are left out."""
+    if not seen:
+        return []
+    chosen_NF = torch.cat(list(seen), dim=1)
+    return (chosen_NF if there_N is None else chosen_NF[there_N]).tolist()
 
 
 def _lora_rank(rank: int) -> int:

@@ -12,7 +12,9 @@ class LearnerSettings(Section):
 
     # what is trained
     rank: int = Field(default=8, ge=1, le=512)
-    """Rank of the adapter, on attention and experts alike."""
+    """Rank of the adapter."""
+    expert_rank: int = Field(default=0, ge=0, le=512)
+    """Rank of the adapter on routed experts, of which there are many: a low one keeps it small. 0: as ``rank``. The scale is the same."""
     alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapter: its product is multiplied by alpha / rank."""
     attention_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -114,6 +116,16 @@ class LearnerSettings(Section):
     """Whether the gap between engine and trainer is corrected token by token or answer by answer."""
     importance_cap: float = Field(default=2.0, ge=1)
     """Truncation of the ratio between trainer and engine (TIS)."""
+    importance_floor: float = Field(default=0.0, ge=0, le=1)
+    """What engine and trainer disagree on so far that the ratio lies below this is left out of training; 0: nothing is."""
+    importance_ceiling: float = Field(default=0.0, ge=0)
+    """The same for ratios above this; 0: nothing is. Beyond it a token teaches nothing, where ``importance_cap`` alone would let it teach a bit."""
+    replay_routing: bool = False
+    """The experts that the engine chose are those that the trainer uses (learner/routing.py). With the transformers engine."""
+    max_policy_lag: int = Field(default=4, ge=0)
+    """Oldest rollout worth learning from, in steps behind the newest; older ones are counted and dropped, with their group."""
+    entropy_alarm_nats: float = Field(default=0.05, ge=0)
+    """Below this mean entropy a token the policy has collapsed: it says the same whatever is asked, and an alert tells so. 0: no alarm."""
     microbatch_tokens: int = Field(default=1024, ge=1)
     """Tokens (prompts counted once a group) in one forward pass; a larger group goes alone."""
 
@@ -157,6 +169,12 @@ class LearnerSettings(Section):
     def _one_advantage_a_sequence(self) -> Self:
         if self.advantage == "gae" and self.surrogate == "gspo":
             raise ValueError("learner.surrogate = gspo has one ratio a sequence and needs one advantage a sequence: not learner.advantage = gae")
+        return self
+
+    @model_validator(mode="after")
+    def _the_range_holds_one(self) -> Self:
+        if 0 < self.importance_ceiling < 1:
+            raise ValueError(f"learner.importance_ceiling = {self.importance_ceiling} must be 0 or at least 1: it would leave out what both agree on")
         return self
 
     @property

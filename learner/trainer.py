@@ -18,6 +18,7 @@ from learner.rollouts import Engine, Rollout
 from learner.settings import LearnerSettings
 from learner.thumb_objective import ThumbObjective
 from learner.value_head import ValueHead
+from streams.errors import StalePolicy
 from streams.events import Message
 
 Prompt = tuple[Message, ...]
@@ -78,7 +79,7 @@ class Trainer:
         mesh = self.policy.mesh
         asked, judged = mesh.share(prompts), judged if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
         with _timed(clock, "rollout"):
-            rollouts = self._sample(asked)
+            asked, rollouts, stale = self._fresh(asked, self._sample(asked))
             worded = [one for one in judged if one.has_words] if self.settings.hindsight_weight else []
             taught_on = self._taught_on(worded)
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
@@ -88,7 +89,7 @@ class Trainer:
         answers, rewards = mesh.gathered(answers), torch.tensor(mesh.gathered(rewards.tolist()))
         with _timed(clock, "train"), _threads(self.settings.train_threads):
             chosen = self._chosen(rewards)
-            rewards_PG = rewards[chosen].view(len(prompts), -1)
+            rewards_PG = rewards[chosen].view(len(rewards) // self.settings.samples_per_prompt, -1)
             trained = [rollouts[n] for n in chosen]
             on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG, self.value_head)
             objectives: list[Objective] = [on_rollouts]
@@ -110,6 +111,7 @@ class Trainer:
             "train_tokens": float(train_tokens),
             "reward_mean": float(rewards.mean()),
             "reward_std": float(rewards.std()),
+            "stale_rollouts": float(sum(mesh.gathered([stale]))),
             "output_tokens": float(output_tokens),
             "cut_ratio": sum(r.finish == "cut" for r in rollouts) / len(rollouts),
             "rollout_tokens_per_s": output_tokens / clock["rollout"],
@@ -129,6 +131,17 @@ class Trainer:
             return []
         seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + self.step_number
         return self.engine.sample([self.policy.prompt_ids(p) for p in prompts], s.samples_per_prompt, s.max_output_tokens, s.temperature, seed)
+
+    def _fresh(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[Prompt], list[Rollout], int]:
+        """The groups whose every rollout is young enough to learn from, and how many rollouts are not. Raises StalePolicy when none is."""
+        size, oldest = self.settings.samples_per_prompt, self.step_number - self.settings.max_policy_lag
+        kept = [n for n in range(len(prompts)) if min(r.policy_version for r in rollouts[n * size : (n + 1) * size]) >= oldest]
+        if prompts and not kept:
+            raise StalePolicy(
+                f"every rollout is older than learner.max_policy_lag = {self.settings.max_policy_lag} allows at step {self.step_number}"
+            )
+        young = [rollout for n in kept for rollout in rollouts[n * size : (n + 1) * size]]
+        return [prompts[n] for n in kept], young, len(rollouts) - len(young)
 
     def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
         """The answers on whose tokens each judged answer's words teach."""

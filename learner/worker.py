@@ -43,7 +43,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                     feed.wait()
                     continue
                 steps = report.step
-                _expose(site.metrics, report)
+                _expose(site.metrics, report, settings.entropy_alarm_nats)
                 feed.save()
                 if steps % settings.publish_every == 0:
                     folder = site.state / "outgoing"
@@ -65,7 +65,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
         producer.close()
 
 
-def _expose(metrics: Metrics, report: StepReport) -> None:
+def _expose(metrics: Metrics, report: StepReport, entropy_alarm_nats: float) -> None:
     m = report.metrics
     metrics.add("tidemill_learner_steps_total")
     for phase in ("rollout", "score", "train"):
@@ -75,6 +75,9 @@ def _expose(metrics: Metrics, report: StepReport) -> None:
     metrics.set("tidemill_learner_reward_mean", m["reward_mean"])
     metrics.set("tidemill_learner_kl_nats", m["kl_nats"])
     metrics.set("tidemill_learner_entropy_nats", m["entropy_nats"])
+    metrics.set("tidemill_learner_entropy_alarm", float(m["entropy_nats"] < entropy_alarm_nats))
+    metrics.add("tidemill_learner_stale_rollouts_total", m["stale_rollouts"])
+    metrics.set("tidemill_learner_left_out_ratio", m["left_out_ratio"])
     metrics.set("tidemill_learner_gradient_norm", m["gradient_norm"])
     metrics.set("tidemill_learner_engine_ratio", m["engine_ratio_mean"])
     metrics.set("tidemill_learner_effective_sample_ratio", m["effective_sample_ratio"])

@@ -345,6 +345,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "a missing artifact": (lambda world: world.publish(1, artifact=Artifact(path="gone", sha256="0" * 64, size_bytes=1)), "no manifest"),
     "another base": (lambda world: world.publish(1, base_fingerprint="0" * 64), "trained on base"),
     "a rank beyond the limit": (lambda world: world.publish(1, config=CONFIG | {"r": 512}, rank=512), "max_rank"),
+    "a rank of its experts beyond the limit": (
+        lambda world: world.publish(1, config=CONFIG | {"rank_pattern": {"mlp.experts.down_proj": 512}}),
+        "up to 512",
+    ),
     "a rank that is not its event's": (lambda world: world.publish(1, rank=4), "its event says 4"),
     "a target that is not served": (lambda world: world.publish(1, config=CONFIG | {"target_modules": ["lm_head"]}), "lm_head"),
     "an engine that refuses it": (_refused, "cannot load"),

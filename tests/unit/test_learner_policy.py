@@ -115,8 +115,12 @@ def test_more_experts_a_token_than_experts_is_an_error(tmp_path: Path) -> None:
         prepare_base("tiny", tmp_path, experts=4, per_token=5)
 
 
-def test_packed_groups_give_each_sequence_the_logprobs_it_has_alone_under_pefts_own_forward(base: Path, tmp_path: Path) -> None:
-    policy = moved_policy(base)
+@pytest.mark.parametrize("expert_rank", [0, 3])
+def test_packed_groups_give_each_sequence_the_logprobs_it_has_alone_under_pefts_own_forward(base: Path, tmp_path: Path, expert_rank: int) -> None:
+    policy = moved_policy(base, expert_rank=expert_rank)
+    ranks = {weight.shape[0] for name, weight in policy.parameters.items() if ".experts." not in name and "lora_A" in name}
+    of_experts = {weight.shape[0] // 4 for name, weight in policy.parameters.items() if ".experts." in name and "lora_A" in name}
+    assert (ranks, of_experts) == ({8}, {expert_rank or 8})
     policy.save_adapter(tmp_path / "adapter")
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter")
     packed = pack(ROWS, padding_id=2)

@@ -9,7 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, OlmoeConfig, PreTrainedConfig, Qwen3MoeConfig
 
 from learner.policy import Policy
-from learner.rollouts import TransformersEngine
+from learner.rollout_objective import RolloutObjective
+from learner.rollouts import Rollout, TransformersEngine
 from learner.settings import LearnerSettings
 from learner.trainer import Trainer
 from streams.errors import ConfigError
@@ -74,3 +75,45 @@ def test_every_target_is_trained_and_the_adapter_is_what_plain_peft_reads_back(s
 def test_a_shared_target_that_matches_nothing_is_an_error(tiny_base: Path) -> None:
     with pytest.raises(ConfigError, match=r"shared_targets names gate_proj, which this base \(mixtral\) does not have"):
         Policy(tiny_base, LearnerSettings(shared_targets=("gate_proj",)))
+
+
+def test_experts_that_the_engine_chose_are_replayed_so_that_a_router_that_flips_does_not_look_like_a_new_policy(
+    shaped: tuple[Path, LearnerSettings],
+) -> None:
+    """The engine's routers are bent by noise, as other kernels would; replay takes its choices, though not its weights."""
+
+    class Bent(TransformersEngine):
+        def sample(self, *arguments: Any) -> list[Rollout]:
+            gates = [module for name, module in self._policy.causal_lm.named_modules() if name.endswith(".mlp.gate")]
+            straight = [gate.weight.detach().clone() for gate in gates]
+            chance = torch.Generator().manual_seed(3)
+            with torch.no_grad():
+                for gate in gates:
+                    gate.weight += 0.01 * torch.randn(gate.weight.shape, generator=chance)
+            found = super().sample(*arguments)
+            with torch.no_grad():
+                for gate, weight in zip(gates, straight, strict=True):
+                    gate.weight.copy_(weight)
+            return found
+
+    base, settings = shaped
+    gaps = {}
+    for replay in (False, True):
+        policy = Policy(base, settings.model_copy(update={"replay_routing": replay}))
+        with torch.no_grad():  # experts whose choice is felt
+            for name, weight in policy.causal_lm.named_parameters():
+                if ".experts." in name and "lora" not in name:
+                    weight.mul_(20)
+        engine = Bent(policy)
+        trainer = Trainer(policy, engine, policy_settings := settings.model_copy(update={"replay_routing": replay}))
+        rollouts = engine.sample([policy.prompt_ids(prompt) for prompt in ASKED], 4, 8, 1.0, 1)
+        objective = RolloutObjective(policy, policy_settings, 0, 0.0, rollouts, torch.rand(2, 4))
+        objective.backward()
+        gaps[replay] = sum(
+            abs(one.old_BT - one.behaviour_BT)[one.packed.mask_BT].mean().item() for one in objective._passes if one.old_BT is not None
+        )
+        straight = TransformersEngine(policy)
+        trainer.engine = straight
+        assert trainer.step(ASKED, lambda pairs: [0.5] * len(pairs)).metrics["engine_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    assert gaps[False] > 1e-3
+    assert gaps[True] < gaps[False] / 3

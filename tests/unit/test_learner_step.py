@@ -1,8 +1,10 @@
 """Steps, checkpoints and prompts on the tiny base: real sampling, real gradients, no network."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from learner.rollout_objective import groups_that_pay
 from learner.rollouts import Rollout, TransformersEngine
 from learner.settings import LearnerSettings
 from learner.trainer import Prompt, Trainer
-from streams.errors import BadArtifact
+from streams.errors import BadArtifact, StalePolicy
 from streams.events import Episode, Message, Outcome
 
 SETTINGS = LearnerSettings(dtype="float32", max_output_tokens=8, prompts_per_step=3, samples_per_prompt=4, learning_rate=0.01)
@@ -196,6 +198,37 @@ def test_a_token_the_engine_thought_likelier_counts_less_and_no_token_counts_mor
         norms[claimed] = one.step(prompts("What is tea?"), lambda pairs: [1.0, 0.0]).metrics["gradient_norm"]
     assert 0 < norms[0.0] < norms[-1000.0] / 10
     assert norms[-1000.0] < 1e3
+
+
+def test_what_engine_and_trainer_disagree_on_beyond_the_range_teaches_nothing(base: Path) -> None:
+    for importance in ("token", "sequence"):
+        updates = {"samples_per_prompt": 2, "kl_coefficient": 0.0, "importance_ceiling": 5.0, "importance": importance}
+        settings = SETTINGS.model_copy(update=updates)
+        policy = Policy(base, settings)
+        engine = Fixed([(500, 600, 2), (700, 800, 2)], claimed=-1000.0)
+        metrics = Trainer(policy, engine, settings).step(prompts("What is tea?"), lambda pairs: [1.0, 0.0]).metrics
+        assert metrics["left_out_ratio"] == 1.0
+        assert metrics["gradient_norm"] == 0.0
+    with pytest.raises(ValidationError, match="importance_ceiling"):
+        LearnerSettings(importance_ceiling=0.5)
+
+
+def test_a_group_with_a_rollout_that_is_too_old_is_dropped_and_counted(base: Path) -> None:
+    class Late(TransformersEngine):
+        def sample(self, *arguments: Any) -> list[Rollout]:
+            found = super().sample(*arguments)
+            return [replace(rollout, policy_version=1) if 4 <= n < 6 else rollout for n, rollout in enumerate(found)]
+
+    settings = SETTINGS.model_copy(update={"max_policy_lag": 2})
+    policy = Policy(base, settings)
+    one = Trainer(policy, Late(policy), settings)
+    one.step_number = 3
+    assert one.step(ASKED, says_e).metrics["stale_rollouts"] == 0  # two steps behind is young enough
+    found = one.step(ASKED, says_e)
+    assert found.metrics["stale_rollouts"] == 4
+    assert len(found.rollouts) == 8
+    with pytest.raises(StalePolicy, match="max_policy_lag = 2"):
+        one._fresh(ASKED[1:2], [replace(rollout, policy_version=1) for rollout in found.rollouts[:4]])
 
 
 def test_two_steps_straight_equal_one_step_a_checkpoint_and_one_more_bit_for_bit(base: Path, tmp_path: Path) -> None:
