@@ -70,26 +70,30 @@ class Rules:
 
 
 class Presidio:
-    """Microsoft's analyzer with its own models. Satisfies Redactor. Raises ConfigError where it is not installed."""
+    """The rules, and then Microsoft's analyzer with a spaCy model. Satisfies Redactor. Raises ConfigError where it is not installed."""
 
     ENTITIES = {"EMAIL_ADDRESS": "emails", "PHONE_NUMBER": "phones", "CREDIT_CARD": "cards"}  # noqa: RUF012
 
-    def __init__(self, kinds: tuple[Kind, ...]) -> None:
+    def __init__(self, kinds: tuple[Kind, ...], model: str) -> None:
+        """``model``: a spaCy model that is installed; nothing is downloaded."""
         try:
+            import spacy
             from presidio_analyzer import AnalyzerEngine
+            from presidio_analyzer.nlp_engine import NlpEngineProvider
         except ImportError as error:
-            install = "`.venv/bin/uv pip install presidio-analyzer`, and a spaCy model of your language"
-            raise ConfigError(f"actor.redact_with = 'presidio', but it cannot be imported ({error}): {install}") from None
-        try:
-            self._analyzer: Any = AnalyzerEngine()
-        except (SystemExit, OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"actor.redact_with = 'presidio', but it does not start ({error}): it needs a spaCy model") from None
-        self._keys = Rules(("keys",) if "keys" in kinds else ())
-        self._left_out = {entity for entity, kind in self.ENTITIES.items() if kind not in kinds}
+            raise ConfigError(f"actor.redact_with = 'presidio' needs `.venv/bin/uv pip install presidio-analyzer` ({error})") from None
+        if not spacy.util.is_package(model):
+            raise ConfigError(
+                f"actor.presidio_model = {model!r} is not installed; spaCy knows {', '.join(spacy.util.get_installed_models()) or 'none'}"
+            )
+        engine = NlpEngineProvider(nlp_configuration={"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]})
+        self._analyzer: Any = AnalyzerEngine(nlp_engine=engine.create_engine(), supported_languages=["en"])
+        self._rules = Rules(kinds)
+        self._left_out = {"DATE_TIME"} | {entity for entity, kind in self.ENTITIES.items() if kind not in kinds}
 
     def text(self, text: str, found: Counter[str]) -> str:
-        """Everything that it takes for personal, names and places too, but for the kinds that ``actor.redact`` leaves out."""
-        text = self._keys.text(text, found)
+        """What the rules find, then what it takes for personal (names and places too, but no times), but for the kinds that are not asked for."""
+        text = self._rules.text(text, found)
         spans = [span for span in self._analyzer.analyze(text=text, language="en") if span.entity_type not in self._left_out]
         kept, end = "", 0
         for span in sorted(spans, key=lambda span: (span.start, -span.end)):
@@ -103,7 +107,7 @@ class Presidio:
 
 def redactor_of(settings: ActorSettings) -> Redactor:
     """The one that the settings ask for. Raises ConfigError where it is not installed."""
-    return Presidio(settings.redact) if settings.redact_with == "presidio" else Rules(settings.redact)
+    return Presidio(settings.redact, settings.presidio_model) if settings.redact_with == "presidio" else Rules(settings.redact)
 
 
 def redacted_episode(episode: Episode, redactor: Redactor, found: Counter[str]) -> Episode:

@@ -129,14 +129,32 @@ def test_presidio_that_is_not_installed_is_told_with_what_to_do(monkeypatch: pyt
 class Analyzer:
     """Answers as Presidio's analyzer does: spans with a type, in no order, some overlapping. Not Presidio itself."""
 
+    def __init__(self, **_: Any) -> None:
+        return
+
     def analyze(self, text: str, language: str) -> list[Any]:
-        places = {"Ann Bee": "PERSON", "Bee a@b.co": "URL", "a@b.co": "EMAIL_ADDRESS", "Paris": "LOCATION"}
+        places = {"Ann Bee": "PERSON", "Bee of Paris": "ORGANIZATION", "Paris": "LOCATION", "noon": "DATE_TIME", "Rome": "LOCATION"}
         return [SimpleNamespace(start=text.index(word), end=text.index(word) + len(word), entity_type=kind) for word, kind in places.items()]
 
 
-def test_spans_of_presidio_are_taken_out_whole_even_where_they_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def presidio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the packages, which the lock does not hold."""
+    provider = SimpleNamespace(create_engine=lambda: None)
+    monkeypatch.setitem(
+        sys.modules, "spacy", SimpleNamespace(util=SimpleNamespace(is_package="small".__eq__, get_installed_models=lambda: ["small"]))
+    )
     monkeypatch.setitem(sys.modules, "presidio_analyzer", SimpleNamespace(AnalyzerEngine=Analyzer))
+    monkeypatch.setitem(sys.modules, "presidio_analyzer.nlp_engine", SimpleNamespace(NlpEngineProvider=lambda nlp_configuration: provider))
+
+
+def test_spans_of_presidio_are_taken_out_whole_even_where_they_overlap(presidio: None) -> None:
     found: Counter[str] = Counter()
-    text = Presidio(KINDS).text(f"I am Ann Bee a@b.co in Paris, {'ghp_' + 'a1' * 18}", found)
-    assert text == "I am [person] in [location], [key]"
-    assert found == {"person": 1, "location": 1, "keys": 1}
+    text = Presidio(KINDS, "small").text("I am Ann Bee of Paris, a@b.co, at noon in Rome", found)
+    assert text == "I am [person], [email], at noon in [location]"
+    assert found == {"person": 1, "location": 1, "emails": 1}
+
+
+def test_a_model_that_is_not_installed_is_told_with_those_that_are(presidio: None) -> None:
+    with pytest.raises(ConfigError, match=r"'large' is not installed; spaCy knows small"):
+        redactor_of(ActorSettings(redact_with="presidio", presidio_model="large"))
