@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import Future
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -61,7 +62,8 @@ class Follower:
         self._folder = site.state / "adapters"
         self._fingerprint: str | None = None
         self._route = Route()
-        self._loaded: set[str] = set()
+        self._loaded: dict[str, AdapterVersion] = {}
+        self._told_s = time.monotonic()
         self._given: dict[str, str] = {}
         """SHA-256 of what the engine was ever given under each name."""
         self._chooser: Newest | Gated = (
@@ -104,9 +106,10 @@ class Follower:
                 if consumer.lag() == 0:
                     self._settle()
                     self.caught_up.set()
+                self._tell()
                 for name in self._engine.sweep():
                     log.info("adapter unloaded", adapter=name)
-                    self._loaded.discard(name)
+                    self._loaded.pop(name, None)
                     shutil.rmtree(self._place(name), ignore_errors=True)
         finally:
             consumer.close()
@@ -133,15 +136,28 @@ class Follower:
             version = int(route.production.rpartition("@")[2]) if route.production else 0
             self._site.metrics.set("tidemill_serving_version", version, policy=self._site.policy)
             log.info("adapter live", adapter=route.production or BASE)
-            if self.caught_up.is_set() and (moved_at := self._chooser.moved_at) is not None:
-                seconds = (self._site.clock.now() - moved_at).total_seconds()
-                self._site.metrics.observe("tidemill_promotion_served_seconds", max(0.0, seconds))
+            self._observe_since("tidemill_promotion_served_seconds", self._chooser.moved_at)
+            if (adapter := self._loaded.get(route.production or BASE)) is not None:
+                self._observe_since("tidemill_thumb_to_served_seconds", adapter.newest_feedback_at)
         self._site.metrics.set("tidemill_canary_share_ratio", route.canary_share, policy=self._site.policy)
+
+    def _observe_since(self, name: str, at: datetime | None) -> None:
+        """The time since then, into a histogram. Not while a new start reads an old log: those times would tell of the start."""
+        if at is not None and self.caught_up.is_set():
+            self._site.metrics.observe(name, max(0.0, (self._site.clock.now() - at).total_seconds()))
+
+    def _tell(self) -> None:
+        """What rises by itself: the age of what is served, and what serving costs."""
+        metrics, now_s, adapter = self._site.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
+        age_s = (self._site.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
+        metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._site.policy)
+        metrics.add("tidemill_actor_device_seconds_total", now_s - self._told_s)  # one device: the engine is not spread
+        self._told_s = now_s
 
     def _has(self, adapter: AdapterVersion) -> bool:
         """True when the adapter is attested here, now or already."""
         if adapter.name not in self._loaded and self._take(adapter):
-            self._loaded.add(adapter.name)
+            self._loaded[adapter.name] = adapter
         return adapter.name in self._loaded
 
     def _take(self, adapter: AdapterVersion) -> bool:
@@ -164,6 +180,7 @@ class Follower:
             self._engine.add(adapter.name, adapter.artifact.sha256)
             self._site.metrics.add("tidemill_adapters_loaded_total")
             self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
+            self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
             log.info("adapter attested", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
         self._outbox.put(ATTESTATIONS, Attestation(
             replica=self._replica,

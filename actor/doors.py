@@ -49,7 +49,7 @@ class Doors:
                 missing = self._unready()
                 await reply(send, 503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
             case "GET", "/metrics":
-                await reply_bytes(send, 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.text())
+                await reply_bytes(send, 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.text_with_libraries())
             case "GET", str(path) if (page := self._pages.get(path)) is not None:
                 await reply_bytes(send, 200, page.content_type, page.body, HEADERS)
             case "GET", "/tidemill/openapi.json":

@@ -3,12 +3,14 @@
 Two of them do no harm (of two equal moves the second is void), and neither does killing one: what it had not written, the next decides anew.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 
 from actor import held_back
 from actor.asking import OpenAiAsker
+from actor.canary import Decision
 from actor.nightly import last_due, next_candidate
 from actor.observed import Observed
 from actor.promotion import TIDEMILL, Move
@@ -31,7 +33,7 @@ log = structlog.get_logger()
 def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, site: Site) -> None:
     """Promote until ``site.stopping`` is set."""
     asker = OpenAiAsker(base_url, settings.api_key, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
-    trials = Trials(settings, site.policy, asker, RewardJudge(reward, site), read_probes(settings.retention_file), base_url)
+    trials = Trials(settings, site.policy, asker, RewardJudge(reward, site), read_probes(settings.retention_file), base_url, telling(site))
     allowed_s = 3600 + settings.command_timeout_s * len(settings.commands)  # a turn in which the gates are asked
     while not site.stopping.is_set():
         try:
@@ -46,6 +48,16 @@ def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, site
             log.warning("promotion waits", error=str(error))
             site.health.lacks(LOOP)
             site.stopping.wait(RETRY_S)
+
+
+def telling(site: Site) -> Callable[[Decision], None]:
+    """Makes metrics of what a canary shows."""
+
+    def tell(decision: Decision) -> None:
+        for bound, figure in (("estimate", "uplift"), ("low", "low"), ("high", "high")):
+            site.metrics.set("tidemill_canary_difference", decision.evidence[figure], policy=site.policy, bound=bound)
+
+    return tell
 
 
 class Promoter:

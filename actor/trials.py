@@ -1,13 +1,13 @@
 """What to do with the adapter on trial: gather the evidence of its stage and say the next move. Nothing here writes or remembers."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
 from actor.asking import Asker, Question
-from actor.canary import decide, prior_in, prior_of, side_of
+from actor.canary import Decision, decide, prior_in, prior_of, side_of
 from actor.gates import AttestedEverywhere, Gate, Pair, Result, Seen, asking_gates, cheap_gates, command_gates, shadow_gates
 from actor.observed import Observed
 from actor.promotion import Move, Trial
@@ -26,9 +26,11 @@ class Trials:
     answered by the same devices meanwhile.
     """
 
-    def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: Judge, probes: Sequence[RetentionProbe], base_url: str) -> None:
+    def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: Judge, probes: Sequence[RetentionProbe], base_url: str,
+                 tell: Callable[[Decision], None] = lambda _: None) -> None:  # fmt: skip
+        """``tell`` hears what a canary shows at each look, decided or not."""
         self._settings, self._policy, self._asker, self._judge = settings, policy, asker, judge
-        self._probes, self._base_url = probes, base_url
+        self._probes, self._base_url, self._tell = probes, base_url, tell
 
     def next(self, observed: Observed, trial: Trial, now: datetime) -> Move | None:
         """The next move of the adapter on trial."""
@@ -117,6 +119,7 @@ class Trials:
         failures = [observed.failures(adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         hours = (seen.now - trial.since).total_seconds() / 3600
         decision = decide(sides[0], sides[1], (failures[0], failures[1]), prior_in(trial.evidence), hours, settings)
+        self._tell(decision)
         if decision.move == "promoted" and not attested.judge(seen).passed:
             return None  # a replica that is new has yet to load it: all of them go over to it, or none
         if decision.move == "promoted" and settings.approval == "human":

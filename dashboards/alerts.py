@@ -98,22 +98,26 @@ def rules() -> dict[str, Any]:
     return {"groups": [{"name": "tidemill", "rules": [_rule(alert) for alert in ALERTS]}]}
 
 
-def scrape(targets: dict[str, str]) -> dict[str, Any]:
-    """A Prometheus configuration for one ring: ``host:port`` of ``/metrics`` by part."""
+def scrape(targets: dict[str, str], beside: dict[str, str] | None = None) -> dict[str, Any]:
+    """A Prometheus configuration for one ring: ``host:port`` of ``/metrics`` by part, and ``beside`` them of others by job, such as Ray.
+
+    vLLM's and Faust's own metrics come with those of the actor and the reward updater.
+    """
     return {
         "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
         "rule_files": ["tidemill-alerts.yml"],
         "scrape_configs": [
             {"job_name": JOB, "static_configs": [{"targets": [address], "labels": {"part": part}} for part, address in targets.items()],
              "honor_labels": True},
+            *({"job_name": job, "static_configs": [{"targets": [address]}]} for job, address in (beside or {}).items()),
         ],
     }  # fmt: skip
 
 
-def write(folder: Path, targets: dict[str, str]) -> list[Path]:
+def write(folder: Path, targets: dict[str, str], beside: dict[str, str] | None = None) -> list[Path]:
     """``tidemill-alerts.yml``, and ``prometheus.yml`` beside it where the parts' ports are known."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"tidemill-alerts.yml": rules()} | ({"prometheus.yml": scrape(targets)} if targets else {})
+    files = {"tidemill-alerts.yml": rules()} | ({"prometheus.yml": scrape(targets, beside)} if targets else {})
     for name, content in files.items():
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=False, width=150, allow_unicode=True))
     return [folder / name for name in files]

@@ -86,7 +86,7 @@ def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
     from infra.config import load
     from infra.roles import run_role
 
-    log_json()
+    log_json(role)
     run_role(role, load(config, overrides), stop_on_signal)
 
 
@@ -260,11 +260,17 @@ def stop_on_signal() -> threading.Event:
     return stopping
 
 
-def log_json() -> None:
-    """One JSON object a line on standard error."""
+def log_json(part: str) -> None:
+    """One JSON object a line on standard error, each with the part that says it."""
+
+    def bound(_: object, __: str, told: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        told.setdefault("part", part)  # for every thread, which a context variable would not be
+        return told
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            bound,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

@@ -54,8 +54,8 @@ class Settings(BaseSettings):
     artifacts_uri: str | None = None
     """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of six loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp in this order; 0
-    takes free ones.
+    """First of seven ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp in this order, on
+    loopback, and the learner's Ray; 0 takes free ones.
     The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
     signing: SigningSettings = SigningSettings()

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import httpx
 import psutil
 
 from infra.broker import java_binary
 from infra.config import Settings, load
 from infra.jars import KAFKA_VERSION, cache_folder, locked_checksums, verify
-from streams.errors import BadArtifact, ConfigError
+from infra.status import Status, of_run, status_now
+from streams.errors import BadArtifact, ConfigError, Unavailable
 from streams.kafka import ready, topic_differences
 
 NEEDED = {
@@ -47,7 +49,7 @@ def examine(config: str | None, overrides: Sequence[str]) -> list[Finding]:
         settings = load(config, overrides)
     except ConfigError as error:
         return [*findings, Finding("settings", False, str(error), "see docs/settings.md")]
-    checks: tuple[Callable[[Settings], Finding], ...] = (_java, _kafka, _port)
+    checks: tuple[Callable[[Settings], Finding], ...] = (_java, _kafka, _port, _ring)
     return [*findings, Finding("settings", True, "resolve"), *(check(settings) for check in checks)]
 
 
@@ -114,5 +116,51 @@ def _port(settings: Settings) -> Finding:
         try:
             probe.bind((settings.actor.host, port))
         except OSError as error:
+            if (missing := _actor_missing(settings)) is not None:
+                told = f"waits for {', '.join(missing)}" if missing else "answers, and is ready"
+                return Finding("actor", not missing, f"{settings.actor.host}:{port} {told}", "see logs/actor.log in run_folder")
             return Finding("actor's port", False, f"{settings.actor.host}:{port}: {error.strerror}", "set actor.port to another, or 0 for a free one")
     return Finding("actor's port", True, f"{port or 'any'} is free")
+
+
+def _actor_missing(settings: Settings) -> list[str] | None:
+    """What the actor that listens there waits for; None when it is none of ours."""
+    try:
+        told = httpx.get(f"http://{settings.actor.host}:{settings.actor.port}/readyz", timeout=3).json()
+        return [str(name) for name in told["missing"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _ring(settings: Settings) -> Finding:
+    """The same facts as ``tidemill status``, asked for what is wrong in them."""
+    running = of_run(settings)
+    if running.kafka.bootstrap_servers is None or not ready(running.kafka):
+        return Finding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
+    try:
+        status = status_now(running)
+    except (ConfigError, Unavailable) as error:
+        return Finding("ring", False, str(error), "tidemill topics --create, or start the ring")
+    for wrong, told, mend in faults(status):
+        if wrong:
+            return Finding("ring", False, told, mend)
+    letters = sum(status.facts.dead_letters.values())
+    return Finding("ring", True, f"serves {status.facts.serving}; all that was published is accounted for, {letters} dead letters")
+
+
+def faults(status: Status) -> list[tuple[bool, str, str]]:
+    """What may be wrong with a ring, worst first: whether it is, in words, and what mends it."""
+    facts = status.facts
+    newest = {attestation.replica: attestation for attestation in facts.attestations}
+    refused = [f"{a.replica} refused {a.adapter}: {a.reason}" for a in newest.values() if not a.passed]
+    alarms = facts.reward_models[-1].alarms if facts.reward_models else ()
+    return [
+        (
+            not status.ledger.balanced,
+            "something that was published is not accounted for",
+            "tidemill ledger says what",
+        ),
+        (bool(refused), "; ".join(refused), "docs/runbooks/adapters-refused.md"),
+        (bool(alarms), "; ".join(alarms), "docs/runbooks/reward-model-drifting.md"),
+        (facts.undecodable > 0, f"{facts.undecodable} records on the log cannot be read", "tidemill console shows the dead letters"),
+    ]

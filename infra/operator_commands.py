@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,9 +20,11 @@ def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
     """Write Prometheus' rules, and where metrics_port is set a prometheus.yml that scrapes the ring's parts."""
     from dashboards.alerts import write
     from infra.config import load
-    from infra.roles import metrics_targets
+    from infra.roles import metrics_targets, ray_metrics_port
 
-    for path in write(folder, metrics_targets(load(config, overrides))):
+    settings = load(config, overrides)
+    ray = ray_metrics_port(settings)
+    for path in write(folder, metrics_targets(settings), {"ray": f"127.0.0.1:{ray}"} if ray else {}):
         click.echo(str(path))
 
 
@@ -30,9 +33,15 @@ def console(config: str | None, overrides: tuple[str, ...]) -> None:
     from dashboards.console.serve import run_console
     from infra.cli import log_json
     from infra.config import load
+    from infra.explaining import Explainer
     from infra.status import of_run
 
-    log_json()
+    log_json("console")
     settings = load(config, overrides)
     running = of_run(settings)
-    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True))
+    explainer = Explainer(running)
+
+    def explain(episode_id: str) -> dict[str, Any]:
+        return explainer.explain(episode_id).as_dict()
+
+    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True), explain)

@@ -67,8 +67,9 @@ def reward_commands(settings_options: Callable[[Callable[..., None]], Callable[.
     def explain(episode: str, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
         """Say why EPISODE's answer gets its score: uncertainty, nearest labelled answers, and the labels that moved it."""
         from infra.config import load
+        from infra.explaining import Explainer
 
-        for line in _explained(load(config, overrides), episode, number):
+        for line in Explainer(load(config, overrides)).explain(episode, number).as_text():
             click.echo(line)
 
     @reward.command()
@@ -93,31 +94,6 @@ def reward_commands(settings_options: Callable[[Callable[..., None]], Callable[.
         click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")
 
     return reward
-
-
-def _explained(settings: "Settings", episode_id: str, number: int | None) -> list[str]:
-    from reward.explain import explain
-    from reward.replay import episode_of, published_model
-
-    lake = _lake(settings)
-    episode = episode_of(lake, episode_id)
-    versions = [v for v in _versions(settings, None, None) if number in (None, v.version)]
-    if not versions:
-        raise ConfigError("the lake holds no reward-model version" + (f" {number}" if number else ""))
-    replay = _replay(settings)
-    replay.reach(versions[-1])
-    model, refitter = published_model(versions[-1], _artifacts(settings)), replay.refitter
-    features_D = refitter.features.features([(episode.messages, episode.answer)])[0]
-    said = explain(model, refitter.weighted(), refitter.recipe(), features_D)
-    return [
-        f"episode {episode.episode_id}, answered by {episode.adapter or 'the base'}, scored by version {versions[-1].version}",
-        f"score {said.mean:.3f} ± {said.std:.3f} (the ensemble's disagreement); reward {said.lower:.3f}",
-        "nearest labelled answers",
-        *(f"  {n.episode_id}  similarity {n.similarity:+.2f}  verdict {n.verdict:.2f}" for n in said.neighbours),
-        f"labels that moved it, in logits (an answer like all others stands at {said.standing:+.2f})",
-        *(f"  {m.episode_id}  {m.logits:+.3f}" for m in said.moved),
-        f"  all others  {said.others:+.3f}",
-    ]
 
 
 def _lake(settings: "Settings") -> Any:

@@ -86,6 +86,13 @@ def metrics_targets(settings: Settings) -> dict[str, str]:
     return {role: f"127.0.0.1:{port}" for role, port in ports.items()} | {"actor": f"{settings.actor.host}:{settings.actor.port}"}
 
 
+def ray_metrics_port(settings: Settings) -> int:
+    """Where a Ray started by the learner serves its own metrics; 0: wherever it likes."""
+    if settings.learner.ray_address or not settings.metrics_port:
+        return settings.learner.ray_metrics_port
+    return settings.learner.ray_metrics_port or settings.metrics_port + len(PORT_OFFSET)
+
+
 def actor_url(settings: Settings) -> str:
     """The base URL of the actors' OpenAI API."""
     return settings.promotion.actor_url or f"http://{settings.actor.host}:{settings.actor.port}/v1"
@@ -127,7 +134,8 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
     if role == "learner":
         from learner import worker
 
-        return lambda site: worker.run(settings.learner, settings.reward, site)
+        learner = settings.learner.model_copy(update={"ray_metrics_port": ray_metrics_port(settings)})
+        return lambda site: worker.run(learner, settings.reward, site)
     if role == "promoter":
         from actor import promoter
 

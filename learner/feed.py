@@ -67,16 +67,26 @@ class Feed:
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)
-        if self._reward is not None and len(self.prompts) >= self._settings.prompts_needed:
+        lacking = {"prompts": len(self.prompts) < self._settings.prompts_needed, "reward_model": self._reward is None, "prompts_that_fit": False}
+        for what, lacks in lacking.items():
+            self._site.metrics.set("tidemill_learner_waiting", float(lacks), what=what)
+        if not any(lacking.values()):
             return True
         self.wait()
         return False
+
+    def wait_for_prompts_that_fit(self) -> None:
+        """Those that were chosen are too long."""
+        self._site.metrics.set("tidemill_learner_waiting", 1, what="prompts_that_fit")
+        self.wait()
 
     def wait(self) -> None:
         """Wait a little, and count it."""
         start = time.monotonic()
         self._site.stopping.wait(0.5)
-        self._site.metrics.add("tidemill_learner_waiting_seconds_total", time.monotonic() - start)
+        waited_s = time.monotonic() - start
+        self._site.metrics.add("tidemill_learner_waiting_seconds_total", waited_s)
+        self._site.metrics.add("tidemill_learner_device_seconds_total", waited_s * devices(self._settings), work="waiting")
 
     def save(self) -> None:
         """Keep the pools and how far their topics were read, pools first: what is read twice is in its pool once."""
@@ -110,3 +120,8 @@ class Feed:
             shutil.rmtree(self._reward[1], ignore_errors=True)
         self._reward = (event, folder)
         log.info("reward_model_taken", version=event.version, labels=event.labels)
+
+
+def devices(settings: LearnerSettings) -> float:
+    """How many devices the learner's process holds: its GPUs, or the machine's CPU as one."""
+    return settings.ray_num_gpus or 1.0

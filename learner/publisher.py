@@ -58,6 +58,7 @@ class AdapterPublisher:
         self._producer.publish(ADAPTERS, event)
         self._newest, self.parent_step = version, exported.step
         self._site.metrics.add("tidemill_adapters_published_total")
+        self._site.metrics.observe("tidemill_reward_model_to_adapter_seconds", (event.created_at - reward_model.created_at).total_seconds())
         return event
 
 

@@ -152,6 +152,8 @@ class LearnerSettings(Section):
     """GPUs (fractions allowed) for the learner's process: policy, optimizer and engine share them."""
     ray_object_store_bytes: int = Field(default=80 << 20, ge=75 << 20)
     """Shared memory of a Ray started here."""
+    ray_metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the ``/metrics`` of a Ray started here; 0: six above ``metrics_port``, and without that a free one."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:

@@ -3,7 +3,7 @@
 import structlog
 
 from learner.cluster import LearnerActor, Stopped
-from learner.feed import Feed
+from learner.feed import Feed, devices
 from learner.process import StepReport
 from learner.publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings
@@ -40,10 +40,10 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 judged = list(feed.judged.choose(settings.judged_per_step))
                 report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged)
                 if report.step == steps:  # nothing fitted
-                    feed.wait()
+                    feed.wait_for_prompts_that_fit()
                     continue
                 steps = report.step
-                _expose(site.metrics, report, settings.entropy_alarm_nats)
+                _expose(site.metrics, report, settings)
                 feed.save()
                 if steps % settings.publish_every == 0:
                     folder = site.state / "outgoing"
@@ -65,17 +65,18 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
         producer.close()
 
 
-def _expose(metrics: Metrics, report: StepReport, entropy_alarm_nats: float) -> None:
-    m = report.metrics
+def _expose(metrics: Metrics, report: StepReport, settings: LearnerSettings) -> None:
+    m, held = report.metrics, devices(settings)
     metrics.add("tidemill_learner_steps_total")
     for phase in ("rollout", "score", "train"):
         metrics.observe("tidemill_learner_step_seconds", m[f"{phase}_s"], phase=phase)
+        metrics.add("tidemill_learner_device_seconds_total", m[f"{phase}_s"] * held, work=phase)
     metrics.add("tidemill_learner_tokens_total", m["output_tokens"], phase="rollout")
     metrics.add("tidemill_learner_tokens_total", m["train_tokens"], phase="train")
     metrics.set("tidemill_learner_reward_mean", m["reward_mean"])
     metrics.set("tidemill_learner_kl_nats", m["kl_nats"])
     metrics.set("tidemill_learner_entropy_nats", m["entropy_nats"])
-    metrics.set("tidemill_learner_entropy_alarm", float(m["entropy_nats"] < entropy_alarm_nats))
+    metrics.set("tidemill_learner_entropy_alarm", float(m["entropy_nats"] < settings.entropy_alarm_nats))
     metrics.add("tidemill_learner_stale_rollouts_total", m["stale_rollouts"])
     metrics.set("tidemill_learner_left_out_ratio", m["left_out_ratio"])
     metrics.set("tidemill_learner_gradient_norm", m["gradient_norm"])

@@ -101,6 +101,13 @@ class Refitter:
             newest_feedback_at=self.buffer.newest_feedback_at(),
         )
 
+    def disagreement(self) -> float | None:
+        """How far apart the heads of the published ensemble are on the newest labels: mean standard deviation of their chances."""
+        window = [e.features_D.float() for e in self._window(self._settings.publish_window_labels) if e.features_D is not None]
+        if self.published is None or not window:
+            return None
+        return float(self.published.score(torch.stack(window)).std_N.mean())
+
     def fitted(self) -> RewardModel:
         """The model of what the buffer holds: a function of the labels alone, whatever was published before."""
         return fit(self.weighted(), self.recipe())

@@ -72,12 +72,13 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
         async for events in batches:
             async with work.in_hand:
                 try:
-                    await take_in([_record(event.message) for event in events])
+                    await take_in([event.message for event in events])
                 except Exception as error:  # noqa: BLE001 - the boundary of the process: _serve raises it
                     work.failed.set_exception(error)
                     await asyncio.Event().wait()  # until cancelled: to return would mark the batch as done
 
-    async def take_in(records: Sequence[Record]) -> None:
+    async def take_in(messages: Sequence[Any]) -> None:
+        records = [Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value) for m in messages]
         batch = await asyncio.to_thread(intake.prepare, records)
         for episode_id, value in intake.absorb(batch).items():
             if value is None:
@@ -106,10 +107,6 @@ async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
         work.failed.result()
     if app.crash_reason is not None:
         raise app.crash_reason
-
-
-def _record(m: Any) -> Record:
-    return Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value)
 
 
 def _credentials(kafka: KafkaSettings) -> Any:

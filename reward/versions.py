@@ -61,6 +61,8 @@ class Versions:
         began = time.perf_counter()
         refit = refitter.refit()
         self._tell(refit, time.perf_counter() - began)
+        if (apart := refitter.disagreement()) is not None:
+            self._site.metrics.set("tidemill_reward_disagreement_ratio", apart)
         log.debug("refitted", result=refit.result, labels=refit.labels)
         if refit.model is None or refit.newest_feedback_at is None:
             self._withheld[refit.result] += 1

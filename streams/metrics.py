@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal, TypeVar, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 M = TypeVar("M", Counter, Gauge, Histogram)
-SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+MOST_SERIES = 200
+"""Of one metric. Labels come from closed sets; should one ever not, what is beyond is counted under ``other``."""
+SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0, 28_800.0, 86_400.0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_reward_accuracy_ratio", "gauge", "reward", "Test-then-train accuracy over the recent window."),
     Metric("tidemill_reward_ece_ratio", "gauge", "reward", "Expected calibration error over the recent window."),
     Metric("tidemill_reward_auc_ratio", "gauge", "reward", "Chance that a good answer was predicted above a bad one, over the recent window."),
+    Metric("tidemill_reward_disagreement_ratio", "gauge", "reward", "How far the ensemble of the published model is apart on the newest labels: mean standard deviation of its chances."),
     Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (Page-Hinkley over the recent window)."),
     Metric("tidemill_reward_guard_ratio", "gauge", "reward", "What a rule against reward hacking measures over the newest live answers.", ("rule",)),
     Metric("tidemill_reward_guard_tripped", "gauge", "reward", "1 while a rule against reward hacking is beyond its threshold.", ("rule",)),
@@ -64,6 +67,9 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_learner_left_out_ratio", "gauge", "learner", "Part of the last step's tokens on which engine and trainer disagree too far to learn."),
     Metric("tidemill_learner_stale_rollouts_total", "counter", "learner", "Rollouts dropped because their policy was too old."),
     Metric("tidemill_learner_waiting_seconds_total", "counter", "learner", "Time spent waiting for prompts or a reward model."),
+    Metric("tidemill_learner_waiting", "gauge", "learner", "1 while the learner waits for this: prompts, reward_model, prompts_that_fit.", ("what",)),
+    Metric("tidemill_reward_model_to_adapter_seconds", "histogram", "learner", "From a reward model's publication to that of an adapter learned from it."),
+    Metric("tidemill_learner_device_seconds_total", "counter", "learner", "Cost: seconds by what they went into, times the devices that the learner's process holds.", ("work",)),
     Metric("tidemill_adapters_published_total", "counter", "learner", "Adapters published."),
     # actor
     Metric("tidemill_episodes_captured_total", "counter", "actor", "Answers captured as episodes.", ("outcome",)),
@@ -77,7 +83,12 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_adapters_loaded_total", "counter", "actor", "Adapters attested and taken into traffic."),
     Metric("tidemill_adapters_refused_total", "counter", "actor", "Adapters refused.", ("reason",)),
     Metric("tidemill_adapter_load_seconds", "histogram", "actor", "From reading the adapter's event to taking traffic."),
+    Metric("tidemill_adapter_to_attested_seconds", "histogram", "actor", "From an adapter's publication to its attestation by this replica."),
+    Metric("tidemill_thumb_to_served_seconds", "histogram", "actor", "From the newest feedback that counts in an adapter to the adapter being production here."),
+    Metric("tidemill_policy_age_seconds", "gauge", "actor", "Since the adapter that is production here was published; 0 while the base is.", ("policy",)),
+    Metric("tidemill_actor_device_seconds_total", "counter", "actor", "Cost: seconds that this replica has held its devices, times their number."),
     Metric("tidemill_canary_share_ratio", "gauge", "actor", "Part of the conversations that the adapter on trial answers.", ("policy",)),
+    Metric("tidemill_canary_difference", "gauge", "actor", "People's verdicts on the canary minus those on production: estimate, and the bounds low and high of its interval.", ("policy", "bound")),
     Metric("tidemill_promotion_served_seconds", "histogram", "actor", "From a promotion or roll-back being decided to this replica serving by it."),
     Metric("tidemill_critic_verdicts_total", "counter", "actor", "Episodes that the critic judged, by signal; none when it was unsure.", ("verdict",)),
     Metric("tidemill_promotions_total", "counter", "actor", "Moves that the promoter wrote.", ("move",)),
@@ -93,28 +104,25 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._made: dict[str, Counter | Gauge | Histogram] = {}
+        self._seen: dict[str, set[tuple[str, ...]]] = {}
         self._lock = Lock()
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
         """Count ``amount`` more."""
-        metric = self._get(name, Counter)
-        (metric.labels(**labels) if labels else metric).inc(amount)
+        self._series(self._get(name, Counter), name, labels).inc(amount)
 
     def adder(self, name: str, **labels: str) -> Callable[[], None]:
         """Counts one more at each call; for the places that are called for every record."""
-        metric = self._get(name, Counter)
-        counted: Callable[[], None] = (metric.labels(**labels) if labels else metric).inc
+        counted: Callable[[], None] = self._series(self._get(name, Counter), name, labels).inc
         return counted
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """The value is now."""
-        metric = self._get(name, Gauge)
-        (metric.labels(**labels) if labels else metric).set(value)
+        self._series(self._get(name, Gauge), name, labels).set(value)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         """One more observation of a histogram."""
-        metric = self._get(name, Histogram)
-        (metric.labels(**labels) if labels else metric).observe(value)
+        self._series(self._get(name, Histogram), name, labels).observe(value)
 
     def value(self, name: str, **labels: str) -> float:
         """What a counter or gauge stands at now; 0 when it was never touched."""
@@ -124,6 +132,10 @@ class Metrics:
         """All of them as Prometheus reads them (text format 0.0.4); ``streams/health.py`` serves them."""
         return generate_latest(self.registry)
 
+    def text_with_libraries(self) -> bytes:
+        """The same, and below it what libraries in this process count by themselves (vLLM) in prometheus-client's own registry."""
+        return self.text() + generate_latest(REGISTRY)
+
     def begin(self, part: str) -> None:
         """Show the part's counters and histograms without labels at nothing: a rate needs to see where its first event began."""
         for row in TABLE:
@@ -131,6 +143,17 @@ class Metrics:
                 self._get(row.name, Counter)
             if row.part == part and not row.labels and row.kind == "histogram":
                 self._get(row.name, Histogram)
+
+    def _series(self, metric: M, name: str, labels: dict[str, str]) -> M:
+        """The one of these labels, or the one that stands for all beyond the bound."""
+        if not labels:
+            return metric
+        seen, values = self._seen.setdefault(name, set()), tuple(labels.values())
+        if values not in seen:
+            if len(seen) >= MOST_SERIES:
+                return metric.labels(**dict.fromkeys(labels, "other"))
+            seen.add(values)
+        return metric.labels(**labels)
 
     def _get(self, name: str, kind: type[M]) -> M:
         with self._lock:

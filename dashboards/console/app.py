@@ -21,7 +21,7 @@ from dashboards.console.facts import verdict_of
 from dashboards.console.following import Following
 from dashboards.console.settings import ConsoleSettings
 from streams.clock import Clock
-from streams.errors import InvalidEvent, Refused, Unavailable
+from streams.errors import BadArtifact, ConfigError, InvalidEvent, Refused, Unavailable
 
 HERE = Path(__file__).parent
 KEY_HEADER = "x-tidemill-operator-key"
@@ -31,14 +31,18 @@ POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
 NAVIGATION = (("/", "Ring"), ("/curves", "Curves"), ("/versions", "Versions"), ("/episodes", "Episodes"), ("/dead-letters", "Dead letters"))
 
+Explain = Callable[[str], dict[str, Any]]
+"""Why the reward model scores an episode as it does (``infra/explaining.py``). Raises ConfigError, Refused, BadArtifact or Unavailable."""
 Act = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Console:
     """The pages and the actions over one following of the log."""
 
-    def __init__(self, settings: ConsoleSettings, following: Following, log: actions.Log, clock: Clock, gated: bool = True) -> None:
+    def __init__(self, settings: ConsoleSettings, following: Following, log: actions.Log, clock: Clock, gated: bool = True,
+                 explain: Explain | None = None) -> None:  # fmt: skip
         """``gated``: the replicas follow the promotions (``promotion.mode``)."""
+        self._explain = explain
         self._settings, self._following, self._log, self._clock, self._gated = settings, following, log, clock, gated
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -59,6 +63,7 @@ class Console:
                 Route("/episodes/{episode_id:path}", self._episode),
                 Route("/dead-letters", self._letters),
                 Route("/api/ring", self._ring_now),
+                Route("/api/explain", self._explained),
                 Route("/api/replay", self._acting(self._replay), methods=["POST"]),
                 Route("/api/move", self._acting(self._move), methods=["POST"]),
                 Route("/healthz", self._alive),
@@ -111,6 +116,17 @@ class Console:
         if episode is None:
             return self._page("missing.html", "/episodes", status=404, what=f"No recent episode {episode_id} is known here.")
         return self._page("episode.html", "/episodes", episode=episode, label=label, verdict=verdict_of(label))
+
+    def _explained(self, request: Request) -> Response:
+        """Takes seconds, and the first time longer: the backbone is loaded, and the labels' features are made."""
+        if self._explain is None:
+            return JSONResponse({"error": "this console has no reward model at hand"}, 404)
+        try:
+            return JSONResponse(self._explain(request.query_params.get("episode", "")[:200]))
+        except (ConfigError, Refused, BadArtifact) as error:
+            return JSONResponse({"error": str(error)}, 409)
+        except Unavailable as error:
+            return JSONResponse({"error": str(error)}, 503)
 
     def _letters(self, request: Request) -> Response:
         reason = request.query_params.get("reason", "")[:100]

@@ -6,7 +6,7 @@ from typing import Any
 
 import uvicorn
 
-from dashboards.console.app import Console
+from dashboards.console.app import Console, Explain
 from dashboards.console.facts import Facts
 from dashboards.console.following import Following
 from dashboards.console.settings import ConsoleSettings
@@ -47,13 +47,13 @@ class LogOnDemand:
             return self._producer
 
 
-def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Raises ConfigError when the address cannot be listened on or no Kafka is named."""
+def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, say: Callable[[str], None], explain: Explain | None = None) -> None:
+    """Serve until SIGINT or SIGTERM. ``explain`` tells why an episode gets its score. Raises ConfigError when the address cannot be listened on or no Kafka is named."""
     kafka.servers  # noqa: B018 - raises where none is set
     listening = listening_socket(settings.host, settings.port, "console")
     metrics = Metrics()
     following, log = Following(kafka, Facts(settings.episodes_kept), metrics), LogOnDemand(kafka, metrics)
-    app = Console(settings, following, log, SystemClock(), gated).app()
+    app = Console(settings, following, log, SystemClock(), gated, explain).app()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     following.start()
     say(f"The console is at http://{settings.host}:{listening.getsockname()[1]}/  ({'with' if settings.operator_key else 'without'} an operator key)")

@@ -16,7 +16,7 @@ import pytest
 from actor.adapters import Follower
 from actor.asking import Question
 from actor.attestation import Probe
-from actor.promoter import Promoter
+from actor.promoter import Promoter, telling
 from actor.promotion import Standing, fold
 from actor.promotion_settings import PromotionSettings
 from actor.retention import RetentionProbe
@@ -95,6 +95,7 @@ class Town:
         self.scores: dict[str, float] = {f"{policy}@0": 0.5}
         """What the reward model thinks of its answers, on average."""
         self.forgets: set[str] = set()
+        self.promoter_metrics = Metrics()
         self._folder, self._store = folder, ArtifactStore(str(folder / "store"))
         base = folder / "base"
         base.mkdir()
@@ -122,8 +123,9 @@ class Town:
     def promoter(self, **changes: Any) -> Promoter:
         """A fresh one, as after a kill: it knows what the log says and nothing else."""
         settings = SETTINGS.model_copy(update=changes)
-        site = Site(self.kafka, self._store, self.policy, self._folder / "base", self._folder / "promoter", clock=self.clock)
-        return Promoter(settings, Trials(settings, self.policy, self, self, RETENTION, "http://none"), site)
+        site = Site(self.kafka, self._store, self.policy, self._folder / "base", self._folder / "promoter", self.promoter_metrics,
+                    clock=self.clock)  # fmt: skip
+        return Promoter(settings, Trials(settings, self.policy, self, self, RETENTION, "http://none", telling(site)), site)
 
     def publish(self, version: int, likes: float, scores: float, forgets: bool = False) -> str:
         """The learner has made an adapter."""
@@ -302,6 +304,8 @@ def test_one_that_the_reward_model_likes_and_people_do_not_is_stopped_in_canary_
     assert evidence["harm_high"] < 0
     assert evidence["candidate"]["labels"] < 300  # long before all the exposure that it might have had
     assert {router.route for router in town.routers} == {Route(good, production_share=0.95)}
+    told = [town.promoter_metrics.value("tidemill_canary_difference", policy=town.policy, bound=bound) for bound in ("low", "estimate", "high")]
+    assert told == [evidence["low"], evidence["uplift"], evidence["high"]]
 
 
 def test_one_that_forgets_is_stopped_at_retention(town: Town) -> None:

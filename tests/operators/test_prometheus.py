@@ -10,18 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from dashboards.alerts import ALERTS, write
+from dashboards.alerts import ALERTS
 from dashboards.panels import dashboards
 from infra.broker import Broker, BrokerSettings, free_port
 from streams.errors import Unavailable
@@ -32,12 +30,12 @@ from streams.metrics import TABLE, Metrics
 from streams.outbox import Outbox
 from streams.outbox_settings import OutboxSettings
 from streams.topics import EPISODES, FEEDBACK
+from tests.operators.prometheus import Prometheus, until
 from tests.operators.stand_in import move
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = sorted({row.part for row in TABLE} - {"streams", "learner"})
 """In this process; the learner stands in as one of its own, to be killed."""
-SOON = {"for": "1s"}
 
 
 @dataclass
@@ -48,34 +46,18 @@ class Run:
     kafka: KafkaSettings
     streams: subprocess.Popen[bytes]
     streams_port: int
-    prometheus_port: int
+    prometheus: Prometheus
     stopping: threading.Event
     learner: subprocess.Popen[bytes]
     replica: Metrics
     """Of a second actor."""
     drifting: threading.Event = field(default_factory=threading.Event)
 
-    def ask(self, path: str, **query: str) -> Any:
-        """The ``data`` of an answer of Prometheus' API."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus_port}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-            told = json.load(answer)
-        assert told["status"] == "success", told
-        return told["data"]
-
     def values(self, expression: str) -> list[float]:
-        """The numbers of an instant vector, without those that are none."""
-        numbers = [float(row["value"][1]) for row in self.ask("query", query=expression)["result"]]
-        return [number for number in numbers if number == number]
+        return self.prometheus.values(expression)
 
     def firing(self) -> set[str]:
-        return {alert["labels"]["alertname"] for alert in self.ask("alerts")["alerts"] if alert["state"] == "firing"}
-
-
-def until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
-        time.sleep(0.5)
+        return self.prometheus.firing()
 
 
 def talk(producer: Producer) -> None:
@@ -106,8 +88,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         learner = subprocess.Popen([sys.executable, "-m", "tests.operators.stand_in", "learner", str(learner_port)], cwd=ROOT)
         targets = {"streams": f"127.0.0.1:{port}"} | {part: f"127.0.0.1:{serve(metrics, Health())}" for part, metrics in served.items()}
         targets["learner"] = f"127.0.0.1:{learner_port}"
-        prometheus = start_prometheus(folder / "prometheus", targets, f"127.0.0.1:{serve(replica, Health())}")
-        found = Run(broker, kafka, streams, port, prometheus[1], stopping, learner, replica)
+        prometheus = Prometheus(folder / "prometheus", targets, f"127.0.0.1:{serve(replica, Health())}")
+        found = Run(broker, kafka, streams, port, prometheus, stopping, learner, replica)
 
         def keep_moving() -> None:
             producer = Producer(kafka, Metrics(), "test")
@@ -125,26 +107,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         finally:
             stopping.set()
             moving.join(20)
-            for process in (streams, learner, prometheus[0]):
+            for process in (streams, learner, prometheus.process):
                 process.terminate()
                 process.wait(30)
-
-
-def start_prometheus(folder: Path, targets: dict[str, str], replica: str) -> tuple[subprocess.Popen[bytes], int]:
-    """As ``tidemill dashboards alerts`` configures it, but every second, and with alerts that need not last."""
-    rules, config = write(folder, targets)
-    written = yaml.safe_load(rules.read_text())
-    for rule in written["groups"][0]["rules"]:
-        rule |= SOON
-    rules.write_text(yaml.safe_dump(written))
-    scraped = yaml.safe_load(config.read_text().replace("5s", "1s"))
-    scraped["scrape_configs"][0]["static_configs"].append({"targets": [replica], "labels": {"part": "actor"}})
-    config.write_text(yaml.safe_dump(scraped))
-    port = free_port()
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}",
-                                    f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)  # fmt: skip
-    return process, port
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +144,7 @@ def test_every_expression_of_every_dashboard_has_an_answer_with_numbers(settled:
 
 
 def test_every_rule_is_evaluated_without_error_and_a_well_run_raises_no_alarm(settled: Run) -> None:
-    (group,) = settled.ask("rules")["groups"]
+    (group,) = settled.prometheus.ask("rules")["groups"]
     assert {rule["name"]: rule["health"] for rule in group["rules"]} == {alert.name: "ok" for alert in ALERTS}
     stand_in = {"TidemillAdaptersRefused", "TidemillLearnerStuck"}  # every counter of a stand-in moves, that of refusals too
     assert settled.firing() - stand_in <= {"TidemillDeadLettersRising"}, "two bad records in half a minute of a small run are many"

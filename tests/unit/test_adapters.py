@@ -129,6 +129,24 @@ def test_the_newest_of_several_is_taken_and_the_rest_are_never_loaded(world: Wor
     assert world.site.metrics.value("tidemill_serving_version", policy="default") == 3
 
 
+def test_times_from_thumb_and_publication_to_service_are_told_once_the_old_log_is_read(world: World) -> None:
+    def counted() -> dict[str, float]:
+        names = ("adapter_to_attested", "thumb_to_served", "adapter_load")
+        return {name: world.site.metrics.value(f"tidemill_{name}_seconds_count") for name in names}
+
+    heard = datetime(2026, 1, 1, tzinfo=UTC)
+    world.publish(1, newest_feedback_at=heard)
+    world.turn()
+    assert counted() == {"adapter_to_attested": 0, "thumb_to_served": 0, "adapter_load": 1}
+    world.follower.caught_up.set()
+    world.publish(2, newest_feedback_at=heard)
+    world.turn()
+    assert counted() == {"adapter_to_attested": 1, "thumb_to_served": 1, "adapter_load": 2}
+    world.clock.advance(seconds=7)
+    world.follower._tell()
+    assert world.site.metrics.value("tidemill_policy_age_seconds", policy="default") == 7
+
+
 def test_an_older_version_that_comes_late_changes_nothing(world: World) -> None:
     world.publish(3)
     world.turn()
@@ -374,7 +392,7 @@ def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_pr
     gated.turn()
     gated.move("default@2", "rejected")
     gated.turn()
-    gated.follower._loaded.discard("default@2")  # as when it was swept
+    del gated.follower._loaded["default@2"]  # as when it was swept
     gated.publish(2, weights=b"of another run")
     gated.move("default@2", "candidate")
     gated.turn()

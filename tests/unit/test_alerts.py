@@ -8,7 +8,7 @@ import yaml
 
 from dashboards.alerts import ALERTS, Alert, metric_names, rules, write
 from infra.config import Settings, load
-from infra.roles import metrics_targets
+from infra.roles import metrics_targets, ray_metrics_port
 from streams.metrics import BY_NAME
 
 RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
@@ -40,10 +40,11 @@ def test_the_labels_that_a_summary_shows_are_left_by_its_expression() -> None:
 
 def test_written_files_are_what_prometheus_reads(tmp_path: Path) -> None:
     settings = load(None, ("metrics_port=9100", "actor.port=8000"), {})
-    written = write(tmp_path, metrics_targets(settings))
+    written = write(tmp_path, metrics_targets(settings), {"ray": f"127.0.0.1:{ray_metrics_port(settings)}"})
     assert [path.name for path in written] == ["tidemill-alerts.yml", "prometheus.yml"]
     assert yaml.safe_load(written[0].read_text()) == rules()
-    (scraped,) = yaml.safe_load(written[1].read_text())["scrape_configs"]
+    scraped, ray = yaml.safe_load(written[1].read_text())["scrape_configs"]
+    assert (ray["job_name"], ray["static_configs"]) == ("ray", [{"targets": ["127.0.0.1:9106"]}])
     told = {target["labels"]["part"]: target["targets"] for target in scraped["static_configs"]}
     assert told == {"streams": ["127.0.0.1:9100"], "reward": ["127.0.0.1:9101"], "learner": ["127.0.0.1:9102"], "actor": ["127.0.0.1:8000"]}
 

@@ -19,7 +19,7 @@ from dashboards.console.following import Following
 from dashboards.console.settings import ConsoleSettings
 from infra.reference import EXAMPLES
 from streams.clock import SystemClock
-from streams.errors import Refused
+from streams.errors import ConfigError, Refused
 from streams.events import DeadLetter, Event, Promotion
 from streams.kafka import KafkaSettings, Record
 from streams.metrics import Metrics
@@ -367,3 +367,18 @@ def test_the_reward_model_is_shown_only_with_labels_it_was_tested_on() -> None:
     assert ring.browser.get("/api/ring").json()["tiles"]["accuracy"] == "–"
     ring.tell(REWARD_MODELS, version=13)
     assert ring.browser.get("/api/ring").json()["tiles"]["accuracy"] == "84%"
+
+
+def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_against_it_too() -> None:
+    def explain(episode_id: str) -> dict[str, Any]:
+        if episode_id != "ep-1":
+            raise ConfigError(f"the lake has no episode {episode_id}")
+        return {"episode_id": "ep-1", "version": 3, "mean": 0.7}
+
+    ring = Ring()
+    following = Following(KafkaSettings(), ring.facts, Metrics())
+    asked = TestClient(Console(ConsoleSettings(), following, ring.log.publisher(), SystemClock(), explain=explain).app(), base_url="http://localhost")
+    assert asked.get("/api/explain?episode=ep-1").json()["mean"] == 0.7
+    told = asked.get("/api/explain?episode=ep-2")
+    assert (told.status_code, told.json()) == (409, {"error": "the lake has no episode ep-2"})
+    assert ring.browser.get("/api/explain?episode=ep-1").status_code == 404

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from streams.metrics import TABLE, Metrics
+from streams.metrics import MOST_SERIES, TABLE, Metrics
 
 
 def test_every_row_has_a_name_that_says_its_unit_and_can_be_made() -> None:
@@ -53,3 +53,20 @@ def test_what_a_part_counts_is_shown_at_nothing_before_the_first_event() -> None
     assert "tidemill_thumb_to_label_seconds_count 0.0" in told
     assert "tidemill_learner_steps_total" not in told
     assert "\ntidemill_feedback_pending " not in told, "a gauge that nobody has set would lie"
+
+
+def test_however_many_values_a_label_takes_the_series_are_bounded_and_nothing_is_lost() -> None:
+    metrics = Metrics()
+    for number in range(5000):
+        metrics.add("tidemill_dead_letters_total", topic="t", reason=f"reason-{number}")
+        metrics.adder("tidemill_published_total", topic=f"topic-{number}")()
+    series = [line for line in metrics.text().decode().splitlines() if line.startswith("tidemill_dead_letters_total{")]
+    assert len(series) == MOST_SERIES + 1
+    assert sum(float(line.rpartition(" ")[2]) for line in series) == 5000
+    assert metrics.value("tidemill_published_total", topic="other") == 5000 - MOST_SERIES
+
+
+def test_no_metric_is_told_apart_by_what_people_or_their_agents_choose() -> None:
+    assert {label for row in TABLE for label in row.labels} <= {
+        "topic", "part", "reason", "kind", "result", "rule", "phase", "outcome", "policy", "verdict", "move", "gate", "what", "work", "bound",
+    }  # fmt: skip

@@ -18,8 +18,8 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.S) for li
 @pytest.fixture
 def at_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the guide's settings file in it."""
-    (settings,) = re.findall(r"```toml\n(.*?)```", GUIDE, re.S)
-    (tmp_path / "ring.toml").write_text(settings)
+    for name, settings in zip(("ring.toml", "cluster.toml"), re.findall(r"```toml\n(.*?)```", GUIDE, re.S), strict=True):
+        (tmp_path / name).write_text(settings)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -40,7 +40,8 @@ def test_the_settings_of_the_guide_load_and_their_ports_are_those_it_asks(at_a_f
     ports = {settings.metrics_port, settings.actor.port}
     assert {int(port) for port in re.findall(r"curl http://127.0.0.1:(\d+)/", GUIDE)} == ports
     assert f"http://127.0.0.1:{settings.console.port}/" in GUIDE
-    assert CliRunner().invoke(main, ["config", "--config", "ring.toml"]).exit_code == 0
+    for name in ("ring.toml", "cluster.toml"):
+        assert CliRunner().invoke(main, ["config", "--config", name]).exit_code == 0
 
 
 def test_what_prometheus_is_started_with_is_what_was_written(at_a_folder: Path) -> None:

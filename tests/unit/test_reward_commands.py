@@ -9,6 +9,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from infra.cli import main
+from infra.config import load
+from infra.explaining import Explainer
 from reward.features import Featurizer
 from reward.refit import Refitter
 from reward.settings import RewardSettings
@@ -117,3 +119,13 @@ def test_propensity_is_fitted_written_and_read_as_a_setting(run_folder: Path, ti
     assert json.loads(out.read_text())["policy"] == "default"
     again = tidemill(run_folder, tiny_base, "replay", "--set", f"reward.propensity_file={out}")
     assert again.output.rstrip().endswith("equal")  # nobody is named on these labels, so that no weight changes
+
+
+def test_the_console_is_told_the_same_and_a_second_question_costs_little(run_folder: Path, tiny_base: Path) -> None:
+    explainer = Explainer(load(None, (f"run_folder={run_folder}", f"policy.base={tiny_base}", "reward.heads=3", "reward.folds=2"), {}))
+    told = explainer.explain("ep-12").as_dict()
+    assert sorted(n["episode_id"] for n in told["neighbours"] if n["similarity"] > 0.999) == ["ep-0", "ep-3", "ep-6"]
+    assert json.loads(json.dumps(told))["version"] == 1
+    replay = explainer._reached
+    assert explainer.explain("ep-12").as_dict() == told
+    assert explainer._reached is replay

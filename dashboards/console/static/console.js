@@ -35,6 +35,47 @@ async function refresh(url) {
 const live = document.querySelector("[data-live]");
 if (live) setInterval(() => { if (!document.hidden) refresh(live.dataset.live); }, 2000);
 
+function made(name, text, parts = []) {
+  const element = document.createElement(name);
+  if (text !== undefined) element.textContent = text;
+  element.append(...parts);
+  return element;
+}
+
+function reasons(heading, columns, rows) {
+  const link = (id) => Object.assign(made("a", id), { href: `/episodes/${encodeURI(id)}` });
+  const cell = (text, index) => Object.assign(made("td", text), { className: "n" });
+  const head = made("thead", undefined, [made("tr", undefined, columns.map((c, i) => Object.assign(made("th", c), { scope: "col", className: i ? "n" : "" })))]);
+  const body = rows.map(([id, ...texts]) => made("tr", undefined, [
+    Object.assign(made("th", undefined, [id.startsWith("all ") ? id : link(id)]), { scope: "row" }), ...texts.map(cell)]));
+  return [made("h3", heading), Object.assign(made("div", undefined, [made("table", undefined, [head, made("tbody", undefined, body)])]), { className: "scroll" })];
+}
+
+const explain = document.getElementById("explain");
+if (explain) {
+  const into = document.getElementById("explained");
+  const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(3);
+  explain.addEventListener("click", async () => {
+    explain.disabled = true;
+    into.replaceChildren(made("p", "Reading the lake…"));
+    try {
+      const answer = await fetch(`/api/explain?episode=${encodeURIComponent(explain.dataset.episode)}`, { cache: "no-store" });
+      const told = await answer.json();
+      if (!answer.ok) throw new Error(told.error);
+      into.replaceChildren(
+        made("p", `Reward model v${told.version}: score ${told.mean.toFixed(3)} ± ${told.std.toFixed(3)} (how far its heads are apart), reward ${told.lower.toFixed(3)}.`),
+        ...reasons("Nearest labelled answers", ["episode", "similarity", "verdict"],
+          told.neighbours.map((n) => [n.episode_id, n.similarity.toFixed(2), n.verdict.toFixed(2)])),
+        ...reasons("Labels that moved it", ["episode", "logits"],
+          [...told.moved.map((m) => [m.episode_id, signed(m.logits)]), ["all other labels", signed(told.others)], ["all answers alike", signed(told.standing)]]),
+      );
+    } catch (error) {
+      into.replaceChildren(made("p", error.message || "The console does not answer."));
+    }
+    explain.disabled = false;
+  });
+}
+
 const dialog = document.getElementById("act");
 if (dialog) {
   const part = (name) => document.getElementById(`act-${name}`);
