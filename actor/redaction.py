@@ -7,13 +7,12 @@ brackets behind. Token ids spell the text out, so an episode that was redacted k
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from actor.settings import ActorSettings
+from actor.redaction_settings import Kind, RedactionSettings
 from streams.errors import ConfigError
 from streams.events import Episode, Feedback
 
-Kind = Literal["emails", "phones", "cards", "keys"]
 KINDS: tuple[Kind, ...] = ("keys", "emails", "cards", "phones")
 """In the order in which they are looked for: a card is no phone."""
 MARKS: dict[str, str] = {"keys": "[key]", "emails": "[email]", "cards": "[card]", "phones": "[phone]"}
@@ -105,7 +104,7 @@ class Presidio:
         return kept + text[end:]
 
 
-def redactor_of(settings: ActorSettings) -> Redactor:
+def redactor_of(settings: RedactionSettings) -> Redactor:
     """The one that the settings ask for. Raises ConfigError where it is not installed."""
     return Presidio(settings.redact, settings.presidio_model) if settings.redact_with == "presidio" else Rules(settings.redact)
 
@@ -114,7 +113,7 @@ def redacted_episode(episode: Episode, redactor: Redactor, found: Counter[str]) 
     """The episode without what must not be kept. The same object where there was nothing."""
     before = found.total()
     said = [message.model_dump(exclude_unset=True) for message in episode.messages]
-    fields = _walked({"messages": said, "tools": episode.tools, "answer": episode.answer, "tool_calls": episode.tool_calls}, redactor, found)
+    fields = redacted({"messages": said, "tools": episode.tools, "answer": episode.answer, "tool_calls": episode.tool_calls}, redactor, found)
     if found.total() == before:
         return episode
     hidden = {"prompt_ids": (), "output_ids": (), "output_logprobs": ()}
@@ -126,15 +125,15 @@ def redacted_feedback(feedback: Feedback, redactor: Redactor, found: Counter[str
     return feedback if feedback.text is None else feedback.model_copy(update={"text": redactor.text(feedback.text, found)})
 
 
-def _walked(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
+def redacted(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
     """The same JSON with every text in it redacted."""
     match value:
         case str():
             return redactor.text(value, found)
         case dict():
-            return {name: _walked(each, redactor, found) for name, each in value.items()}
+            return {name: redacted(each, redactor, found) for name, each in value.items()}
         case list() | tuple():
-            return [_walked(each, redactor, found) for each in value]
+            return [redacted(each, redactor, found) for each in value]
         case _:
             return value
 

@@ -5,10 +5,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from actor.redaction_settings import RedactionSettings
 from streams.outbox_settings import OutboxSettings
 
 
-class ActorSettings(OutboxSettings):
+class ActorSettings(OutboxSettings, RedactionSettings):
     """How a policy is served, captured and proved."""
 
     host: str = "127.0.0.1"
@@ -53,12 +54,6 @@ class ActorSettings(OutboxSettings):
     """Answers a tenant by which conversations that name no ``x-tidemill-conversation`` are found again; 100 bytes or so each, no text."""
     replies_as_feedback: bool = True
     """A person's next turn goes on the log as feedback (kind ``reply``) on the answer that it replies to, beside being in the next episode."""
-    redact: tuple[Literal["emails", "phones", "cards", "keys"], ...] = ("emails", "phones", "cards", "keys")
-    """What is taken out of episodes and feedback before they leave the process; an episode that was redacted keeps no token ids. Empty: nothing."""
-    redact_with: Literal["rules", "presidio"] = "rules"
-    """``presidio`` finds names, places and more by its own models; install it first. It is slower; no answer waits for it."""
-    presidio_model: str = Field(default="en_core_web_lg", min_length=1, max_length=200)
-    """spaCy model, installed as a package, that Presidio reads with."""
     max_media_bytes: int = Field(default=2 << 20, ge=0, le=1 << 30)
     """Largest image or sound inside a message that is kept, in the artifact store; of a larger one only the SHA-256 is. 0 keeps none."""
     poll_s: float = Field(default=0.5, gt=0, le=60)

@@ -1,6 +1,7 @@
 """What capture costs: ``make bench-capture``. The same server with capture on, off, and off behind LiteLLM's proxy, in turn in one run.
 
-Two servers: a trivial one, whose engine answers at once, so that the layers themselves are seen at any rate; and vLLM with the tiny base.
+Two servers: a trivial one, whose engine answers at once, so that the layers themselves are seen at any rate (its throughput is no goal: beside
+nothing, anything is much); and vLLM with the tiny base.
 Latency is taken at a fixed rate, from the moment at which a request was due; throughput with a fixed number of clients that ask again at
 once. The outbox is on, and every captured answer must have reached Kafka. Figures are of the machine; the ratios are what is promised.
 """
@@ -32,7 +33,8 @@ from streams.kafka import KafkaSettings, create_topics, end_offsets
 from streams.metrics import Metrics
 from streams.topics import EPISODES
 
-GOAL_RATIO, GOAL_ADDED_P99_MS = 0.98, 2.0
+GOALS = {"trivial": {"added_p99_ms_on": 2.0}, "vllm": {"throughput_on_to_off": 0.98, "added_p99_ms_on": 2.0}}
+"""Ratios at least, milliseconds at most."""
 WORDS = "Tell me about the sea, its tides and the mills that grind by them. "
 
 
@@ -86,19 +88,18 @@ async def measured(ways: list[Way], options: argparse.Namespace) -> tuple[dict[s
             for way in ways if window % 2 == 0 else ways[::-1]:
                 found = await open_loop(session, way, options.rate, options.window_s)
                 latencies_ms[way.name] += found
+                began = time.perf_counter()
                 asked = await closed_loop(session, way, options.clients, options.window_s)
-                per_second[way.name].append(len(asked) / options.window_s)
+                per_second[way.name].append(len(asked) / (time.perf_counter() - began))
                 captured += (len(found) + len(asked)) * (way.name == "on")
     figures = {way.name: row(latencies_ms[way.name], per_second[way.name]) for way in ways}
-    off, on = figures["off"], figures["on"]
+    off = figures["off"]
     ratios = {f"throughput_{name}_to_off": figures[name]["per_second"] / off["per_second"] for name in figures if name != "off"}
     added = {f"added_{q}_ms_{name}": figures[name][f"{q}_ms"] - off[f"{q}_ms"] for name in figures if name != "off" for q in ("p50", "p99")}
-    goals = {"throughput_ratio": GOAL_RATIO, "added_p99_ms": GOAL_ADDED_P99_MS}
-    reached = {
-        "throughput_ratio": on["per_second"] / off["per_second"] >= GOAL_RATIO,
-        "added_p99_ms": on["p99_ms"] - off["p99_ms"] <= GOAL_ADDED_P99_MS,
-    }
-    told = {"rate": options.rate, "clients": options.clients, "figures": figures, **ratios, **added, "goals": goals, "reached": reached}
+    cost = {f"cost_us_{name}": 1e6 / figures[name]["per_second"] - 1e6 / off["per_second"] for name in figures if name != "off"}
+    told = {"rate": options.rate, "clients": options.clients, "figures": figures, **ratios, **added, **cost}
+    goals = GOALS[options.server]
+    told |= {"goals": goals, "reached": {name: told[name] >= goal if "_to_" in name else told[name] <= goal for name, goal in goals.items()}}
     return told, captured
 
 
@@ -215,7 +216,11 @@ def show(server: str, told: dict[str, Any]) -> None:
     """As a table."""
     print(f"{server}: at {told['rate']:g} requests a second, and with {told['clients']} clients that ask without a pause")
     for name, row in told["figures"].items():
-        ratio = "" if name == "off" else f"  x{told[f'throughput_{name}_to_off']:.3f}  p99 {told[f'added_p99_ms_{name}']:+.2f} ms"
+        ratio = (
+            ""
+            if name == "off"
+            else (f"   x{told[f'throughput_{name}_to_off']:.3f}, {told[f'cost_us_{name}']:+.0f} µs each, p99 {told[f'added_p99_ms_{name}']:+.2f} ms")
+        )
         print(f"  {name:<8} p50 {row['p50_ms']:8.2f} ms   p99 {row['p99_ms']:8.2f} ms   {row['per_second']:8.1f} a second{ratio}")
     for name, goal in told["goals"].items():
         print(f"  {name}: goal {goal:g}, {'reached' if told['reached'][name] else 'MISSED'}")

@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -20,6 +21,7 @@ from actor.keys import Gate, Keys, tenant_of
 from actor.otlp.episodes import episodes_of, kind_of
 from actor.otlp.settings import OtlpSettings
 from actor.otlp.wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_spans, refusal, unpacked
+from actor.redaction import redacted, redacted_episode, redactor_of
 from streams.clock import Clock
 from streams.dead_letters import KEPT_BYTES
 from streams.errors import InvalidEvent
@@ -47,7 +49,9 @@ class Receiver:
     """Takes exports. What it has answered for lies in the outbox."""
 
     def __init__(self, settings: OtlpSettings, policy: str, outbox: Outbox, metrics: Metrics, clock: Clock) -> None:
+        """Raises ConfigError when the redactor that the settings name is not installed."""
         self._settings, self._policy, self._outbox, self._metrics, self._clock = settings, policy, outbox, metrics, clock
+        self._redactor = redactor_of(settings)
 
     def app(self) -> ASGIApp:
         """The ASGI application; it asks for keys where the settings name a file of them."""
@@ -71,8 +75,11 @@ class Receiver:
                 self._set_aside(span, error)
                 continue
             for episode in episodes:
-                if not self._outbox.put(EPISODES, episode):
+                found: Counter[str] = Counter()
+                if not self._outbox.put(EPISODES, redacted_episode(episode, self._redactor, found)):
                     raise OutboxFull
+                for passage, count in found.items():
+                    self._metrics.add("tidemill_redactions_total", count, kind=passage)
                 self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
             self._metrics.add("tidemill_otlp_spans_total", result="answer")
         return refused
@@ -102,7 +109,7 @@ class Receiver:
     def _set_aside(self, span: Span, error: InvalidEvent) -> None:
         self._metrics.add("tidemill_otlp_spans_total", result="refused")
         log.info("span set aside", span=span.span_id, trace=span.trace_id, name=span.name, reason=error.reason)
-        self._letter(json.dumps(asdict(span), default=repr).encode(), error, span.span_id)
+        self._letter(json.dumps(redacted(asdict(span), self._redactor, Counter()), default=repr).encode(), error, span.span_id)
 
     def _letter(self, raw: bytes, error: InvalidEvent, key: str | None = None) -> None:
         told = DeadLetter(

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from pydantic import Field
 
+from actor.redaction_settings import RedactionSettings
 from streams.outbox_settings import OutboxSettings
 
 
-class OtlpSettings(OutboxSettings):
+class OtlpSettings(OutboxSettings, RedactionSettings):
     """Spans of agents that are served elsewhere, as episodes (``tidemill run otlp``)."""
 
     host: str = "127.0.0.1"

@@ -221,6 +221,17 @@ async def test_a_span_that_does_not_fit_is_set_aside_and_the_rest_is_taken(door:
     assert door.metrics.value("tidemill_dead_letters_total", topic="otlp", reason="no_content") == 1
 
 
+async def test_what_must_not_be_kept_is_taken_out_of_episodes_and_of_what_is_set_aside(door: Door) -> None:
+    said = json.dumps([{"role": "user", "content": "I am a@b.co"}])
+    await door.post(as_json(CHAT | {"gen_ai.input.messages": said}, CHAT | {"gen_ai.input.messages": f"{said}]"}), JSON)
+    episode, letter = door.spool.kept
+    assert isinstance(episode, Episode)
+    assert isinstance(letter, DeadLetter)
+    assert (episode.messages[0].text, episode.redacted) == ("I am [email]", {"emails": 1})
+    assert b"I am [email]" in base64.b64decode(letter.record_base64)
+    assert door.metrics.value("tidemill_redactions_total", kind="emails") == 1
+
+
 @pytest.mark.parametrize(("body", "content_type"), [(b"{", JSON), (b'{"resourceSpans": 7}', JSON), (b"\xff\xff", PROTOBUF), (b"[]", JSON)])
 async def test_what_is_no_export_is_refused_and_kept_with_the_reason(door: Door, body: bytes, content_type: str) -> None:
     told = await door.post(body, content_type)
