@@ -16,6 +16,8 @@ from streams.events import new_id
 
 RULES = ("system", "developer")
 """Left out of prefixes: an application may write the date into them."""
+MOST_MESSAGES = 2000
+"""Longer ones are not hashed: it would hold up the server."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Conversations:
 
     def place(self, tenant: str, asked: Asked) -> Place:
         """Where this request stands; a conversation begins where none is found."""
-        if asked.api == "completion":  # text without turns: only the client knows
+        if asked.api == "completion" or len(asked.said) > MOST_MESSAGES:  # text without turns, or no conversation: only the client knows
             return Place(asked.conversation_id, key=asked.conversation_key)
         said = _prefixes(asked)
         prefix = said[-1][1] if said else b""

@@ -125,6 +125,10 @@ def test_text_without_turns_has_a_conversation_only_by_name() -> None:
     assert talk.conversations.last("acme", "c-1") == "ep-2"
 
 
+def test_a_request_of_more_messages_than_people_write_is_not_looked_at() -> None:
+    assert Talk().answer(asked(*["x"] * 5000)) == Place()
+
+
 def test_memory_is_bounded_by_tenant() -> None:
     talk = Talk(remembered=2)
     for word in ("a", "b", "c"):
