@@ -64,7 +64,8 @@ class Given:
 
     def seen(self, tenant: str, given: dict[str, Any]) -> str | None:
         """The episode that it was taken for, when it was taken before. Raises InvalidEvent (``other``) when its id was used for something else."""
-        known = self._known.get((tenant, str(given.get("feedback_id"))))
+        feedback_id = given.get("feedback_id")
+        known = self._known.get((tenant, feedback_id)) if isinstance(feedback_id, str) else None
         if known is None:
             return None
         if known[0] != _digest(given):

@@ -66,6 +66,7 @@ def test_what_is_sent_twice_is_known_again_and_an_id_cannot_be_used_for_somethin
     door.note("acme", sent, read(sent))
     assert door.seen("acme", dict(reversed(sent.items()))) == "ep-last"
     assert door.seen("other", sent) is None
+    assert door.seen("acme", {"episode_id": "ep-1", "thumb": "up"}) is None
     with pytest.raises(InvalidEvent, match="of its own"):
         door.seen("acme", sent | {"thumb": "down"})
     for number in (2, 3):
