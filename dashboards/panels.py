@@ -49,7 +49,7 @@ DERIVED = (
     ),
     Derived(
         "Feedback expired per second",
-        'sum(rate(tidemill_dead_letters_total{reason="expired"}[$__rate_interval]))',
+        'sum(rate(tidemill_dead_letters_total{reason="expired"}[$__rate_interval])) or vector(0)',
         "Feedback whose episode never came within the window.", "expired", "cps", "streams",
     ),
     Derived(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from streams.health import Health, serve
 from streams.kafka import KafkaSettings
-from tests.e2e.test_promotion_nights import Town
+from tests.e2e.test_promotion_nights import SETTINGS, Town
 from tests.operators.prometheus import Prometheus, until
 
 
@@ -15,7 +15,7 @@ def test_a_canary_that_harms_is_taken_out_of_traffic_and_told(kafka_settings: Ka
     try:
         until(lambda: _answers(prometheus), 30, "Prometheus")
         good = town.publish(1, likes=0.8, scores=0.75)
-        town.say(good, "promoted")
+        town.say(good, "promoted", canary_share=SETTINGS.promoted_share)
         town.settle()
         town.talk(60)
         assert prometheus.firing() == set()
