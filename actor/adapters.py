@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
+from queue import Queue
 from typing import Protocol
 
 import structlog
@@ -29,6 +30,7 @@ from streams.topics import ATTESTATIONS, BY_NAME
 
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
+REFUSED_FOR_S = 60.0
 log = structlog.get_logger()
 
 
@@ -64,8 +66,12 @@ class Follower:
         self._route = Route()
         self._loaded: dict[str, AdapterVersion] = {}
         self._told_s = time.monotonic()
+        self._adapters: dict[str, AdapterVersion] = {}
+        self._wanted: Queue[tuple[str, Future[bool]]] = Queue()
         self._given: dict[str, str] = {}
         """SHA-256 of what the engine was ever given under each name."""
+        self._refused_s: dict[str, float] = {}
+        """When each name was last refused."""
         self._chooser: Newest | Gated = (
             Gated(site.policy, site.clock, settings.load_timeout_s) if gated else Newest(site.policy, settings.refusals_before_waiting)
         )
@@ -79,6 +85,16 @@ class Follower:
         """Begin to follow."""
         self._site.metrics.set("tidemill_serving_version", 0, policy=self._site.policy)
         self._thread.start()
+
+    def want(self, name: str) -> Future[bool]:
+        """Somebody asks for a version by its name: it is loaded and attested like any other. False when the log does not know it, or it was
+        refused. From any thread."""
+        asked: Future[bool] = Future()
+        if name in self._adapters:
+            self._wanted.put((name, asked))
+        else:
+            asked.set_result(False)
+        return asked
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread, which ends when the site stops."""
@@ -101,11 +117,12 @@ class Follower:
         consumer = Consumer(self._site.kafka, self._chooser.topics, "actor", self._site.metrics)
         try:
             while not self._site.stopping.is_set():
-                for record in consumer.poll(self._settings.poll_s):
+                for record in consumer.poll(0.0 if self._wanted.qsize() else self._settings.poll_s):
                     self._note(record.topic, record.value)
                 if consumer.lag() == 0:
                     self._settle()
                     self.caught_up.set()
+                    self._take_wanted()
                 self._tell()
                 for name in self._engine.sweep():
                     log.info("adapter unloaded", adapter=name)
@@ -123,7 +140,21 @@ class Follower:
             self._site.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
             log.warning("an event cannot be read", topic=topic, error=str(error))
             return
+        if isinstance(event, AdapterVersion) and event.policy == self._site.policy:
+            self._adapters[event.name] = event
         self._chooser.note(event)
+
+    def _take_wanted(self) -> None:
+        """The version that was asked for first; one a turn, so that production never waits for a row of them."""
+        if self._wanted.empty():
+            return
+        name, asked = self._wanted.get()
+        taken = False
+        try:
+            taken = self._has(self._adapters[name])
+        finally:
+            if asked.set_running_or_notify_cancel():
+                asked.set_result(taken)
 
     def _settle(self) -> None:
         """Load what is asked for and route to it."""
@@ -155,10 +186,16 @@ class Follower:
         self._told_s = now_s
 
     def _has(self, adapter: AdapterVersion) -> bool:
-        """True when the adapter is attested here, now or already."""
-        if adapter.name not in self._loaded and self._take(adapter):
+        """True when the adapter is attested here, now or already. What was refused is tried again after a minute: the engine may have been busy."""
+        if adapter.name in self._loaded:
+            return True
+        if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
+            return False
+        if self._take(adapter):
             self._loaded[adapter.name] = adapter
-        return adapter.name in self._loaded
+            return True
+        self._refused_s[adapter.name] = time.monotonic()
+        return False
 
     def _take(self, adapter: AdapterVersion) -> bool:
         """Load and attest. False when it was refused, for a reason that the event and the metric tell. Raises Unavailable."""

@@ -5,9 +5,12 @@ several choices becomes one episode a choice: ``<id>`` for a single one, ``<id>-
 response's header names them all, in order, separated by commas.
 """
 
+import asyncio
 import hashlib
 import json
 import math
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -60,9 +63,10 @@ class Capture:
     """The layer. Requests that are not for answers pass by."""
 
     def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: Keeper, conversations: Conversations, clock: Clock,
-                 replica: str) -> None:  # fmt: skip
+                 replica: str, want: Callable[[str], Future[bool]] | None = None) -> None:  # fmt: skip
+        """``want`` asks for a version that is not loaded; done when it is, or cannot be. Without it such a version is refused."""
         self._app, self._settings, self._router, self._keeper, self._clock, self._replica = app, settings, router, keeper, clock, replica
-        self._conversations = conversations
+        self._conversations, self._want = conversations, want
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in APIS:
@@ -87,22 +91,33 @@ class Capture:
         tenant = tenant_of(scope)
         exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant)
         model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
-        if (problem := self._router.missing(model)) is not None:
-            self._keeper.skip("refused")
-            await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
-            return
+        self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
+        try:
+            if self._want is not None and self._router.missing(model) is not None:
+                await asyncio.wait([asyncio.wrap_future(self._want(str(model)))], timeout=self._settings.load_timeout_s)
+            if (problem := self._router.missing(model)) is not None:
+                self._keeper.skip("refused")
+                await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
+            else:
+                await self._pass_on(scope, receive, send, body, parsed, model, exchange)
+        finally:
+            self._router.end(model)
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any], model: object, exchange: Exchange
+    ) -> None:
+        """To vLLM, under its name for the model; what becomes of it is kept."""
+        asked = exchange.asked
         named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
         if (told := named | parsed | {"model": model}) != parsed:
             body = json.dumps(told).encode()
         token = TAP.set(exchange.tap if asked.capturable else None)
-        self._router.begin(model)
         try:
             await self._app(_rewritten(scope, body, exchange.episode_id), _watch(replay(body, receive), exchange), self._heard(send, exchange))
         except Exception as error:
             exchange.error = f"{type(error).__name__}"
             raise
         finally:
-            self._router.end(model)
             TAP.reset(token)
             self._finish(exchange)
 

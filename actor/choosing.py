@@ -1,6 +1,5 @@
 """What a replica should serve, from what the log has said: pure, but for asking whether an adapter proves itself here."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,9 +13,6 @@ from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 
 Has = Callable[[AdapterVersion], bool]
 """Load and attest an adapter, unless it is; False when it was refused."""
-REFUSED_FOR_S = 60.0
-"""What was refused is tried again so late: an engine may have been too busy to answer."""
-
 HEARD_FOR = timedelta(hours=48)
 """A replica that has attested nothing for so long is taken to be gone."""
 
@@ -65,7 +61,6 @@ class Gated:
         self._clock, self._patience = clock, timedelta(seconds=patience_s)
         self._adapters: dict[str, AdapterVersion] = {}
         self._attestations: dict[tuple[str, str], Attestation] = {}
-        self._refused_s: dict[str, float] = {}
         self.standing = Standing(policy)
         self.moved_at: datetime | None = None
         """When the last event was written."""
@@ -110,9 +105,4 @@ class Gated:
 
     def _serves(self, name: str, has: Has) -> bool:
         adapter = self._adapters.get(name)
-        if adapter is None or time.monotonic() - self._refused_s.get(name, float("-inf")) < REFUSED_FOR_S:
-            return False
-        if has(adapter):
-            return True
-        self._refused_s[name] = time.monotonic()
-        return False
+        return adapter is not None and has(adapter)

@@ -34,13 +34,16 @@ class Router:
 
     ``default`` is production (the base until there is one) or, for the canary's share of conversations, the candidate, or, for those that are held
     back while production is new, the one before it;
-    ``default@candidate`` the adapter on trial, ``default@7`` that version where it is loaded, ``default@0`` and ``base`` the base.
+    ``default@candidate`` the adapter on trial, ``default@7`` that version, ``default@0`` and ``base`` the base.
     ``tinker://default/sampler_weights/7`` (Tinker's, as its clients write it) means ``default@7``. Anything else is left for vLLM to refuse.
     """
 
     policy: str
     route: Route = Route()
+    room: int = 0
+    """Adapters that stay loaded though nobody is routed to them, as long as there are no more than so many in all."""
     _sha256: dict[str, str] = field(default_factory=dict)
+    """Of the loaded adapters; who was asked last comes last."""
     _in_flight: Counter[str] = field(default_factory=Counter)
 
     def resolve(self, model: object, conversation: str | None = None) -> object:
@@ -78,15 +81,18 @@ class Router:
     def begin(self, name: object) -> None:
         """A request to this name starts."""
         self._in_flight[str(name)] += 1
+        if name in self._sha256:
+            self._sha256[str(name)] = self._sha256.pop(str(name))
 
     def end(self, name: object) -> None:
         """It is over."""
         self._in_flight[str(name)] -= 1
 
     def idle(self) -> list[str]:
-        """Adapters that nobody needs: not routed to, not kept, and no request in flight."""
+        """Adapters that must go, least recently used first: not routed to, not kept, no request in flight, and too many for the room."""
         needed = (self.route.production, self.route.candidate, self.route.before, *self.route.kept)
-        return [name for name in self._sha256 if name not in needed and self._in_flight[name] <= 0]
+        spare = [name for name in self._sha256 if name not in needed and self._in_flight[name] <= 0]
+        return spare[: max(0, len(self._sha256) - self.room)]
 
     def forget(self, name: str) -> None:
         """The adapter is about to be unloaded: further requests for it are vLLM's to refuse."""

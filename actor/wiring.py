@@ -42,7 +42,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
 
     outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-actor"), site.metrics, "actor",
                     settings, site.clock)  # fmt: skip
-    router, conversations = Router(site.policy), Conversations(settings.remembered_answers)
+    router, conversations = Router(site.policy, room=settings.max_loras), Conversations(settings.remembered_answers)
     keeper = Keeper(outbox, site.metrics, settings, redactor, MediaStore(site.artifacts, settings.max_media_bytes))
     shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
     follower = Follower(
@@ -55,7 +55,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
     stack = app.middleware_stack or app.build_middleware_stack()
-    captured = Capture(stack, settings, router, keeper, conversations, site.clock, replica)
+    captured = Capture(stack, settings, router, keeper, conversations, site.clock, replica, follower.want)
     doors = Doors(captured, settings, keeper, conversations, site.metrics, site.clock, site.policy, unready)
     app.middleware_stack = Gate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()

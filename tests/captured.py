@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -77,12 +78,23 @@ class World:
     bodies: list[bytes] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     """Of the actor's settings."""
+    published: set[str] = field(default_factory=set)
+    """Versions that can be loaded when somebody asks for them."""
 
     def __post_init__(self) -> None:
         wrap_engine(self.engine)
         settings = ActorSettings(**{"max_request_bytes": 2000} | self.changes)
         keeper = Keeper(self.spool, self.metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
-        self.capture = Capture(self._app, settings, self.router, keeper, Conversations(100), FixedClock(datetime(2026, 1, 1, tzinfo=UTC)), "r")
+        clock = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
+        self.capture = Capture(self._app, settings, self.router, keeper, Conversations(100), clock, "r", self._want)
+
+    def _want(self, name: str) -> Future[bool]:
+        asked: Future[bool] = Future()
+        if name in self.published:
+            self.router.add(name, "a" * 64)
+            assert name not in self.router.idle()  # a request waits for it: it may not leave before that is answered
+        asked.set_result(name in self.published)
+        return asked
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.bodies.append((await receive())["body"])

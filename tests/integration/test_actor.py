@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -79,6 +80,10 @@ class Served:
         found = self.find(ATTESTATIONS, lambda event: event.adapter == adapter, timeout_s=60)
         assert isinstance(found, Attestation)
         return found
+
+    def models(self) -> set[str]:
+        """What vLLM has loaded."""
+        return {model["id"] for model in self.http.get("/v1/models").json()["data"]}
 
     def metric(self, line: str) -> float:
         rows = [row for row in self.http.get("/metrics").text.splitlines() if row.startswith(line + " ")]
@@ -250,20 +255,29 @@ class Maker:
         self._policy = Policy(served.base, settings)
         self._prompt = self._policy.tokenizer.apply_chat_template(HELLO, add_generation_prompt=True, return_dict=False)
 
-    def publish(self, version: int, spoil_probes: float = 0.0, size: float = 0.05) -> tuple[AdapterVersion, Artifact]:
-        generator = torch.Generator().manual_seed(version)
-        for name, weight in self._policy.parameters.items():
-            if "lora_B" in name:
-                weight.data = torch.randn(weight.shape, generator=generator) * size
+    def publish(
+        self, version: int, spoil_probes: float = 0.0, spoil_weights: Callable[[str], float] | None = None
+    ) -> tuple[AdapterVersion, Artifact]:
+        """``spoil_weights`` says by its name how large each weight is in the file that goes out, when the probes were made with another."""
+        self._draw(version, lambda name: 0.05)
+        probe = self._probe(spoil_probes)
+        if spoil_weights is not None:
+            self._draw(version, spoil_weights)
         folder = self._folder / str(version)
         self._policy.save_adapter(folder)
-        (folder / "probes.json").write_text(json.dumps({"probes": [self._probe(spoil_probes)]}))
+        (folder / "probes.json").write_text(json.dumps({"probes": [probe]}))
         artifact = self._served.store.put(folder, f"adapters/{POLICY}/{version}")
         event = AdapterVersion(
             policy=POLICY, version=version, artifact=artifact, base_fingerprint=fingerprint(self._served.base), rank=8, targets=self._policy.targets,
             reward_model_version=1, step=version, created_at=datetime.now(UTC),
         )  # fmt: skip
         return event, artifact
+
+    def _draw(self, seed: int, size: Callable[[str], float]) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for name, weight in self._policy.parameters.items():
+            if "lora_B" in name:
+                weight.data = torch.randn(weight.shape, generator=generator) * size(name)
 
     def send(self, event: Event) -> None:
         producer = Producer(self._served.kafka, Metrics(), "test")
@@ -305,7 +319,7 @@ class Talkers:
             self.statuses.append(response.status_code)
             self.adapters.append(response.headers.get("x-tidemill-adapter", "none"))
 
-    def wait_for(self, adapter: str, timeout_s: float = 30) -> None:
+    def wait_for(self, adapter: str, timeout_s: float = 180) -> None:
         """Until somebody was answered by that adapter."""
         deadline = time.monotonic() + timeout_s
         while adapter not in self.adapters:
@@ -382,19 +396,63 @@ def test_an_adapter_that_does_not_answer_as_its_probes_say_is_refused(served: Se
     assert served.chat(model=event.name).status_code == 404
 
 
-def test_of_several_that_wait_the_newest_is_taken_and_old_ones_leave(served: Served, maker: Maker) -> None:
+PLANTED: dict[str, Callable[[str], float]] = {
+    "another adapter under its name": lambda name: -0.05,
+    "the base in its place": lambda name: 0.0,
+    "attention alone, without the experts": lambda name: 0.05 * ("experts" not in name),
+    "experts alone, without attention": lambda name: 0.05 * ("experts" in name),
+    "half of each step": lambda name: 0.025,
+}
+
+
+@pytest.mark.parametrize(("number", "fault"), enumerate(PLANTED), ids=PLANTED)
+def test_a_replica_that_serves_something_else_under_the_name_of_an_adapter_does_not_pass(
+    served: Served, maker: Maker, number: int, fault: str
+) -> None:
+    event, _ = maker.publish(10 + number, spoil_weights=PLANTED[fault])
+    maker.send(event)
+    attestation = served.attestation(event.name)
+    assert not attestation.passed
+    assert re.search("nats from the learner|of the adapter's step", attestation.reason), attestation.reason
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@1"
+
+
+def test_an_adapter_of_another_base_or_of_a_truncated_file_is_refused_and_the_old_adapter_goes_on(served: Served, maker: Maker) -> None:
+    stranger, _ = maker.publish(20)
+    maker.send(stranger.model_copy(update={"base_fingerprint": "0" * 64}))
+    assert "was trained on base" in served.attestation(stranger.name).reason
+    short, artifact = maker.publish(21)
+    weights = served.base.parent.parent / "artifacts" / artifact.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    maker.send(short)
+    assert "truncated or altered" in served.attestation(short.name).reason
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@1"
+
+
+def test_of_several_that_wait_the_newest_is_taken_and_the_one_unused_for_longest_leaves(served: Served, maker: Maker) -> None:
     with Talkers(served) as talkers:
-        for version in (4, 5, 6):
+        for version in (30, 31, 32, 33):
             event, _ = maker.publish(version)
             maker.send(event)
             assert served.attestation(event.name).passed
     assert set(talkers.statuses) == {200}
-    deadline = time.monotonic() + 10
-    while served.chat(model=f"{POLICY}@1").status_code != 404:
+    deadline = time.monotonic() + 60
+    while f"{POLICY}@1" in (loaded := served.models()):  # one more than actor.max_loras
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert served.chat(model=f"{POLICY}@5").status_code == 200  # the one before
-    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@6"
+    assert {f"{POLICY}@32", f"{POLICY}@33"} <= loaded  # production and the one before
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@33"
+
+
+def test_a_version_that_left_is_loaded_again_when_it_is_asked_for_and_production_is_as_before(served: Served) -> None:
+    answer = served.chat(model=f"{POLICY}@1")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-tidemill-adapter"] == f"{POLICY}@1"
+    first = served.find(ADAPTERS, lambda event: event.name == f"{POLICY}@1")
+    assert answer.headers["x-tidemill-adapter-sha256"] == first.artifact.sha256
+    assert served.chat(model=f"tinker://{POLICY}/sampler_weights/32").headers["x-tidemill-adapter"] == f"{POLICY}@32"
+    assert served.chat(model=f"{POLICY}@3").status_code == 404  # it was refused
+    assert served.chat().headers["x-tidemill-adapter"] == f"{POLICY}@33"
 
 
 def test_a_stop_lets_an_answer_finish_and_leaves_nothing_behind(served: Served) -> None:

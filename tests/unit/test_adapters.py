@@ -14,7 +14,7 @@ from actor.routing import Route
 from actor.settings import ActorSettings
 from streams.artifacts import ArtifactStore, fingerprint
 from streams.clock import FixedClock
-from streams.errors import AttestationFailed, BadArtifact
+from streams.errors import AttestationFailed, BadArtifact, Unavailable
 from streams.events import AdapterVersion, Artifact, Attestation, Event, Promotion, new_id
 from streams.kafka import KafkaSettings
 from streams.site import Site
@@ -329,6 +329,35 @@ def test_a_roll_back_to_the_base_is_served_by_the_base(gated: World) -> None:
     assert gated.engine.routes[-1] == Route()
     assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 0
     assert b"tidemill_promotion_served_seconds_count 1.0" in gated.site.metrics.text()
+
+
+def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what_is_refused_is_not_tried_at_once_again(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.engine.refuses.add("default@3")
+    gated.turn()
+    asked = [gated.follower.want(name) for name in ("default@2", "default@2", "default@3", "default@3", "default@9", "other@2")]
+    for _ in asked:
+        gated.follower._take_wanted()
+    assert [each.result(0) for each in asked] == [True, True, False, False, False, False]
+    assert gated.engine.loaded == gated.engine.added == ["default@1", "default@2"]
+    assert [(event.adapter, event.passed) for event in gated.spool.events] == [("default@1", True), ("default@2", True), ("default@3", False)]
+    assert gated.engine.routes == [Route("default@1")]  # being asked for changes nothing for anybody else
+
+
+def test_who_gave_up_asking_is_no_trouble_and_a_store_that_is_away_is_told_to_who_asked(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = gated.follower.want("default@1")
+    gone.cancel()
+    gated.follower._take_wanted()
+    assert gated.engine.loaded == ["default@1"]
+
+    def away(*_: object) -> Path:
+        raise Unavailable("the artifact store is away")
+
+    monkeypatch.setattr(gated.store, "fetch", away)
+    asked = gated.follower.want("default@2")
+    with pytest.raises(Unavailable):
+        gated.follower._take_wanted()
+    assert asked.result(0) is False
 
 
 Spoil = Callable[[World], AdapterVersion]

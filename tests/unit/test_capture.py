@@ -158,6 +158,15 @@ async def test_no_reply_is_kept_where_capture_is_declined_or_the_setting_says_so
     assert len(world.spool.episodes) == (1 if quietly else 2)
 
 
+async def test_a_version_that_was_published_is_loaded_when_it_is_asked_for_by_either_name() -> None:
+    world = World(whole, published={"default@7", "default@8"})
+    for model in ("default@7", "tinker://default/sampler_weights/8"):
+        start, _ = await world.post(CHAT | {"model": model})
+        assert start["status"] == 200
+    assert [json.loads(body)["model"] for body in world.bodies] == ["default@7", "default@8"]
+    assert world.router.idle() == ["default@7", "default@8"]  # answered: they may go
+
+
 async def test_a_version_that_is_not_loaded_is_refused_with_those_that_are() -> None:
     world = World(whole)
     start, body = await world.post(CHAT | {"model": "default@9"})

@@ -97,6 +97,23 @@ def test_a_canary_is_sticky_by_conversation_else_by_who_asks_and_how_it_began() 
     assert key(None, None, "hi") is None  # each request for itself, unless the replica finds its conversation again
 
 
+def test_spare_versions_stay_while_there_is_room_and_leave_least_recently_used_first_never_what_is_needed() -> None:
+    router = Router("default", Route("default@1", "default@2", kept=("default@3",)), room=4)
+    for version in (1, 2, 3, 4):
+        router.add(f"default@{version}", "a" * 64)
+    assert router.idle() == []
+    router.add("default@5", "a" * 64)
+    router.add("default@6", "a" * 64)
+    router.begin("default@4")
+    router.end("default@4")
+    assert router.idle() == ["default@5", "default@6"]
+    router.begin("default@6")
+    assert router.idle() == ["default@5", "default@4"]
+    router.route = Route("default@6", kept=("default@1",))  # no new need, less of the old
+    router.end("default@6")
+    assert router.idle() == ["default@2", "default@3"]
+
+
 def test_an_old_version_leaves_only_when_it_is_not_routed_to_nor_kept_and_no_request_is_in_flight() -> None:
     router = Router("default", Route("default@3", "default@4", kept=("default@2",)))
     for version in (1, 2, 3, 4):
