@@ -38,17 +38,19 @@ def add_to(main: click.Group, settings_options: SettingsOptions) -> None:
 
 
 def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Where adapters stand and every trial: its end, the uplift with its interval, and the labelled conversations it took."""
+    """Where adapters stand and every trial: its end, the uplift with its interval, and the labelled conversations and device-seconds it took."""
     from actor.promotion import fold
-    from infra.promotion_history import history, read_promotions, standing_as_dict
+    from infra.promotion_history import history, read_adapters, read_promotions, standing_as_dict
 
     settings = _settings(config, overrides)
     events = read_promotions(settings)
-    standing, trials = fold(settings.policy.name, events), history(settings.policy.name, events)
+    standing, trials = fold(settings.policy.name, events), history(settings.policy.name, events, read_adapters(settings))
     if as_json:
         click.echo(json.dumps(standing_as_dict(standing, trials), indent=1))
         return
     click.echo(f"production   {standing.production or 'base'}   (to go back to: {standing.previous or 'base'})")
+    if standing.share < 1:
+        click.echo(f"held back    {1 - standing.share:.0%} of conversations go on with {standing.previous or 'base'}, to compare with")
     trial = standing.trial
     if trial is not None:
         share = f", {trial.canary_share:.0%} of conversations" if trial.stage == "canary" else ""

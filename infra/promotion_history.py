@@ -1,8 +1,8 @@
 """The history of promotions as the log tells it, and a person's move written to it: what stands behind the commands."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,8 @@ class TrialHistory:
 
     adapter: str
     moves: tuple[Promotion, ...]
+    learned_s: float = 0.0
+    """Device-seconds of the learner since the adapter in production then, as far as its adapters tell them."""
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -35,6 +37,22 @@ class TrialHistory:
         return int(side.get("labels", 0)) if isinstance(side, dict) else 0
 
     @property
+    def device_s(self) -> float:
+        """Device-seconds that it took: to learn it, and to ask and score it in its trial."""
+        asked = (move.evidence.get("device_s", 0.0) for move in self.moves)
+        return self.learned_s + sum(seconds for seconds in asked if isinstance(seconds, int | float))
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Device-seconds, and where people like it better, device-seconds and labelled conversations for each point of uplift."""
+        uplift = self.evidence.get("uplift")
+        told = {"device_s": round(self.device_s, 1)}
+        if isinstance(uplift, int | float) and uplift > 0:
+            points = 100 * uplift
+            told |= {"device_s_per_point": round(self.device_s / points, 1), "labels_per_point": round(self.labels_spent / points, 1)}
+        return told
+
+    @property
     def seconds(self) -> float:
         """From its first move to its last."""
         return (self.moves[-1].at - self.moves[0].at).total_seconds()
@@ -44,30 +62,46 @@ class TrialHistory:
         last = self.moves[-1]
         uplift: dict[str, Any] = {key: self.evidence[key] for key in ("uplift", "low", "high") if key in self.evidence}
         return {"adapter": self.adapter, "moves": [move.move for move in self.moves], "reason": last.reason, "by": last.by, "at": last.at.isoformat(),
-                "labels_spent": self.labels_spent, "seconds": self.seconds, **uplift}  # fmt: skip
+                "labels_spent": self.labels_spent, "seconds": self.seconds, **self.cost, **uplift}  # fmt: skip
 
     def as_text(self) -> str:
         """One line."""
         last, told = self.moves[-1], self.as_dict()
         uplift = f"  uplift {told['uplift']:+.3f} ({told['low']:+.3f} to {told['high']:+.3f}), {self.labels_spent} labels" if "low" in told else ""
-        return f"{last.at:%Y-%m-%d %H:%M}  {self.adapter:<16} {last.move:<12}{uplift}  by {last.by}: {last.reason[:120]}"
+        cost = f", {told['device_s']:g} device-s" if told["device_s"] else ""
+        if "device_s_per_point" in told:
+            cost += f" (a point: {told['labels_per_point']:g} labels, {told['device_s_per_point']:g} device-s)"
+        return f"{last.at:%Y-%m-%d %H:%M}  {self.adapter:<16} {last.move:<12}{uplift}{cost}  by {last.by}: {last.reason[:120]}"
 
 
-def history(policy: str, events: Sequence[Promotion]) -> list[TrialHistory]:
-    """Every trial, oldest first; moves that were void are left out, and a later roll-back of a production stands for itself."""
-    standing = Standing(policy)
+def history(policy: str, events: Sequence[Promotion], adapters: Sequence[AdapterVersion] = ()) -> list[TrialHistory]:
+    """Every trial, oldest first, with what it cost to learn; moves that were void are left out, and a later roll-back of a production stands for
+    itself."""
+    standing, learned = Standing(policy), {adapter.version: adapter for adapter in adapters}
     ways: list[TrialHistory] = []
     for event in events:
         if standing.refusal(event) is not None:
             continue
-        under_way = standing.trial is not None and standing.trial.adapter == event.adapter and ways
-        standing = standing.after(event)
-        if under_way:
-            index = max(n for n, way in enumerate(ways) if way.adapter == event.adapter)
-            ways[index] = TrialHistory(event.adapter, (*ways[index].moves, event))
+        on_trial = standing.trial is not None and standing.trial.adapter == event.adapter
+        goes_on = on_trial or (event.move == "promoted" and event.adapter == standing.production)  # the latter: another share of conversations
+        if goes_on and (earlier := [n for n, way in enumerate(ways) if way.adapter == event.adapter]):
+            ways[earlier[-1]] = replace(ways[earlier[-1]], moves=(*ways[earlier[-1]].moves, event))
         else:
-            ways.append(TrialHistory(event.adapter, (event,)))
+            learned_s = (
+                0.0 if event.move == "rolled_back" else _learned_s(learned, standing.version(event.adapter), standing.version(standing.production))
+            )
+            ways.append(TrialHistory(event.adapter, (event,), learned_s))
+        standing = standing.after(event)
     return ways
+
+
+def _learned_s(adapters: Mapping[int, AdapterVersion], version: int | None, production: int | None) -> float:
+    """Device-seconds of the learner from production (or the base) to this version, adapter by adapter."""
+    seconds = 0.0
+    while version is not None and version != production and version in adapters:
+        seconds += adapters[version].metrics.get("device_s", 0.0)
+        version = adapters[version].parent
+    return seconds
 
 
 def read_promotions(settings: Settings) -> list[Promotion]:
@@ -118,4 +152,10 @@ def standing_as_dict(standing: Standing, trials: Sequence[TrialHistory]) -> dict
     if trial is not None:
         on_trial = {"adapter": trial.adapter, "stage": trial.stage, "since": trial.since.isoformat(), "canary_share": trial.canary_share,
                     "awaits_approval": trial.awaits_approval, "evidence": dict(trial.evidence)}  # fmt: skip
-    return {"production": standing.production, "previous": standing.previous, "trial": on_trial, "trials": [each.as_dict() for each in trials]}
+    return {
+        "production": standing.production,
+        "share": standing.share,
+        "previous": standing.previous,
+        "trial": on_trial,
+        "trials": [each.as_dict() for each in trials],
+    }

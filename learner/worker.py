@@ -14,6 +14,7 @@ from streams.metrics import Metrics
 from streams.site import Site
 
 log = structlog.get_logger()
+PHASES = ("rollout", "score", "train")
 RETRY_S = 2.0
 TURN_S = 3600.0
 """A step on a CPU may take many minutes; a loop that has not come round for an hour hangs."""
@@ -28,6 +29,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
         publisher = AdapterPublisher(settings, site, producer)
         feed = Feed(settings, site, producer, str(actor.call("features")))
         steps: int | None = None
+        device_s = 0.0  # since the last adapter: what the next one cost
         while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
             site.health.turned("learning", TURN_S)
             try:
@@ -44,11 +46,13 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                     continue
                 steps = report.step
                 _expose(site.metrics, report, settings)
+                device_s += sum(report.metrics[f"{phase}_s"] for phase in PHASES) * devices(settings)
                 feed.save()
                 if steps % settings.publish_every == 0:
                     folder = site.state / "outgoing"
                     targets = actor.call("export", folder, publisher.parent_step)
-                    event = publisher.publish(Exported(folder, targets, steps, report.metrics), feed.reward_model)
+                    event = publisher.publish(Exported(folder, targets, steps, report.metrics | {"device_s": device_s}), feed.reward_model)
+                    device_s = 0.0
                     log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
             except Unavailable as error:
@@ -68,7 +72,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
 def _expose(metrics: Metrics, report: StepReport, settings: LearnerSettings) -> None:
     m, held = report.metrics, devices(settings)
     metrics.add("tidemill_learner_steps_total")
-    for phase in ("rollout", "score", "train"):
+    for phase in PHASES:
         metrics.observe("tidemill_learner_step_seconds", m[f"{phase}_s"], phase=phase)
         metrics.add("tidemill_learner_device_seconds_total", m[f"{phase}_s"] * held, work=phase)
     metrics.add("tidemill_learner_tokens_total", m["output_tokens"], phase="rollout")

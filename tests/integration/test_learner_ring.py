@@ -86,6 +86,7 @@ def test_prompts_and_a_reward_model_become_adapters_with_probes_and_a_restart_go
     one, two = adapters(site)
     assert (one.version, two.version, two.parent, two.step, two.reward_model_version) == (1, 2, 1, 2, 1)
     assert two.reward_model_offsets == {"tidemill.labels.v1": {0: 7}}
+    assert one.metrics["device_s"] >= one.metrics["rollout_s"] + one.metrics["train_s"] > 0  # what it cost, for those who promote it
     folder = site.artifacts.fetch(two.artifact, tmp_path / "fetched")
     assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "probes.json", "recipe.json"}
     probes = json.loads((folder / "probes.json").read_text())["probes"]

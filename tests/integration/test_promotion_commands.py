@@ -28,7 +28,7 @@ class Desk:
         for version in (1, 2, 3):
             self._producer.publish(ADAPTERS, AdapterVersion(
                 policy=policy, version=version, artifact=Artifact(path="a", sha256="0" * 64, size_bytes=1), base_fingerprint="1" * 64, rank=8,
-                targets=("q_proj",), reward_model_version=1, step=1, created_at=T0,
+                targets=("q_proj",), reward_model_version=1, step=1, created_at=T0, parent=version - 1 or None, metrics={"device_s": 100.0 * version},
             ))  # fmt: skip
 
     def machine(self, version: int, *moves: str, **last: Any) -> None:
@@ -71,6 +71,26 @@ def test_a_trial_is_told_with_its_uplift_and_the_labels_it_took(desk: Desk) -> N
     text = desk.type("promotions").output
     assert "uplift +0.120 (+0.030 to +0.210), 240 labels" in text
     assert "retention: 3 of 24" in text
+
+
+def test_a_trial_tells_what_it_cost_to_learn_since_production_and_to_try(desk: Desk) -> None:
+    desk.machine(1, "candidate", "shadow", "canary", "promoted", evidence=UPLIFT)
+    desk.machine(3, "candidate")
+    desk.machine(3, "shadow", evidence={"device_s": 20.0})
+    desk.machine(3, "canary", evidence={"device_s": 4.0})
+    desk.machine(3, "promoted", evidence=UPLIFT, canary_share=0.95)
+    desk.machine(3, "promoted", evidence={"after": {"uplift": 0.5}}, canary_share=1.0)
+    first, second = desk.told["trials"]
+    assert (first["device_s"], first["labels_per_point"]) == (100.0, 20.0)
+    assert (second["device_s"], second["uplift"], second["moves"][-2:]) == (200 + 300 + 24, 0.12, ["promoted", "promoted"])
+    assert second["device_s_per_point"] == round(524 / 12, 1)
+    assert "524 device-s (a point: 20 labels, 43.7 device-s)" in desk.type("promotions").output
+
+
+def test_what_is_held_back_on_the_production_before_is_told(desk: Desk) -> None:
+    desk.machine(1, "candidate", "shadow", "canary", "promoted", canary_share=0.95)
+    assert "5% of conversations go on with base" in desk.type("promotions").output
+    assert desk.told["share"] == 0.95
 
 
 def test_promote_puts_on_trial_and_only_with_now_into_production(desk: Desk) -> None:
