@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-capture docs lock clean
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -63,6 +63,12 @@ bench-rl: .venv/bench  ## Learning beside TRL's GRPOTrainer with PEFT on the sam
 bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behind LiteLLM's proxy, on a trivial server and on vLLM (ten minutes)
 	$(RUN) benchmarks.capture --server trivial $(ARGS)
 	$(RUN) benchmarks.capture --server vllm --rate 30 $(ARGS)
+
+bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distillation side by side on the tiny base, with a plot (five minutes)
+	$(RUN) benchmarks.rl_algorithms $(ARGS)
+
+bench-corrections: .venv/installed  ## Thirty corrections given once: does the next adapter know them in other words? (ten minutes; ARGS="--arms comments")
+	$(RUN) benchmarks.corrections $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
 	$(RUN) infra.reference docs

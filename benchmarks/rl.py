@@ -65,12 +65,17 @@ def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float | Non
     return {
         "target_reward": target,
         "wall_time_to_reward": reached[0] / reached[1],
-        "processor_time": ours["cpu_s"] / peer["cpu_s"],
-        "wall_time_a_step": ours["total_s"] / peer["total_s"],
+        "processor_time_a_step": _a_step(ours, "processor_s") / _a_step(peer, "processor_s"),
+        "wall_time_a_step": _a_step(ours, "seconds") / _a_step(peer, "seconds"),
         "rollout_tokens_per_s": (sum(ours["tokens"]) / ours["rollout_s"]) / (sum(peer["tokens"]) / peer["rollout_s"]),
-        "training_seconds": (ours["total_s"] - ours["rollout_s"]) / (peer["total_s"] - peer["rollout_s"]),
+        "training_seconds_a_step": (_a_step(ours, "seconds") - ours["rollout_s"] / len(ours["seconds"]))
+        / (_a_step(peer, "seconds") - peer["rollout_s"] / len(peer["seconds"])),
         "peak_memory": ours["peak_memory_mib"] / peer["peak_memory_mib"],
     }
+
+
+def _a_step(curve: dict[str, Any], clock: str) -> float:
+    return float(curve[clock][-1]) / len(curve[clock])
 
 
 def smoothed(rewards: list[float]) -> list[float]:
@@ -90,6 +95,7 @@ def table(ours: dict[str, Any], peer: dict[str, Any], told: dict[str, float | No
     for name, of in (
         ("seconds a step", lambda c: c["total_s"] / len(c["seconds"])),
         ("  of which rollouts", lambda c: c["rollout_s"] / len(c["seconds"])),
+        ("processor seconds a step", lambda c: _a_step(c, "processor_s")),
         ("rollout tokens/s", lambda c: sum(c["tokens"]) / c["rollout_s"]),
         ("first true reward", lambda c: smoothed(c["rewards"])[0]),
         ("last true reward", lambda c: smoothed(c["rewards"])[-1]),

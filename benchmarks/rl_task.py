@@ -54,13 +54,24 @@ class Curve:
     tokens: list[int] = field(default_factory=list)
     rollout_s: float = 0.0
     total_s: float = 0.0
-    cpu_s: float = 0.0
-    """Processor seconds of this process, start included: what other work on the machine cannot stretch."""
+    processor_s: list[float] = field(default_factory=list)
+    """Processor seconds of this process since the first step began, by step: what other work on the machine cannot stretch."""
     peak_memory_mib: float = 0.0
 
+    def clock(self) -> None:
+        """The first step begins."""
+        self._began = time.perf_counter(), time.process_time()
+
+    def stepped(self, path: Path) -> None:
+        """A step ended; what was measured is written, should the next one be cut off."""
+        self.seconds.append(time.perf_counter() - self._began[0])
+        self.processor_s.append(time.process_time() - self._began[1])
+        self.total_s = self.seconds[-1]
+        print(f"{self.side} step {len(self.seconds)}: {self.seconds[-1]:.0f} s, true reward {self.rewards[-1]:.2f}", flush=True)
+        self.write(path)
+
     def write(self, path: Path) -> None:
-        """Also notes the peak memory and the processor time of this process."""
-        self.cpu_s = time.process_time()
+        """Also notes the peak memory of this process."""
         self.peak_memory_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         path.write_text(json.dumps(asdict(self)))
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,16 +25,13 @@ def main(task: Task, base: Path, out: Path) -> None:
     def reward(pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
         return [true_reward(asked[messages[-1].text], answer) for messages, answer in pairs]
 
-    began = time.perf_counter()
+    curve.clock()
     for step in steps:
         metrics = trainer.step([prompt(question) for question in step], reward).metrics
-        curve.seconds.append(time.perf_counter() - began)
         curve.rewards.append(metrics["reward_mean"])
         curve.tokens.append(int(metrics["output_tokens"]))
         curve.rollout_s += metrics["rollout_s"]
-        print(f"tidemill step {len(curve.seconds)}: {curve.seconds[-1]:.0f} s, true reward {curve.rewards[-1]:.2f}", flush=True)
-    curve.total_s = curve.seconds[-1]
-    curve.write(out)
+        curve.stepped(out)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from infra.people import Question
 def main(task: Task, base: Path, out: Path) -> None:
     """Train, and write the curve."""
     torch.set_num_threads(1)
-    curve, began = Curve("trl"), 0.0
+    curve = Curve("trl")
 
     def reward(completions: list[Any], subject: list[str], text: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         said = [completion[0]["content"] for completion in completions]
@@ -30,12 +30,10 @@ def main(task: Task, base: Path, out: Path) -> None:
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            nonlocal began
-            began = time.perf_counter()
+            curve.clock()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            curve.seconds.append(time.perf_counter() - began)
-            print(f"trl step {len(curve.seconds)}: {curve.seconds[-1]:.0f} s, true reward {curve.rewards[-1]:.2f}", flush=True)
+            curve.stepped(out)
 
     rows = [
         {"prompt": [m.model_dump(include={"role", "content"}) for m in prompt(q)], "subject": q.subject, "text": q.text}
@@ -73,8 +71,6 @@ def main(task: Task, base: Path, out: Path) -> None:
 
     trainer._generate = timed
     trainer.train()
-    curve.total_s = curve.seconds[-1]
-    curve.write(out)
 
 
 if __name__ == "__main__":

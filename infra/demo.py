@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from infra import skills
 from infra.config import Settings, load
 from infra.page import write_html
 from infra.people import Question, held_out_questions
@@ -99,8 +100,9 @@ class Demo:
         self._await_the_last_adapter()
         self._stage("asking the adapter")
         after = self._ask(questions)
+        kept = skills.measure(ring.base_url, ring.settings.policy.name)
         self._stage("closing the books")
-        return self._report(before, after, talk.people.tally)
+        return self._report(before, after, talk.people.tally, kept)
 
     def _learn(self, tally: Tally, asking_s: float) -> None:
         """People talk and the learner steps until what is left is needed for the rest."""
@@ -159,7 +161,7 @@ class Demo:
             self._tick(None)
             time.sleep(0.2)
 
-    def _report(self, before: list[Answer], after: list[Answer], tally: Tally) -> Report:
+    def _report(self, before: list[Answer], after: list[Answer], tally: Tally, kept: skills.Skills | None) -> Report:
         ring, settled_by = self._ring, time.monotonic() + REPORT_S
         ledger = ledger_now(ring.settings)
         while not ledger.balanced and time.monotonic() < settled_by:
@@ -178,6 +180,7 @@ class Demo:
             samples=self._samples,
             peak_memory_mib=ring.peak_memory_mib,
             restarts=ring.processes.restarts,
+            skills=kept,
         )
 
     def _tick(self, tally: Tally | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from infra.config import Settings
 from infra.people import PREFERENCES
 from infra.simulate import Answer, Tally
+from infra.skills import Skills
 from infra.statistics import Interval, paired_difference, share
 from infra.watch import Facts
 from streams.ledger import Ledger
@@ -29,6 +30,8 @@ class Report:
     samples: list[tuple[float, float, str]]
     peak_memory_mib: float
     restarts: dict[str, int]
+    skills: Skills | None = None
+    """How likely frozen texts are to the base and to what is served; none when the actor did not say."""
 
     @cached_property
     def approval_before(self) -> Interval:
@@ -95,6 +98,7 @@ class Report:
             "ledger": str(self.ledger).splitlines(),
             "first_thumb_to_first_adapter_s": facts.first_thumb_to_adapter_s(),
             "peak_memory_mib": round(self.peak_memory_mib),
+            "skills_nats": None if self.skills is None else {"base": self.skills.base_nats, "served": self.skills.served_nats},
             "parts_restarted": self.restarts,
         }  # fmt: skip
 
@@ -115,6 +119,7 @@ class Report:
             ("adapters", f"{len(facts.adapters)} published, {figures['attested']} loaded and attested, {len(refused)} refused"
              + "".join(f"; {name}: {reason}" for name, reason in list(refused.items())[:3])),
             ("first thumb → adapter", "–" if seconds is None else f"{seconds:.0f} s"),
+            ("skills kept", _skills(self.skills)),
             ("ledger", str(self.ledger)),
             ("dead letters", ", ".join(f"{n} {reason}" for reason, n in facts.dead_letters.items()) or "none"),
             ("peak memory", f"{self.peak_memory_mib / 1024:.1f} GiB, all processes"),
@@ -153,6 +158,12 @@ def _percent(interval: Interval) -> str:
 
 def _points(interval: Interval) -> str:
     return f"{interval.estimate * 100:+.0f} points  [{interval.low * 100:+.0f}, {interval.high * 100:+.0f}]"
+
+
+def _skills(skills: Skills | None) -> str:
+    if skills is None:
+        return "not measured: the actor did not answer"
+    return f"{skills.base_nats:.2f} nats a token of frozen texts by the base, {skills.served_nats:.2f} by what is served ({skills.change_nats:+.2f})"
 
 
 def _accuracy(model: Any, which: str) -> str:

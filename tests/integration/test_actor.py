@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 
+from infra import skills
 from learner.packing import Branches, pack
 from learner.policy import Policy
 from learner.settings import LearnerSettings
@@ -371,6 +372,18 @@ def test_in_one_batch_the_base_answers_as_the_base_and_the_adapter_as_itself(ser
         thread.join()
     assert alone[0] != alone[1]
     assert [together["base"], together[POLICY]] == alone
+
+
+def test_skills_kept_are_loglikelihoods_of_the_base_and_of_what_is_served(served: Served) -> None:
+    kept = skills.measure(f"{served.http.base_url}/v1", POLICY)
+    assert kept is not None
+    policy = Policy(served.base, LearnerSettings(dtype="float32"))
+    ids = [policy.tokenizer.encode(text) for text in skills.TEXTS]
+    packed = pack([Branches((first,), (tuple(rest),)) for first, *rest in ids], policy.eos_id)
+    with torch.no_grad(), policy.reference():
+        expected = policy.stats(packed).logprobs_BT[packed.mask_BT].mean()
+    assert kept.base_nats == pytest.approx(float(expected), abs=1e-3)
+    assert abs(kept.change_nats) > 1e-3  # and the adapter is another policy
 
 
 def test_a_corrupted_artifact_is_refused_and_the_old_adapter_goes_on(served: Served, maker: Maker) -> None:

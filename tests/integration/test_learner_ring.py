@@ -14,16 +14,17 @@ import ray
 import torch
 
 from learner import worker
+from learner.recipe import Recipe
 from learner.replay import ancestry, replay
 from learner.settings import LearnerSettings
 from reward.features import Featurizer
 from reward.model import RewardModel
 from reward.settings import RewardSettings
 from streams.artifacts import ArtifactStore
-from streams.events import AdapterVersion, Calibration, Episode, RewardModelVersion
+from streams.events import AdapterVersion, Calibration, Episode, Label, RewardModelVersion
 from streams.kafka import KafkaSettings, Producer, read_to_end
 from streams.site import Site
-from streams.topics import ADAPTERS, EPISODES, REWARD_MODELS
+from streams.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
 
 SETTINGS = LearnerSettings(max_output_tokens=8, prompts_per_step=2, prompts_needed=2, threads=1, learning_rate=0.01, engine="transformers")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -47,6 +48,12 @@ def publish_inputs(site: Site, producer: Producer, folder: Path) -> None:
         producer.publish(EPISODES, Episode.model_validate({
             "episode_id": f"{site.policy}-{n}", "policy": site.policy, "messages": [{"role": "user", "content": f"What is number {n}?"}],
             "answer": "words", "started_at": NOW, "ended_at": NOW,
+        }))  # fmt: skip
+    for n, vote in enumerate(({"kind": "thumb", "value": 1.0}, {"kind": "comment", "text": "Say it in words."})):
+        producer.publish(LABELS, Label.model_validate({
+            "episode_id": f"{site.policy}-{n}", "policy": site.policy, "outcome": "completed", "answer": "words",
+            "messages": [{"role": "user", "content": f"What is number {n}?"}], "verdict": vote.get("value"), "episode_at": NOW,
+            "votes": [{"feedback_id": f"f-{n}", "user_id": "u-1", "at": NOW} | vote], "first_feedback_at": NOW, "newest_feedback_at": NOW,
         }))  # fmt: skip
     featurizer = Featurizer(site.base / "dense", RewardSettings())
     reward_model(featurizer).save(folder)
@@ -80,9 +87,10 @@ def until(true: Callable[[], bool], within_s: float = 240) -> None:
         time.sleep(0.2)
 
 
-def test_prompts_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(site: Site, producer: Producer, tmp_path: Path) -> None:
+def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(site: Site, producer: Producer, tmp_path: Path) -> None:
     publish_inputs(site, producer, tmp_path / "head")
-    worker.run(SETTINGS.model_copy(update={"max_steps": 2}), RewardSettings(), site)
+    mixed = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0})
+    worker.run(mixed.model_copy(update={"max_steps": 2}), RewardSettings(), site)
     one, two = adapters(site)
     assert (one.version, two.version, two.parent, two.step, two.reward_model_version) == (1, 2, 1, 2, 1)
     assert two.reward_model_offsets == {"tidemill.labels.v1": {0: 7}}
@@ -96,8 +104,12 @@ def test_prompts_and_a_reward_model_become_adapters_with_probes_and_a_restart_go
         assert probe["adapter_logprobs"] != probe["base_logprobs"]
     assert site.metrics.value("tidemill_adapters_published_total") == 2
     assert site.metrics.value("tidemill_learner_steps_total") == 2
+    assert site.metrics.value("tidemill_learner_stale_rollouts_total") == site.metrics.value("tidemill_learner_entropy_alarm") == 0
+    live = {(judged.episode_id, judged.verdict, judged.comments) for taken in Recipe.read(folder).steps for judged in taken.judged}
+    assert live == {(f"{site.policy}-0", 1.0, ()), (f"{site.policy}-1", None, ("Say it in words.",))}
+    assert two.metrics["thumb_answers"] == two.metrics["hindsight_answers"] == 1
 
-    worker.run(SETTINGS.model_copy(update={"max_steps": 3}), RewardSettings(), site)  # a new process: step 3 comes next, and version 3
+    worker.run(mixed.model_copy(update={"max_steps": 3}), RewardSettings(), site)  # a new process: step 3 comes next, and version 3
     assert [(event.version, event.step) for event in adapters(site)] == [(1, 1), (2, 2), (3, 3)]
 
     again = list(replay(ancestry(adapters(site), 3), site.artifacts, site.base, RewardSettings()))  # over the restart, without Ray and Kafka

@@ -14,6 +14,7 @@ from infra.people import Question
 from infra.reference import EXAMPLES, T0
 from infra.report import Report, write_json
 from infra.simulate import Answer, Tally
+from infra.skills import Skills, mean_logprob
 from infra.watch import Facts
 from streams.events import AdapterVersion, Attestation, Label, RewardModelVersion
 from streams.ledger import Ledger, balance
@@ -77,6 +78,15 @@ def test_the_json_holds_every_figure_and_answer(report: Report, tmp_path: Path) 
     assert told["approval_after"]["estimate"] == 0.75
     assert len(told["held_out"]) == 48
     assert told["simulated_people"]["thumbs"] == 150
+
+
+def test_skills_kept_are_told_as_the_engines_own_loglikelihoods(report: Report) -> None:
+    assert "not measured" in report.as_text()
+    told = replace(report, skills=Skills(-2.5, -2.61))
+    assert "-2.50 nats a token of frozen texts by the base, -2.61 by what is served (-0.11)" in told.as_text()
+    assert told.figures()["skills_nats"] == {"base": -2.5, "served": -2.61}
+    texts = [[None, {"5": {"logprob": -1.0}}, {"9": {"logprob": -2.0}}], [None, {"7": {"logprob": -6.0}}]]
+    assert mean_logprob(texts) == -3.0  # over tokens, not over texts
 
 
 def test_the_time_from_the_first_thumb_is_to_the_first_adapter() -> None:
