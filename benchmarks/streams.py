@@ -31,7 +31,8 @@ from streams import joiner
 from streams.artifacts import ArtifactStore
 from streams.events import Episode, Event, Feedback, FeedbackKind, Message
 from streams.join import JoinSettings
-from streams.kafka import BATCH_BYTES, Consumer, KafkaSettings, Producer, create_topics, end_offsets
+from streams.kafka import Consumer, KafkaSettings, Producer, create_topics, end_offsets
+from streams.kafka.producer import BATCH_BYTES
 from streams.lake_files import Lake
 from streams.metrics import Metrics
 from streams.site import Site

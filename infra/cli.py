@@ -1,5 +1,6 @@
 """The command ``tidemill``. Exits 0 done, 1 when the operator can fix it (one line, no traceback), 2 for wrong usage."""
 
+import contextlib
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO, cast
 
 import click
 import structlog
@@ -260,6 +261,21 @@ def stop_on_signal() -> threading.Event:
     return stopping
 
 
+class Unfailing:
+    """A stream whose full disk ends nobody: a line that cannot be written is a smaller loss than the process that wanted to say it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def log_json(part: str) -> None:
     """One JSON object a line on standard error, each with the part that says it."""
 
@@ -276,7 +292,7 @@ def log_json(part: str) -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unfailing(sys.stderr))),
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
 

@@ -1,5 +1,6 @@
 """Parts are started again when they die, and nothing is left behind."""
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -47,3 +48,13 @@ def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
     assert psutil.pid_exists(grandchild)
     parts.stop_all(timeout_s=5)
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_log_on_a_full_disk_ends_nobody(tmp_path: Path) -> None:
+    written = "import resource, structlog\nfrom infra.cli import log_json\nlog_json('streams')\nstructlog.get_logger().info('before')\n"
+    written += "resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))\n"
+    written += "for _ in range(100):\n    structlog.get_logger().warning('x' * 100)\nprint('alive')\n"
+    with (tmp_path / "log").open("wb") as log:
+        done = subprocess.run([sys.executable, "-c", written], stderr=log, stdout=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert "before" in (tmp_path / "log").read_text()
+    assert "alive" in done.stdout
