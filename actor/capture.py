@@ -46,6 +46,8 @@ class Exchange:
     tap: Tap
     place: Place
     tenant: str = "default"
+    model: object = None
+    """vLLM's name for what was asked for."""
     status: int = 0
     gone: bool = False
     """The client hung up."""
@@ -90,7 +92,7 @@ class Capture:
         asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
         tenant = tenant_of(scope)
         exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant)
-        model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
+        model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
         self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
         try:
             if self._want is not None and self._router.missing(model) is not None:
@@ -99,17 +101,15 @@ class Capture:
                 self._keeper.skip("refused")
                 await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
             else:
-                await self._pass_on(scope, receive, send, body, parsed, model, exchange)
+                await self._pass_on(scope, receive, send, body, parsed, exchange)
         finally:
             self._router.end(model)
 
-    async def _pass_on(
-        self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any], model: object, exchange: Exchange
-    ) -> None:
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any], exchange: Exchange) -> None:
         """To vLLM, under its name for the model; what becomes of it is kept."""
         asked = exchange.asked
         named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
-        if (told := named | parsed | {"model": model}) != parsed:
+        if (told := named | parsed | {"model": exchange.model}) != parsed:
             body = json.dumps(told).encode()
         token = TAP.set(exchange.tap if asked.capturable else None)
         try:
@@ -126,10 +126,10 @@ class Capture:
 
         async def heard(message: Message) -> None:
             if message["type"] == "http.response.start":
-                exchange.status = message["status"]
-                if exchange.tap.prompts and exchange.status < 400:
-                    message = {**message, "headers": [*message.get("headers", ()), *self._headers(exchange)]}
-                exchange.streamed = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in message.get("headers", ()))
+                exchange.status, own = message["status"], message.get("headers", ())
+                exchange.streamed = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in own)
+                if exchange.status < 400 and (exchange.tap.prompts or exchange.streamed):  # a streamed response begins before its engine does
+                    message = {**message, "headers": [*own, *self._headers(exchange)]}
             elif exchange.asked.tools and len(exchange.response) < KEPT_RESPONSE_BYTES:
                 exchange.response += message.get("body", b"")
             await send(message)
@@ -137,7 +137,7 @@ class Capture:
         return heard
 
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-        adapter = exchange.tap.adapter
+        adapter = exchange.tap.adapter if exchange.tap.prompts else self._router.loaded(exchange.model)
         headers = [(b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace"))]
         if not exchange.asked.declined:
             headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))

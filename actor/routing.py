@@ -74,6 +74,10 @@ class Router:
         """An adapter was attested and may be asked for by its version."""
         self._sha256[name] = sha256
 
+    def loaded(self, name: object) -> str | None:
+        """The name, where it is a loaded adapter's; None is the base, or nothing of ours."""
+        return name if isinstance(name, str) and name in self._sha256 else None
+
     def sha256(self, name: str | None) -> str | None:
         """Checksum of a loaded adapter."""
         return self._sha256.get(name) if name else None

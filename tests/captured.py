@@ -143,6 +143,15 @@ async def streaming(world: World, scope: Scope, receive: Receive, send: Send) ->
     await send({"type": "http.response.body", "body": b""})
 
 
+async def streaming_late(world: World, scope: Scope, receive: Receive, send: Send) -> None:
+    """As vLLM streams a response: the answer's head is sent before the engine is asked."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    model = json.loads(world.bodies[-1])["model"]
+    async for output in world.engine.generate("p", params("DELTA"), "id", lora_request=SimpleNamespace(lora_name=model)):
+        await send({"type": "http.response.body", "body": output.outputs[0].text.encode(), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
 async def left_alone(world: World, scope: Scope, receive: Receive, send: Send) -> None:
     """A server whose client hangs up after the first part."""
     outputs = world.engine.generate("p", params("DELTA"), "id", lora_request=None)

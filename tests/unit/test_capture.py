@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from actor.routing import Route
-from tests.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, whole
+from tests.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, streaming_late, whole
 
 
 async def test_the_response_is_passed_on_byte_for_byte_with_headers_before_it() -> None:
@@ -41,6 +41,17 @@ async def test_the_live_adapter_answers_for_the_policy_and_the_episode_says_so()
     assert dict(start["headers"])[b"x-tidemill-adapter-sha256"] == b"b" * 64
     assert (world.spool.episodes[0].adapter, world.spool.episodes[0].adapter_sha256) == ("default@7", "b" * 64)
     assert world.router.idle() == []
+
+
+async def test_an_answer_whose_head_is_sent_before_the_engine_is_asked_is_named_all_the_same() -> None:
+    world = World(streaming_late)
+    world.router.add("default@7", "b" * 64)
+    world.router.route = Route("default@7")
+    start, *_ = await world.post({"model": "default", "input": "hi"}, "/v1/responses")
+    (episode,) = world.spool.episodes
+    assert dict(start["headers"])[b"x-tidemill-episode"].decode() == episode.episode_id
+    assert (dict(start["headers"])[b"x-tidemill-adapter"], episode.adapter) == (b"default@7", "default@7")
+    assert json.loads(world.bodies[0])["request_id"] == f"resp_{episode.episode_id}"
 
 
 async def test_a_conversation_stays_with_the_canary_and_the_header_names_it() -> None:
