@@ -224,6 +224,54 @@ def test_a_client_that_leaves_in_the_middle_is_an_outcome(served: Served) -> Non
     assert 0 < len(episode.output_ids) < 900
 
 
+def test_a_second_turn_finds_its_conversation_and_what_the_person_says_is_feedback(served: Served) -> None:
+    first = served.chat(user="cyd", temperature=1.0)
+    said = [
+        *HELLO,
+        {"role": "assistant", "content": first.json()["choices"][0]["message"]["content"]},
+        {"role": "user", "content": "Say it to a hill."},
+    ]
+    second = served.chat(user="cyd", messages=said)
+    episode = served.episode(second.headers["x-tidemill-episode"])
+    assert (episode.turn, episode.replies_to) == (1, first.headers["x-tidemill-episode"])
+    assert episode.conversation_id == first.headers["x-tidemill-conversation"] == second.headers["x-tidemill-conversation"]
+    reply = served.find(FEEDBACK, lambda event: event.kind == "reply" and event.episode_id == episode.replies_to)
+    assert (reply.text, reply.user_id) == ("Say it to a hill.", "cyd")
+    thumb = served.http.post("/v1/feedback", json={"conversation_id": episode.conversation_id, "thumb": "up"})
+    assert thumb.json()["episode_id"] == episode.episode_id
+
+
+@pytest.mark.parametrize("logprobs", [None, 2])
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_streamed_completion_is_captured_choice_by_choice(served: Served, n: int, logprobs: int | None) -> None:
+    body = {"model": POLICY, "prompt": "the sea", "max_tokens": 6, "n": n, "temperature": 1.0, "stream": True, "logprobs": logprobs}
+    texts = dict.fromkeys(range(n), "")
+    with served.http.stream("POST", "/v1/completions", json=body) as response:
+        ids = response.headers["x-tidemill-episode"].split(",")
+        for line in response.iter_lines():
+            for choice in json.loads(line[6:])["choices"] if line.startswith("data: {") else ():
+                texts[choice["index"]] += choice["text"]
+                assert (choice["logprobs"] is None) == (logprobs is None)
+    episodes = [served.episode(episode_id) for episode_id in ids]
+    assert [episode.answer for episode in episodes] == list(texts.values())
+    assert [0 < len(episode.output_ids) == len(episode.output_logprobs) for episode in episodes] == [True] * n
+
+
+def test_a_response_that_calls_a_tool_keeps_the_call(served: Served) -> None:
+    tool = {
+        "type": "function",
+        "name": "sail",
+        "parameters": {"type": "object", "properties": {"to": {"type": "string", "maxLength": 3}}, "required": ["to"]},
+    }
+    body = {"model": POLICY, "input": "the sea", "max_output_tokens": 80, "tools": [tool], "tool_choice": "required"}
+    response = served.http.post("/v1/responses", json=body)
+    assert response.status_code == 200, response.text
+    episode = served.episode(response.headers["x-tidemill-episode"])
+    calls = [item for item in response.json()["output"] if item["type"] == "function_call"]
+    assert [call["function"]["arguments"] for call in episode.tool_calls] == [call["arguments"] for call in calls]
+    assert episode.tools[0]["name"] == "sail"
+
+
 def test_a_version_that_is_not_loaded_is_refused_and_becomes_no_episode(served: Served) -> None:
     before = served.metric('tidemill_capture_skipped_total{reason="refused"}')
     response = served.chat(model=f"tinker://{POLICY}/sampler_weights/999")
