@@ -64,6 +64,21 @@ async def test_a_conversation_stays_with_the_canary_and_the_header_names_it() ->
     assert all(len(set(told[n : n + 3])) == 1 for n in range(0, 60, 3))
 
 
+async def test_a_conversation_that_nobody_named_stays_with_the_canary_too() -> None:
+    world = World(whole)
+    for name in ("default@6", "default@7"):
+        world.router.add(name, "b" * 64)
+    world.router.route = Route("default@6", "default@7", canary_share=0.5)
+    turns = [[{"role": "user", "content": f"hi {n}"}] for n in range(40)]
+    for said in turns:
+        await world.post({"messages": said})
+    for said in turns:
+        await world.post({"messages": [*said, {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "so"}]})
+    adapters = [episode.adapter for episode in world.spool.episodes]
+    assert set(adapters) == {"default@6", "default@7"}
+    assert adapters[:40] == adapters[40:]
+
+
 async def test_who_declines_capture_is_answered_all_the_same_and_leaves_no_episode() -> None:
     world = World(whole)
     start, body = await world.post(CHAT, capture="off")
