@@ -55,6 +55,7 @@ def test_a_log_on_a_full_disk_ends_nobody(tmp_path: Path) -> None:
     written += "resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))\n"
     written += "for _ in range(100):\n    structlog.get_logger().warning('x' * 100)\nprint('alive')\n"
     with (tmp_path / "log").open("wb") as log:
-        done = subprocess.run([sys.executable, "-c", written], stderr=log, stdout=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[2])
+        root = Path(__file__).parents[2]
+        done = subprocess.run([sys.executable, "-c", written], stderr=log, stdout=subprocess.PIPE, text=True, check=False, cwd=root)
     assert "before" in (tmp_path / "log").read_text()
     assert "alive" in done.stdout
