@@ -1,25 +1,20 @@
 """The command ``tidemill``. Exits 0 done, 1 when the operator can fix it (one line, no traceback), 2 for wrong usage."""
 
-import contextlib
 import json
-import logging
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any, TextIO, cast
+from typing import Any
 
 import click
-import structlog
 
 from infra import operator_commands, promotion_commands
 from infra.key_commands import keys
 from infra.learner_commands import learner_commands, upcycle
+from infra.logs import log_json, quiet
+from infra.options import settings_options
 from infra.reward_commands import Time, reward_commands
+from infra.signals import stop_on_signal
 from streams.errors import TidemillError
 
 ROLES = ("streams", "reward", "learner", "actor", "promoter", "critic", "otlp")
@@ -37,12 +32,6 @@ class Front(click.Group):
         except ModuleNotFoundError as error:
             click.echo(f"tidemill: the package that provides {error.name!r} is missing; `tidemill doctor` says what to install", err=True)
             ctx.exit(1)
-
-
-def settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """``--config`` and ``--set``, which every command that reads settings takes."""
-    command = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable.")(command)
-    return click.option("--config", default=None, metavar="FILE|NAME", help="A TOML file, or a shipped one: demo, laptop, gpu.")(command)
 
 
 @click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,7 +53,7 @@ def demo(minutes: float, base: str | None, seed: int | None, keep: Path | None, 
     """Turn the whole ring once with simulated people, and report what came of it."""
     from infra.demo import run_demo
 
-    _quiet()
+    quiet()
     sys.exit(run_demo(minutes, base, seed, keep, config, overrides))
 
 
@@ -75,7 +64,7 @@ def up(config: str | None, overrides: tuple[str, ...]) -> None:
     from infra.config import load
     from infra.up import run_up
 
-    _quiet()
+    quiet()
     run_up(load(config or "laptop", overrides))
 
 
@@ -247,61 +236,6 @@ main.add_command(learner_commands(settings_options))
 main.add_command(upcycle)
 main.add_command(keys)
 promotion_commands.add_to(main, settings_options)
-
-
-def stop_on_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    return stopping
-
-
-class Unfailing:
-    """A stream whose full disk ends nobody: a line that cannot be written is a smaller loss than the process that wanted to say it."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-
-def log_json(part: str) -> None:
-    """One JSON object a line on standard error, each with the part that says it."""
-
-    def bound(_: object, __: str, told: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        told.setdefault("part", part)  # for every thread, which a context variable would not be
-        return told
-
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            bound,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, Unfailing(sys.stderr))),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-    )
-
-
-def _quiet() -> None:
-    """Commands that show progress keep the clients' own chatter out of it."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    logging.basicConfig(level=logging.ERROR)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
 if __name__ == "__main__":

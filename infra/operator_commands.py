@@ -31,9 +31,9 @@ def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
 def console(config: str | None, overrides: tuple[str, ...]) -> None:
     """Serve the operator's page: the ring, curves, versions, episodes, dead letters; with an operator key, replay, promote and roll back."""
     from dashboards.console.serve import run_console
-    from infra.cli import log_json
     from infra.config import load
     from infra.explaining import Explainer
+    from infra.logs import log_json
     from infra.status import of_run
 
     log_json("console")

@@ -4,6 +4,7 @@ import click
 
 from infra.config import Settings
 from infra.ring import Ring
+from infra.signals import stop_on_signal
 from infra.watch import Watch
 from streams.errors import Unavailable
 
@@ -12,8 +13,6 @@ START_TIMEOUT_S = 600.0
 
 def run_up(settings: Settings) -> None:
     """Run until SIGINT or SIGTERM; a part that dies is started again."""
-    from infra.cli import stop_on_signal
-
     stopping = stop_on_signal()
 
     def stop_early() -> None:

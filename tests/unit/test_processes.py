@@ -51,7 +51,7 @@ def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
 
 
 def test_a_log_on_a_full_disk_ends_nobody(tmp_path: Path) -> None:
-    written = "import resource, structlog\nfrom infra.cli import log_json\nlog_json('streams')\nstructlog.get_logger().info('before')\n"
+    written = "import resource, structlog\nfrom infra.logs import log_json\nlog_json('streams')\nstructlog.get_logger().info('before')\n"
     written += "resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))\n"
     written += "for _ in range(100):\n    structlog.get_logger().warning('x' * 100)\nprint('alive')\n"
     with (tmp_path / "log").open("wb") as log:
