@@ -27,6 +27,7 @@ from streams.kafka import Consumer
 from streams.outbox import Outbox
 from streams.site import Site
 from streams.topics import ATTESTATIONS, BY_NAME
+from streams.traces import Headers
 
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
@@ -68,6 +69,8 @@ class Follower:
         self._told_s = time.monotonic()
         self._adapters: dict[str, AdapterVersion] = {}
         self._wanted: Queue[tuple[str, Future[bool]]] = Queue()
+        self._traced: dict[str, Headers] = {}
+        """Contexts of the adapters on the log, of those that carry one."""
         self._given: dict[str, str] = {}
         """SHA-256 of what the engine was ever given under each name."""
         self._refused_s: dict[str, float] = {}
@@ -118,7 +121,7 @@ class Follower:
         try:
             while not self._site.stopping.is_set():
                 for record in consumer.poll(0.0 if self._wanted.qsize() else self._settings.poll_s):
-                    self._note(record.topic, record.value)
+                    self._note(record.topic, record.value, record.headers)
                 if consumer.lag() == 0:
                     self._settle()
                     self.caught_up.set()
@@ -131,7 +134,7 @@ class Follower:
         finally:
             consumer.close()
 
-    def _note(self, topic: str, value: bytes | None) -> None:
+    def _note(self, topic: str, value: bytes | None, headers: Headers = ()) -> None:
         if value is None:
             return
         try:
@@ -142,6 +145,8 @@ class Follower:
             return
         if isinstance(event, AdapterVersion) and event.policy == self._site.policy:
             self._adapters[event.name] = event
+            if headers:
+                self._traced[event.name] = headers
         self._chooser.note(event)
 
     def _take_wanted(self) -> None:
@@ -199,7 +204,7 @@ class Follower:
 
     def _take(self, adapter: AdapterVersion) -> bool:
         """Load and attest. False when it was refused, for a reason that the event and the metric tell. Raises Unavailable."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), self._site.clock.now()
         verdict, reason = None, "attested"
         try:
             folder = self._checked(adapter)
@@ -229,7 +234,7 @@ class Follower:
             base_gap=verdict.base_gap if verdict else None,
             load_ms=seconds * 1000,
             at=self._site.clock.now(),
-        ))  # fmt: skip
+        ), self._site.traces.told("load", began_at, self._site.clock.now(), [self._traced.get(adapter.name, ())], adapter=adapter.name))  # fmt: skip
         return passed
 
     def _checked(self, adapter: AdapterVersion) -> Path:

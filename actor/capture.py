@@ -30,6 +30,7 @@ from actor.tap import TAP, Choice, Tap
 from actor.told import Told, read_told
 from streams.clock import Clock
 from streams.events import Episode, Feedback, FeedbackKind, Outcome, new_id
+from streams.traces import Headers, given
 
 OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
 KEPT_RESPONSE_BYTES = 4 << 20
@@ -48,6 +49,8 @@ class Exchange:
     tenant: str = "default"
     model: object = None
     """vLLM's name for what was asked for."""
+    asked_in: Headers = ()
+    """The trace of who asked."""
     status: int = 0
     gone: bool = False
     """The client hung up."""
@@ -91,7 +94,8 @@ class Capture:
         declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
         asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
         tenant = tenant_of(scope)
-        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant)
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant,
+                            asked_in=given(headers.get("traceparent")))  # fmt: skip
         model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
         self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
         try:
@@ -172,7 +176,7 @@ class Capture:
                 self._keeper.skip("invalid")
                 log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
         for episode in kept:
-            self._keeper.keep(episode)
+            self._keeper.keep(episode, exchange.asked_in)
         if exchange.tap.prompts:
             self._conversations.note(exchange.tenant, exchange.place, [(each.episode_id, each.answer, each.tool_calls) for each in kept])
         if kept and self._settings.replies_as_feedback:

@@ -17,6 +17,7 @@ from streams.events import Episode, Feedback
 from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.topics import EPISODES, FEEDBACK
+from streams.traces import Headers, Traces
 
 MOST_WAITING = 1000
 """Episodes and feedback that wait for the slow thread."""
@@ -26,18 +27,19 @@ log = structlog.get_logger()
 class Keeper:
     """Takes finished episodes and feedback. Nothing of either leaves the process by another way."""
 
-    def __init__(self, outbox: Outbox, metrics: Metrics, settings: ActorSettings, redactor: Redactor, media: MediaStore | None = None) -> None:
+    def __init__(self, outbox: Outbox, metrics: Metrics, settings: ActorSettings, redactor: Redactor, media: MediaStore | None = None,
+                 traces: Traces | None = None) -> None:  # fmt: skip
         """``media``: none where images and sounds cannot come."""
         self._outbox, self._metrics, self._remembered = outbox, metrics, settings.recent_episodes
-        self._redactor, self._media = redactor, media
+        self._redactor, self._media, self._traces = redactor, media, traces or Traces()
         self._is_quick = isinstance(redactor, Rules)
         self._slow, self._waiting = ThreadPoolExecutor(1, thread_name_prefix="keeper"), 0
         self._recent: OrderedDict[str, Episode] = OrderedDict()
 
-    def keep(self, episode: Episode) -> None:
-        """An answer that is over."""
+    def keep(self, episode: Episode, asked_in: Headers = ()) -> None:
+        """An answer that is over. ``asked_in``: the trace of who asked."""
         with_media = self._media is not None and has_media(episode)
-        self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media))
+        self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media, asked_in))
 
     def keep_feedback(self, feedback: Feedback) -> "Future[bool]":
         """False, once it is known, when there was no room."""
@@ -76,7 +78,7 @@ class Keeper:
             self.skip("keeper_failed")
             log.error("something captured was lost", error=f"{type(error).__name__}: {error}")
 
-    def _put(self, episode: Episode, with_media: bool) -> bool:
+    def _put(self, episode: Episode, with_media: bool, asked_in: Headers) -> bool:
         if self._media is not None and with_media:
             episode = self._media.taken_out(episode)
         found: Counter[str] = Counter()
@@ -86,7 +88,8 @@ class Keeper:
         self._recent[episode.episode_id] = episode
         while len(self._recent) > self._remembered:
             self._recent.popitem(last=False)
-        return self._outbox.put(EPISODES, episode)
+        headers = self._traces.told("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
+        return self._outbox.put(EPISODES, episode, headers)
 
     def _put_feedback(self, feedback: Feedback) -> bool:
         found: Counter[str] = Counter()

@@ -43,7 +43,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
     outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-actor"), site.metrics, "actor",
                     settings, site.clock)  # fmt: skip
     router, conversations = Router(site.policy, room=settings.max_loras), Conversations(settings.remembered_answers)
-    keeper = Keeper(outbox, site.metrics, settings, redactor, MediaStore(site.artifacts, settings.max_media_bytes))
+    keeper = Keeper(outbox, site.metrics, settings, redactor, MediaStore(site.artifacts, settings.max_media_bytes), site.traces)
     shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
     follower = Follower(
         settings, site, ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s), outbox, replica, gated

@@ -26,6 +26,7 @@ from streams.kafka import KafkaSettings
 from streams.lake import LakeSettings
 from streams.section import Section
 from streams.signing import SigningSettings
+from streams.traces import TracesSettings
 
 PREFIX = "TIDEMILL_"
 # Read by other things than this tree: the cache of fetched and built files, the tests' Kafka, the capture inside vLLM.
@@ -69,6 +70,7 @@ class Settings(BaseSettings):
     promotion: PromotionSettings = PromotionSettings()
     critic: CriticSettings = CriticSettings()
     otlp: OtlpSettings = OtlpSettings()
+    traces: TracesSettings = TracesSettings()
     people: PeopleSettings = PeopleSettings()
     console: ConsoleSettings = ConsoleSettings()
 

@@ -14,6 +14,7 @@ from streams.health import serve
 from streams.kafka import ready
 from streams.signing import Signing
 from streams.site import Site
+from streams.traces import make_traces
 
 log = structlog.get_logger()
 PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4, "otlp": 5}
@@ -42,7 +43,10 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
         if stopping.wait(2.0):
             return
     log.info("starting", role=role)
-    work(site)
+    try:
+        work(site)
+    finally:
+        site.traces.close()
     log.info("stopped", role=role)
 
 
@@ -68,6 +72,7 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
         base=Path() if role in WITHOUT_BASE else base_folder(settings.policy),
         state=state,
         stopping=stopping,
+        traces=make_traces(settings.traces, role),
     )
 
 

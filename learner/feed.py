@@ -18,6 +18,7 @@ from streams.events import RewardModelVersion
 from streams.kafka import Consumer, Producer, Record
 from streams.site import Site
 from streams.topics import EPISODES, LABELS, REWARD_MODELS, Topic
+from streams.traces import Headers
 
 log = structlog.get_logger()
 
@@ -39,6 +40,8 @@ class Feed:
             if (places := site.state / f"{topic.short_name}-offsets.json").exists():
                 self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
         self._reward: tuple[RewardModelVersion, Path] | None = None
+        self.follows: Headers = ()
+        """The trace of the reward model at hand."""
 
     @property
     def reward_model(self) -> RewardModelVersion:
@@ -118,7 +121,7 @@ class Feed:
             return
         if self._reward is not None and self._reward[1] != folder:
             shutil.rmtree(self._reward[1], ignore_errors=True)
-        self._reward = (event, folder)
+        self._reward, self.follows = (event, folder), record.headers
         log.info("reward_model_taken", version=event.version, labels=event.labels)
 
 

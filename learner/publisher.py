@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from learner.settings import LearnerSettings
@@ -11,6 +12,7 @@ from streams.events import AdapterVersion, RewardModelVersion
 from streams.kafka import Producer, read_to_end
 from streams.site import Site
 from streams.topics import ADAPTERS
+from streams.traces import Headers
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,13 @@ class AdapterPublisher:
         self.parent_step = newest.step if newest else 0
         """The step of the adapter published last, from which the next one goes on."""
 
-    def publish(self, exported: Exported, reward_model: RewardModelVersion) -> AdapterVersion:
-        """Store, announce, and return the event once Kafka has acknowledged it. Raises Unavailable; trying again is safe."""
+    def publish(
+        self, exported: Exported, reward_model: RewardModelVersion, began_at: datetime | None = None, follows: Headers = ()
+    ) -> AdapterVersion:
+        """Store, announce, and return the event once Kafka has acknowledged it. Raises Unavailable; trying again is safe.
+
+        ``began_at``: when the step before it began; ``follows``: the trace of the reward model.
+        """
         version = self._newest + 1
         # The path names the content: after a crash between artifact and event, another adapter of this number finds its place free.
         content = "".join(sha256_of(p) for p in sorted(exported.folder.iterdir()))
@@ -55,7 +62,8 @@ class AdapterPublisher:
             metrics={name: value for name, value in exported.metrics.items() if math.isfinite(value)},
             created_at=self._site.clock.now(),
         )
-        self._producer.publish(ADAPTERS, event)
+        told = self._site.traces.told("step", began_at or event.created_at, event.created_at, [follows], adapter=event.name, step=exported.step)
+        self._producer.publish(ADAPTERS, event, told)
         self._newest, self.parent_step = version, exported.step
         self._site.metrics.add("tidemill_adapters_published_total")
         self._site.metrics.observe("tidemill_reward_model_to_adapter_seconds", (event.created_at - reward_model.created_at).total_seconds())

@@ -39,6 +39,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 if not feed.ready():
                     continue
                 prompts = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
+                began_at = site.clock.now()
                 judged = list(feed.judged.choose(settings.judged_per_step))
                 report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged)
                 if report.step == steps:  # nothing fitted
@@ -51,7 +52,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 if steps % settings.publish_every == 0:
                     folder = site.state / "outgoing"
                     targets = actor.call("export", folder, publisher.parent_step)
-                    event = publisher.publish(Exported(folder, targets, steps, report.metrics | {"device_s": device_s}), feed.reward_model)
+                    exported = Exported(folder, targets, steps, report.metrics | {"device_s": device_s})
+                    event = publisher.publish(exported, feed.reward_model, began_at, feed.follows)
                     device_s = 0.0
                     log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})

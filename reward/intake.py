@@ -77,6 +77,8 @@ class Intake:
     def finish(self, batch: Batch) -> None:
         """The batch is stored: count it, refit, maybe publish. Slow: on a thread of its own."""
         self._versions.seen([(record.partition, record.offset) for record in batch.records], len(batch.entries))
+        if self._site.traces.on:
+            self._versions.follow([record.headers for record in batch.records])
         if batch.entries:
             found = self._watch.findings()
             tell(found, self._site.metrics)

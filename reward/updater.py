@@ -78,7 +78,7 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
                     await asyncio.Event().wait()  # until cancelled: to return would mark the batch as done
 
     async def take_in(messages: Sequence[Any]) -> None:
-        records = [Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value) for m in messages]
+        records = [Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value, tuple(m.headers or ())) for m in messages]
         batch = await asyncio.to_thread(intake.prepare, records)
         for episode_id, value in intake.absorb(batch).items():
             if value is None:

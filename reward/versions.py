@@ -19,7 +19,10 @@ from streams.events import RewardModelVersion
 from streams.kafka import Producer, read_to_end
 from streams.site import Site
 from streams.topics import LABELS, REWARD_MODELS
+from streams.traces import Headers
 
+MOST_FOLLOWED = 64
+"""Labels that a version's span links to."""
 log = structlog.get_logger()
 
 
@@ -31,6 +34,7 @@ class Versions:
         self.features = features
         self._newest = self._last_on_the_topic()
         self._withheld: Counter[str] = Counter()
+        self._follows: list[Headers] = []
         self._offsets = dict(self._newest.offsets.get(LABELS.name, {})) if self._newest and self._newest.backbone_fingerprint == features else {}
 
     @property
@@ -56,9 +60,13 @@ class Versions:
         if labels:
             self._site.metrics.add("tidemill_reward_labels_seen_total", labels)
 
+    def follow(self, labels: Sequence[Headers]) -> None:
+        """The next version's trace continues that of the newest label."""
+        self._follows = [*self._follows, *labels][-MOST_FOLLOWED:]
+
     def maybe_publish(self, refitter: Refitter, found: Sequence[Finding] = ()) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
-        began = time.perf_counter()
+        began, began_at = time.perf_counter(), self._site.clock.now()
         refit = refitter.refit()
         self._tell(refit, time.perf_counter() - began)
         if (apart := refitter.disagreement()) is not None:
@@ -71,7 +79,7 @@ class Versions:
             return None
         alarms = (*refit.alarms, *(str(finding) for finding in found if finding.tripped))
         try:
-            event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms)
+            event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms, began_at)
         except Unavailable as error:
             log.warning("publishing_failed", error=str(error))
             self._site.metrics.add("tidemill_reward_versions_total", result="unavailable")
@@ -82,7 +90,8 @@ class Versions:
         log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.calibration.accuracy, 3))
         return event
 
-    def _publish(self, refit: Refit, model: RewardModel, newest_feedback_at: datetime, alarms: tuple[str, ...]) -> RewardModelVersion:
+    def _publish(self, refit: Refit, model: RewardModel, newest_feedback_at: datetime, alarms: tuple[str, ...],
+                 began_at: datetime) -> RewardModelVersion:  # fmt: skip
         """The path holds the checksum: after a kill between artifact and event, the same number may name another model."""
         number = self.number + 1
         with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +111,9 @@ class Versions:
             newest_feedback_at=newest_feedback_at,
             created_at=self._site.clock.now(),
         )
-        self._producer.publish(REWARD_MODELS, event)
+        headers = self._site.traces.told("refit", began_at, event.created_at, self._follows, version=number, labels=refit.labels)
+        self._producer.publish(REWARD_MODELS, event, headers)
+        self._follows = []
         return event
 
     def _tell(self, refit: Refit, took_s: float) -> None:

@@ -1,7 +1,7 @@
 """One partition of the join: its state, how far both its inputs are folded, and what waits to be sent."""
 
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from datetime import timedelta
 
 import structlog
@@ -15,7 +15,9 @@ from streams.kafka import Consumer, Publisher, Record
 from streams.kafka.partitioning import partition_of
 from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK, LABELS
+from streams.traces import Headers
 
+TRACED = 10_000
 INPUTS = (EPISODES.name, FEEDBACK.name)
 LAST_MS = 32_503_680_000_000  # the year 3000: a sender's clock may say anything, where the broker's is not used
 log = structlog.get_logger()
@@ -30,6 +32,9 @@ class Partition:
         self._join = FeedbackJoin(self.store, settings, self._set_aside)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in INPUTS}
         self._labels: dict[str, Label] = {}
+        self._traced: OrderedDict[str, Headers] = OrderedDict()
+        """Contexts of the newest episodes; empty when traces are off."""
+        self._headers: dict[str, Headers] = {}
         self._read_at = time.monotonic()
         self.changed = False
 
@@ -61,8 +66,22 @@ class Partition:
         except InvalidEvent as error:
             self._letters.set_aside(record, error)
             return
+        if self._site.traces.on:
+            self._trace(record, None if label is None else label.episode_id)
         if label is not None:
             self._labels[label.episode_id] = label
+
+    def _trace(self, record: Record, labelled: str | None) -> None:
+        """What an episode's record carries is kept for its labels; a label's span continues it, and links to the feedback's."""
+        key, now = (record.key or b"").decode(errors="replace"), self._site.clock.now()
+        if record.topic == EPISODES.name:
+            self._traced[key] = record.headers
+            if len(self._traced) > TRACED:
+                self._traced.popitem(last=False)
+        if labelled is not None:
+            began = EPOCH + timedelta(milliseconds=record.timestamp_ms)
+            follows = (record.headers, self._traced.get(labelled, ()))
+            self._headers[labelled] = self._site.traces.told("join", min(began, now), now, follows, episode=labelled)
 
     def expire(self, consumer: Consumer) -> None:
         """Let go of what is older than the window, by the time that both inputs have passed.
@@ -79,7 +98,7 @@ class Partition:
         """Begin to send the newest label of each episode that changed."""
         for label in self._labels.values():
             try:
-                producer.send(LABELS, label)
+                producer.send(LABELS, label, self._headers.get(label.episode_id, ()))
             except InvalidEvent as error:  # too large
                 self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
 
@@ -95,6 +114,7 @@ class Partition:
         metrics.add("tidemill_episode_duplicates_total", tally.duplicate_episodes)
         metrics.add("tidemill_labels_total", len(self._labels))
         self._labels.clear()
+        self._headers.clear()
         tally.clear()
         self.changed = False
 

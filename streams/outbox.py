@@ -23,6 +23,7 @@ from streams.metrics import Metrics
 from streams.outbox_settings import OutboxSettings
 from streams.outbox_spool import Gone, Spool, Waiting
 from streams.topics import Topic
+from streams.traces import Headers, given, written
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 8 << 20
@@ -33,7 +34,7 @@ log = structlog.get_logger()
 class RawPublisher(Publisher, Protocol):
     """A publisher that also takes bytes as they are."""
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]: ...
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]: ...
 
     def close(self, timeout_s: float = 10.0) -> None: ...
 
@@ -70,14 +71,14 @@ class Outbox:
         """Events that were accepted before this start and did not survive a kill."""
         return self._spool.lost
 
-    def put(self, topic: Topic[Any], event: Event) -> bool:
+    def put(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> bool:
         """Take an event, without ever waiting unless each is synced. False when it was dropped, which is counted."""
         key, value = event.key.encode(), event.encode()
         with self._lock:
             if not self._has_room():
                 self._metrics.add("tidemill_outbox_dropped_total", reason="full")
                 return False
-            waiting = Waiting(self._spool.counters.accepted + 1, topic.name, key, value)
+            waiting = Waiting(self._spool.counters.accepted + 1, topic.name, key, value, written(headers))
             self._spool.counters.note(accepted=waiting.id)
             if self._settings.outbox_fsync == "each":
                 if not self._write([waiting]):
@@ -185,9 +186,9 @@ class Outbox:
 
     def _publish(self, producer: RawPublisher, rows: Sequence[Waiting]) -> None:
         letters = DeadLetters(producer, self._clock, self._metrics, self._part)
-        for _, topic, key, value in rows:
+        for _, topic, key, value, trace in rows:
             try:
-                producer.send_raw(topic, key, value)
+                producer.send_raw(topic, key, value, given(trace))
             except InvalidEvent as error:
                 letters.set_aside(Record(topic, -1, -1, int(self._clock.now().timestamp() * 1000), key, value), error)
         producer.flush()

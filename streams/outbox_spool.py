@@ -20,7 +20,8 @@ import structlog
 from streams.errors import Unavailable
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB, put_at_s REAL NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB, put_at_s REAL NOT NULL DEFAULT 0,
+  trace TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS lived (seconds REAL NOT NULL);
 INSERT INTO lived SELECT 0 WHERE NOT EXISTS (SELECT * FROM lived);
 """
@@ -35,6 +36,8 @@ class Waiting(NamedTuple):
     topic: str
     key: bytes
     value: bytes
+    trace: str = ""
+    """The context of its trace; empty when traces are off."""
 
     @property
     def bytes(self) -> int:
@@ -106,7 +109,9 @@ class Spool:
         """All of them or none."""
         at = self.lived_s()
         with self._transaction():
-            self._database.executemany("INSERT INTO spool VALUES (?, ?, ?, ?, ?)", [(*event, at) for event in events])
+            self._database.executemany(
+                "INSERT INTO spool (id, topic, key, value, trace, put_at_s) VALUES (?, ?, ?, ?, ?, ?)", [(*event, at) for event in events]
+            )
             self._database.execute("UPDATE lived SET seconds = ?", (at,))
         self._count(len(events), sum(event.bytes for event in events))
 
@@ -115,7 +120,7 @@ class Spool:
         found: list[Waiting] = []
         size = 0
         with self._transaction():
-            rows = self._database.execute("SELECT id, topic, key, value FROM spool WHERE id > ? ORDER BY id LIMIT ?", (after, most))
+            rows = self._database.execute("SELECT id, topic, key, value, trace FROM spool WHERE id > ? ORDER BY id LIMIT ?", (after, most))
             for row in rows:
                 waiting = Waiting(*row)
                 size += waiting.bytes
@@ -185,6 +190,8 @@ def _open(path: Path, synced: bool) -> tuple[sqlite3.Connection, int]:
     columns = {name for _, name, *_ in database.execute("PRAGMA table_info(spool)")}
     if columns and "put_at_s" not in columns:
         database.execute("ALTER TABLE spool ADD COLUMN put_at_s REAL NOT NULL DEFAULT 0")
+    if columns and "trace" not in columns:
+        database.execute("ALTER TABLE spool ADD COLUMN trace TEXT NOT NULL DEFAULT ''")
     database.executescript(SCHEMA)
     newest = database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()[0]
     return database, int(newest)

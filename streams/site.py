@@ -9,6 +9,7 @@ from streams.clock import Clock, SystemClock
 from streams.health import Health
 from streams.kafka import KafkaSettings
 from streams.metrics import Metrics
+from streams.traces import Traces
 
 
 @dataclass(frozen=True)
@@ -26,5 +27,6 @@ class Site:
     metrics: Metrics = field(default_factory=Metrics)
     health: Health = field(default_factory=Health)
     clock: Clock = field(default_factory=SystemClock)
+    traces: Traces = field(default_factory=Traces)
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set on SIGTERM and SIGINT: finish the work in hand and return."""

@@ -60,7 +60,7 @@ class Spool:
         self.episodes: list[Episode] = []
         self.feedback: list[Feedback] = []
 
-    def put(self, topic: Topic[Any], event: Event) -> bool:
+    def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
         if isinstance(event, Episode):
             self.episodes.append(event)
         elif isinstance(event, Feedback):

@@ -10,6 +10,7 @@ from streams.errors import InvalidEvent
 from streams.events import Event
 from streams.kafka import Place, Record
 from streams.topics import Topic
+from streams.traces import Headers
 
 
 @dataclass
@@ -27,11 +28,11 @@ class FakeLog:
     def consumer(self, topics: Iterable[Topic[Any]], group: str | None = None) -> "FakeConsumer":
         return FakeConsumer(self, tuple(topics), group)
 
-    def append(self, topic: str, key: bytes | None, value: bytes | None) -> Place:
+    def append(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Place:
         """Records of equal key share a partition, in the order in which they come."""
         partition = zlib.crc32(key or b"") % self.count(topic)
         records = self.records.setdefault((topic, partition), [])
-        records.append(Record(topic, partition, len(records), int(time.time() * 1000), key, value))
+        records.append(Record(topic, partition, len(records), int(time.time() * 1000), key, value, headers))
         return Place(topic, partition, len(records) - 1)
 
     def events(self, topic: Topic[Any]) -> list[Any]:
@@ -48,17 +49,17 @@ class FakePublisher:
     def __init__(self, log: FakeLog) -> None:
         self._log = log
 
-    def send(self, topic: Topic[Any], event: Event) -> Callable[[], Place]:
-        return self.send_raw(topic.name, event.key.encode(), event.encode())
+    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
+        return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]:
         if len(value) > self._log.max_message_bytes:
             raise InvalidEvent("too_large", f"a record of {len(value)} bytes exceeds kafka.max_message_bytes = {self._log.max_message_bytes}")
-        place = self._log.append(topic, key, value)
+        place = self._log.append(topic, key, value, headers)
         return lambda: place
 
-    def publish(self, topic: Topic[Any], event: Event) -> Place:
-        return self.send(topic, event)()
+    def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Place:
+        return self.send(topic, event, headers)()
 
     def flush(self) -> None:
         return None

@@ -13,6 +13,7 @@ from streams.kafka.errors import as_ours
 from streams.kafka.settings import KafkaSettings
 from streams.metrics import Metrics
 from streams.topics import Topic
+from streams.traces import Headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Record:
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: Headers = ()
 
 
 class Consumer:
@@ -61,7 +63,7 @@ class Consumer:
         """What has come, in offset order within each partition; an empty list when nothing did."""
         with as_ours("read from"):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value) for batch in batches.values() for r in batch]
+        records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for batch in batches.values() for r in batch]
         for partition, batch in batches.items():
             self._metrics.add("tidemill_consumed_total", len(batch), topic=partition.topic, part=self._part)
         return records

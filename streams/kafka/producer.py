@@ -15,6 +15,7 @@ from streams.kafka.partitioning import partition_of
 from streams.kafka.settings import KafkaSettings
 from streams.metrics import Metrics
 from streams.topics import Topic
+from streams.traces import Headers
 
 BATCH_BYTES = 128 << 10
 """Sent together to one partition: each batch costs a request, and kafka-python's own 16 KiB hold eight episodes."""
@@ -32,7 +33,7 @@ class Place:
 class Publisher(Protocol):
     """Takes events to the log. The seam that steps and tests see instead of Kafka."""
 
-    def send(self, topic: Topic[Any], event: Event) -> Callable[[], Place]:
+    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
         """Begin to send; calling what is returned waits for the acknowledgement. Raises InvalidEvent when too large."""
 
     def flush(self) -> None:
@@ -62,14 +63,14 @@ class Producer:
                 allow_auto_create_topics=False,
             )
 
-    def send(self, topic: Topic[Any], event: Event) -> Callable[[], Place]:
-        return self.send_raw(topic.name, event.key.encode(), event.encode())
+    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
+        return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]:
         """Bytes as they are; for the outbox, which encoded them long ago."""
         try:
             partition = None if key is None else partition_of(key, self._partitions(topic))
-            future = self._producer.send(topic, key=key, value=value, partition=partition)
+            future = self._producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
         except MessageSizeTooLargeError:
             raise InvalidEvent(
                 "too_large", f"a record of {len(value)} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
@@ -87,9 +88,9 @@ class Producer:
 
         return wait
 
-    def publish(self, topic: Topic[Any], event: Event) -> Place:
+    def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Place:
         """Send and wait for the acknowledgement. Raises InvalidEvent or Unavailable."""
-        return self.send(topic, event)()
+        return self.send(topic, event, headers)()
 
     def flush(self) -> None:
         with as_ours("write to"):

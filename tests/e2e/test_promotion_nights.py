@@ -79,7 +79,7 @@ class Straight:
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
 
-    def put(self, topic: Topic[Any], event: Attestation) -> bool:
+    def put(self, topic: Topic[Any], event: Attestation, headers: Any = ()) -> bool:
         self._producer.publish(topic, event)
         return True
 

@@ -15,7 +15,7 @@ HOMES = {
     "peft": ("learner/policy.py",),
     "prometheus_client": ("streams/metrics.py",),
     "grafana_api": ("dashboards/push.py",),
-    "opentelemetry": ("actor/otlp/wire.py",),
+    "opentelemetry": ("actor/otlp/wire.py", "streams/traces.py"),
     "google": ("actor/otlp/wire.py",),
     "vllm": ("actor/", "learner/rollouts.py"),
     "jgo": ("infra/jars.py",),

@@ -69,7 +69,7 @@ class Spool:
     def __init__(self) -> None:
         self.events: list[Attestation] = []
 
-    def put(self, topic: Topic[Any], event: Event) -> bool:
+    def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
         assert isinstance(event, Attestation)
         self.events.append(event)
         return True

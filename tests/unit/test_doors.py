@@ -31,7 +31,7 @@ THUMB = {"episode_id": "ep-1", "thumb": "up"}
 class Full(Spool):
     """An outbox without room."""
 
-    def put(self, topic: Any, event: Any) -> bool:
+    def put(self, topic: Any, event: Any, headers: Any = ()) -> bool:
         return super().put(topic, event) and not isinstance(event, Feedback)
 
 

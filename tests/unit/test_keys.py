@@ -157,7 +157,7 @@ class Spool:
     def __init__(self) -> None:
         self.taken: list[Any] = []
 
-    def put(self, topic: Any, event: Any) -> bool:
+    def put(self, topic: Any, event: Any, headers: Any = ()) -> bool:
         self.taken.append(event)
         return True
 

@@ -173,7 +173,7 @@ class Spool(Outbox):
         self.kept: list[Event] = []
         self.room = room
 
-    def put(self, topic: Topic[Any], event: Event) -> bool:
+    def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
         if len(self.kept) >= self.room:
             return False
         self.kept.append(event)

@@ -38,7 +38,7 @@ class Broker:
             raise Unavailable("away")
         return self
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Any = ()) -> Callable[[], Place]:
         if len(value) > self.too_large:
             raise InvalidEvent("too_large", "too large")
         self._sent.append(value)
