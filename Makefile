@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture docs lock clean
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture docs lock clean sbom fuzz
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -70,6 +70,12 @@ bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distill
 bench-corrections: .venv/installed  ## Thirty corrections given once: does the next adapter know them in other words? (ten minutes; ARGS="--arms comments")
 	$(RUN) benchmarks.corrections $(ARGS)
 
+fuzz: .venv/installed  ## Send every decoder and HTTP door what nobody should send (about ten minutes; a short look is part of `make test`)
+	FUZZ_PROFILE=long $(RUN) pytest tests/fuzz --timeout 1200 $(ARGS)
+
+sbom: .venv/installed  ## Write sbom.json: every package and jar of this environment, as CycloneDX; fails where it is not the locked one
+	$(RUN) infra.bill sbom.json $(LOCK)
+
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
 	$(RUN) infra.reference docs
 
@@ -78,4 +84,4 @@ lock: .venv/installed  ## Resolve both locks anew from pyproject.toml and infra/
 	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o infra/locks/$$kind.txt; done
 
 clean:  ## Remove the environment, runs and caches of this checkout (not the cache per user)
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build sbom.json *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

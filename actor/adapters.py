@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +23,11 @@ from actor.routing import BASE, Route
 from actor.settings import ActorSettings
 from streams.artifacts import fingerprint
 from streams.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
-from streams.events import AdapterVersion, Attestation
+from streams.events import AdapterVersion, Attestation, Erased, Erasure
 from streams.kafka import Consumer
 from streams.outbox import Outbox
 from streams.site import Site
-from streams.topics import ATTESTATIONS, BY_NAME
+from streams.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
 from streams.traces import Headers
 
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
@@ -60,9 +61,11 @@ class Engine(Protocol):
 class Follower:
     """One thread that reads the log from its beginning and keeps this replica on what it says."""
 
-    def __init__(self, settings: ActorSettings, site: Site, engine: Engine, outbox: Outbox, replica: str, gated: bool = False) -> None:
+    def __init__(self, settings: ActorSettings, site: Site, engine: Engine, outbox: Outbox, replica: str, gated: bool = False,
+                 forget: Callable[[Erasure], int] = lambda _: 0) -> None:  # fmt: skip
+        """``forget`` drops what this replica remembers of somebody, and says how much that was."""
         self._settings, self._site, self._engine, self._outbox, self._replica = settings, site, engine, outbox, replica
-        self._folder = site.state / "adapters"
+        self._folder, self._forget = site.state / "adapters", forget
         self._fingerprint: str | None = None
         self._route = Route()
         self._loaded: dict[str, AdapterVersion] = {}
@@ -117,7 +120,7 @@ class Follower:
         self.over.set_result(None)
 
     def _follow(self) -> None:
-        consumer = Consumer(self._site.kafka, self._chooser.topics, "actor", self._site.metrics)
+        consumer = Consumer(self._site.kafka, [*self._chooser.topics, ERASURES], "actor", self._site.metrics)
         try:
             while not self._site.stopping.is_set():
                 for record in consumer.poll(0.0 if self._wanted.qsize() else self._settings.poll_s):
@@ -143,11 +146,22 @@ class Follower:
             self._site.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
             log.warning("an event cannot be read", topic=topic, error=str(error))
             return
+        if isinstance(event, Erasure):
+            self._erase(event)
+            return
         if isinstance(event, AdapterVersion) and event.policy == self._site.policy:
             self._adapters[event.name] = event
             if headers:
                 self._traced[event.name] = headers
         self._chooser.note(event)
+
+    def _erase(self, erasure: Erasure) -> None:
+        """Told to the log once this replica has caught up: what came before its start it never knew."""
+        removed = self._forget(erasure)
+        if self.caught_up.is_set():
+            now = self._site.clock.now()
+            self._outbox.put(ERASED, Erased(person=erasure.person, part="actor", where=self._replica, removed={"recent episodes": removed},
+                                            erasure_at=erasure.at, at=now))  # fmt: skip
 
     def _take_wanted(self) -> None:
         """The version that was asked for first; one a turn, so that production never waits for a row of them."""

@@ -53,7 +53,7 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
         return _Probes.model_validate(json.loads((folder / PROBES).read_bytes())).probes
     except FileNotFoundError:
         raise BadArtifact(f"the adapter has no {PROBES}: it cannot be attested") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError) as error:
         raise BadArtifact(f"{PROBES} is not what it should be: {str(error)[:500]}") from None
 
 

@@ -7,13 +7,15 @@ beside the server's loop, so that no answer waits for it; more waiting than it c
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 
 import structlog
 
 from actor.media import MediaStore, has_media
 from actor.redaction import Redactor, Rules, redacted_episode, redacted_feedback
 from actor.settings import ActorSettings
-from streams.events import Episode, Feedback
+from streams.erasure import Forgotten
+from streams.events import Episode, Erasure, Feedback
 from streams.metrics import Metrics
 from streams.outbox import Outbox
 from streams.topics import EPISODES, FEEDBACK
@@ -35,6 +37,7 @@ class Keeper:
         self._is_quick = isinstance(redactor, Rules)
         self._slow, self._waiting = ThreadPoolExecutor(1, thread_name_prefix="keeper"), 0
         self._recent: OrderedDict[str, Episode] = OrderedDict()
+        self._lock = Lock()
 
     def keep(self, episode: Episode, asked_in: Headers = ()) -> None:
         """An answer that is over. ``asked_in``: the trace of who asked."""
@@ -52,6 +55,16 @@ class Keeper:
     def find(self, episode_id: str) -> Episode | None:
         """A recent episode."""
         return self._recent.get(episode_id)
+
+    def forget(self, erasure: Erasure) -> int:
+        """Episodes of somebody who asked to be forgotten are remembered no longer; returns how many. On any thread."""
+        forgotten = Forgotten()
+        forgotten.take(erasure, 0)
+        with self._lock:
+            gone = [e.episode_id for e in self._recent.values() if forgotten.covers_what_was_said(e.user_id, e.ended_at)]
+            for episode_id in gone:
+                del self._recent[episode_id]
+        return len(gone)
 
     def close(self) -> None:
         """Finish what waits."""
@@ -85,9 +98,10 @@ class Keeper:
         episode = redacted_episode(episode, self._redactor, found)
         self._count(found)
         self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
-        self._recent[episode.episode_id] = episode
-        while len(self._recent) > self._remembered:
-            self._recent.popitem(last=False)
+        with self._lock:
+            self._recent[episode.episode_id] = episode
+            while len(self._recent) > self._remembered:
+                self._recent.popitem(last=False)
         headers = self._traces.told("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
         return self._outbox.put(EPISODES, episode, headers)
 

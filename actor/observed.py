@@ -10,7 +10,8 @@ from actor.asking import Question
 from actor.canary import Voice, voice_of
 from actor.promotion import Standing
 from actor.sequential import Side
-from streams.events import AdapterVersion, Attestation, Episode, Event, Label, Outcome, Promotion, RewardModelVersion
+from streams.erasure import Forgotten
+from streams.events import AdapterVersion, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
 
 VOICES_KEPT = 200_000
 DRIFT_LABELS = 200
@@ -29,6 +30,7 @@ class Observed:
         self.episodes: deque[Episode] = deque(maxlen=episodes_kept)
         self._answered: dict[tuple[str | None, int], Side] = {}
         """By adapter and minute, how many answers there were and how many of them failed; kept when the episode itself is no more."""
+        self._forgotten = Forgotten()
         self._attestations: dict[tuple[str, str], Attestation] = {}
         self._voices: OrderedDict[str, Voice] = OrderedDict()
         self._recent_labels: OrderedDict[str, Label] = OrderedDict()
@@ -47,8 +49,18 @@ class Observed:
             case Label() if event.policy == self._policy:
                 self._take_label(event)
             case Episode() if event.policy == self._policy:
-                self.episodes.append(event)
                 self._tally(event)
+                if not self._forgotten.covers_what_was_said(event.user_id, event.ended_at):
+                    self.episodes.append(event)
+            case Erasure():
+                self._forgotten.take(event, 0)
+                kept = [e for e in self.episodes if not self._forgotten.covers_what_was_said(e.user_id, e.ended_at)]
+                self.episodes = deque(kept, self.episodes.maxlen)
+
+    def forget(self, episode_id: str) -> None:
+        """An episode has no label any more."""
+        self._voices.pop(episode_id, None)
+        self._recent_labels.pop(episode_id, None)
 
     def failures(self, adapter: str | None, since: datetime) -> Side:
         """How many of an adapter's answers failed, of all since the first whole minute then: a window that slid along would have to be

@@ -23,7 +23,7 @@ from streams.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.events import Promotion, new_id
 from streams.kafka import Consumer, Producer
 from streams.site import Site
-from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
+from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 
 LOOP = "promotion"
 RETRY_S = 5.0
@@ -66,7 +66,7 @@ class Promoter:
     def __init__(self, settings: PromotionSettings, trials: Trials, site: Site) -> None:
         self._settings, self._trials, self._site = settings, trials, site
         self.observed = Observed(site.policy, settings.prompts_kept)
-        topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES]
+        topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES, ERASURES]
         self._producer = Producer(site.kafka, site.metrics, "tidemill-promoter")
         self._consumer = Consumer(site.kafka, topics, "promoter", site.metrics)
         partitions = [key for key in self._consumer.positions() if key[0] == EPISODES.name]
@@ -105,6 +105,9 @@ class Promoter:
         """To the end of the log as it is now."""
         while True:
             for record in self._consumer.poll(timeout_s=0.2, max_records=2000):
+                if record.topic == LABELS.name and record.value is None:
+                    self.observed.forget((record.key or b"").decode(errors="replace"))
+                    continue
                 try:
                     self.observed.take(BY_NAME[record.topic].decode(record.value))
                 except InvalidEvent as error:  # who owns the topic sets it aside

@@ -85,12 +85,14 @@ class Router:
     def begin(self, name: object) -> None:
         """A request to this name starts."""
         self._in_flight[str(name)] += 1
-        if name in self._sha256:
+        if str(name) in self._sha256:
             self._sha256[str(name)] = self._sha256.pop(str(name))
 
     def end(self, name: object) -> None:
         """It is over."""
         self._in_flight[str(name)] -= 1
+        if self._in_flight[str(name)] <= 0:  # clients may make up names without end
+            del self._in_flight[str(name)]
 
     def idle(self) -> list[str]:
         """Adapters that must go, least recently used first: not routed to, not kept, no request in flight, and too many for the room."""

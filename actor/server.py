@@ -19,6 +19,8 @@ from streams.errors import ConfigError
 from streams.listening import listening_socket
 from streams.site import Site
 
+NOWHERE = "nowhere.invalid"
+"""A host that never is (RFC 2606)."""
 log = structlog.get_logger()
 
 
@@ -64,6 +66,9 @@ def environment(settings: ActorSettings) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # a redirect leads from a host that is allowed to one that is not
+        "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB": "20",
+        "VLLM_MEDIA_FETCH_MAX_RETRIES": "1",
         "TOKENIZERS_PARALLELISM": "false",  # it would warn of the fork
     }
 
@@ -89,6 +94,7 @@ def arguments(settings: ActorSettings, site: Site) -> list[str]:
     words = [str(word) for flag, value in flags.items() for word in (flag, value)]
     words += ["--served-model-name", BASE, site.policy, "--enable-lora", "--lora-target-modules", *LORA_MODULES]
     words += ["--disable-uvicorn-access-log", "--disable-log-stats"]
+    words += ["--allowed-media-domains", *(settings.media_hosts or (NOWHERE,))]  # an empty list would mean everywhere
     if settings.enforce_eager:
         words.append("--enforce-eager")
     if settings.tool_call_parser is not None:

@@ -1,12 +1,17 @@
 """Settings of an actor: one replica that serves a policy."""
 
+import re
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from actor.redaction_settings import RedactionSettings
 from streams.outbox_settings import OutboxSettings
+
+HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
+"""A whole name in lower case; addresses end in digits and are none."""
+PRIVATE_ZONES = frozenset({"local", "localhost", "internal", "localdomain", "lan", "home", "corp", "intranet", "private"})
 
 
 class ActorSettings(OutboxSettings, RedactionSettings):
@@ -46,6 +51,9 @@ class ActorSettings(OutboxSettings, RedactionSettings):
     """Name of vLLM's parser that turns the model's text into tool calls; none leaves tools to those that vLLM forces."""
     max_request_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
     """Largest request body; a larger one gets 413."""
+    media_hosts: tuple[str, ...] = ()
+    """Hosts that pictures, sound and video may be fetched from, at most 20 MB each, without following redirects. None: only what the request
+    itself carries (``data:`` URLs), since a server that fetches what it is told reaches where its clients must not."""
     max_feedback_bytes: int = Field(default=256 << 10, ge=1024, le=1 << 24)
     """Largest feedback body; a larger one gets 413."""
     recent_episodes: int = Field(default=1000, ge=0, le=1_000_000)
@@ -68,6 +76,14 @@ class ActorSettings(OutboxSettings, RedactionSettings):
     """Attestation: an adapter that moved the learner's own logprobs by less (root mean square, a token) cannot be told from the base."""
     min_adapter_share: float = Field(default=0.6, gt=0, lt=1)
     """Attestation: how much of the learner's own step from base to adapter this replica must show; the base shows 0, the adapter 1."""
+
+    @field_validator("media_hosts")
+    @classmethod
+    def _hosts_are_names_on_the_internet(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST.fullmatch(host) or host.rpartition(".")[2] in PRIVATE_ZONES:
+                raise ValueError(f"actor.media_hosts: {host!r} is not a public host name such as media.example.com")
+        return hosts
 
     @model_validator(mode="after")
     def _replica_fits(self) -> Self:

@@ -46,7 +46,13 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
     keeper = Keeper(outbox, site.metrics, settings, redactor, MediaStore(site.artifacts, settings.max_media_bytes), site.traces)
     shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
     follower = Follower(
-        settings, site, ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s), outbox, replica, gated
+        settings,
+        site,
+        ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s),
+        outbox,
+        replica,
+        gated,
+        keeper.forget,
     )
 
     def unready() -> list[str]:

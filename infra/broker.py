@@ -18,6 +18,7 @@ from typing import Self
 
 from pydantic import Field
 
+from infra.broker_guard import ADMIN, Guard
 from infra.jars import cache_folder, kafka_jars
 from streams.errors import ConfigError, Unavailable
 from streams.kafka import KafkaSettings, ready
@@ -59,8 +60,10 @@ ALONE = Node()
 class Broker:
     """One broker on one data folder. A context manager: started on entry, stopped in good order on exit."""
 
-    def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE) -> None:
-        self._settings, self._folder, self._progress, self._node = settings, folder, progress, node
+    def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE,
+                 guard: Guard | None = None) -> None:  # fmt: skip
+        """``guard`` says who is let in; None: everybody who reaches the loopback port."""
+        self._settings, self._folder, self._progress, self._node, self._guard = settings, folder, progress, node, guard
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self.port = 0
@@ -92,8 +95,7 @@ class Broker:
         command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
                    f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}", "-cp", f"{jars}/*"]  # fmt: skip
         if not (self._folder / "data" / "meta.properties").exists():
-            format_command = [*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)]
-            done = subprocess.run(format_command, capture_output=True, text=True, check=False)
+            done = self._format(command, ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)])
             if done.returncode:
                 raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
         with (self._folder / "stdout.log").open("ab") as out:
@@ -140,9 +142,21 @@ class Broker:
             os.close(self._lock)
             self._lock = None
 
+    def _format(self, command: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        """By a file of arguments: passwords are among them, and a command line is everybody's to read."""
+        words = [*command[1:], *arguments, *(self._guard.format_arguments() if self._guard else ())]
+        file = self._folder / "format.arguments"
+        file.touch(mode=0o600)
+        file.write_text("\n".join(f'"{word}"' for word in words))
+        try:
+            return subprocess.run([command[0], f"@{file}"], capture_output=True, text=True, check=False)
+        finally:
+            file.unlink()
+
     def await_ready(self) -> None:
         """Until a metadata request is answered. Raises Unavailable when the JVM ends or ``broker.start_timeout_s`` is over."""
-        settings = KafkaSettings(bootstrap_servers=self.bootstrap_servers, request_timeout_s=5.0)
+        settings = self._guard.login(ADMIN, self.bootstrap_servers) if self._guard else KafkaSettings(bootstrap_servers=self.bootstrap_servers)
+        settings = settings.model_copy(update={"request_timeout_s": 5.0})
         deadline = time.monotonic() + self._settings.start_timeout_s
         while time.monotonic() < deadline:
             if not self.running():
@@ -182,7 +196,10 @@ class Broker:
             "log.cleaner.dedupe.buffer.size": "8388608",
             "log.cleaner.threads": "1",
         }
+        if self._guard:
+            properties |= self._guard.properties(self.port, self.bootstrap_servers, controller_ports[self._node.number - 1])
         path = self._folder / "server.properties"
+        path.touch(mode=0o600)
         path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
         (self._folder / "log4j2.xml").write_text(LOG4J.format(log=(self._folder / "kafka.log").resolve()))
         return path

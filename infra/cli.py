@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from infra import operator_commands, promotion_commands
+from infra.erase_commands import erase_command
 from infra.key_commands import keys
 from infra.learner_commands import learner_commands, upcycle
 from infra.logs import log_json, quiet
@@ -98,11 +99,13 @@ def broker(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
 
 @main.command()
 @click.option("--create", is_flag=True, help="Create the topics that are missing.")
+@click.option("--acls", is_flag=True, help="Also give each part's principal its rights, and show them. The caller needs Alter on the cluster.")
+@click.option("--principals", default="User:tidemill-{part}", show_default=True, help="What the parts' principals are called.")
 @settings_options
-def topics(create: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+def topics(create: bool, acls: bool, principals: str, config: str | None, overrides: tuple[str, ...]) -> None:
     """Show how the cluster's topics differ from the table; --create makes those that are missing."""
     from infra.config import load
-    from streams.kafka import create_topics, topic_differences
+    from streams.kafka import PARTS, create_topics, give_rights, grants, principal_of, topic_differences
     from streams.topics import TOPICS
 
     settings = load(config, overrides).kafka
@@ -111,6 +114,12 @@ def topics(create: bool, config: str | None, overrides: tuple[str, ...]) -> None
     for topic in TOPICS:
         state = "created" if topic.name in created else "; ".join(differences.get(topic.name, ["as it should be"]))
         click.echo(f"{topic.name:<28} {state}")
+    if acls:
+        give_rights(settings, principals)
+        for part in PARTS:
+            click.echo(f"\n{principal_of(part, principals)}")
+            for operation, kind, name in grants(part):
+                click.echo(f"  {operation:<16} {kind:<8} {name}")
     if differences:
         sys.exit(1)
 
@@ -234,6 +243,7 @@ operator_commands.add_to(main, dashboards, settings_options)
 main.add_command(reward_commands(settings_options))
 main.add_command(learner_commands(settings_options))
 main.add_command(upcycle)
+main.add_command(erase_command(settings_options))
 main.add_command(keys)
 promotion_commands.add_to(main, settings_options)
 

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from infra.cli import main as command
 from infra.config import PREFIX, Settings
-from streams.events import Artifact, Calibration, Event, Evidence
+from streams.events import Artifact, Calibration, Event, Evidence, person_of
 from streams.kafka import KafkaSettings, wanted_topics
 from streams.metrics import TABLE
 from streams.topics import TOPICS
@@ -59,7 +59,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "source_topic": "tidemill.feedback.v1", "source_partition": 2, "source_offset": 40, "reason": "invalid",
         "message": "Feedback: thumb: Input should be 'up' or 'down'", "record_base64": "eyJ0aHVtYiI6IDd9", "part": "join", "at": T0,
     },
-    "erasures": {"user_id": "u-7", "requested_by": "operator", "at": T0},
+    "erasures": {"person": person_of("u-9"), "requested_by": "operator", "at": T0},
+    "erased": {
+        "person": person_of("u-9"), "part": "lake", "where": "/data/lake", "removed": {"episodes": 3, "feedback": 2, "labels": 2},
+        "learned": ["reward-model 12", "default@7"], "erasure_at": T0, "at": T0,
+    },
 }  # fmt: skip
 
 

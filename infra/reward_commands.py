@@ -42,8 +42,11 @@ def reward_commands(settings_options: Callable[[Callable[..., None]], Callable[.
     @click.option("--from", "since", type=Time(), default=None, help="Only versions published at or after this time (UTC where no zone is given).")
     @click.option("--to", "until", type=Time(), default=None, help="Only versions published before it.")
     @click.option("--version", "number", type=click.IntRange(1), default=None, help="Only this version.")
+    @click.option("--without", default=None, metavar="USER", help="As if this person had never been there: says how far they moved each version.")
     @settings_options
-    def replay(since: datetime | None, until: datetime | None, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
+    def replay(
+        since: datetime | None, until: datetime | None, number: int | None, without: str | None, config: str | None, overrides: tuple[str, ...]
+    ) -> None:
         """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
         from infra.config import load
         from reward.replay import rebuild_all
@@ -53,6 +56,11 @@ def reward_commands(settings_options: Callable[[Callable[..., None]], Callable[.
         if not versions:
             raise ConfigError("the lake holds no reward-model version of that time or number")
         equal = True
+        if without is not None:
+            for rebuilt in rebuild_all(_replay(settings, without), versions, _artifacts(settings)):
+                moved = "the same" if rebuilt.equal else f"scores moved by {rebuilt.moved:.4f} on average, {rebuilt.most_moved:.4f} at the most"
+                click.echo(f"version {rebuilt.version} without them: checksum {rebuilt.rebuilt[:12]}, {moved}")
+            return
         for rebuilt in rebuild_all(_replay(settings), versions, _artifacts(settings)):
             equal &= rebuilt.equal
             verdict = "equal" if rebuilt.equal else f"NOT EQUAL: rebuilt {rebuilt.rebuilt[:12]}"
@@ -117,13 +125,15 @@ def _versions(settings: "Settings", since: datetime | None, until: datetime | No
     return versions_of(_lake(settings), settings.policy.name, since, until)
 
 
-def _replay(settings: "Settings") -> "Replay":
+def _replay(settings: "Settings", without: str | None = None) -> "Replay":
     import torch
 
     from infra.roles import base_folder
     from reward.features import Featurizer
     from reward.replay import Replay
+    from streams.erasure import Forgotten
 
     torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
     featurizer = Featurizer(base_folder(settings.policy) / "dense", settings.reward)
-    return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer)
+    person = None if without is None else Forgotten.ever(without)
+    return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join)

@@ -129,7 +129,7 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
 
         def join_and_lake(site: Site) -> None:
             in_lake = settings.lake.model_copy(update={"uri": lake_uri(settings)})
-            side_by_side(site, lambda: joiner.run(settings.join, site), lambda: lake.run(in_lake, site))
+            side_by_side(site, lambda: joiner.run(settings.join, site), lambda: lake.run(in_lake, site, settings.join))
 
         return join_and_lake
     if role == "reward":

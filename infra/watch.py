@@ -96,6 +96,9 @@ class Watch:
                         return
                     continue
                 for record in records:
+                    if record.topic == LABELS.name and record.value is None:
+                        self.facts.labels.pop((record.key or b"").decode(errors="replace"), None)
+                        continue
                     try:
                         event = BY_NAME[record.topic].decode(record.value)
                     except InvalidEvent:

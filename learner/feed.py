@@ -13,11 +13,12 @@ from learner.prompts import PromptPool
 from learner.settings import LearnerSettings
 from reward.model import RewardModel
 from streams.dead_letters import DeadLetters
+from streams.erasures import Erasures, told
 from streams.errors import BadArtifact, InvalidEvent
-from streams.events import RewardModelVersion
-from streams.kafka import Consumer, Producer, Record
+from streams.events import Episode, Erased, RewardModelVersion
+from streams.kafka import Consumer, Producer, Record, read_to_end
 from streams.site import Site
-from streams.topics import EPISODES, LABELS, REWARD_MODELS, Topic
+from streams.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.traces import Headers
 
 log = structlog.get_logger()
@@ -29,15 +30,19 @@ class Feed:
     def __init__(self, settings: LearnerSettings, site: Site, producer: Producer, features: str) -> None:
         self._settings, self._site, self._features = settings, site, features
         self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
+        self._producer = producer
+        self._erasures = Erasures(site, "learner")
+        self._forgotten_at = 0
+        self._must_save = False
         self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_judged else [EPISODES]
         self._consumer = Consumer(site.kafka, [*self._pooled, REWARD_MODELS], "learner", site.metrics)
         self.prompts = PromptPool(site.policy, settings.prompts_kept)
-        self.prompts.load(site.state / "prompts.json")
+        known = {EPISODES.name: self.prompts.load(site.state / "prompts.json"), LABELS.name: True}
         self.judged = JudgedPool(site.policy, settings.judged_kept)
         if settings.learns_from_judged:
             self.judged.load(site.state / "judged.json")
         for topic in self._pooled:
-            if (places := site.state / f"{topic.short_name}-offsets.json").exists():
+            if known[topic.name] and (places := site.state / f"{topic.short_name}-offsets.json").exists():
                 self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
         self._reward: tuple[RewardModelVersion, Path] | None = None
         self.follows: Headers = ()
@@ -56,13 +61,14 @@ class Feed:
     def ready(self) -> bool:
         """Read what has come; True when there are prompts enough and a reward model. Waits a little when there are not."""
         newest: tuple[Record, RewardModelVersion] | None = None
+        self._erasures.poll()
         while records := self._consumer.poll(timeout_s=0.05):
             for record in records:
                 try:
                     if record.topic == EPISODES.name:
-                        self.prompts.take(EPISODES.decode(record.value))
+                        self._ask(EPISODES.decode(record.value), record.timestamp_ms)
                     elif record.topic == LABELS.name:
-                        self.judged.take(LABELS.decode(record.value))
+                        self._judge(record)
                     elif (event := REWARD_MODELS.decode(record.value)).policy == self._site.policy:
                         newest = (record, event)
                 except InvalidEvent as error:
@@ -70,6 +76,10 @@ class Feed:
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)
+        if self._erasures.end > self._forgotten_at:
+            self._forget()
+        if self._must_save:
+            self.save()
         lacking = {"prompts": len(self.prompts) < self._settings.prompts_needed, "reward_model": self._reward is None, "prompts_that_fit": False}
         for what, lacks in lacking.items():
             self._site.metrics.set("tidemill_learner_waiting", float(lacks), what=what)
@@ -101,10 +111,38 @@ class Feed:
             incoming = self._site.state / "offsets.incoming"
             incoming.write_text(json.dumps(places))
             incoming.rename(self._site.state / f"{topic.short_name}-offsets.json")
+        self._must_save = False
 
     def close(self) -> None:
         """Hang up."""
+        self._erasures.close()
         self._consumer.close()
+
+    def _ask(self, episode: Episode, arrived_ms: int) -> None:
+        if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
+            self.prompts.take(episode)
+
+    def _judge(self, record: Record) -> None:
+        """What an erasure took from a label, or left nothing of, goes from the disk at once."""
+        if record.value is None:
+            self.judged.forget((record.key or b"").decode(errors="replace"))
+            self._must_save = True
+        else:
+            label = LABELS.decode(record.value)
+            self.judged.take(label)
+            self._must_save |= label.erasures > 0
+
+    def _forget(self) -> None:
+        """Prompts of those who asked to be forgotten go, on disk too, before it is told; once, however often the log is read."""
+        done = {(each.person, each.erasure_at) for each in told(read_to_end(self._site.kafka, ERASED, "learner", self._site.metrics))
+                if each.part == "learner"}  # fmt: skip
+        due = [each.erasure for each in self._erasures.since(self._forgotten_at) if (each.erasure.person, each.erasure.at) not in done]
+        removed = [self.prompts.forget(erasure.person) for erasure in due]
+        self.save()
+        for erasure, count in zip(due, removed, strict=True):
+            self._producer.publish(ERASED, Erased(person=erasure.person, part="learner", where="prompts", removed={"prompts": count},
+                                                  erasure_at=erasure.at, at=self._site.clock.now()))  # fmt: skip
+        self._forgotten_at = self._erasures.end
 
     def _taken(self) -> tuple[RewardModelVersion, Path]:
         if self._reward is None:

@@ -72,10 +72,14 @@ class JudgedPool:
         """Remember what people think now; forget it when they took it back."""
         if label.policy != self._policy:
             return
-        self._answers.pop(label.episode_id, None)
-        self._uses.pop(label.episode_id, None)
+        self.forget(label.episode_id)
         if (judged := JudgedAnswer.of(label)) is not None:
             self._add(judged)
+
+    def forget(self, episode_id: str) -> None:
+        """An answer that has no label any more."""
+        self._answers.pop(episode_id, None)
+        self._uses.pop(episode_id, None)
 
     def choose(self, count: int) -> Sequence[JudgedAnswer]:
         """At most ``count``: those that were learned from least, and of these the newest, so that a fresh word counts in the next adapter.

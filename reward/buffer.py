@@ -20,7 +20,7 @@ from reward.voters import critics_say
 from streams.errors import InvalidEvent
 from streams.events import Channel
 
-LAYOUT = 2
+LAYOUT = 3
 """Raised whenever an entry's encoding changes: the labels are then read again instead of entries that we cannot read."""
 BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
 STRATA = ("good", "bad", "hint good", "hint bad", "words", "withdrawn")
@@ -63,15 +63,26 @@ class Entry:
     words: int = 0
     """Length of the answer."""
     language: str = "other"
+    tenant: str = "default"
+    said: str = ""
+    """Question and answer, as a hash: enough to see that two labels are about the same words."""
+    erasures: int = 0
+    """How often somebody was erased from the label."""
 
     def __post_init__(self) -> None:
         if self.verdict is not None and not self.evidence:
             object.__setattr__(self, "evidence", ((Channel.THUMBS.value, self.verdict, 1.0),))
 
     @property
-    def rank(self) -> tuple[datetime, int, float, int]:
+    def rank(self) -> tuple[int, datetime, int, float, int]:
         """Of two labels of an episode, the one of higher rank is the later."""
-        return (self.newest_feedback_at, self.feedback_count, -1.0 if self.verdict is None else self.verdict, len(self.over) + len(self.corrections))
+        return (
+            self.erasures,
+            self.newest_feedback_at,
+            self.feedback_count,
+            -1.0 if self.verdict is None else self.verdict,
+            len(self.over) + len(self.corrections),
+        )
 
     @property
     def weight(self) -> float:
@@ -109,12 +120,12 @@ class Entry:
                 corrections=tuple(_unpacked(c) for c in body["corrections"]),
                 **{name: _tuples(body[name]) for name in _PLAIN},
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidEvent("invalid", f"an entry of the replay buffer cannot be read: {type(error).__name__}") from None
 
 
 _PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicted", "evidence", "ratings", "pair_weights", "vote_weight", "adapter",
-          "words", "language")  # fmt: skip
+          "words", "language", "tenant", "said", "erasures")  # fmt: skip
 
 
 class ReplayBuffer:
@@ -142,6 +153,12 @@ class ReplayBuffer:
             del self._entries[episode_id]
             changed[episode_id] = None
         return changed
+
+    def forget(self, episode_ids: Iterable[str]) -> dict[str, Entry | None]:
+        """These episodes have no label any more; returns what to delete, which is all of them: what is kept elsewhere may be more."""
+        for episode_id in (gone := dict.fromkeys(episode_ids)):
+            self._entries.pop(episode_id, None)
+        return gone
 
     def with_verdict(self, newest: int | None = None, people_only: bool = False) -> list[Entry]:
         """Entries that have a verdict: by episode id, or the so many newest, oldest first."""

@@ -1,7 +1,7 @@
 """From a label to the entry that the replay buffer keeps: features, what counts, and the slices it belongs to."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from reward.features import Features
 from reward.slices import language_of
 from streams.events import Channel, Evidence, FeedbackKind, Label
 from streams.evidence import voices
+from streams.kafka import Record
 
 SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORRECTION, FeedbackKind.COMPARISON})
 
@@ -37,6 +38,9 @@ def entry_of(
         adapter=label.adapter,
         words=len(label.answer.split()),
         language=language_of(label.answer),
+        tenant=label.tenant,
+        said=hashed("\x00".join([*(message.text for message in label.messages), label.answer])),
+        erasures=label.erasures,
     )
     corrections, over = (corrections if bare.pair_weights[0] else []), (over if bare.pair_weights[1] else ())
     if bare.verdict is None and not corrections and not over:
@@ -45,9 +49,23 @@ def entry_of(
     return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over, predicted=predict(features_ND[0].float()))
 
 
+def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[Label], tuple[str, ...]]:
+    """The labels in these records, in order, and the episodes of which none is left before those. ``decode`` gives None for what cannot be read."""
+    labels: list[Label] = []
+    gone: dict[str, None] = {}
+    for record in records:
+        if record.value is None:
+            episode_id = (record.key or b"").decode(errors="replace")
+            labels = [label for label in labels if label.episode_id != episode_id]
+            gone[episode_id] = None
+        elif (label := decode(record)) is not None:
+            labels.append(label)
+    return labels, tuple(gone)
+
+
 def hashed(user_id: str) -> str:
-    """A person, told apart from others and no more."""
-    return hashlib.sha256(user_id.encode()).hexdigest()[:16]
+    """A person, or some words, told apart from others and no more."""
+    return hashlib.sha256(user_id.encode(errors="replace")).hexdigest()[:16]
 
 
 def _said(label: Label) -> tuple[tuple[Said, ...], dict[str, float]]:

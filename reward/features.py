@@ -88,6 +88,12 @@ class Featurizer:
         rows = [self._one(messages, answer) for messages, answer in pairs]
         return torch.stack(rows) if rows else torch.empty(0, 3 * self._hidden + RELATIONS)
 
+    def forget(self) -> None:
+        """Empty the cache: it holds what people said, as numbers and as a prompt's keys and values."""
+        with self._lock:
+            self._cache.clear()
+            self._prefix = None
+
     def _one(self, messages: Sequence[Message], answer: str) -> Tensor:
         prompt = self._render(messages)
         asked = next((m.text for m in reversed(messages) if m.role == "user"), "")

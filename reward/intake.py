@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward.buffer import LAYOUT, Entry
+from reward.entries import standing_labels
 from reward.features import Featurizer
 from reward.propensity import Propensity
 from reward.refit import Refitter
@@ -13,6 +14,7 @@ from reward.versions import Versions
 from reward.watch import AnswersWatch, tell
 from streams.dead_letters import DeadLetters
 from streams.errors import InvalidEvent
+from streams.events import Label
 from streams.kafka import Producer, Record
 from streams.site import Site
 from streams.topics import LABELS
@@ -24,6 +26,8 @@ class Batch:
 
     records: Sequence[Record]
     entries: Sequence[Entry]
+    gone: Sequence[str] = ()
+    """Episodes that have no label any more."""
 
 
 class Work:
@@ -40,7 +44,7 @@ class Intake:
 
     def __init__(self, settings: RewardSettings, site: Site) -> None:
         self._site = site
-        featurizer = Featurizer(site.base / "dense", settings)
+        self._featurizer = featurizer = Featurizer(site.base / "dense", settings)
         self._producer = Producer(site.kafka, site.metrics, "tidemill-reward")
         self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
         self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)
@@ -57,29 +61,34 @@ class Intake:
 
     def prepare(self, records: Sequence[Record]) -> Batch:
         """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""
-        labels = []
-        for record in records:
-            self._site.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
-            try:
-                label = LABELS.decode(record.value)
-            except InvalidEvent as error:
-                self._dead.set_aside(record, error)
-            else:
-                labels += [label] if label.policy == self._site.policy else []
+        labels, gone = standing_labels(records, self._label)
         self._producer.flush()
         self._watch.see(labels)
-        return Batch(records, self._refitter.prepare(labels))
+        if gone or any(label.erasures for label in labels):
+            self._featurizer.forget()
+            self._watch.forget(gone)
+        return Batch(records, self._refitter.prepare(labels), gone)
+
+    def _label(self, record: Record) -> Label | None:
+        """A label of our policy; what cannot be read is set aside."""
+        self._site.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
+        try:
+            label = LABELS.decode(record.value)
+        except InvalidEvent as error:
+            self._dead.set_aside(record, error)
+            return None
+        return label if label.policy == self._site.policy else None
 
     def absorb(self, batch: Batch) -> dict[str, bytes | None]:
         """Into the buffer; returns what to store by episode, None to delete. Fast: where the store is."""
-        return self._refitter.absorb(batch.entries)
+        return self._refitter.absorb(batch.entries, batch.gone)
 
     def finish(self, batch: Batch) -> None:
         """The batch is stored: count it, refit, maybe publish. Slow: on a thread of its own."""
         self._versions.seen([(record.partition, record.offset) for record in batch.records], len(batch.entries))
         if self._site.traces.on:
             self._versions.follow([record.headers for record in batch.records])
-        if batch.entries:
+        if batch.entries or batch.gone:
             found = self._watch.findings()
             tell(found, self._site.metrics)
             self._versions.maybe_publish(self._refitter, found)

@@ -92,7 +92,7 @@ class RewardModel:
         try:
             about: dict[str, Any] = json.loads((folder / ABOUT).read_text())
             tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / WEIGHTS)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise BadArtifact(f"{folder} holds no reward model: {error}") from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise BadArtifact(f"{folder / ABOUT}: this reads format {FORMAT} only")

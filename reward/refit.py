@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reward.buffer import Entry, ReplayBuffer
+from reward.crowds import crowd_weights, largest_share
 from reward.drift import Drift, page_hinkley
 from reward.entries import entry_of
 from reward.features import Features
@@ -65,15 +66,22 @@ class Refitter:
         self._settings, self.features, self._propensity = settings, features, propensity
         self.published = published if published is not None and published.features == features.fingerprint else None
         self.buffer = ReplayBuffer(settings.buffer_labels)
+        self._owed = False
+        """A version without somebody who was erased is yet to be published."""
 
     def prepare(self, labels: Sequence[Label]) -> list[Entry]:
         """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
         weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
         return [entry_of(label, self.features, self._predict, weigh) for label in labels]
 
-    def absorb(self, entries: Sequence[Entry]) -> dict[str, bytes | None]:
-        """Take the entries into the buffer; returns what to store durably by episode, None to delete."""
-        return {episode_id: entry.encode() if entry else None for episode_id, entry in self.buffer.take(entries).items()}
+    def absorb(self, entries: Sequence[Entry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
+        """Forget episodes that have no label any more, then take the entries in; returns what to store durably by episode, None to delete.
+
+        After an erasure the next version is published by no other rule than that there are labels enough for one: the last one knew the person.
+        """
+        self._owed |= bool(gone) or any(entry.erasures for entry in entries)
+        changed = self.buffer.forget(gone) | self.buffer.take(entries)
+        return {episode_id: entry.encode() if entry else None for episode_id, entry in changed.items()}
 
     def recover(self, stored: Sequence[bytes]) -> None:
         """Begin again from what was stored."""
@@ -87,8 +95,14 @@ class Refitter:
         if result is None:
             model = self.fitted()
             result = self._judge(model)
-            if result == "published" and self.published is not None and drift.recent(len(said_N), self._settings.drift_hold_labels):
+            if (
+                not self._owed
+                and result == "published"
+                and self.published is not None
+                and drift.recent(len(said_N), self._settings.drift_hold_labels)
+            ):
                 result, why = "drift", f"the last version stays: {drift.sentence}"
+            self._owed &= result != "published"
         return Refit(
             result=result,
             model=model if result == "published" else None,
@@ -100,6 +114,11 @@ class Refitter:
             labels=self._labels(),
             newest_feedback_at=self.buffer.newest_feedback_at(),
         )
+
+    def largest_share(self) -> float | None:
+        """The largest part of the labels' weight that any one person holds in a fit now."""
+        rows = self.weighted()
+        return largest_share(rows.voters, rows.weights_N)
 
     def disagreement(self) -> float | None:
         """How far apart the heads of the published ensemble are on the newest labels: mean standard deviation of their chances."""
@@ -120,7 +139,7 @@ class Refitter:
     def weighted(self) -> Rows:
         """The buffer's rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
         rows, s = self.buffer.rows(), self._settings
-        rows = replace(rows, weights_N=rows.weights_N * capped(rows.voters, s.person_share))
+        rows = replace(rows, weights_N=rows.weights_N * capped(rows.voters, s.person_share) * crowd_weights(self.buffer.with_verdict(), s))
         if not s.weigh_reliability and not s.smooth_by_reliability:
             return rows
         folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
@@ -147,7 +166,7 @@ class Refitter:
         return None if enough else "too_few"
 
     def _judge(self, model: RewardModel) -> Result:
-        if self.published is None:
+        if self.published is None or self._owed:
             return "published"
         if model.checksum() == self.published.checksum():
             return "unchanged"

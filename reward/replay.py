@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from reward.entries import hashed
+from reward.entries import hashed, standing_labels
 from reward.features import Features
 from reward.model import RewardModel
 from reward.propensity import Asked, Effect, Propensity, effect_of, fit_propensity
 from reward.refit import Refitter
 from reward.settings import RewardSettings
 from streams.artifacts import ArtifactStore
+from streams.erasure import Forgotten, left_of
 from streams.errors import ConfigError, InvalidEvent
 from streams.events import Episode, Label, RewardModelVersion
+from streams.evidence import EvidenceSettings
+from streams.join import DECLARED
 from streams.kafka import Record
 from streams.lake_files import Lake
 from streams.topics import EPISODES, LABELS, REWARD_MODELS
@@ -32,6 +35,10 @@ class Rebuilt:
     published: str
     """Checksum of the model in the artifact store."""
     rebuilt: str
+    moved: float = 0.0
+    """How far the scores of both lie apart on the labels that are left, 0 to 1, on average."""
+    most_moved: float = 0.0
+    """And at the most."""
 
     @property
     def equal(self) -> bool:
@@ -48,12 +55,15 @@ def versions_of(lake: Lake, policy: str, since: datetime | None = None, until: d
 class Replay:
     """The labels of the lake, read forward: each version is rebuilt on top of the one before."""
 
-    def __init__(self, lake: Lake, policy: str, settings: RewardSettings, features: Features) -> None:
+    def __init__(self, lake: Lake, policy: str, settings: RewardSettings, features: Features, without: Forgotten | None = None,
+                 evidence: EvidenceSettings = DECLARED) -> None:  # fmt: skip
+        """``without``: as if somebody had never been there; labels are then counted again by ``evidence``."""
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._policy, self._features = policy, features
         self.refitter = Refitter(settings, features, propensity=propensity)
         self._ends = lake.positions(LABELS)
-        self._waiting = list(lake.records(LABELS))
+        records = lake.records(LABELS)
+        self._waiting = [left_of(record, without, evidence) for record in records] if without else list(records)
 
     def reach(self, version: RewardModelVersion) -> None:
         """Take in every label that the version had seen. Raises ConfigError where the lake or the settings are not those it was made with."""
@@ -66,14 +76,16 @@ class Replay:
                 raise ConfigError(f"version {version.version} has seen labels up to offset {end} of partition {partition}, the lake ends at {ends}")
         known = [record for record in self._waiting if record.offset < seen.get(record.partition, 0)]
         self._waiting = [record for record in self._waiting if record.offset >= seen.get(record.partition, 0)]
-        labels = [label for record in known if (label := _label(record)) is not None and label.policy == self._policy]
-        self.refitter.absorb(self.refitter.prepare(labels))
+        labels, gone = standing_labels(known, _label)
+        self.refitter.absorb(self.refitter.prepare([label for label in labels if label.policy == self._policy]), gone)
 
     def rebuild(self, version: RewardModelVersion, artifacts: ArtifactStore) -> Rebuilt:
         """The version made again, beside what was published."""
         self.reach(version)
-        model = self.refitter.fitted()
-        return Rebuilt(version.version, version.labels, published_model(version, artifacts).checksum(), model.checksum())
+        model, published = self.refitter.fitted(), published_model(version, artifacts)
+        features_ND = self.refitter.buffer.rows().thumbs_ND
+        apart_N = (model.score(features_ND).mean_N - published.score(features_ND).mean_N).abs()
+        return Rebuilt(version.version, version.labels, published.checksum(), model.checksum(), float(apart_N.mean()), float(apart_N.max()))
 
 
 def published_model(version: RewardModelVersion, artifacts: ArtifactStore) -> RewardModel:

@@ -41,6 +41,12 @@ class RewardSettings(Section):
     """Calibration follows the newest labels: one so many labels older counts half. The policy changes, and with it the share of good answers."""
     person_share: float = Field(default=0.2, gt=0, le=1)
     """No person holds more of the labels' weight than this share."""
+    tenant_share: float = Field(default=0.5, gt=0, le=1)
+    """Nor any tenant more than this, where there are several."""
+    hour_share: float = Field(default=0.5, gt=0, le=1)
+    """Nor the labels of one tenant within one hour, where there are others: a burst must not outshout a week."""
+    newcomer_labels: int = Field(default=1, ge=1, le=1000)
+    """A person's labels count fully once there are so many of theirs, fewer in proportion. Raise it where accounts cost nothing."""
     weigh_reliability: bool = False
     """Whether people whose verdicts contradict what others taught the model count less (a second, smaller fit at each refit)."""
     smooth_by_reliability: bool = False

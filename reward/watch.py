@@ -24,6 +24,13 @@ class AnswersWatch:
             if all(episode_id != label.episode_id for episode_id, _ in side):
                 side.append((label.episode_id, label.answer))
 
+    def forget(self, episode_ids: Sequence[str]) -> None:
+        """These episodes' answers are nobody's to look at any more."""
+        for side in (self._base, self._adapters):
+            kept = [each for each in side if each[0] not in episode_ids]
+            side.clear()
+            side.extend(kept)
+
     def findings(self) -> tuple[Finding, ...]:
         """What the rules say now; nothing while there are too few answers on either side."""
         return inspect([answer for _, answer in self._adapters], [answer for _, answer in self._base])

@@ -4,7 +4,9 @@ Evolution is additive: a reader ignores fields it does not know and refuses a ``
 in any language may publish these; ``docs/events.md`` shows an example of each.
 """
 
+import hashlib
 import uuid
+from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +27,11 @@ from streams.values import Offsets as Offsets
 from streams.values import Outcome as Outcome
 from streams.values import Sha256 as Sha256
 from streams.values import Vote as Vote
+
+
+def person_of(user_id: str) -> str:
+    """A person by the SHA-256 of their user_id, in hex."""
+    return hashlib.sha256(user_id.encode(errors="surrogatepass")).hexdigest()
 
 
 def new_id(prefix: str) -> str:
@@ -176,6 +183,8 @@ class Label(Event):
     episode_id: Id
     policy: Name
     tenant: Name = "default"
+    user_id: Id | None = None
+    """Who asked, so that they can be forgotten."""
     conversation_id: Id | None = None
     """Of the episode: labels of one conversation are not independent of each other."""
     adapter: str | None = None
@@ -191,6 +200,8 @@ class Label(Event):
     ``verdict`` is people's thumbs and ratings alone."""
     superseded: tuple[str, ...] = ()
     """feedback_ids that were folded in and no longer count: changed, retracted, or retracting."""
+    erasures: int = Field(default=0, ge=0)
+    """How often somebody was erased from it: of two labels the one with more is the later, whatever its feedback's times."""
     episode_at: Instant
     """When the episode ended."""
     first_feedback_at: Instant
@@ -218,6 +229,8 @@ class RewardModelVersion(Event):
     """The same by slice of the labels: ``channel=…``, ``adapter=…``, ``language=…``, ``length=…``; those with too few labels are left out."""
     alarms: tuple[str, ...] = ()
     """What stood against trusting it when it was published, a sentence each."""
+    largest_person_share: float | None = Field(default=None, ge=0, le=1)
+    """The largest part of its labels' weight that any one person holds; ``reward.person_share`` keeps it down."""
     withheld: dict[str, int] = {}
     """Refits since the version before that were not published, by the reason."""
     offsets: Offsets
@@ -315,10 +328,37 @@ class DeadLetter(Event):
 
 
 class Erasure(Event):
-    """A person asked to be forgotten."""
+    """A person asked to be forgotten: all that they gave or asked until now."""
 
-    key_fields = ("user_id",)
+    key_fields = ("person",)
 
-    user_id: Id
+    person: Sha256
+    """SHA-256 of their user_id: what is kept for ever must not name them."""
     requested_by: str
+    at: Instant
+
+    @classmethod
+    def of(cls, user_id: str, requested_by: str, at: datetime) -> Self:
+        """The erasure of whom agents call ``user_id``."""
+        return cls(person=person_of(user_id), requested_by=requested_by, at=at)
+
+
+class Erased(Event):
+    """A part has forgotten a person."""
+
+    key_fields = ("person", "part", "where")
+
+    person: Sha256
+    part: str
+    """Who forgot: ``join``, ``lake``, ``learner``, ``actor``."""
+    where: str
+    """Which of its stores: a partition, a replica, a folder."""
+    removed: dict[str, int]
+    """How many things of which kind were removed."""
+    learned: tuple[str, ...] = ()
+    """Lake: reward models and adapters that had seen something of theirs."""
+    offsets: Offsets = {}
+    """Join: next offset of the labels after those written without them. A reward model that has seen so far knows nothing of them."""
+    erasure_at: Instant
+    """``at`` of the erasure that this answers."""
     at: Instant

@@ -49,6 +49,7 @@ class Known(BaseModel):
 
     policy: str
     tenant: str
+    user_id: str | None = None
     conversation_id: str | None = None
     adapter: str | None
     outcome: Outcome
@@ -76,6 +77,24 @@ class Standing(BaseModel):
     feedback: tuple[Arrived, ...] = ()
     expires_at: Instant
     """Arrival of the episode (while there is none: of the first feedback) plus the window."""
+    erasures: int = 0
+    """How often somebody was erased from it."""
+
+
+Covers = Callable[[str | None, datetime, datetime], bool]
+"""Whether what a person gave at a time, and which arrived at another, is to be forgotten (streams/erasure.py)."""
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """What was forgotten of an episode: how much, and what becomes of its label."""
+
+    episodes: int = 0
+    feedback: int = 0
+    label: Label | None = None
+    """The label as it stands now."""
+    label_gone: bool = False
+    """There may be a label on the log that has nothing left to stand on."""
 
 
 class Standings(Protocol):
@@ -126,6 +145,7 @@ class FeedbackJoin:
         known = Known(
             policy=episode.policy,
             tenant=episode.tenant,
+            user_id=episode.user_id,
             conversation_id=episode.conversation_id,
             adapter=episode.adapter,
             outcome=episode.outcome,
@@ -135,10 +155,11 @@ class FeedbackJoin:
         )
         waiting = standing.feedback if standing is not None else ()
         in_time = tuple(arrived for arrived in waiting if not self._too_late(arrived, known, now))
-        standing = Standing(known=known, feedback=in_time, expires_at=now + self._window)
+        erasures = standing.erasures if standing is not None else 0
+        standing = Standing(known=known, feedback=in_time, expires_at=now + self._window, erasures=erasures)
         self._state[episode.episode_id] = standing
         self.tally.joined += [arrived.feedback for arrived in in_time]
-        return label_of(episode.episode_id, known, [arrived.feedback for arrived in in_time], self._evidence) if in_time else None
+        return self._label(episode.episode_id, standing)
 
     def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
         """``now`` is when the feedback arrived. The episode's label as it stands with it; none when it changes nothing or must wait."""
@@ -161,7 +182,34 @@ class FeedbackJoin:
         if standing.known is None:
             return None
         self.tally.joined.append(feedback)
-        return label_of(feedback.episode_id, standing.known, [each.feedback for each in standing.feedback], self._evidence)
+        return self._label(feedback.episode_id, standing)
+
+    def erase(self, episode_id: str, covers: Covers) -> Erasing:
+        """Forget what is covered of an episode: all of it when its person is, else their feedback."""
+        standing = self._state.get(episode_id)
+        if standing is None:
+            return Erasing()
+        known, window = standing.known, self._window
+        if known is not None and covers(known.user_id, known.ended_at, standing.expires_at - window):
+            del self._state[episode_id]
+            return Erasing(episodes=1, feedback=len(standing.feedback), label_gone=bool(standing.feedback))
+        kept = tuple(each for each in standing.feedback if not covers(each.feedback.user_id, each.feedback.at, each.at))
+        if (removed := len(standing.feedback) - len(kept)) == 0:
+            return Erasing()
+        if known is None and not kept:
+            del self._state[episode_id]
+            return Erasing(feedback=removed)
+        standing = standing.model_copy(update={"feedback": kept, "erasures": standing.erasures + 1})
+        self._state[episode_id] = standing
+        label = self._label(episode_id, standing)
+        return Erasing(feedback=removed, label=label, label_gone=known is not None and label is None)
+
+    def _label(self, episode_id: str, standing: Standing) -> Label | None:
+        """As it stands; none while either side is missing."""
+        if standing.known is None or not standing.feedback:
+            return None
+        label = label_of(episode_id, standing.known, [each.feedback for each in standing.feedback], self._evidence)
+        return label.model_copy(update={"erasures": standing.erasures}) if standing.erasures else label
 
     def expire(self, now: datetime) -> int:
         """Let go of what has grown too old; feedback that never found its episode is expired. Returns how many episodes left.
@@ -218,6 +266,7 @@ def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback], settin
         episode_id=episode_id,
         policy=known.policy,
         tenant=known.tenant,
+        user_id=known.user_id,
         conversation_id=known.conversation_id,
         adapter=known.adapter,
         outcome=known.outcome,

@@ -2,23 +2,27 @@
 
 import time
 from collections import Counter, OrderedDict
-from datetime import timedelta
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 
 import structlog
 
 from streams.dead_letters import DeadLetters
+from streams.erasures import Erasures
 from streams.errors import InvalidEvent
 from streams.events import Label
 from streams.join import Arrived, FeedbackJoin, JoinSettings
+from streams.join_erasure import forget
 from streams.join_state import EPOCH, Reached, Store
-from streams.kafka import Consumer, Publisher, Record
+from streams.kafka import Consumer, Producer, Publisher, Record
 from streams.kafka.partitioning import partition_of
 from streams.site import Site
-from streams.topics import EPISODES, FEEDBACK, LABELS
+from streams.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.traces import Headers
 
 TRACED = 10_000
 INPUTS = (EPISODES.name, FEEDBACK.name)
+KEPT = (*INPUTS, ERASURES.name)
 LAST_MS = 32_503_680_000_000  # the year 3000: a sender's clock may say anything, where the broker's is not used
 log = structlog.get_logger()
 
@@ -26,11 +30,12 @@ log = structlog.get_logger()
 class Partition:
     """One partition of episodes and of feedback: its state, and how far both are folded."""
 
-    def __init__(self, number: int, settings: JoinSettings, site: Site, letters: DeadLetters) -> None:
-        self.number, self._site, self._letters = number, site, letters
+    def __init__(self, number: int, settings: JoinSettings, site: Site, letters: DeadLetters, erasures: Erasures) -> None:
+        self.number, self._site, self._letters, self._erasures = number, site, letters, erasures
+        self._settings = settings
         self.store = Store(site.state / f"join-{number}.sqlite3", settings.cached_episodes // site.kafka.partitions)
         self._join = FeedbackJoin(self.store, settings, self._set_aside)
-        self.reached = {name: self.store.reached.get(name, Reached()) for name in INPUTS}
+        self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._labels: dict[str, Label] = {}
         self._traced: OrderedDict[str, Headers] = OrderedDict()
         """Contexts of the newest episodes; empty when traces are off."""
@@ -44,7 +49,7 @@ class Partition:
         if any(self.reached[topic].next > end for topic, (_, end) in bounds.items()):
             log.warning("join state is of another log and is folded again", partition=self.number)
             self.store.forget()
-            self.reached = dict.fromkeys(INPUTS, Reached())
+            self.reached = dict.fromkeys(KEPT, Reached())
         for topic, (first, _) in bounds.items():
             if 0 < self.reached[topic].next < first:
                 log.error("join was away for longer than the log is kept", topic=topic, partition=self.number, lost=first - self.reached[topic].next)
@@ -59,10 +64,7 @@ class Partition:
         self._read_at, self.changed = time.monotonic(), True
         now = EPOCH + timedelta(milliseconds=min(max(record.timestamp_ms, 0), LAST_MS))
         try:
-            if record.topic == EPISODES.name:
-                label = self._join.on_episode(EPISODES.decode(record.value), now)
-            else:
-                label = self._join.on_feedback(FEEDBACK.decode(record.value), now, record.offset)
+            label = self._fold(record, now)
         except InvalidEvent as error:
             self._letters.set_aside(record, error)
             return
@@ -83,13 +85,39 @@ class Partition:
             follows = (record.headers, self._traced.get(labelled, ()))
             self._headers[labelled] = self._site.traces.told("join", min(began, now), now, follows, episode=labelled)
 
+    def _fold(self, record: Record, now: datetime) -> Label | None:
+        """What somebody gave before they were forgotten is passed over, however late it comes."""
+        covers = self._erasures.forgotten.covers
+        if record.topic == EPISODES.name:
+            episode = EPISODES.decode(record.value)
+            return None if covers(episode.user_id, episode.ended_at, record.timestamp_ms) else self._join.on_episode(episode, now)
+        feedback = FEEDBACK.decode(record.value)
+        return None if covers(feedback.user_id, feedback.at, record.timestamp_ms) else self._join.on_feedback(feedback, now, record.offset)
+
+    @property
+    def must_forget(self) -> bool:
+        """True while somebody asked to be forgotten and is not yet."""
+        return self.reached[ERASURES.name].next < self._erasures.end
+
+    def forget(self, labels: Iterable[Record], producer: Producer) -> None:
+        """Forget all who asked since, in the state and in ``labels``, the newest on the log that name them. All that was folded is committed."""
+        asked = self._erasures.since(self.reached[ERASURES.name].next)
+        removal = forget(self.store, self._join, self._erasures.forgotten, labels, self._settings)
+        end = removal.publish(producer)
+        self.commit()
+        self.store.vacuum()
+        removal.tell(asked, self.number, end, producer, self._site.clock.now())
+        self.reached[ERASURES.name] = Reached(self._erasures.end)
+        self.commit()
+        log.info("forgotten", partition=self.number, people=len(asked), **removal.removed)
+
     def expire(self, consumer: Consumer) -> None:
         """Let go of what is older than the window, by the time that both inputs have passed.
 
         That is the log's own time, so no jump of a clock expires anything; when both are read to their ends, time goes on from there.
         """
         behind = [self.reached[topic].arrived_ms for topic in INPUTS if consumer.is_behind(topic, self.number)]
-        newest = max(place.arrived_ms for place in self.reached.values())
+        newest = max(self.reached[topic].arrived_ms for topic in INPUTS)
         passed_ms = min(behind) if behind else newest + (time.monotonic() - self._read_at) * 1000
         if newest and self._join.expire(EPOCH + timedelta(milliseconds=passed_ms)):
             self.changed = True

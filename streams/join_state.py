@@ -4,7 +4,7 @@ The state is a cache of the log: a file that is lost, or belongs to another log,
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -70,6 +70,19 @@ class Store:
         """Of what is committed."""
         rows = self._database.execute("SELECT episode_id FROM standings WHERE expires_ms < ?", (_ms(before),))
         return [episode_id for (episode_id,) in rows]
+
+    def where(self, holds: Callable[[bytes], bool]) -> list[str]:
+        """Episode ids whose stored standing, as bytes of JSON, is as asked; of what is committed."""
+        rows = self._database.execute("SELECT episode_id, standing FROM standings")
+        return [episode_id for episode_id, standing in rows if holds(standing.encode() if isinstance(standing, str) else standing)]
+
+    def vacuum(self) -> None:
+        """Leave no trace on the disk of what was deleted: SQLite keeps deleted bytes in free pages and in its log until they are needed again."""
+        try:
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"cannot rewrite {self._path}: {error}") from error
 
     def waiting(self) -> int:
         """Feedback on disk that waits for its episode."""

@@ -9,9 +9,11 @@ import time
 import structlog
 
 from streams.dead_letters import DeadLetters
+from streams.erasures import Erasures
 from streams.errors import Unavailable
 from streams.join import JoinSettings
-from streams.join_partition import Partition
+from streams.join_erasure import labels_naming
+from streams.join_partition import INPUTS, Partition
 from streams.kafka import Consumer, Producer
 from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK
@@ -38,6 +40,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
     producer = Producer(site.kafka, site.metrics, "tidemill-join")
     letters = DeadLetters(producer, site.clock, site.metrics, "join")
     consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
+    erasures = Erasures(site, "join")
     parts: dict[int, Partition] = {}
     expire_at = 0.0
     try:
@@ -46,7 +49,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
             records = consumer.poll(0.5, settings.batch_records)
             if (owned := consumer.rebalanced()) is not None:
                 close(parts)
-                parts = {number: Partition(number, settings, site, letters) for number in {partition for _, partition in owned}}
+                parts = {number: Partition(number, settings, site, letters, erasures) for number in {partition for _, partition in owned}}
                 consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
                 log.info("join owns", partitions=sorted(parts))
                 continue
@@ -64,9 +67,15 @@ def _session(settings: JoinSettings, site: Site) -> None:
                 producer.flush()
                 for part in changed:
                     part.commit()
-                consumer.commit({(topic, part.number): place.next for part in changed for topic, place in part.reached.items()})
+                consumer.commit({(topic, part.number): part.reached[topic].next for part in changed for topic in INPUTS})
+            erasures.poll()
+            if forgetting := [part for part in parts.values() if part.must_forget]:
+                labels = labels_naming(erasures.forgotten, site)
+                for part in forgetting:
+                    part.forget(labels.get(part.number, {}).values(), producer)
     finally:
         close(parts)
+        erasures.close()
         consumer.close()
         producer.close(timeout_s=2.0)  # all that was committed is acknowledged; the rest is sent again
 

@@ -9,13 +9,17 @@ import time
 import structlog
 from pydantic import Field
 
+from streams.erasures import Erasures, take, told
 from streams.errors import ConfigError, Unavailable
-from streams.kafka import Consumer
+from streams.evidence import EvidenceSettings
+from streams.join import DECLARED
+from streams.kafka import Consumer, Producer, read_to_end
 from streams.lake_buffer import Key, Waiting
+from streams.lake_erasure import LakeErasure
 from streams.lake_files import Lake
 from streams.section import Section
 from streams.site import Site
-from streams.topics import BY_NAME, TOPICS
+from streams.topics import BY_NAME, ERASED, ERASURES, TOPICS
 
 log = structlog.get_logger()
 TURN_S = 300.0
@@ -37,20 +41,24 @@ class LakeSettings(Section):
     """Pause after a write that failed (a full disk, a store that is away) before it is tried again."""
 
 
-def run(settings: LakeSettings, site: Site) -> None:
-    """Write until told to stop; what waits then is written before it returns. Kafka or the store being away is waited out."""
+def run(settings: LakeSettings, site: Site, evidence: EvidenceSettings = DECLARED) -> None:
+    """Write until told to stop; what waits then is written before it returns. Kafka or the store being away is waited out.
+
+    ``evidence``: the join's, by which labels that lose a vote are counted again.
+    """
     lake = Lake(settings.uri or str(site.state / "lake"))
     while not site.stopping.is_set():
         try:
-            _session(settings, site, lake)
+            _session(settings, site, lake, LakeErasure(lake, evidence, lambda: site.health.turned("lake", TURN_S)))
         except Unavailable as error:
             log.warning("lake waits", error=str(error))
             site.health.lacks("lake")
             site.stopping.wait(settings.retry_s)
 
 
-def _session(settings: LakeSettings, site: Site, lake: Lake) -> None:
+def _session(settings: LakeSettings, site: Site, lake: Lake, erasure: LakeErasure) -> None:
     """From connecting to Kafka's first failure; the next session goes on after what was written."""
+    _catch_up(erasure, site)
     consumer = Consumer(site.kafka, TOPICS, "lake", site.metrics)
     waiting = Waiting(settings.flush_rows, settings.flush_s, settings.flush_bytes)
     try:
@@ -58,14 +66,18 @@ def _session(settings: LakeSettings, site: Site, lake: Lake) -> None:
         lag_at = 0.0
         while not site.stopping.is_set():
             site.health.turned("lake", TURN_S)
-            waiting.add(consumer.poll(min(0.5, settings.flush_s), max_records=5000), time.monotonic())
-            for topic in waiting.due(time.monotonic()):
-                _flush(topic, waiting, settings, site, lake)
+            records = consumer.poll(min(0.5, settings.flush_s), max_records=5000)
+            waiting.add(records, time.monotonic())
+            asked = take((record for record in records if record.topic == ERASURES.name), erasure.forgotten)
+            for topic in waiting.topics() if asked else waiting.due(time.monotonic()):
+                _flush(topic, waiting, settings, site, lake, erasure)
+            if asked:
+                _catch_up(erasure, site)
             if time.monotonic() >= lag_at:
                 lag_at = time.monotonic() + 5
                 consumer.lag()
         for topic in waiting.topics():
-            _flush(topic, waiting, settings, site, lake)
+            _flush(topic, waiting, settings, site, lake, erasure)
     finally:
         consumer.close()
 
@@ -87,12 +99,29 @@ def _start(consumer: Consumer, lake: Lake) -> dict[Key, int]:
     return positions
 
 
-def _flush(topic: str, waiting: Waiting, settings: LakeSettings, site: Site, lake: Lake) -> None:
+def _catch_up(erasure: LakeErasure, site: Site) -> None:
+    """Forget everybody who asked and of whom the log does not say yet that the lake has forgotten them."""
+    erasures = Erasures(site, "lake")
+    erasures.close()
+    done = {(each.person, each.erasure_at) for each in told(read_to_end(site.kafka, ERASED, "lake", site.metrics)) if each.part == "lake"}
+    for each in erasures.asked:
+        erasure.forgotten.take(each.erasure, each.arrived_ms)
+    if not (due := [each for each in erasures.asked if (each.erasure.person, each.erasure.at) not in done]):
+        return
+    producer = Producer(site.kafka, site.metrics, "tidemill-lake")
+    try:
+        for each in due:
+            producer.publish(ERASED, erasure.erase(each.erasure, each.arrived_ms, site.clock.now()))
+    finally:
+        producer.close()
+
+
+def _flush(topic: str, waiting: Waiting, settings: LakeSettings, site: Site, lake: Lake, erasure: LakeErasure) -> None:
     """Write all that waits of a topic, however often that must be tried, unless told to stop."""
     for key, records in waiting.of(topic).items():
         while True:
             try:
-                lake.write(BY_NAME[topic], records)
+                lake.write(BY_NAME[topic], erasure.kept(records))
                 break
             except Unavailable as error:
                 site.metrics.add("tidemill_lake_failures_total")

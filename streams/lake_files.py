@@ -112,13 +112,22 @@ class Lake:
                 partition, seen = file.partition, -1
             if file.last <= seen or not first_day <= file.day <= last_day:
                 continue
-            for batch in self._batches(file):
-                columns = [batch.column(name).to_pylist() for name in ("offset", "key", "value")]
-                times = batch.column("timestamp").cast(pyarrow.int64()).to_pylist()
-                for offset, key, value, timestamp_ms in zip(*columns, times, strict=True):
-                    if offset > seen and first_ms <= timestamp_ms < end_ms:
-                        yield Record(topic.name, partition, offset, timestamp_ms, key, value)
+            for record in self.records_of(topic, file):
+                if record.offset > seen and first_ms <= record.timestamp_ms < end_ms:
+                    yield record
             seen = file.last
+
+    def records_of(self, topic: Topic[Any], file: LakeFile) -> Iterator[Record]:
+        """What one file holds, in offset order."""
+        for batch in self._batches(file):
+            columns = [batch.column(name).to_pylist() for name in ("offset", "key", "value")]
+            times = batch.column("timestamp").cast(pyarrow.int64()).to_pylist()
+            for offset, key, value, timestamp_ms in zip(*columns, times, strict=True):
+                yield Record(topic.name, file.partition, offset, timestamp_ms, key, value)
+
+    def rewrite(self, file: LakeFile, records: Sequence[Record]) -> None:
+        """The same records at the same offsets with other values, in the place of those that were. Whole or not at all."""
+        self._write(file.path, _table(records))
 
     def replay(self, topic: Topic[E], since: datetime | None = None, until: datetime | None = None) -> Iterator[E]:
         """The events that can be read; the records that cannot are in ``records``, and on dead-letters."""
@@ -131,6 +140,8 @@ class Lake:
     def _batches(self, file: LakeFile) -> Iterator[Any]:
         try:
             with self._filesystem.open_input_file(file.path) as source, pyarrow.parquet.ParquetFile(source) as parquet:
+                if not parquet.schema_arrow.equals(SCHEMA):
+                    raise BadArtifact(f"{file.path} holds other columns than the lake's: {', '.join(parquet.schema_arrow.names)}")
                 yield from parquet.iter_batches(batch_size=4096)
         except pyarrow.ArrowInvalid as error:
             raise BadArtifact(f"{file.path} is not the Parquet file that was written: {error}") from error

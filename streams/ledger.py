@@ -1,4 +1,4 @@
-"""The books: published = joined + pending + expired + dead-lettered, for episodes and feedback, and the ids of what is missing.
+"""The books: published = joined + pending + expired + dead-lettered + erased, for episodes and feedback, and the ids of what is missing.
 
 It believes nobody: it reads the topics themselves and asks of every record where it is now.
 """
@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from streams.erasure import Forgotten
+from streams.erasures import take
 from streams.errors import InvalidEvent
 from streams.events import Feedback
 from streams.join_state import EPOCH
 from streams.joiner import GROUP
-from streams.kafka import KafkaSettings, Record, committed_offsets, read_to_end
+from streams.kafka import KafkaSettings, Record, committed_offsets, end_offsets, read_to_end
 from streams.metrics import Metrics
-from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
 
 SHOWN = 20  # missing ids in the text; all of them are in ``missing``
 Where = tuple[str, int, int]
@@ -36,11 +38,13 @@ class Row:
     duplicates: int
     missing: tuple[str, ...]
     """The join has passed these and they are nowhere: ids, or topic/partition/offset where a record has none."""
+    erased: int = 0
+    """Of people who asked to be forgotten, or about an answer to one of them."""
 
     @property
     def balanced(self) -> bool:
         """True when every record is accounted for."""
-        return not self.missing and self.published == self.joined + self.pending + self.expired + self.dead_lettered + self.duplicates
+        return not self.missing and self.published == self.joined + self.pending + self.expired + self.dead_lettered + self.duplicates + self.erased
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Ledger:
         for row in self.rows:
             line = f"{row.topic.split('.')[1]:<9}{row.published} published = {row.joined} joined + {row.pending} pending + {row.expired} expired"
             line += f" + {row.dead_lettered} dead-lettered" + (f" + {row.duplicates} duplicates" if row.duplicates else "")
+            line += f" + {row.erased} erased" if row.erased else ""
             lines.append(line + (f" + {len(row.missing)} MISSING" if row.missing else ""))
         shown = self.missing[:SHOWN]
         lines += [f"missing: {name}" for name in shown]
@@ -76,12 +81,16 @@ class Ledger:
 
 
 class Entry(NamedTuple):
-    """One record: where it is, when it came, and which it is: (episode_id, feedback_id or nothing); None when it cannot be read."""
+    """One record: where it is, when it came, and which it is: (episode_id, feedback_id or nothing); None when it cannot be read.
+
+    ``erased``: of somebody who has asked to be forgotten since.
+    """
 
     partition: int
     offset: int
     arrived_ms: int
     identity: tuple[str, str] | None
+    erased: bool = False
 
     @property
     def episode_id(self) -> str:
@@ -98,13 +107,18 @@ def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: d
     Causes are read before their effects, so that the books balance at any moment: what the join had passed when it was asked has
     its label in what is read after that.
     """
-    metrics = Metrics()
-    feedback = list(entries(read_to_end(settings, FEEDBACK, "ledger", metrics)))
-    episodes = list(entries(read_to_end(settings, EPISODES, "ledger", metrics)))
+    metrics, forgotten = Metrics(), Forgotten()
+    erasures = end_offsets(settings, ERASURES, metrics)
+    take(read_to_end(settings, ERASURES, "ledger", metrics), forgotten)
+    feedback = list(entries(read_to_end(settings, FEEDBACK, "ledger", metrics), forgotten))
+    episodes = list(entries(read_to_end(settings, EPISODES, "ledger", metrics), forgotten))
     passed = committed_offsets(settings, GROUP)
     labels = read_to_end(settings, LABELS, "ledger", metrics)
     letters = read_to_end(settings, DEAD_LETTERS, "ledger", metrics)
-    return balance(episodes, feedback, labels, letters, passed, since, until)
+    ledger = balance(episodes, feedback, labels, letters, passed, since, until)
+    if end_offsets(settings, ERASURES, metrics) != erasures:  # somebody asked meanwhile: their labels went while we read
+        return read_ledger(settings, since, until)
+    return ledger
 
 
 def balance(
@@ -119,11 +133,15 @@ def balance(
     """The books, made from what lies on the topics. ``passed`` is the join's next offset by (topic, partition)."""
     reasons, named, span = _reasons(letters), _named(labels), _Span(since, until)
     known: set[str] = set()
+    erased: set[str] = set()
     episodes_column = _Column(EPISODES.name)
     for entry in episodes:
         is_passed = entry.offset < passed.get((EPISODES.name, entry.partition), 0)
         place = "pending" if not is_passed else "missing" if entry.identity is None else "duplicates" if entry.episode_id in known else "joined"
-        if is_passed and entry.identity is not None:
+        if entry.erased:
+            erased.add(entry.episode_id)
+            place = "erased" if is_passed else "pending"
+        elif is_passed and entry.identity is not None:
             known.add(entry.episode_id)
         episodes_column.count(_aside(reasons, EPISODES.name, entry) or place, entry, span)
     feedback_column = _Column(FEEDBACK.name)
@@ -131,7 +149,9 @@ def balance(
     for entry in feedback:
         is_passed = entry.offset < passed.get((FEEDBACK.name, entry.partition), 0)
         aside = _aside(reasons, FEEDBACK.name, entry)
-        if entry.identity is None:
+        if entry.identity is not None and is_passed and (entry.erased or entry.episode_id in erased):
+            place = aside or "erased"
+        elif entry.identity is None:
             place = aside or ("missing" if is_passed else "pending")
         elif entry.identity in seen:
             place = aside or "duplicates"
@@ -145,16 +165,19 @@ def balance(
     return Ledger((episodes_column.row(), feedback_column.row()))
 
 
-def entries(records: Iterable[Record]) -> Iterator[Entry]:
+def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[Entry]:
     """What the books need of episodes' or feedback's records; the rest of them is let go of."""
+    covers = (forgotten or Forgotten()).covers
     for record in records:
+        erased = False
         try:
             event = EPISODES.decode(record.value) if record.topic == EPISODES.name else FEEDBACK.decode(record.value)
         except InvalidEvent:
             identity = None
         else:
             identity = (event.episode_id, event.feedback_id if isinstance(event, Feedback) else "")
-        yield Entry(record.partition, record.offset, record.timestamp_ms, identity)
+            erased = covers(event.user_id, event.at if isinstance(event, Feedback) else event.ended_at, record.timestamp_ms)
+        yield Entry(record.partition, record.offset, record.timestamp_ms, identity, erased)
 
 
 class _Span:
@@ -192,6 +215,7 @@ class _Column:
             counts["dead_lettered"],
             counts["duplicates"],
             tuple(self._missing),
+            counts["erased"],
         )
 
 
@@ -210,8 +234,11 @@ def _reasons(letters: Iterable[Record]) -> dict[Where, str]:
 
 def _named(labels: Iterable[Record]) -> dict[str, frozenset[str]]:
     """The feedback that the newest label of each episode names."""
-    found = {}
+    found: dict[str, frozenset[str]] = {}
     for record in labels:
+        if record.value is None:  # nothing is left of it
+            found.pop((record.key or b"").decode(errors="replace"), None)
+            continue
         try:
             label = LABELS.decode(record.value)
         except InvalidEvent:

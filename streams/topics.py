@@ -8,6 +8,7 @@ from streams.events import (
     Attestation,
     DeadLetter,
     Episode,
+    Erased,
     Erasure,
     Event,
     Feedback,
@@ -81,7 +82,10 @@ PROMOTIONS = Topic("promotions", Promotion, "every move of an adapter, with its 
 DEAD_LETTERS = Topic(
     "dead-letters", DeadLetter, "bytes that could not be used, where they came from, and why", ("all",), ("operators",), retention_ms=30 * DAY_MS
 )
-ERASURES = Topic("erasures", Erasure, "a person asked to be forgotten", ("operators",), ("all that store",), compacted=True)
+ERASURES = Topic("erasures", Erasure, "a person asked to be forgotten", ("operators",), ("streams", "learner", "actor", "promotion"), compacted=True)
+ERASED = Topic(
+    "erased", Erased, "a part has forgotten a person, and what it removed", ("streams", "learner", "actor"), ("streams", "operators"), compacted=True
+)
 
-TOPICS: tuple[Topic[Event], ...] = (EPISODES, FEEDBACK, LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS, ERASURES)  # type: ignore[assignment]
+TOPICS: tuple[Topic[Event], ...] = (EPISODES, FEEDBACK, LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS, ERASURES, ERASED)  # type: ignore[assignment]
 BY_NAME = {topic.name: topic for topic in TOPICS}

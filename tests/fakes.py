@@ -52,8 +52,11 @@ class FakePublisher:
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
         return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]:
-        if len(value) > self._log.max_message_bytes:
+    def retract(self, topic: Topic[Any], key: str) -> Callable[[], Place]:
+        return self.send_raw(topic.name, key.encode(), None)
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], Place]:
+        if value is not None and len(value) > self._log.max_message_bytes:
             raise InvalidEvent("too_large", f"a record of {len(value)} bytes exceeds kafka.max_message_bytes = {self._log.max_message_bytes}")
         place = self._log.append(topic, key, value, headers)
         return lambda: place

@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from actor.promotion import Standing
 from infra.statistics import Interval, share
+from streams.erasure import Forgotten, left_of
 from streams.errors import InvalidEvent
-from streams.events import AdapterVersion, Attestation, DeadLetter, Episode, Event, Label, Promotion, RewardModelVersion
+from streams.events import AdapterVersion, Attestation, DeadLetter, Episode, Erasure, Event, Label, Promotion, RewardModelVersion
+from streams.join import DECLARED
 from streams.kafka import Record
-from streams.topics import BY_NAME, TOPICS
+from streams.topics import BY_NAME, DEAD_LETTERS, LABELS, TOPICS
 
 V = TypeVar("V")
 WINDOW_MS = 60_000
@@ -90,6 +92,7 @@ class Facts:
         self.reward_models: deque[RewardModelVersion] = deque(maxlen=VERSIONS_KEPT)
         self.moves: deque[Move] = deque(maxlen=VERSIONS_KEPT)
         self.standings: dict[str, Standing] = {}
+        self._forgotten = Forgotten()
 
     def take(self, record: Record, now_ms: int) -> None:
         """One more record of any topic."""
@@ -97,6 +100,9 @@ class Facts:
         self.last_ms[record.topic] = max(record.timestamp_ms, self.last_ms.get(record.topic, 0))
         if record.timestamp_ms > now_ms - WINDOW_MS:
             self.arrivals[record.topic].append(record.timestamp_ms)
+        if record.value is None and record.topic == LABELS.name:
+            self.labels.pop((record.key or b"").decode(errors="replace"), None)
+            return
         try:
             event = BY_NAME[record.topic].decode(record.value)
         except InvalidEvent:
@@ -153,6 +159,16 @@ class Facts:
         """Names for a filter, the base first."""
         return sorted({episode.adapter or "base" for episode in self.episodes.values()}, key=version_of)
 
+    def _forget(self, erasure: Erasure, arrived_ms: int) -> None:
+        """Labels follow by themselves: the join writes them anew."""
+        self._forgotten.take(erasure, arrived_ms)
+        for episode in list(self.episodes.values()):
+            if self._forgotten.covers_what_was_said(episode.user_id, episode.ended_at):
+                del self.episodes[episode.episode_id]
+        for offset, letter in list(self.letters.items()):
+            lies_at = Record(DEAD_LETTERS.name, 0, letter.offset, arrived_ms, None, letter.event.encode())
+            self.letters[offset] = Letter(letter.offset, DEAD_LETTERS.decode(left_of(lies_at, self._forgotten, DECLARED).value))
+
     def _flow(self, topic: str, now_ms: int) -> Flow:
         recent = self.arrivals[topic]
         while recent and recent[0] <= now_ms - WINDOW_MS:
@@ -162,6 +178,10 @@ class Facts:
 
     def _take(self, event: Event, record: Record) -> None:
         match event:
+            case Erasure():
+                self._forget(event, record.timestamp_ms)
+            case Episode() if self._forgotten.covers(event.user_id, event.ended_at, record.timestamp_ms):
+                pass
             case Episode():
                 self.episodes.put(event.episode_id, event)
             case Label():

@@ -3,12 +3,14 @@
 Outside this folder nobody imports kafka; errors of the client come out as ours.
 """
 
+from streams.kafka.access import PARTS, give_rights, grants, principal_of
 from streams.kafka.admin import committed_offsets, create_topics, ready, topic_differences, wanted_topics
 from streams.kafka.consumer import Consumer, Record, end_offsets, read_to_end
 from streams.kafka.producer import Place, Producer, Publisher
 from streams.kafka.settings import KafkaSettings
 
 __all__ = [
+    "PARTS",
     "Consumer",
     "KafkaSettings",
     "Place",
@@ -18,6 +20,9 @@ __all__ = [
     "committed_offsets",
     "create_topics",
     "end_offsets",
+    "give_rights",
+    "grants",
+    "principal_of",
     "read_to_end",
     "ready",
     "topic_differences",

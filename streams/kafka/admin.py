@@ -10,16 +10,16 @@ from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinato
 from streams.errors import Unavailable
 from streams.kafka.errors import as_ours
 from streams.kafka.settings import KafkaSettings
-from streams.topics import TOPICS
+from streams.topics import DAY_MS, TOPICS
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
     """What a group has committed, by (topic, partition)."""
-    admin, until = _admin(settings), time.monotonic() + settings.request_timeout_s
+    admin, until = admin_client(settings), time.monotonic() + settings.request_timeout_s
     try:
         while True:
             try:
-                with as_ours("ask"):
+                with as_ours("ask", settings):
                     offsets = admin.list_group_offsets([group])[group]
                 break
             except Unavailable as error:  # the first question of its life makes a cluster create the topic of the answers
@@ -34,7 +34,7 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
 def ready(settings: KafkaSettings) -> bool:
     """True when a metadata request is answered."""
     try:
-        admin = _admin(settings)
+        admin = admin_client(settings)
     except Unavailable:
         return False
     try:
@@ -57,6 +57,8 @@ def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
                 "retention.ms": str(topic.retention_ms),
                 "message.timestamp.type": "LogAppendTime",  # the broker's clock says when a record came, not a sender's
                 "max.message.bytes": str(settings.max_message_bytes),
+                # Only closed segments are deleted or compacted, and by default one is closed after a week: bytes would stay so much longer.
+                **({"max.compaction.lag.ms": str(DAY_MS)} if topic.compacted else {"segment.ms": str(DAY_MS)} if topic.retention_ms > 0 else {}),
             },
         }
         for topic in TOPICS
@@ -65,9 +67,9 @@ def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
 
 def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
     """What differs between the table and the cluster, in words, by topic; ``missing`` when it is not there."""
-    admin = _admin(settings)
+    admin = admin_client(settings)
     try:
-        with as_ours("ask"):
+        with as_ours("ask", settings):
             wanted, found = wanted_topics(settings), {t["name"]: t for t in admin.describe_topics() if t["name"] in wanted_topics(settings)}
             resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(found)]
             configs = admin.describe_configs(resources, config_filter="all")["topic"] if found else {}
@@ -80,9 +82,9 @@ def create_topics(settings: KafkaSettings) -> list[str]:
     """Create the topics that are missing; returns their names. What exists is left as it is."""
     missing = [name for name, rows in topic_differences(settings).items() if rows == ["missing"]]
     if missing:
-        admin = _admin(settings)
+        admin = admin_client(settings)
         try:
-            with as_ours("create topics on"):
+            with as_ours("create topics on", settings):
                 admin.create_topics({name: wanted_topics(settings)[name] for name in missing}, wait_for_metadata=True)
         finally:
             admin.close()
@@ -103,6 +105,7 @@ def _differences(wanted: dict[str, Any], found: dict[str, Any] | None, configs: 
     return rows
 
 
-def _admin(settings: KafkaSettings) -> Any:
-    with as_ours("connect to"):
+def admin_client(settings: KafkaSettings) -> Any:
+    """A client to administer with; close it."""
+    with as_ours("connect to", settings):
         return kafka.KafkaAdminClient(**settings.client_options(), client_id="tidemill-admin")

@@ -37,9 +37,9 @@ class Consumer:
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[Topic[Any]], part: str, metrics: Metrics, group: str | None = None,
                  start: Literal["earliest", "latest"] = "earliest") -> None:  # fmt: skip
-        self._metrics, self._part, self._grouped = metrics, part, group is not None
+        self._metrics, self._part, self._grouped, self._settings = metrics, part, group is not None, settings
         self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without one it is tried for ever
-        with as_ours("connect to"):
+        with as_ours("connect to", self._settings):
             self._consumer = kafka.KafkaConsumer(
                 **settings.client_options(),
                 client_id=f"tidemill-{part}",
@@ -61,7 +61,7 @@ class Consumer:
 
     def poll(self, timeout_s: float = 1.0, max_records: int = 500) -> list[Record]:
         """What has come, in offset order within each partition; an empty list when nothing did."""
-        with as_ours("read from"):
+        with as_ours("read from", self._settings):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for batch in batches.values() for r in batch]
         for partition, batch in batches.items():
@@ -82,7 +82,7 @@ class Consumer:
     def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         """First offset still there, and the next to be written, by (topic, partition)."""
         asked = [kafka.TopicPartition(*key) for key in partitions]
-        with as_ours("ask"):
+        with as_ours("ask", self._settings):
             first, end = (self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)) if asked else ({}, {})
         return {(p.topic, p.partition): (first[p], end[p]) for p in asked}
 
@@ -90,17 +90,17 @@ class Consumer:
         """True until everything that the last fetch knew of has been polled. Asks nobody."""
         where = kafka.TopicPartition(topic, partition)
         end = self._consumer.highwater(where)
-        with as_ours("read from"):
+        with as_ours("read from", self._settings):
             return end is None or self._consumer.position(where) < end
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to read, by (topic, partition), of what is assigned now."""
-        with as_ours("read from"):
+        with as_ours("read from", self._settings):
             return {(p.topic, p.partition): self._consumer.position(p) for p in self._consumer.assignment()}
 
     def seek(self, positions: Mapping[tuple[str, int], int]) -> None:
         """Go on from these offsets. A position that retention has deleted moves to the beginning."""
-        with as_ours("read from"):
+        with as_ours("read from", self._settings):
             partitions = {key: kafka.TopicPartition(*key) for key in positions}
             first = self._consumer.beginning_offsets(list(partitions.values())) if partitions else {}
             for key, offset in positions.items():
@@ -121,7 +121,7 @@ class Consumer:
 
     def lag(self) -> int:
         """Records between the positions and the ends of the log; also sets the lag metric."""
-        with as_ours("read from"):
+        with as_ours("read from", self._settings):
             partitions = list(self._consumer.assignment())
             ends = self._consumer.end_offsets(partitions) if partitions else {}
             by_topic: dict[str, int] = {}
@@ -138,7 +138,10 @@ class Consumer:
     def _partitions(self, topic: str) -> list[Any]:
         numbers = self._consumer.partitions_for_topic(topic)
         if not numbers:
-            raise ConfigError(f"topic {topic} does not exist: create it with `tidemill topics --create`")
+            raise ConfigError(
+                f"topic {topic} does not exist (`tidemill topics --create` makes it), or {self._settings.who} may not read it"
+                " (`tidemill topics --acls` gives each part its rights)"
+            )
         return [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
 
 
@@ -156,7 +159,7 @@ def end_offsets(settings: KafkaSettings, topic: Topic[Any], metrics: Metrics) ->
     """Where a topic ends now: the next offset by partition."""
     consumer = Consumer(settings, [topic], "ends", metrics)
     try:
-        with as_ours("ask"):
+        with as_ours("ask", settings):
             ends = consumer._consumer.end_offsets(list(consumer._consumer.assignment()))
         return {p.partition: offset for p, offset in ends.items()}
     finally:

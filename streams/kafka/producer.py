@@ -36,6 +36,9 @@ class Publisher(Protocol):
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
         """Begin to send; calling what is returned waits for the acknowledgement. Raises InvalidEvent when too large."""
 
+    def retract(self, topic: Topic[Any], key: str) -> Callable[[], Place]:
+        """Begin to send a record without a value: on a compacted topic nothing of that key is kept."""
+
     def flush(self) -> None:
         """Wait until everything sent is acknowledged. Raises Unavailable if anything was not."""
 
@@ -48,7 +51,7 @@ class Producer:
         self._failure: BaseException | None = None
         self._ended: dict[str, _Ended] = {}
         self._counts: dict[str, tuple[int, float]] = {}
-        with as_ours("connect to"):
+        with as_ours("connect to", self._settings):
             self._producer = kafka.KafkaProducer(
                 **settings.client_options(),
                 client_id=client_id,
@@ -66,23 +69,26 @@ class Producer:
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
         return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]:
+    def retract(self, topic: Topic[Any], key: str) -> Callable[[], Place]:
+        return self.send_raw(topic.name, key.encode(), None)
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], Place]:
         """Bytes as they are; for the outbox, which encoded them long ago."""
         try:
             partition = None if key is None else partition_of(key, self._partitions(topic))
             future = self._producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
         except MessageSizeTooLargeError:
             raise InvalidEvent(
-                "too_large", f"a record of {len(value)} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
+                "too_large", f"a record of {len(value or b'')} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
             ) from None
         except KafkaError as error:
-            raise ours("write to", error) from error
+            raise ours("write to", error, self._settings, topic) from error
         if (ended := self._ended.get(topic)) is None:
             ended = self._ended[topic] = _Ended(self._metrics, topic, self._failed)
         future.add_both(ended)
 
         def wait() -> Place:
-            with as_ours("write to"):
+            with as_ours("write to", self._settings, topic):
                 done = future.get(timeout=self._settings.delivery_timeout_s + 5)
             return Place(done.topic, done.partition, done.offset)
 
@@ -93,10 +99,12 @@ class Producer:
         return self.send(topic, event, headers)()
 
     def flush(self) -> None:
-        with as_ours("write to"):
+        with as_ours("write to", self._settings):
             self._producer.flush(timeout=self._settings.delivery_timeout_s + 5)
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if isinstance(failure, KafkaError):
+                raise ours("write to", failure, self._settings) from failure
             raise Unavailable(f"Kafka did not acknowledge a record: {failure}")
 
     def close(self, timeout_s: float = 10.0) -> None:

@@ -55,6 +55,11 @@ class KafkaSettings(Section):
             raise ConfigError("kafka.bootstrap_servers is not set: name a cluster, or start one with `tidemill broker`")
         return [server.strip() for server in self.bootstrap_servers.split(",")]
 
+    @property
+    def who(self) -> str:
+        """Who logs in, in words."""
+        return self.sasl_username or ("the owner of kafka.ssl_certfile" if self.ssl_certfile else "whoever does not log in")
+
     def client_options(self) -> dict[str, Any]:
         """Keyword arguments that every kafka-python client takes."""
         return {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streams.errors import InvalidEvent
-from streams.events import DeadLetter, Erasure, Feedback, FeedbackKind, new_id
+from streams.events import DeadLetter, Erasure, Feedback, FeedbackKind, new_id, person_of
 from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets
 from streams.metrics import Metrics
 from streams.topics import DEAD_LETTERS, ERASURES, FEEDBACK, Topic
@@ -100,8 +100,8 @@ def test_nearly_too_large_goes_through_whole(log: Any) -> None:
 
 
 def test_a_group_goes_on_after_what_it_committed(log: Any) -> None:
-    publisher, group, key = log.publisher(), new_id("group"), new_id("user")
-    events = [Erasure(user_id=key, requested_by=str(number), at=NOW) for number in range(6)]
+    publisher, group, key = log.publisher(), new_id("group"), person_of(new_id("user"))
+    events = [Erasure(person=key, requested_by=str(number), at=NOW) for number in range(6)]
     for event in events:
         publisher.send(ERASURES, event)
     publisher.flush()
@@ -117,8 +117,8 @@ def test_a_group_goes_on_after_what_it_committed(log: Any) -> None:
 
 
 def test_without_a_commit_everything_is_read_again(log: Any) -> None:
-    publisher, group, key = log.publisher(), new_id("group"), new_id("user")
-    publisher.publish(ERASURES, Erasure(user_id=key, requested_by="x", at=NOW))
+    publisher, group, key = log.publisher(), new_id("group"), person_of(new_id("user"))
+    publisher.publish(ERASURES, Erasure(person=key, requested_by="x", at=NOW))
     for _ in range(2):
         consumer = log.consumer([ERASURES], group)
         assert len(read(consumer, lambda r: r.key == key.encode(), 1)) == 1
@@ -142,9 +142,9 @@ def test_a_consumer_without_a_group_reads_all_from_the_beginning_and_goes_where_
 
 
 def test_a_poll_takes_no_more_than_asked_for_and_loses_none(log: Any) -> None:
-    publisher, key = log.publisher(), new_id("user")
+    publisher, key = log.publisher(), person_of(new_id("user"))
     for number in range(30):
-        publisher.send(ERASURES, Erasure(user_id=key, requested_by=str(number), at=NOW))
+        publisher.send(ERASURES, Erasure(person=key, requested_by=str(number), at=NOW))
     publisher.flush()
     consumer = log.consumer([ERASURES])
     got: list[str] = []
@@ -163,7 +163,7 @@ def test_committed_offsets_are_seen_from_outside(kafka_settings: KafkaSettings) 
     group = new_id("group")
     assert committed_offsets(kafka_settings, group) == {}
     log = RealLog(kafka_settings)
-    log.publisher().publish(ERASURES, Erasure(user_id="x", requested_by="x", at=NOW))
+    log.publisher().publish(ERASURES, Erasure.of("x", requested_by="x", at=NOW))
     consumer = log.consumer([ERASURES], group)
     read(consumer, lambda _: True, 1)
     consumer.commit()

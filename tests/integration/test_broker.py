@@ -11,7 +11,7 @@ import pytest
 from infra.broker import Broker, BrokerSettings
 from infra.jars import cache_folder, kafka_jars, locked_checksums, verify
 from streams.errors import BadArtifact, ConfigError
-from streams.events import Erasure
+from streams.events import Erasure, person_of
 from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end, topic_differences
 from streams.metrics import Metrics
 from streams.topics import ERASURES, TOPICS
@@ -27,7 +27,9 @@ def test_every_acknowledged_record_survives_kill_9_and_a_new_port(tmp_path: Path
         assert sorted(create_topics(settings)) == sorted(t.name for t in TOPICS)
         assert topic_differences(settings) == {}
         producer = Producer(settings, Metrics(), "test")
-        places = [producer.publish(ERASURES, Erasure.model_validate({"user_id": f"u{i}", "requested_by": "op", "at": NOW})) for i in range(20)]
+        places = [
+            producer.publish(ERASURES, Erasure.model_validate({"person": person_of(f"u{i}"), "requested_by": "op", "at": NOW})) for i in range(20)
+        ]
         assert [p.offset for p in places] == list(range(20))
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)
@@ -35,7 +37,9 @@ def test_every_acknowledged_record_survives_kill_9_and_a_new_port(tmp_path: Path
         broker.kill()
         broker.start()
         settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
-        assert [ERASURES.decode(r.value).user_id for r in read_to_end(settings, ERASURES, "test", Metrics())] == [f"u{i}" for i in range(20)]
+        assert [ERASURES.decode(r.value).person for r in read_to_end(settings, ERASURES, "test", Metrics())] == [
+            person_of(f"u{i}") for i in range(20)
+        ]
     finally:
         broker.stop()
     assert not broker.running()

@@ -10,7 +10,7 @@ import pytest
 
 from infra.broker import Broker, BrokerSettings, free_port
 from streams.errors import ConfigError, InvalidEvent, Unavailable
-from streams.events import Erasure, new_id
+from streams.events import Erasure, new_id, person_of
 from streams.kafka import Consumer, Producer, committed_offsets, create_topics, end_offsets, read_to_end, ready, topic_differences, wanted_topics
 from streams.kafka.settings import KafkaSettings
 from streams.metrics import Metrics
@@ -26,7 +26,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 def erasure(number: int) -> Erasure:
-    return Erasure(user_id=f"user-{number}", requested_by="x", at=NOW)
+    return Erasure.of(f"user-{number}", requested_by="x", at=NOW)
 
 
 def test_topics_are_made_once_and_what_differs_is_told_in_words(broker: Broker) -> None:
@@ -72,9 +72,9 @@ def test_a_broker_that_goes_away_is_unavailable_and_comes_back_with_all_it_ackno
     broker.start()
     again = Producer(settings, Metrics(), "test")
     again.publish(ERASURES, erasure(4))
-    users = [ERASURES.decode(record.value).user_id for record in read_to_end(settings, ERASURES, "test", metrics)]
-    assert users[:3] == ["user-0", "user-1", "user-2"]
-    assert users[-1] == "user-4"
+    users = [ERASURES.decode(record.value).person for record in read_to_end(settings, ERASURES, "test", metrics)]
+    assert users[:3] == [person_of(f"user-{number}") for number in range(3)]
+    assert users[-1] == person_of("user-4")
     assert len(set(users)) == len(users)
     for each in (producer, again, consumer):
         each.close()

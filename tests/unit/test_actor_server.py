@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from actor.server import arguments, check_port, environment
 from actor.settings import ActorSettings
@@ -34,3 +35,18 @@ def test_the_base_answers_to_its_own_name_and_to_the_policys(tmp_path: Path) -> 
     words = arguments(ActorSettings(), Site(KafkaSettings(), ArtifactStore(str(tmp_path)), "sailor", tmp_path, tmp_path))
     start = words.index("--served-model-name")
     assert words[start + 1 : start + 3] == ["base", "sailor"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "10.0.0.7", "metadata.internal", "[::1]", "a b.com", "MEDIA.example.com", "example", ""])
+def test_media_may_not_be_fetched_from_this_machine_or_its_neighbours(host: str) -> None:
+    with pytest.raises(ValidationError, match="media_hosts"):
+        ActorSettings(media_hosts=(host,))
+
+
+def test_without_hosts_vllm_is_told_of_one_that_never_is(tmp_path: Path) -> None:
+    site = Site(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
+    words = arguments(ActorSettings(), site)
+    assert words[words.index("--allowed-media-domains") + 1] == "nowhere.invalid"
+    named = arguments(ActorSettings(media_hosts=("media.example.com", "cdn.example.org")), site)
+    assert named[named.index("--allowed-media-domains") + 1 :][:2] == ["media.example.com", "cdn.example.org"]
+    assert environment(ActorSettings())["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"

@@ -120,7 +120,7 @@ def test_a_span_of_time_is_cut_to_the_moment(tmp_path: Path) -> None:
 
 def test_replay_gives_events_and_passes_over_what_cannot_be_read(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
-    erasure = Erasure(user_id="ann", requested_by="operator", at=T0)
+    erasure = Erasure.of("ann", requested_by="operator", at=T0)
     rows = [record(0, value=erasure.encode(), topic=ERASURES.name), record(1, value=b"?", topic=ERASURES.name)]
     lake.write(ERASURES, rows)
     events: Sequence[Event] = list(lake.replay(ERASURES))

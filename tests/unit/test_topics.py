@@ -7,7 +7,7 @@ from streams.topics import BY_NAME, DAY_MS, EPISODES, FEEDBACK, LABELS, TOPICS
 
 
 def test_names_are_versioned_and_distinct() -> None:
-    assert len(BY_NAME) == len(TOPICS) == 9
+    assert len(BY_NAME) == len(TOPICS) == 10
     assert all(topic.name == f"tidemill.{topic.short_name}.v1" for topic in TOPICS)
 
 
@@ -25,7 +25,7 @@ def test_feedback_outlives_the_episodes_it_may_still_be_about() -> None:
 
 def test_state_is_compacted_and_history_is_kept() -> None:
     compacted = {topic.short_name for topic in TOPICS if topic.compacted}
-    assert compacted == {"labels", "reward-models", "adapters", "attestations", "erasures"}
+    assert compacted == {"labels", "reward-models", "adapters", "attestations", "erasures", "erased"}
     wanted = wanted_topics(KafkaSettings())
     assert all(wanted[topic.name]["configs"]["cleanup.policy"] == ("compact" if topic.compacted else "delete") for topic in TOPICS)
     assert wanted["tidemill.promotions.v1"]["configs"]["retention.ms"] == "-1"

@@ -1,0 +1,199 @@
+"""Every decoder meets bytes that nobody should send. It gives what it promises or its own error: never another, never nothing."""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actor.attestation import read_probes
+from actor.feedback import read_object
+from actor.keys import read_keys
+from actor.otlp.episodes import episodes_of
+from actor.otlp.wire import JSON as OTLP_JSON
+from actor.otlp.wire import PROTOBUF, read_spans, unpacked
+from infra.config import load
+from infra.reference import EXAMPLES
+from learner.recipe import Recipe
+from reward.buffer import Entry
+from reward.model import RewardModel
+from streams.artifacts import MANIFEST, ArtifactStore, fingerprint
+from streams.erasure import Forgotten, left_of
+from streams.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError
+from streams.events import Artifact, Feedback, FeedbackKind
+from streams.evidence import EvidenceSettings
+from streams.join import FeedbackJoin, InMemory, JoinSettings
+from streams.kafka import KafkaSettings, Record
+from streams.lake_files import Lake
+from streams.topics import EPISODES, FEEDBACK, TOPICS, Topic
+from tests.fuzz.inputs import as_bytes, raw, spoiled
+from tests.unit.test_erasure import T0, forgotten
+from tests.unit.test_otlp import CHAT, as_json
+
+
+@contextmanager
+def refused(error: type[TidemillError], told: str) -> Iterator[None]:
+    """It goes well, or ends with this error alone, which says what is wrong."""
+    try:
+        yield
+    except error as raised:
+        if not re.search(told, str(raised)):
+            raise
+
+
+EXAMPLES_JSON = {topic.short_name: json.loads(topic.event.model_validate(EXAMPLES[topic.short_name]).encode()) for topic in TOPICS}
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.short_name)
+@given(data=st.data())
+def test_events(topic: Topic[Any], data: st.DataObject) -> None:
+    value = data.draw(raw(EXAMPLES_JSON[topic.short_name]))
+    with refused(InvalidEvent, "Episode|Feedback|Label|Version|Attestation|Promotion|DeadLetter|Eras"):
+        event = topic.decode(value)
+        assert topic.decode(event.encode()) == event
+        assert event.key
+
+
+@given(st.data())
+def test_a_label_is_made_of_whatever_decodes(data: st.DataObject) -> None:
+    join = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    for _ in range(4):
+        try:
+            join.on_episode(EPISODES.decode(as_bytes(data.draw(spoiled(EXAMPLES_JSON["episodes"])))), T0)
+            label = join.on_feedback(FEEDBACK.decode(as_bytes(data.draw(spoiled(EXAMPLES_JSON["feedback"])))), T0)
+        except InvalidEvent:
+            continue
+        assert label is None or label.decode(label.encode()) == label
+
+
+@given(st.sampled_from(TOPICS), st.data())
+def test_what_erasure_leaves_of_a_record_can_be_read_or_is_nothing(topic: Topic[Any], data: st.DataObject) -> None:
+    record = Record(topic.name, 0, 0, 0, None, data.draw(raw(EXAMPLES_JSON[topic.short_name])))
+    left = left_of(record, forgotten("u-7"), EvidenceSettings())
+    assert left is record or left.value is None or topic.decode(left.value)
+    assert left_of(record, Forgotten(), EvidenceSettings()) is record
+
+
+@given(raw(EXAMPLES_JSON["feedback"]))
+def test_the_feedback_door(body: bytes) -> None:
+    try:
+        assert isinstance(read_object(body), dict)
+    except InvalidEvent:
+        return
+
+
+@given(
+    raw(json.loads(as_json(CHAT))) | st.binary(max_size=300),
+    st.sampled_from([OTLP_JSON, PROTOBUF, "text/plain", ""]),
+    st.sampled_from(["", "gzip", "br"]),
+)
+def test_telemetry(body: bytes, content_type: str, encoding: str) -> None:
+    try:
+        spans = read_spans(unpacked(body, encoding, 1 << 20), content_type)
+    except InvalidEvent:
+        return
+    for span in spans:
+        try:
+            episodes_of(span, "default", "acme")
+        except InvalidEvent:
+            continue
+
+
+@given(raw({"weights.safetensors": {"sha256": "0" * 64, "size_bytes": 4}}), st.binary(max_size=64))
+def test_manifests(manifest: bytes, weights: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place, into = Path(folder) / "store" / "a", Path(folder) / "into" / "here"
+        place.mkdir(parents=True)
+        (place / MANIFEST).write_bytes(manifest)
+        (place / "weights.safetensors").write_bytes(weights)
+        artifact = Artifact(path="a", sha256=hashlib.sha256(manifest).hexdigest(), size_bytes=4)
+        with pytest.raises(BadArtifact):  # no weights of 64 bytes or less have a checksum of zeros
+            ArtifactStore(str(Path(folder) / "store")).fetch(artifact, into)
+        assert not into.exists()
+        assert sorted(path.name for path in Path(folder).iterdir() if path.name != "store") in ([], ["into"])
+        assert list((Path(folder) / "into").glob("*")) == []
+
+
+@given(st.data())
+def test_reward_models(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "head.json").write_bytes(
+            data.draw(raw({"format": 1, "features": "0" * 64, "temperature": 1.0, "offset": 0.0, "lower_bound_stds": 0.5}))
+        )
+        tensors = data.draw(st.binary(max_size=200) | st.just(safetensors.torch.save({"centre_D": torch.zeros(3)})))
+        (folder / "head.safetensors").write_bytes(tensors)
+        with pytest.raises(BadArtifact):
+            RewardModel.load(folder)
+
+
+@given(raw({"probes": [{"prompt_ids": [1], "output_ids": [2], "adapter_logprobs": [-0.1], "base_logprobs": [-0.2]}]}))
+def test_probes_and_recipes(value: bytes) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for file in ("probes.json", "recipe.json", "config.json"):
+            (Path(name) / file).write_bytes(value)
+        with pytest.raises(BadArtifact):
+            Recipe.read(Path(name))
+        with suppress(BadArtifact, AttestationFailed):
+            assert read_probes(Path(name))
+        assert fingerprint(Path(name))
+
+
+@given(raw(json.loads(Entry("ep", 1.0, 1, T0, torch.zeros(3).half()).encode())))
+def test_entries_of_the_replay_buffer(value: bytes) -> None:
+    try:
+        assert Entry.decode(value).stratum
+    except InvalidEvent:
+        return
+
+
+@given(st.binary(max_size=300) | st.binary(max_size=60).map(lambda middle: b"PAR1" + middle + b"PAR1"))
+def test_files_of_the_lake(value: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episodes" / "day=2026-01-01" / "000-000000000000-000000000009.parquet"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(value)
+        with pytest.raises(TidemillError):
+            list(Lake(folder).records(EPISODES))
+
+
+@given(st.lists(st.sampled_from(["offset", "timestamp", "key", "value", "other"]), unique=True, max_size=5))
+def test_parquet_of_another_shape(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "episodes" / "day=2026-01-01" / "000-000000000000-000000000000.parquet"
+        path.parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table({name: ["x"] for name in names} or {"nothing": [1]}), str(path))
+        with pytest.raises(BadArtifact):
+            list(Lake(folder).records(EPISODES))
+
+
+@given(raw({"keys": [{"sha256": "0" * 64, "tenant": "acme", "scopes": ["talk"], "per_minute": 60}]}))
+def test_files_of_keys(value: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "keys.json").write_bytes(value)
+        with refused(ConfigError, str(path)):
+            read_keys(path)
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from(["kafka", "actor.port", "=", "reward.person_share=2", "actor.port=x"]), max_size=3))
+def test_settings(overrides: list[str]) -> None:
+    with refused(ConfigError, "set|settings"):
+        load(None, overrides, {})
+
+
+def test_the_strategies_reach_what_is_right_too() -> None:
+    """A fuzzer that only ever makes rubbish tests one line."""
+    assert FEEDBACK.decode(as_bytes(EXAMPLES_JSON["feedback"])) == Feedback.model_validate(EXAMPLES["feedback"])
+    assert FeedbackKind(EXAMPLES_JSON["feedback"]["kind"])
+    assert KafkaSettings()

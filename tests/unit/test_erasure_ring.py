@@ -1,0 +1,228 @@
+"""A person is forgotten by join, lake, reward model and learner together, over a log in memory that passes the real one's contracts."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infra.erasing import certified, ranges
+from learner import feed as learner_feed
+from learner.feed import Feed
+from learner.settings import LearnerSettings
+from reward.entries import standing_labels
+from reward.features import Pair
+from reward.refit import Refitter
+from reward.replay import Replay
+from reward.settings import RewardSettings
+from streams import erasures, join_erasure, joiner, lake
+from streams.artifacts import ArtifactStore
+from streams.erasure import Forgotten
+from streams.events import Episode, Erasure, Feedback, FeedbackKind, Label, Message
+from streams.join import JoinSettings
+from streams.kafka import KafkaSettings, Record
+from streams.lake import LakeSettings
+from streams.lake_files import Lake
+from streams.ledger import balance, entries
+from streams.site import Site
+from streams.topics import DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, LABELS, Topic
+from tests.fakes import FakeLog
+
+HER, HER_WORDS = "ann-the-forgotten", "my cat is called Minka"
+OTHERS = 9
+SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, publish_tolerance_se=0)
+
+
+class Words:
+    """Features that tell texts apart. Satisfies Features."""
+
+    fingerprint = "f" * 64
+    blocks = ((4, 1.0),)
+
+    def features(self, pairs: "list[Pair]") -> Tensor:
+        rows = [[len(answer), answer.count("you"), len(messages[-1].text), answer.count("t")] for messages, answer in pairs]
+        return torch.tensor(rows, dtype=torch.float32)
+
+
+class Kafka:
+    """A log in memory, in the place of the clients that the parts make for themselves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log = FakeLog()
+        lock = threading.RLock()
+        append = self.log.append
+
+        def one_at_a_time(*given: Any) -> Any:
+            with lock:
+                return append(*given)
+
+        monkeypatch.setattr(self.log, "append", one_at_a_time)
+        for module in (joiner, lake, erasures, learner_feed):
+            monkeypatch.setattr(module, "Consumer", lambda _, topics, part, metrics, group=None: self.log.consumer(topics, group), raising=False)
+        for module in (joiner, lake):
+            monkeypatch.setattr(module, "Producer", self.producer)
+        for module in (join_erasure, lake, learner_feed):
+            monkeypatch.setattr(module, "read_to_end", lambda _, topic, part, metrics: iter(self.records(topic)))
+
+    def producer(self, *_: Any, **__: Any) -> Any:
+        made = self.log.publisher()
+        made.close = lambda timeout_s=0: None  # type: ignore[method-assign]
+        return made
+
+    def records(self, topic: Topic[Any]) -> list[Record]:
+        return [record for (name, _), kept in sorted(self.log.records.items()) if name == topic.name for record in list(kept)]
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
+    return Kafka(monkeypatch)
+
+
+@contextmanager
+def running(work: Callable[[Site], None], site: Site) -> Iterator[None]:
+    thread = threading.Thread(target=work, args=(site,))
+    thread.start()
+    try:
+        yield
+    finally:
+        site.stopping.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.01)
+
+
+def publish(kafka: Kafka) -> None:
+    """Ten people ask once each and thumb two answers; she thumbs every answer, corrects one, and sends something broken."""
+    now, producer = datetime.now(UTC) - timedelta(minutes=1), kafka.producer()
+    people = [HER, *(f"person-{number}" for number in range(OTHERS))]
+    for number, person in enumerate(people):
+        asked = (Message(role="user", content=HER_WORDS if person == HER else f"tell me about tea {number}"),)
+        answer = "you would like tea" if number % 2 else "tea is a plant"
+        producer.send(EPISODES, Episode(episode_id=f"ep-{number}", user_id=person, messages=asked, answer=answer, started_at=now, ended_at=now))
+    for number in range(len(people)):
+        for voter in sorted({people[number], people[(number + 1) % len(people)], HER}):
+            up = (number % 2 == 1) != (voter == HER)
+            producer.send(FEEDBACK, Feedback(feedback_id=f"fb-{number}-{people.index(voter)}", episode_id=f"ep-{number}", user_id=voter,
+                                             kind=FeedbackKind.THUMB, thumb="up" if up else "down", at=now + timedelta(seconds=1)))  # fmt: skip
+    words = f"say that {HER_WORDS}"
+    producer.send(FEEDBACK, Feedback(feedback_id="fb-c", episode_id="ep-3", user_id=HER, kind=FeedbackKind.CORRECTION, text=words, at=now))
+    producer.send_raw(FEEDBACK.name, b"ep-4", b'{"user_id": "' + HER.encode() + b'", "text": "' + HER_WORDS.encode())
+
+
+def standing(kafka: Kafka) -> dict[str, Label]:
+    labels, _ = standing_labels(kafka.records(LABELS), lambda record: LABELS.decode(record.value))
+    return {label.episode_id: label for label in labels}
+
+
+def traces(folder: Path) -> list[str]:
+    """Files, and records of the lake as a reader sees them, that hold her name or her words."""
+    needles = (HER.encode(), HER_WORDS.encode())
+    found = [str(path) for path in folder.rglob("*") if path.is_file() and any(needle in path.read_bytes() for needle in needles)]
+    kept = Lake(str(folder / "lake"))
+    for topic in (EPISODES, FEEDBACK, LABELS, DEAD_LETTERS):
+        found += [f"{topic.short_name}/{r.offset}" for r in kept.records(topic) if any(needle in (r.value or b"") for needle in needles)]
+    return found
+
+
+def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Kafka, tmp_path: Path) -> None:
+    ring = tmp_path / "ring"
+    store, kept, evidence, words = ArtifactStore(str(ring / "artifacts")), LakeSettings(uri=str(ring / "lake"), flush_s=0.01), JoinSettings(), Words()
+
+    def site(name: str) -> Site:
+        (ring / name).mkdir(parents=True, exist_ok=True)
+        return Site(KafkaSettings(bootstrap_servers="nowhere:1"), store, "default", tmp_path, ring / name)
+
+    with ExitStack() as parts:
+        parts.enter_context(running(lambda s: joiner.run(evidence, s), site("join")))
+        parts.enter_context(running(lambda s: lake.run(kept, s, evidence), site("lake")))
+        publish(kafka)
+        wait_for(lambda: sum(len(label.votes) for label in standing(kafka).values()) == 3 * OTHERS + 2)
+        wait_for(lambda: len(list(Lake(kept.uri or "").records(LABELS))) == len(kafka.records(LABELS)))
+        feed = Feed(LearnerSettings(prompts_needed=100),
+                    site("learner"), kafka.producer(), words.fingerprint)  # fmt: skip
+        feed.ready()
+        feed.save()
+        assert len(traces(ring)) > 5
+        told = Refitter(SETTINGS, words)
+        told.absorb(told.prepare(list(standing(kafka).values())))
+        would_be = Replay(Lake(kept.uri or ""), "default", SETTINGS, words, Forgotten.ever(HER), evidence)  # type: ignore[arg-type]
+        would_be.refitter.absorb(would_be.refitter.prepare(standing_labels(would_be._waiting, lambda r: LABELS.decode(r.value))[0]))
+        seen = len(kafka.records(LABELS))
+
+        erasure = Erasure.of(HER, "operator", datetime.now(UTC))
+        kafka.producer().publish(ERASURES, erasure)
+        done = lambda: [ERASED.decode(record.value) for record in kafka.records(ERASED)]  # noqa: E731
+        wait_for(lambda: (feed.ready() or True) and {(e.part, e.where) for e in done()} == {
+            *(("join", f"partition {n}") for n in range(4)), ("lake", "files"), ("learner", "prompts")})  # fmt: skip
+        found = certified(erasure, done(), None, range(4))
+        assert found.complete
+        assert found.removed["lake (files)"] == {
+            "episodes": 1,
+            "feedback": OTHERS + 3,
+            "labels": found.removed["lake (files)"]["labels"],
+            "dead-letters": 1,
+        }
+        assert found.removed["learner (prompts)"] == {"prompts": 1}
+        assert sum(kinds["episodes"] for place, kinds in found.removed.items() if place.startswith("join")) == 1
+        feed.close()
+
+        stand = standing(kafka)
+        assert sorted(stand) == sorted(f"ep-{number}" for number in range(1, OTHERS + 1))
+        assert {vote.user_id for label in stand.values() for vote in label.votes} == {f"person-{number}" for number in range(OTHERS)}
+        labels, gone = standing_labels(sorted(kafka.records(LABELS), key=lambda r: (r.partition, r.offset)), lambda r: LABELS.decode(r.value))
+        told.absorb(told.prepare(labels), gone)
+        never = Refitter(SETTINGS, words)
+        never.absorb(never.prepare(list(stand.values())))
+        assert told.fitted().checksum() == never.fitted().checksum() == would_be.refitter.fitted().checksum()
+        told.published = told.fitted()
+        assert told.refit().result == "published"  # owed, though it is unchanged
+        assert told.refit().result == "unchanged"
+
+        late = Feedback(feedback_id="fb-late", episode_id="ep-5", user_id=HER, kind=FeedbackKind.THUMB, thumb="down", at=erasure.at)
+        kafka.producer().publish(FEEDBACK, late)  # out of an outbox that could not send for a while
+        kafka.producer().publish(FEEDBACK, late.model_copy(update={"feedback_id": "fb-other", "user_id": "person-1", "at": datetime.now(UTC)}))
+        wait_for(lambda: any(vote.feedback_id == "fb-other" for vote in standing(kafka)["ep-5"].votes))
+        wait_for(lambda: len(list(Lake(kept.uri or "").records(FEEDBACK))) == len(kafka.records(FEEDBACK)))
+    assert len(kafka.records(LABELS)) > seen
+    assert traces(ring) == []
+
+    forgotten = Forgotten()
+    erasures.take(kafka.records(ERASURES), forgotten)
+    books = balance(entries(kafka.records(EPISODES), forgotten), entries(kafka.records(FEEDBACK), forgotten), kafka.records(LABELS),
+                    kafka.records(DEAD_LETTERS), {key[1:]: offset for key, offset in kafka.log.committed.items()})  # fmt: skip
+    assert books.balanced, str(books)
+    assert books.rows[0].erased == 1
+    assert books.rows[1].erased >= OTHERS + 3
+
+    before = len(kafka.records(ERASED))
+    kafka.log.committed.clear()
+    with running(lambda s: joiner.run(evidence, s), site("join-that-lost-its-state")), running(lambda s: lake.run(kept, s, evidence), site("lake")):
+        wait_for(lambda: len(kafka.records(ERASED)) == before + 4)  # the join tells again; the lake knows that it has told
+        wait_for(lambda: len(list(Lake(kept.uri or "").records(LABELS))) == len(kafka.records(LABELS)))
+    assert {vote.user_id for label in standing(kafka).values() for vote in label.votes} == {f"person-{number}" for number in range(OTHERS)}
+    assert traces(ring) == []
+
+
+def test_a_certificate_says_what_is_still_to_do() -> None:
+    found = certified(Erasure.of(HER, "operator", datetime.now(UTC)), [], None, range(2))
+    assert not found.complete
+    assert [line.split(" has not")[0] for line in found.waiting] == ["join (partition 0)", "join (partition 1)", "lake (files)", "learner (prompts)"]
+    assert HER not in str(found)
+
+
+def test_numbers_that_follow_each_other_are_told_as_one() -> None:
+    assert ranges(["reward model default/3", "reward model default/4", "reward model default/7", "adapter default@1", "adapter default@2"]) == [
+        "reward model default/3 to 4", "reward model default/7", "adapter default@1 to 2",
+    ]  # fmt: skip
