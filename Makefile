@@ -62,7 +62,7 @@ bench-rl: .venv/bench  ## Learning beside TRL's GRPOTrainer with PEFT on the sam
 
 bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behind LiteLLM's proxy, on a trivial server and on vLLM (ten minutes)
 	$(RUN) benchmarks.capture --server trivial $(ARGS)
-	$(RUN) benchmarks.capture --server vllm --rate 30 $(ARGS)
+	$(RUN) benchmarks.capture --server vllm --rate 0 $(ARGS)
 
 bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distillation side by side on the tiny base, with a plot (five minutes)
 	$(RUN) benchmarks.rl_algorithms $(ARGS)

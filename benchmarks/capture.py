@@ -35,6 +35,7 @@ from streams.topics import EPISODES
 
 GOALS = {"trivial": {"added_p99_ms_on": 2.0}, "vllm": {"throughput_on_to_off": 0.98, "added_p99_ms_on": 2.0}}
 """Ratios at least, milliseconds at most."""
+WARM_S = 4.0
 WORDS = "Tell me about the sea, its tides and the mills that grind by them. "
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     """Measure one server, print, and add its figures to the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--server", choices=["trivial", "vllm"], default="trivial")
-    parser.add_argument("--rate", type=float, default=100.0, help="requests a second for the latencies")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second for the latencies; 0: half of what the server can do")
     parser.add_argument("--clients", type=int, default=16, help="that ask without a pause for the throughput")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window-s", type=float, default=5.0)
@@ -79,14 +80,14 @@ async def measured(ways: list[Way], options: argparse.Namespace) -> tuple[dict[s
     """Windows of each way in turn, forth and back so that a drift of the machine meets all alike; how many were answered with capture on."""
     latencies_ms: defaultdict[str, list[float]] = defaultdict(list)
     per_second: defaultdict[str, list[float]] = defaultdict(list)
-    captured = 0
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
-        for way in ways:  # warm
-            captured += len(await closed_loop(session, way, 4, 3.0)) * (way.name == "on")
+        warm = {way.name: len(await closed_loop(session, way, options.clients, WARM_S)) for way in ways}
+        captured = warm["on"]
+        rate = options.rate or warm["off"] / WARM_S / 2
         for window in range(options.windows):
             for way in ways if window % 2 == 0 else ways[::-1]:
-                found = await open_loop(session, way, options.rate, options.window_s)
+                found = await open_loop(session, way, rate, options.window_s)
                 latencies_ms[way.name] += found
                 began = time.perf_counter()
                 asked = await closed_loop(session, way, options.clients, options.window_s)
@@ -97,7 +98,7 @@ async def measured(ways: list[Way], options: argparse.Namespace) -> tuple[dict[s
     ratios = {f"throughput_{name}_to_off": figures[name]["per_second"] / off["per_second"] for name in figures if name != "off"}
     added = {f"added_{q}_ms_{name}": figures[name][f"{q}_ms"] - off[f"{q}_ms"] for name in figures if name != "off" for q in ("p50", "p99")}
     cost = {f"cost_us_{name}": 1e6 / figures[name]["per_second"] - 1e6 / off["per_second"] for name in figures if name != "off"}
-    told = {"rate": options.rate, "clients": options.clients, "figures": figures, **ratios, **added, **cost}
+    told = {"rate": rate, "clients": options.clients, "figures": figures, **ratios, **added, **cost}
     goals = GOALS[options.server]
     told |= {"goals": goals, "reached": {name: told[name] >= goal if "_to_" in name else told[name] <= goal for name, goal in goals.items()}}
     return told, captured
@@ -214,7 +215,7 @@ def answers(url: str) -> bool:
 
 def show(server: str, told: dict[str, Any]) -> None:
     """As a table."""
-    print(f"{server}: at {told['rate']:g} requests a second, and with {told['clients']} clients that ask without a pause")
+    print(f"{server}: at {told['rate']:.0f} requests a second, and with {told['clients']} clients that ask without a pause")
     for name, row in told["figures"].items():
         ratio = (
             ""

@@ -5,6 +5,7 @@ Both ways are one process and one engine; what differs is whether the request pa
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -65,6 +66,8 @@ def trivial(given: dict[str, Any]) -> None:
     wrap_engine(engine)
 
     async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/v1/chat/completions":
+            return
         body = json.loads(await read_body(receive, 1 << 20) or b"{}")
         params = SimpleNamespace(logprobs=None, output_kind=SimpleNamespace(name="FINAL_ONLY"))
         text = ""
@@ -82,8 +85,9 @@ def trivial(given: dict[str, Any]) -> None:
     conversations = Conversations(settings.remembered_answers)
     captured = Capture(bare, settings, Router("default"), keeper, conversations, clock, "bench")
     doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when it is done: the outbox is still to be emptied
     try:
-        uvicorn.run(Switch(doors, bare), host="127.0.0.1", port=given["port"], log_level="error", access_log=False)
+        uvicorn.run(Switch(doors, bare), host="127.0.0.1", port=given["port"], log_level="error", access_log=False, lifespan="off")
     finally:
         outbox.close(30)
 
