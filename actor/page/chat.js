@@ -147,6 +147,7 @@ function write(item, button) {
   form.hidden = false;
   button.setAttribute("aria-expanded", "true");
   field.focus();
+  form.scrollIntoView({ block: "nearest" });
 }
 
 function closeWriting(item, focus = false) {
