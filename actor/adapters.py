@@ -33,6 +33,8 @@ from streams.traces import Headers
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
 REFUSED_FOR_S = 60.0
+SAID_AGAIN_S = 600.0
+"""So often a replica says that it still serves what it attested; far within ``promotion.replica_memory_h``."""
 log = structlog.get_logger()
 
 
@@ -69,7 +71,8 @@ class Follower:
         self._fingerprint: str | None = None
         self._route = Route()
         self._loaded: dict[str, AdapterVersion] = {}
-        self._told_s = time.monotonic()
+        self._told_s = self._said_s = time.monotonic()
+        self._proofs: dict[str, Attestation] = {}
         self._adapters: dict[str, AdapterVersion] = {}
         self._wanted: Queue[tuple[str, Future[bool]]] = Queue()
         self._traced: dict[str, Headers] = {}
@@ -130,9 +133,11 @@ class Follower:
                     self.caught_up.set()
                     self._take_wanted()
                 self._tell()
+                self._say_again()
                 for name in self._engine.sweep():
                     log.info("adapter unloaded", adapter=name)
                     self._loaded.pop(name, None)
+                    self._proofs.pop(name, None)
                     shutil.rmtree(self._place(name), ignore_errors=True)
         finally:
             consumer.close()
@@ -204,6 +209,13 @@ class Follower:
         metrics.add("tidemill_actor_device_seconds_total", now_s - self._told_s)  # one device: the engine is not spread
         self._told_s = now_s
 
+    def _say_again(self) -> None:
+        """That this replica is still there, and serves what it attested: one that says nothing for long is taken to be gone."""
+        proof = self._proofs.get(self._route.production or BASE)
+        if proof is not None and time.monotonic() - self._said_s >= SAID_AGAIN_S:
+            self._outbox.put(ATTESTATIONS, proof.model_copy(update={"at": self._site.clock.now()}))
+            self._said_s = time.monotonic()
+
     def _has(self, adapter: AdapterVersion) -> bool:
         """True when the adapter is attested here, now or already. What was refused is tried again after a minute: the engine may have been busy."""
         if adapter.name in self._loaded:
@@ -238,7 +250,7 @@ class Follower:
             self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
             self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
             log.info("adapter attested", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
-        self._outbox.put(ATTESTATIONS, Attestation(
+        event = Attestation(
             replica=self._replica,
             adapter=adapter.name,
             adapter_sha256=adapter.artifact.sha256,
@@ -248,7 +260,11 @@ class Follower:
             base_gap=verdict.base_gap if verdict else None,
             load_ms=seconds * 1000,
             at=self._site.clock.now(),
-        ), self._site.traces.told("load", began_at, self._site.clock.now(), [self._traced.get(adapter.name, ())], adapter=adapter.name))  # fmt: skip
+        )
+        headers = self._site.traces.told("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
+        self._outbox.put(ATTESTATIONS, event, headers)
+        if passed:
+            self._proofs[adapter.name] = event
         return passed
 
     def _checked(self, adapter: AdapterVersion) -> Path:

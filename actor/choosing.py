@@ -13,8 +13,8 @@ from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 
 Has = Callable[[AdapterVersion], bool]
 """Load and attest an adapter, unless it is; False when it was refused."""
-HEARD_FOR = timedelta(hours=48)
-"""A replica that has attested nothing for so long is taken to be gone."""
+HEARD_FOR = timedelta(hours=1)
+"""A replica that has said nothing for so long is taken to be gone."""
 
 
 class Newest:

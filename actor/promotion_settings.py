@@ -70,8 +70,8 @@ class PromotionSettings(Section):
     """Gate: unseen labels that those two figures rest on, at least."""
     min_replicas: int = Field(default=1, ge=1, le=10_000)
     """Gate: replicas that must have attested the candidate, at least."""
-    replica_memory_h: float = Field(default=48.0, gt=0, le=10_000)
-    """Replicas heard of within this time must all have attested the candidate."""
+    replica_memory_h: float = Field(default=1.0, ge=0.5, le=10_000)
+    """Replicas heard of within this time must all have attested the candidate. Each says every ten minutes that it serves what it attested."""
     attest_timeout_s: float = Field(default=900.0, gt=0, le=86_400)
     """How long a candidate may take to be attested by all of them."""
     commands: tuple[tuple[str, ...], ...] = ()

@@ -248,7 +248,7 @@ def promoted_beside_others(world: World) -> None:
     """Production is 1 at three replicas; then a person promotes 2, which nobody has loaded yet."""
     world.move("default@1", "promoted", by="ann", at=world.now - timedelta(days=1))
     for replica in ("r", "s", "t"):
-        heard(world, replica, "default@1", minutes=-60)
+        heard(world, replica, "default@1", minutes=-30)
     world.turn()
     world.move("default@2", "promoted", by="ann", at=world.now)
     world.turn()
@@ -342,6 +342,22 @@ def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what
     assert gated.engine.loaded == gated.engine.added == ["default@1", "default@2"]
     assert [(event.adapter, event.passed) for event in gated.spool.events] == [("default@1", True), ("default@2", True), ("default@3", False)]
     assert gated.engine.routes == [Route("default@1")]  # being asked for changes nothing for anybody else
+
+
+def test_a_replica_says_from_time_to_time_that_it_serves_what_it_attested(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gated.turn()
+    monkeypatch.setattr("actor.adapters.SAID_AGAIN_S", 0.0)
+    gated.follower._say_again()
+    assert gated.spool.events == []  # of the base there is nothing to say
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.clock.advance(minutes=20)
+    gated.follower._say_again()
+    first, again = gated.spool.events
+    assert again == first.model_copy(update={"at": gated.now + timedelta(minutes=20)})
+    monkeypatch.setattr("actor.adapters.SAID_AGAIN_S", 600.0)
+    gated.follower._say_again()
+    assert len(gated.spool.events) == 2
 
 
 def test_who_gave_up_asking_is_no_trouble_and_a_store_that_is_away_is_told_to_who_asked(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
