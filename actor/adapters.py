@@ -175,7 +175,7 @@ class Follower:
         name, asked = self._wanted.get()
         taken = False
         try:
-            taken = self._has(self._adapters[name])
+            taken = self._has(self._adapters[name], by_name=True)
         finally:
             if asked.set_running_or_notify_cancel():
                 asked.set_result(taken)
@@ -216,20 +216,21 @@ class Follower:
             self._outbox.put(ATTESTATIONS, proof.model_copy(update={"at": self._site.clock.now()}))
             self._said_s = time.monotonic()
 
-    def _has(self, adapter: AdapterVersion) -> bool:
+    def _has(self, adapter: AdapterVersion, by_name: bool = False) -> bool:
         """True when the adapter is attested here, now or already. What was refused is tried again after a minute: the engine may have been busy."""
         if adapter.name in self._loaded:
             return True
         if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
             return False
-        if self._take(adapter):
+        if self._take(adapter, by_name):
             self._loaded[adapter.name] = adapter
             return True
         self._refused_s[adapter.name] = time.monotonic()
         return False
 
-    def _take(self, adapter: AdapterVersion) -> bool:
-        """Load and attest. False when it was refused, for a reason that the event and the metric tell. Raises Unavailable."""
+    def _take(self, adapter: AdapterVersion, by_name: bool) -> bool:
+        """Load and attest; ``by_name``: because somebody asks for that version, long after it was published. False when it was refused, for a
+        reason that the event and the metric tell. Raises Unavailable."""
         began, began_at = time.monotonic(), self._site.clock.now()
         verdict, reason = None, "attested"
         try:
@@ -248,7 +249,8 @@ class Follower:
             self._engine.add(adapter.name, adapter.artifact.sha256)
             self._site.metrics.add("tidemill_adapters_loaded_total")
             self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
-            self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
+            if not by_name:
+                self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
             log.info("adapter attested", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
         event = Attestation(
             replica=self._replica,
