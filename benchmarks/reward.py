@@ -216,11 +216,16 @@ def hostile(split: Split, settings: RewardSettings, given: Given, seeds: int) ->
     report: dict[str, Any] = {}
     for name, update in ways.items():
         shape = settings.model_copy(update=update)
-        report[name] = {
-            attack: mean([ranking(given.judge(at_once(votes_on(split.stream, seed, **how), shape, given)), split) for seed in range(seeds)])
+        draws = {
+            attack: [ranking(given.judge(at_once(votes_on(split.stream, seed, **how), shape, given)), split) for seed in range(seeds)]
             for attack, how in attacks.items()
         }
+        report[name] = {attack: mean(tables) for attack, tables in draws.items()}
         calm = report[name]["calm"]
+        report[name]["cost_points_by_draw"] = {
+            a: [round(100 * (c["unseen_prompts"] - d["unseen_prompts"]), 2) for c, d in zip(draws["calm"], draws[a], strict=True)]
+            for a in ("contrary", "knowing")
+        }
         report[name]["cost_points"] = {
             a: {part: round(100 * (calm[part] - report[name][a][part]), 2) for part in calm} for a in ("contrary", "knowing")
         }
@@ -235,13 +240,12 @@ def hostile(split: Split, settings: RewardSettings, given: Given, seeds: int) ->
 
 
 def shrinkage(split: Split, settings: RewardSettings, given: Given, seeds: int) -> dict[str, Any]:
-    """Pairwise accuracy by reward.l2: how much the ranking depends on it when votes are this noisy."""
+    """Pairwise accuracy by reward.l2 when it is not left to the labels: how much the ranking depends on it when votes are this noisy."""
+    shapes = {f"{l2:g}": settings.model_copy(update={"l2": l2, "l2_in_doubt": l2}) for l2 in (1.0, 3.0, 10.0, 30.0, 100.0)}
     return {
-        f"{l2:g}": mean([
-            ranking(given.judge(at_once(votes_on(split.stream, seed), settings.model_copy(update={"l2": l2}), given)), split) for seed in range(seeds)
-        ])
-        for l2 in (1.0, 3.0, 10.0, 30.0, 100.0)
-    }  # fmt: skip
+        l2: mean([ranking(given.judge(at_once(votes_on(split.stream, seed), shape, given)), split) for seed in range(seeds)])
+        for l2, shape in shapes.items()
+    }
 
 
 def who_votes(split: Split, settings: RewardSettings, given: Given, seeds: int, harsh: float = 0.3) -> dict[str, Any]:

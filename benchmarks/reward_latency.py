@@ -92,7 +92,7 @@ def measure(folder: Path, base: str, episodes: int, rate: float, seconds: float,
         config = folder / "config.toml"
         config.write_text(
             f'run_folder = "{folder}"\n[policy]\nbase = "{base}"\n[kafka]\nbootstrap_servers = "{broker.bootstrap_servers}"\n'
-            "[reward]\npublish_tolerance_se = 10\ndrift_hold_labels = 0\nbatch_labels = 1000\n"
+            "[reward]\npublish_tolerance_se = 10\ndrift_hold_labels = 0\n"
         )
         parts = [part(role, config, folder / f"{role}.log") for role in ("streams", "reward")]
         producer = Producer(kafka, metrics, "bench")
@@ -117,7 +117,7 @@ def measure(folder: Path, base: str, episodes: int, rate: float, seconds: float,
             for process in parts:
                 process.send_signal(signal.SIGTERM)
             for process in parts:
-                process.wait(timeout=60)
+                process.wait(timeout=180)
             producer.close()
     return {
         "taken_at": datetime.now(UTC).isoformat(timespec="seconds"),

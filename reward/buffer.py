@@ -6,6 +6,7 @@ labels, never on the order in which they came; so two updaters that have seen th
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -167,9 +168,9 @@ class ReplayBuffer:
             return sorted(chosen, key=lambda e: e.episode_id)
         return sorted(chosen, key=_by_age)[-newest:]
 
-    def count(self, stratum: str) -> int:
-        """Entries of a stratum."""
-        return sum(entry.stratum == stratum for entry in self._entries.values())
+    def counts(self) -> Counter[str]:
+        """How many entries each stratum has."""
+        return Counter(entry.stratum for entry in self._entries.values())
 
     def newest_feedback_at(self) -> datetime | None:
         """Event time of the newest feedback in the buffer."""
@@ -179,7 +180,7 @@ class ReplayBuffer:
         """What a refit is given; at least one entry must have a verdict."""
         thumbs = self.with_verdict()
         pairs = [pair for _, entry in sorted(self._entries.items()) for pair in self._pairs(entry)]
-        features_ND = torch.stack([_known(e) for e in thumbs])
+        features_ND = torch.stack([_known(e) for e in thumbs]).float()
         newer = {e.episode_id: n for n, e in enumerate(sorted(thumbs, key=_by_age, reverse=True))}
         none_PD = features_ND[:0]
         say = critics_say([pair for entry in thumbs if (pair := _people_and_critic(entry)) is not None])
@@ -203,9 +204,9 @@ class ReplayBuffer:
         if entry.features_D is None:
             return []
         others = [self._entries[i] for i in entry.over if i in self._entries]
-        own_D, (correction, comparison) = _known(entry), entry.pair_weights
+        own_D, (correction, comparison) = _known(entry).float(), entry.pair_weights
         return [_Pair(entry.episode_id, c.float(), own_D, correction) for c in entry.corrections] + [
-            _Pair(entry.episode_id, own_D, _known(other), comparison) for other in others if other.features_D is not None
+            _Pair(entry.episode_id, own_D, _known(other).float(), comparison) for other in others if other.features_D is not None
         ]
 
     def _beyond_capacity(self) -> list[str]:
@@ -261,7 +262,7 @@ def _by_age(entry: Entry) -> tuple[datetime, str]:
 def _known(entry: Entry) -> Tensor:
     if entry.features_D is None:
         raise ValueError(f"entry {entry.episode_id} was withdrawn and has no features")
-    return entry.features_D.float()
+    return entry.features_D
 
 
 def _tuples(value: Any) -> Any:

@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from torch import Tensor
-
 from reward.buffer import FEATURE_LIMIT, Entry, Said
 from reward.features import Features
 from reward.slices import language_of
@@ -16,10 +14,8 @@ from streams.kafka import Record
 SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORRECTION, FeedbackKind.COMPARISON})
 
 
-def entry_of(
-    label: Label, features: Features, predict: Callable[[Tensor], float | None], vote_weight: Callable[[Label], float] = lambda _: 1.0
-) -> Entry:
-    """The entry of a label; ``predict`` says what the model of the day makes of features ``[D]``."""
+def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> Entry:
+    """The entry of a label, before the model of the day has said what it makes of it."""
     said, weights = _said(label)
     total = sum(weight for _, _, weight in said)
     corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
@@ -46,7 +42,7 @@ def entry_of(
     if bare.verdict is None and not corrections and not over:
         return bare
     features_ND = features.features([(label.messages, answer) for answer in (label.answer, *corrections)]).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
-    return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over, predicted=predict(features_ND[0].float()))
+    return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over)
 
 
 def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[Label], tuple[str, ...]]:

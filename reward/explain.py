@@ -55,9 +55,9 @@ def explain(model: RewardModel, rows: Rows, recipe: Recipe, features_D: Tensor, 
     """Explain a model's score of ``features_D`` by the ``rows`` and the ``recipe`` that it was fitted with."""
     scores: Scores = model.score(features_D[None])
     problem, heads, dimensions = problem_of(rows, recipe), recipe.heads, len(features_D)
-    solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, recipe.l2)
+    solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, problem.l2)
     p_MK = torch.sigmoid(problem.design_MD @ solved_HD[:heads].T + problem.bias_M[:, None] * bias_H[None, :heads])
-    strength_MK = problem.weights_MH[:, :heads] * (problem.targets_M[:, None] - p_MK) / recipe.l2
+    strength_MK = problem.weights_MH[:, :heads] * (problem.targets_M[:, None] - p_MK) / problem.l2
     x_D = model.standardise(features_D[None])[0].double()
     moves_M = strength_MK.mean(1) * (problem.design_MD[:, :dimensions] @ x_D) / model.temperature
     by_episode: dict[str, float] = defaultdict(float)

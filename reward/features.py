@@ -36,8 +36,10 @@ COVERAGES, FORMS = 5, 3
 RELATIONS = COVERAGES + FORMS
 LAYOUT = 2
 """Raised whenever the features change: models fitted on another layout must not score these."""
-GAINS = (1.0, 0.4, 0.4, 0.6)
-"""How much each block weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
+GAINS = (1.0, 0.4, 0.4)
+"""How much each of the large blocks weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
+RELATION_GAIN = 0.6
+"""The same of the relation, all its features together. The answer's length is a block of its own in it."""
 WHITENING_ROWS = 8192
 WHITENING_FLOOR = 1e-2
 
@@ -81,7 +83,8 @@ class Featurizer:
 
     @property
     def blocks(self) -> tuple[tuple[int, float], ...]:
-        return tuple(zip((self._hidden, self._hidden, self._hidden, RELATIONS), GAINS, strict=True))
+        relation = tuple((size, RELATION_GAIN * (size / RELATIONS) ** 0.5) for size in (COVERAGES, 1, FORMS - 1))
+        return (*((self._hidden, gain) for gain in GAINS), *relation)
 
     def features(self, pairs: Sequence[Pair]) -> Tensor:
         """Features of each pair: float32 ``[N, D]``, finite."""
@@ -95,14 +98,14 @@ class Featurizer:
             self._prefix = None
 
     def _one(self, messages: Sequence[Message], answer: str) -> Tensor:
-        prompt = self._render(messages)
-        asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
-        key = hashlib.sha256("\x00".join((prompt, asked, answer)).encode(errors="replace")).digest()
+        said = (part for m in messages for part in (m.role, m.text))
+        key = hashlib.sha256("\x00".join((*said, answer)).encode(errors="replace")).digest()
         with self._lock:
             if (known := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return known
-            row_D = self._compute(prompt, asked, answer)
+            asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
+            row_D = self._compute(self._render(messages), asked, answer)
             if self._settings.feature_cache_pairs:
                 self._cache[key] = row_D
                 if len(self._cache) > self._settings.feature_cache_pairs:

@@ -10,9 +10,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from reward import evidence
 from reward.model import CLIP, RewardModel, fold_of
 from reward.solver import solve
 
@@ -68,6 +70,7 @@ class Recipe:
     heads: int
     folds: int
     l2: float
+    l2_in_doubt: float
     lower_bound_stds: float
     calibration_half_life_labels: float
 
@@ -85,6 +88,8 @@ class Problem:
     bias_M: Tensor
     targets_M: Tensor
     weights_MH: Tensor
+    l2: float
+    """The pull to zero that the labels support."""
     ids: Sequence[str]
     """The episode whose label holds each row."""
 
@@ -92,12 +97,13 @@ class Problem:
 def problem_of(rows: Rows, recipe: Recipe) -> Problem:
     """Rows as one problem for all heads: first the bootstrap's, then the folds'."""
     centre_D, spread_D = rows.thumbs_ND.mean(0), rows.thumbs_ND.std(0, correction=0) + 1e-3
-    gain_D = torch.cat([torch.full((size,), gain / size**0.5) for size, gain in recipe.blocks])
 
     def standard(x_ND: Tensor) -> Tensor:
-        return (((x_ND - centre_D) / spread_D).clamp(-CLIP, CLIP) * gain_D).double()
+        return ((x_ND - centre_D) / spread_D).clamp(-CLIP, CLIP)
 
-    thumbs_ND, pairs_PD = standard(rows.thumbs_ND), standard(rows.better_PD) - standard(rows.worse_PD)
+    thumbs_ND = standard(rows.thumbs_ND)
+    gain_D, l2 = _pull(thumbs_ND, rows, recipe)
+    thumbs_ND, pairs_PD = (thumbs_ND * gain_D).double(), ((standard(rows.better_PD) - standard(rows.worse_PD)) * gain_D).double()
     of_part, parts = [n for n, each in enumerate(rows.parts) for _ in each], [part for each in rows.parts for part in each]
     of_Q = torch.tensor(of_part, dtype=torch.int64)
     design_MD = torch.cat([thumbs_ND[of_Q], pairs_PD])
@@ -109,7 +115,7 @@ def problem_of(rows: Rows, recipe: Recipe) -> Problem:
     weights_M = torch.cat([rows.weights_N.double()[of_Q] * shares_Q, rows.pair_weights_P.double()])
     ids = [*(rows.episodes[n] for n in of_part), *rows.pair_episodes]
     folds_M = torch.tensor([fold_of(i, recipe.folds) for i in ids], dtype=torch.int64)
-    bootstrap_MK = torch.stack([bootstrap(i, recipe.heads) for i in ids])
+    bootstrap_MK = bootstrap(ids, recipe.heads)
     kept_MF = (folds_M[:, None] != torch.arange(recipe.folds)[None, :]).double()
     return Problem(
         centre_D=centre_D,
@@ -120,14 +126,28 @@ def problem_of(rows: Rows, recipe: Recipe) -> Problem:
         bias_M=torch.cat([torch.ones(len(parts)), torch.zeros(len(pairs_PD))]).double(),
         targets_M=torch.cat([trust_Q * said_Q + (1 - trust_Q) * (1 - said_Q), torch.ones(len(pairs_PD)).double()]),
         weights_MH=weights_M[:, None] * torch.cat([bootstrap_MK, kept_MF], 1),
+        l2=l2,
         ids=ids,
     )
+
+
+def _pull(standard_ND: Tensor, rows: Rows, recipe: Recipe) -> tuple[Tensor, float]:
+    """Gains ``[D]`` and the pull to zero. In doubt all are pulled harder, except a feature that is a block of its own: one weight is soon known."""
+    usual_D, doubtful_D = (
+        torch.cat([torch.full((size,), gain / size**0.5) for size, gain in blocks])
+        for blocks in (recipe.blocks, [(size, max(gain, 1.0) if size == 1 else gain) for size, gain in recipe.blocks])
+    )
+    weights_N = rows.weights_N * torch.tensor([sum(part.weight for part in each) for each in rows.parts])
+    asked_N = (rows.newer_N < evidence.ROWS) & (weights_N > 0)
+    x_ND, weights_N, verdicts_N = standard_ND[asked_N], weights_N[asked_N].double(), rows.verdicts_N[asked_N].double()
+    doubt = evidence.in_doubt((x_ND * usual_D).double(), (x_ND * doubtful_D).double(), verdicts_N, weights_N, recipe.l2, recipe.l2_in_doubt)
+    return (doubtful_D, recipe.l2_in_doubt) if doubt else (usual_D, recipe.l2)
 
 
 def fit(rows: Rows, recipe: Recipe) -> RewardModel:
     """The reward model of these rows: bootstrap heads, fold heads, and the temperature that unseen labels call for."""
     problem = problem_of(rows, recipe)
-    solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, recipe.l2)
+    solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, problem.l2)
     k, solved_HD = recipe.heads, solved_HD[:, : problem.thumbs_ND.shape[1]].contiguous()
     folds_N = torch.tensor([fold_of(i, recipe.folds) for i in rows.episodes], dtype=torch.int64)
     unseen_N = (problem.thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_N[:, None]).squeeze(1)
@@ -155,11 +175,12 @@ def _thresholds(parts: Sequence[Part], pairs: int) -> Tensor:
     return -THRESHOLD_SCALE * torch.nn.functional.one_hot(levels_M, RATINGS)[:, 1:].double()
 
 
-def bootstrap(episode_id: str, heads: int) -> Tensor:
-    """Weights ``[K]`` of one label in each head's Bayesian bootstrap (Rubin 1981): Exp(1), from a hash of the id alone."""
-    digest = hashlib.shake_256(b"bootstrap " + episode_id.encode()).digest(8 * heads)
-    uniform = torch.tensor([int.from_bytes(digest[8 * k : 8 * k + 7], "big") / 2**56 for k in range(heads)], dtype=torch.float64)
-    return -torch.log1p(-uniform.clamp(max=1 - 2**-53))
+def bootstrap(episode_ids: Sequence[str], heads: int) -> Tensor:
+    """Weights ``[M, K]`` of each label in each head's Bayesian bootstrap (Rubin 1981): Exp(1), from a hash of the id alone."""
+    digests = b"".join(hashlib.shake_256(b"bootstrap " + i.encode()).digest(8 * heads) for i in episode_ids)
+    integers_MK = np.frombuffer(digests, dtype=">u8").reshape(len(episode_ids), heads) >> 8
+    uniform_MK = torch.from_numpy(integers_MK.astype(np.float64) / 2**56)
+    return -torch.log1p(-uniform_MK.clamp(max=1 - 2**-53))
 
 
 def platt(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> tuple[float, float]:

@@ -72,7 +72,7 @@ class Refitter:
     def prepare(self, labels: Sequence[Label]) -> list[Entry]:
         """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
         weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
-        return [entry_of(label, self.features, self._predict, weigh) for label in labels]
+        return self._predicted([entry_of(label, self.features, weigh) for label in labels])
 
     def absorb(self, entries: Sequence[Entry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
         """Forget episodes that have no label any more, then take the entries in; returns what to store durably by episode, None to delete.
@@ -154,14 +154,16 @@ class Refitter:
         return judged
 
     def _labels(self) -> int:
-        return sum(self.buffer.count(stratum) for stratum in ("good", "bad", "hint good", "hint bad"))
+        counts = self.buffer.counts()
+        return sum(counts[stratum] for stratum in ("good", "bad", "hint good", "hint bad"))
 
     def _window(self, newest: int) -> list[Entry]:
         """The newest labels that people gave, oldest first; where none did, the newest hints."""
         return self.buffer.with_verdict(newest, people_only=True) or self.buffer.with_verdict(newest)
 
     def _first_refusal(self) -> Result | None:
-        good, bad = (self.buffer.count(verdict) + self.buffer.count(f"hint {verdict}") for verdict in ("good", "bad"))
+        counts = self.buffer.counts()
+        good, bad = (counts[verdict] + counts[f"hint {verdict}"] for verdict in ("good", "bad"))
         enough = good + bad >= self._settings.min_labels and min(good, bad) >= self._settings.min_each_verdict
         return None if enough else "too_few"
 
@@ -179,10 +181,23 @@ class Refitter:
         new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, self.published))
         return "published" if no_worse(new, old, self._settings.publish_tolerance_se) else "worse"
 
-    def _predict(self, features_D: Tensor) -> float | None:
-        return None if self.published is None else float(self.published.score(features_D[None]).mean_N[0])
+    def _predicted(self, entries: list[Entry]) -> list[Entry]:
+        features = [e.features_D for e in entries if e.features_D is not None]
+        if self.published is None or not features:
+            return entries
+        said = iter(self.published.score(torch.stack(features).float()).mean_N.tolist())
+        return [replace(e, predicted=next(said)) if e.features_D is not None else e for e in entries]
 
     def recipe(self) -> Recipe:
         """How this fits."""
         s = self._settings
-        return Recipe(self.features.fingerprint, self.features.blocks, s.heads, s.folds, s.l2, s.lower_bound_stds, s.calibration_half_life_labels)
+        return Recipe(
+            features=self.features.fingerprint,
+            blocks=self.features.blocks,
+            heads=s.heads,
+            folds=s.folds,
+            l2=s.l2,
+            l2_in_doubt=s.l2_in_doubt,
+            lower_bound_stds=s.lower_bound_stds,
+            calibration_half_life_labels=s.calibration_half_life_labels,
+        )

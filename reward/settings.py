@@ -34,6 +34,8 @@ class RewardSettings(Section):
     """Parts of the labels, each left out by one further head: what is said of unseen labels comes from these."""
     l2: float = Field(default=3.0, gt=0, le=1000)
     """Strength of the pull of a head's weights to zero, in labels' worth."""
+    l2_in_doubt: float = Field(default=100.0, gt=0, le=100_000)
+    """The same while the labels' evidence asks for a stronger pull than ``l2``: many labels that agree on little. At ``l2`` or below: never."""
     lower_bound_stds: float = Field(default=0.5, ge=0, le=10)
     """The reward is the mean less so many standard deviations of the ensemble."""
 
@@ -60,10 +62,10 @@ class RewardSettings(Section):
     """No version is published before there are so many labels with a verdict."""
     min_each_verdict: int = Field(default=3, ge=1, le=10_000)
     """Nor before there are so many good and so many bad ones."""
-    batch_labels: int = Field(default=64, ge=1, le=10_000)
+    batch_labels: int = Field(default=128, ge=1, le=10_000)
     """Labels taken in before a refit, at most."""
-    batch_within_s: float = Field(default=0.25, gt=0, le=60)
-    """How long labels are gathered before a refit."""
+    batch_within_s: float = Field(default=0.05, gt=0, le=60)
+    """How long labels are gathered before a refit. Those that come during one wait for its end, and are gathered by that."""
     publish_window_labels: int = Field(default=200, ge=10, le=100_000)
     """The newest labels, on which a new version must be no worse than the one published last."""
     publish_tolerance_se: float = Field(default=1.0, ge=0, le=10)

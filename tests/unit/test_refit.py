@@ -126,8 +126,8 @@ def test_what_a_full_buffer_keeps_does_not_depend_on_the_order(order: list[int],
     entries = [Entry(f"ep-{i}", verdicts[i], 1, START + timedelta(minutes=i), torch.zeros(2) if verdicts[i] is not None else None) for i in range(30)]
     one, other = ReplayBuffer(capacity, entries), ReplayBuffer(capacity, [entries[i] for i in order])
     assert [e.episode_id for e in one.with_verdict()] == [e.episode_id for e in other.with_verdict()]
-    assert one.count("good") + one.count("bad") <= capacity
-    assert one.count("withdrawn") <= capacity
+    assert one.counts()["good"] + one.counts()["bad"] <= capacity
+    assert one.counts()["withdrawn"] <= capacity
 
 
 def test_a_full_buffer_keeps_the_newest_of_both_verdicts() -> None:

@@ -23,7 +23,9 @@ from tests.unit.test_refit import SMALL, TEN, CountedLetters, checksum, label, r
 
 torch.set_num_threads(1)
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-RECIPE = Recipe(features="f" * 64, blocks=((2, 1.0),), heads=3, folds=2, l2=1.0, lower_bound_stds=0.5, calibration_half_life_labels=1e6)
+RECIPE = Recipe(
+    features="f" * 64, blocks=((2, 1.0),), heads=3, folds=2, l2=1.0, l2_in_doubt=1.0, lower_bound_stds=0.5, calibration_half_life_labels=1e6
+)
 
 
 def joined(number: int, *said: dict[str, Any], answer: str = "you tea", settings: JoinSettings | None = None, adapter: str | None = None) -> Label:
