@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture docs lock clean sbom fuzz
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap docs lock clean sbom fuzz
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -69,6 +69,9 @@ bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distill
 
 bench-corrections: .venv/installed  ## Thirty corrections given once: does the next adapter know them in other words? (ten minutes; ARGS="--arms comments")
 	$(RUN) benchmarks.corrections $(ARGS)
+
+bench-swap: .venv/installed  ## From publishing an adapter to two replicas attesting and serving it under load, and back (ARGS="--adapters 20")
+	$(RUN) benchmarks.swap $(ARGS)
 
 fuzz: .venv/installed  ## Send every decoder and HTTP door what nobody should send (about ten minutes; a short look is part of `make test`)
 	FUZZ_PROFILE=long $(RUN) pytest tests/fuzz --timeout 1200 $(ARGS)
