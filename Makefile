@@ -33,7 +33,7 @@ test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, 
 test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
 	$(RUN) pytest tests/unit tests/project $(ARGS)
 
-test-operators: .venv/installed  ## Alerts, dashboards and console against real Prometheus and Chromium (Debian's packages, installed when missing)
+test-operators: .venv/installed  ## The operator's guide, alerts, dashboards and console on a real ring, Prometheus and Chromium (Debian's packages)
 	command -v prometheus promtool chromium > /dev/null || apt-get install -y --no-install-recommends prometheus chromium fonts-dejavu-core
 	$(RUN) pytest tests/operators $(ARGS)
 

@@ -93,8 +93,10 @@ def arguments(settings: ActorSettings, site: Site) -> list[str]:
     }
     words = [str(word) for flag, value in flags.items() for word in (flag, value)]
     words += ["--served-model-name", BASE, site.policy, "--enable-lora", "--lora-target-modules", *LORA_MODULES]
-    words += ["--disable-uvicorn-access-log", "--disable-log-stats"]
+    words += ["--disable-uvicorn-access-log"]
     words += ["--allowed-media-domains", *(settings.media_hosts or (NOWHERE,))]  # an empty list would mean everywhere
+    if not settings.engine_metrics:
+        words.append("--disable-log-stats")
     if settings.enforce_eager:
         words.append("--enforce-eager")
     if settings.tool_call_parser is not None:
@@ -127,7 +129,7 @@ def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # making the configuration set it to spawn
     gc.freeze()  # what is imported stays: not walked again, and its pages are shared with the engine's process
     forks_die_with_parent()
-    return AsyncLLM.from_vllm_config(config, disable_log_stats=True), args
+    return AsyncLLM.from_vllm_config(config, disable_log_stats=not settings.engine_metrics), args
 
 
 class _Stopped(BaseException):

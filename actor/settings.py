@@ -47,6 +47,8 @@ class ActorSettings(OutboxSettings, RedactionSettings):
     """How long answers in the making may go on after a stop."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
     """Of vLLM's own log."""
+    engine_metrics: bool = True
+    """Serve vLLM's own metrics (``vllm:…``) on ``/metrics`` too."""
     tool_call_parser: str | None = None
     """Name of vLLM's parser that turns the model's text into tool calls; none leaves tools to those that vLLM forces."""
     max_request_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)

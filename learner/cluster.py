@@ -81,6 +81,8 @@ def _init(settings: LearnerSettings) -> None:
         "object_store_memory": settings.ray_object_store_bytes,
         "include_dashboard": False,
     }
+    if settings.ray_metrics_port:
+        here["_metrics_export_port"] = settings.ray_metrics_port
     if settings.ray_num_gpus == 0:
         here["num_gpus"] = 0
     place: dict[str, Any] = {"address": settings.ray_address} if settings.ray_address else {"address": "local", **here}

@@ -12,6 +12,7 @@ from typing import Any
 import faust
 import structlog
 import torch
+from faust.sensors.prometheus import setup_prometheus_sensors
 
 from reward.faust_options import faust_options, tls_context
 from reward.intake import Intake, Work
@@ -58,6 +59,7 @@ def run(settings: RewardSettings, site: Site) -> None:
 def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> Any:
     """The app: one agent on the labels, one table. Called inside the event loop that serves it."""
     app = faust.App(intake.name, broker_credentials=_credentials(site.kafka), **faust_options(settings, site.kafka, site.state))
+    setup_prometheus_sensors(app, registry=site.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
     table = AcknowledgedTable(app, name="buffer", partitions=site.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     app.tables.add(table)
 

@@ -8,6 +8,7 @@ KINDS = {
     "test_every_expression_of_every_dashboard": "dashboard expressions answered by a real Prometheus",
     "test_an_alert_fires_when_it_should": "alert cases (fires, or stays silent) by promtool",
     "test_every_page_fits": "console pages by width and scheme in Chromium",
+    "test_on_": "halves of the operator's guide, each command run in order on a real ring",
 }
 
 
