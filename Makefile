@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap docs lock clean sbom fuzz
+.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -78,6 +78,12 @@ fuzz: .venv/installed  ## Send every decoder and HTTP door what nobody should se
 
 sbom: .venv/installed  ## Write sbom.json: every package and jar of this environment, as CycloneDX; fails where it is not the locked one
 	$(RUN) infra.bill sbom.json $(LOCK)
+
+bench-lora-serving: .venv/installed  ## Serving adapters on a CPU beside the same vLLM without LoRA: base, attention, experts, 1, 2 and 8 mixed (five minutes)
+	$(RUN) benchmarks.lora_serving $(ARGS)
+
+bench-gpu: .venv/installed  ## The trainer's tokens/s and peak memory on one NVIDIA GPU (ARGS="--shape tiny --device cpu" to see it run)
+	$(RUN) benchmarks.gpu $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
 	$(RUN) infra.reference docs

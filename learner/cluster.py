@@ -1,20 +1,22 @@
-"""The learner's process as a Ray actor: one placement for policy, optimizer, engine and reward model. The one home of Ray.
+"""The learner's processes as Ray actors, each with policy, optimizer, engine and reward model. The one home of Ray.
 
-A killed actor is started again by Ray and goes on from its checkpoint; the call in hand fails as Unavailable and is repeated.
+When one is killed all are started again and go on from the checkpoint; the call in hand fails as Unavailable and is repeated.
 """
 
 import math
 import os
+import shutil
 import signal
 import threading
+import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import structlog
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import RayActorError, RayError
 
-from learner.process import LearnerProcess, threads
+from learner.process import LearnerProcess, Place, threads
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.errors import ConfigError, Unavailable
@@ -22,6 +24,8 @@ from streams.errors import ConfigError, Unavailable
 log = structlog.get_logger()
 POLL_S = 0.5
 RAY_STARTS = 4
+PEERS_FAIL_S = 10.0
+"""How long after a process's failure those of its peers are waited for, to learn which of them was the cause."""
 
 
 class Stopped(Exception):
@@ -29,45 +33,85 @@ class Stopped(Exception):
 
 
 class LearnerActor:
-    """A handle on the one LearnerProcess. Calls wait for their answer, and stop waiting when ``stopping`` is set."""
+    """A handle on the learner's processes, which take every call together. Calls wait for their answer, and stop waiting when ``stopping``
+    is set. When one of them dies all are started again, as many as there is room for then, and go on from the checkpoint."""
 
     def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, stopping: threading.Event) -> None:
-        self._stopping = stopping
+        self._settings, self._made_of, self._stopping = settings, (settings, reward, base, state), stopping
+        self._meetings = state / "meetings"
         self._started_here = not ray.is_initialized()
         if self._started_here:
             _init(settings)
-        count = str(threads(settings))
-        process = ray.remote(LearnerProcess).options(
-            num_cpus=settings.ray_num_cpus,
-            num_gpus=settings.ray_num_gpus,
-            max_restarts=-1,
-            max_task_retries=0,  # a step that was cut off is repeated by the worker, which knows what became of it
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}},  # Ray would set one thread per CPU asked for
-        )
-        self._actor = process.remote(settings, reward, base, state)
+        self._actors: list[Any] = []
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the process answers. Raises Unavailable when it died (it is coming back), Stopped when told to stop meanwhile."""
-        answer = getattr(self._actor, method).remote(*arguments)
+        """What the processes answer, the first for all. Raises Unavailable when one died (they come back), Stopped when told to stop meanwhile."""
+        if not self._actors:
+            self._start()
+        answers = [getattr(actor, method).remote(*arguments) for actor in self._actors]
         while not self._stopping.is_set():
+            done, waited_for = ray.wait(answers, num_returns=len(answers), timeout=POLL_S)
             try:
-                return ray.get(answer, timeout=POLL_S)
-            except GetTimeoutError:
-                continue
-            except RayActorError as error:
-                if "creation task" in str(error):  # it failed by itself, and would again
-                    raise ConfigError(f"the learner's process cannot start: {str(error).strip().splitlines()[-1]}") from None
-                raise Unavailable(f"the learner's process is gone, Ray starts it again: {str(error).splitlines()[0]}") from None
+                found = ray.get(done)
+            except RayError as error:
+                self._give_up(answers, error)
+            if not waited_for:
+                return found[0]
         raise Stopped
 
     def close(self) -> None:
-        """End the process, and Ray if it was started here."""
-        try:
-            ray.kill(self._actor)
-        except RayError as error:
-            log.warning("learner_not_killed", error=str(error))
+        """End the processes, and Ray if it was started here."""
+        self._kill()
         if self._started_here:
             ray.shutdown()
+
+    def _start(self) -> None:
+        count = self._room()
+        shutil.rmtree(self._meetings, ignore_errors=True)
+        self._meetings.mkdir(parents=True)
+        meeting = self._meetings / uuid.uuid4().hex
+        process = ray.remote(LearnerProcess).options(
+            num_cpus=self._settings.ray_num_cpus,
+            num_gpus=self._settings.ray_num_gpus,
+            max_restarts=0,  # all begin again together, or those left would wait for one that knows nothing of their step
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads(self._settings)), "HF_HUB_OFFLINE": "1"}},  # Ray would set one per CPU asked for
+        )
+        self._actors = [process.remote(*self._made_of, Place(rank, count, meeting)) for rank in range(count)]
+
+    def _room(self) -> int:
+        """Processes to start: as many as asked for, or as the cluster has room for."""
+        s, have = self._settings, ray.cluster_resources()
+        room = [int(have.get(name, 0) / each) for name, each in (("CPU", s.ray_num_cpus), ("GPU", s.ray_num_gpus)) if each > 0]
+        count = min(s.workers, *room) // s.model_parallel * s.model_parallel if room else s.workers
+        if count == 0:
+            raise Unavailable(f"the cluster ({have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs) has no room for one copy of the base")
+        if count < s.workers:
+            log.warning("fewer_workers", asked_for=s.workers, started=count)
+        return count
+
+    def _give_up(self, answers: list[Any], error: RayError) -> NoReturn:
+        """End all processes, and say why. The first to fail may only have missed another that died, so all are asked."""
+        errors = [error]
+        for answer in ray.wait(answers, num_returns=len(answers), timeout=PEERS_FAIL_S if len(answers) > 1 else 0)[0]:
+            try:
+                ray.get(answer)
+            except RayError as its:
+                errors.append(its)
+        self._kill()
+        gone = [one for one in errors if isinstance(one, RayActorError)]
+        if died := next((one for one in gone if "creation task" not in str(one)), None):
+            raise Unavailable(f"a process of the learner is gone, all start again: {str(died).splitlines()[0]}") from None
+        if gone:  # it failed by itself, and would again
+            raise ConfigError(f"the learner's process cannot start: {str(gone[0]).strip().splitlines()[-1]}") from None
+        raise error
+
+    def _kill(self) -> None:
+        for actor in self._actors:
+            try:
+                ray.kill(actor)
+            except RayError as error:
+                log.warning("learner_not_killed", error=str(error))
+        self._actors = []
 
 
 def _init(settings: LearnerSettings) -> None:
@@ -77,7 +121,7 @@ def _init(settings: LearnerSettings) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     here: dict[str, Any] = {
-        "num_cpus": max(1, math.ceil(settings.ray_num_cpus)),
+        "num_cpus": max(1, math.ceil(settings.workers * settings.ray_num_cpus)),
         "object_store_memory": settings.ray_object_store_bytes,
         "include_dashboard": False,
     }

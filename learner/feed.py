@@ -164,5 +164,5 @@ class Feed:
 
 
 def devices(settings: LearnerSettings) -> float:
-    """How many devices the learner's process holds: its GPUs, or the machine's CPU as one."""
-    return settings.ray_num_gpus or 1.0
+    """How many devices the learner's processes hold: their GPUs, or the machine's CPU as one."""
+    return settings.workers * settings.ray_num_gpus or 1.0

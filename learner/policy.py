@@ -3,9 +3,10 @@
 import json
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.experts import Factors, FrozenStack, experts_forward
@@ -28,6 +30,9 @@ from streams.events import Message
 
 SHARED = "shared_experts"
 """The module of a layer's shared experts, by DeepSeek's name."""
+HEAD_ROWS = 1024
+"""Tokens that the output head takes at a time where activations are computed again: a vocabulary's worth of numbers for each is the most
+memory that a step needs."""
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -77,6 +82,11 @@ class Policy:
         self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
         for module in self._peft.modules():
             split |= _factor(module, mesh)
+        self._head, self._head_rows = self._of_targets, 1 << 40
+        if settings.recompute_activations:
+            self._head, self._head_rows = partial(_recomputed, self._of_targets), HEAD_ROWS
+            for layer in self.causal_lm.model.layers:
+                layer.forward = partial(_recomputed, layer.forward)
         self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
         """Names of the adapter's weights on parts of the base that every process of a row holds."""
         self.routing = Routing(self.causal_lm) if settings.replay_routing else None
@@ -104,10 +114,9 @@ class Policy:
     def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
         """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""
         hidden_KH = self._hidden(packed)
-        logprobs_KV = self._log_softmax(hidden_KH, temperature)
-        with torch.no_grad():
-            entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
-        return TokenStats(packed.spread(logprobs_KV.gather(-1, packed.target_K[:, None])[:, 0]), packed.spread(entropy_K), hidden_KH.detach())
+        parts = zip(hidden_KH.split(self._head_rows), packed.target_K.split(self._head_rows), strict=True)
+        logprobs, entropies = zip(*(self._head(hidden, target, temperature) for hidden, target in parts), strict=True)
+        return TokenStats(packed.spread(torch.cat(logprobs)), packed.spread(torch.cat(entropies)), hidden_KH.detach())
 
     def distributions(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the whole vocabulary at every output token, [K, V], in nats."""
@@ -118,6 +127,13 @@ class Policy:
             input_ids=packed.ids_RN, attention_mask=packed.visible_RNN[:, None], position_ids=packed.positions_RN, use_cache=False
         ).last_hidden_state
         return hidden_RNH.flatten(0, 1)[packed.source_K]
+
+    def _of_targets(self, hidden_KH: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability of each token and entropy of the distribution that it comes from, [K] each."""
+        logprobs_KV = self._log_softmax(hidden_KH, temperature)
+        with torch.no_grad():
+            entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
+        return logprobs_KV.gather(-1, target_K[:, None])[:, 0], entropy_K
 
     def _log_softmax(self, hidden_KH: Tensor, temperature: float) -> Tensor:
         return torch.log_softmax(self.causal_lm.lm_head(hidden_KH).float() / temperature, dim=-1)
@@ -182,6 +198,11 @@ def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
         *(f"mlp.experts.{name}" for name in settings.expert_targets),
         *(f"mlp.{SHARED}.{name}" for name in settings.shared_targets),
     )
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """A function whose inner activations are not kept for the backward pass, which computes them again."""
+    return recompute(forward, *inputs, use_reentrant=False, **named) if torch.is_grad_enabled() else forward(*inputs, **named)
 
 
 def _innermost(module: Any) -> Any:

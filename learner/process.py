@@ -15,6 +15,7 @@ import torch
 from learner import checkpoint
 from learner.judged import JudgedAnswer, advised
 from learner.packing import Branches, pack
+from learner.parallel import ALONE, join
 from learner.policy import Policy
 from learner.recipe import Notebook, Recipe, TakenStep
 from learner.rollouts import Rollout, make_engine
@@ -47,21 +48,36 @@ class RewardScorer:
         return [float(lower) for lower in self._model.score(self._featurizer.features(pairs)).lower_N]
 
 
-class LearnerProcess:
-    """One learner. It resumes from its last checkpoint when it is made, and is told everything else with each call."""
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes that learn together one is."""
 
-    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path) -> None:
+    rank: int
+    size: int
+    meeting_place: Path
+    """A file that all of them see and nobody has used before."""
+
+
+class LearnerProcess:
+    """One learner, or one of several that take every call together. It resumes from the last checkpoint when it is made, and is told
+    everything else with each call."""
+
+    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, place: Place | None = None) -> None:
         torch.set_num_threads(threads(settings))
         self._settings, self._state = settings, state
-        device = "cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu"
-        self._policy = Policy(base, settings, device)
+        device = torch.device("cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu")
+        self._mesh = ALONE
+        if place is not None:
+            self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)
+        self._policy = Policy(base, settings, device, self._mesh)
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
         step = checkpoint.load(self._trainer, state / "checkpoints")
         self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
         self._featurizer = Featurizer(base / "dense", reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
-        log.info("learner_ready", step=step, device=device, threads=torch.get_num_threads(), engine=self._trainer.engine.name)
+        log.info("learner_ready", step=step, device=device.type, threads=torch.get_num_threads(), engine=self._trainer.engine.name,
+                 rank=place.rank if place else 0, processes=place.size if place else 1)  # fmt: skip
 
     def pid(self) -> int:
         """Of this process."""
@@ -75,27 +91,33 @@ class LearnerProcess:
         """Steps taken and kept."""
         return self._trainer.step_number
 
-    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, judged: Sequence[JudgedAnswer] = ()) -> StepReport:
-        """One step on these prompts with the reward model that lies in a folder, and on live answers; checkpointed before it is reported."""
+    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, judged: Sequence[JudgedAnswer] = (),
+             following: Sequence[Prompt] = ()) -> StepReport:  # fmt: skip
+        """One step on these prompts with the reward model that lies in a folder, and on live answers; checkpointed before it is reported.
+
+        ``following``: the next step's prompts, which are sampled meanwhile."""
         fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
         if not fitting:
             log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
             return StepReport(self._trainer.step_number, {})
         told = tuple(one for one in judged if self._trainer.fits(advised(one) if one.has_words else one.prompt))
-        self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told)
-        self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told))
-        if self._last.step % self._settings.checkpoint_every == 0:
+        self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
+                                        [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
+        self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))
+        if self._mesh.leads and self._last.step % self._settings.checkpoint_every == 0:
             checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken)
         return StepReport(self._last.step, self._last.metrics)
 
     def export(self, folder: Path, parent_step: int) -> tuple[str, ...]:
         """Write the adapter, its probes and its recipe from the parent on into ``folder``. Returns the names that the adapter is on."""
-        incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
-        self._policy.save_adapter(incoming)
-        (incoming / "probes.json").write_text(json.dumps({"probes": self._probes()}))
-        self._recipe(parent_step).write(incoming)
-        shutil.rmtree(folder, ignore_errors=True)
-        incoming.rename(folder)
+        probes, recipe = self._probes(), self._recipe(parent_step)  # every process of a split base is needed for the probes
+        if self._mesh.leads:
+            incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+            self._policy.save_adapter(incoming)
+            (incoming / "probes.json").write_text(json.dumps({"probes": probes}))
+            recipe.write(incoming)
+            shutil.rmtree(folder, ignore_errors=True)
+            incoming.rename(folder)
         return self._policy.targets
 
     def _recipe(self, parent_step: int) -> Recipe:
@@ -143,5 +165,5 @@ class LearnerProcess:
 
 
 def threads(settings: LearnerSettings) -> int:
-    """Threads of the learner's process: as asked for, else all cores this process may use."""
-    return settings.threads or len(os.sched_getaffinity(0))
+    """Threads of each of the learner's processes: as asked for, else the cores this process may use, shared out."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)

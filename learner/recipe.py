@@ -18,7 +18,7 @@ from streams.events import Artifact, Sha256
 RECIPE = "recipe.json"
 OF_THE_LOOP = frozenset({
     "prompts_kept", "prompts_needed", "judged_kept", "judged_per_step", "max_steps", "publish_every", "checkpoint_every", "probes",
-    "ray_address", "ray_num_cpus", "ray_num_gpus", "ray_object_store_bytes",
+    "ray_address", "ray_num_cpus", "ray_num_gpus", "ray_object_store_bytes", "worker_timeout_s",
 })  # fmt: skip
 """Settings that decide which steps are taken and where, not what a step does."""
 
@@ -34,6 +34,8 @@ class TakenStep(BaseModel):
     prompts: tuple[Prompt, ...]
     judged: tuple[JudgedAnswer, ...] = ()
     """Live answers that it learned from, with what people said of them."""
+    ahead: bool = False
+    """True when its rollouts were sampled during the step before, from the adapter before that step."""
 
 
 TAKEN = TypeAdapter(tuple[TakenStep, ...])

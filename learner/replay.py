@@ -15,7 +15,7 @@ import torch
 from learner.policy import ADAPTER_FILES, Policy
 from learner.process import RewardScorer
 from learner.recipe import Recipe
-from learner.rollouts import TransformersEngine
+from learner.rollouts import TransformersEngine, make_engine
 from learner.trainer import Trainer
 from reward.features import Featurizer
 from reward.model import RewardModel
@@ -61,16 +61,17 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
         _check(chain, recipes, base)
         torch.set_num_threads(recipes[0].threads)
         policy = Policy(base, recipes[0].settings)
-        trainer = Trainer(policy, TransformersEngine(policy), recipes[0].settings)
+        trainer = Trainer(policy, make_engine(policy, recipes[0].settings), recipes[0].settings)
         featurizer = Featurizer(base / "dense", reward)
         if featurizer.fingerprint != recipes[0].features:
             raise ConfigError("the reward model's features differ: use the [reward] settings of the run, such as its config.toml")
         models: dict[str, RewardModel] = {}
+        following = iter([taken.prompts if taken.ahead else () for recipe in recipes for taken in recipe.steps][1:])
         for adapter, recipe in zip(chain, recipes, strict=True):
             for taken in recipe.steps:
                 if taken.reward_model.sha256 not in models:
                     models = {taken.reward_model.sha256: _reward_model(taken.reward_model, store, folder)}
-                trainer.step(taken.prompts, RewardScorer(featurizer, models[taken.reward_model.sha256]), taken.judged)
+                trainer.step(taken.prompts, RewardScorer(featurizer, models[taken.reward_model.sha256]), taken.judged, next(following, ()))
             again = folder / f"again-{adapter.name}"
             policy.save_adapter(again)
             published = sha256_of(folder / adapter.name / ADAPTER_FILES[0])
@@ -83,6 +84,8 @@ def _recipe(adapter: AdapterVersion, store: ArtifactStore, into: Path) -> Recipe
         raise ConfigError(f"{adapter.name} cannot be made again: a kill lost the steps between it and its parent (learner.checkpoint_every above 1)")
     if recipe.engine != TransformersEngine.name or recipe.device != "cpu":
         raise ConfigError(f"{adapter.name} was sampled by {recipe.engine} on {recipe.device}, which gives other bits at each run")
+    if recipe.settings.workers > 1:
+        raise ConfigError(f"{adapter.name} was learned by several processes (learner.workers), whose sums depend on how many were there")
     return recipe
 
 

@@ -88,7 +88,8 @@ class RolloutObjective:
     def backward(self) -> None:
         """Add this objective's gradients to the adapter's; the first time round it also fixes the step's old log-probabilities."""
         for one in self._passes:
-            self._accumulate(one)
+            with self._policy.routed(one.chosen_LNK):  # until the gradients are there: activations may be computed again for them
+                self._accumulate(one)
         if self._value_head is not None and self._judged_positions:  # only now: all advantages of a step come from one value function
             hidden_KH, returns_K = (torch.cat(parts) for parts in zip(*self._judged_positions, strict=True))
             self._value_loss = self._value_head.fit(hidden_KH, returns_K, self._settings.value_updates)
@@ -137,8 +138,7 @@ class RolloutObjective:
     def _accumulate(self, one: _Pass) -> None:
         """Forward and backward of one microbatch."""
         s, mask_BT, first = self._settings, one.packed.mask_BT, one.old_BT is None
-        with self._policy.routed(one.chosen_LNK):
-            stats = self._policy.stats(one.packed, s.temperature)
+        stats = self._policy.stats(one.packed, s.temperature)
         policy_BT = stats.logprobs_BT
         if one.old_BT is None:
             one.old_BT = policy_BT.detach()

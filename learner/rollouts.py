@@ -56,12 +56,16 @@ class Engine(Protocol):
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
         """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts."""
 
+    def rest(self) -> None:
+        """Until it adopts an adapter again nothing will be asked: what memory it can lend, it gives up."""
+
     def close(self) -> None:
         """Free what it holds."""
 
 
 class TransformersEngine:
-    """Samples with the trainer's own weights: no second copy, nothing handed over, and a gap to the trainer near zero.
+    """Samples with the trainer's own weights: no second copy, nothing handed over, and a gap to the trainer near zero. Or, to sample while
+    the trainer trains, with a policy of its own, whose adapter is a copy.
 
     The prompt's keys and values are computed once a group and shared out; rows that have ended leave the batch.
     """
@@ -73,7 +77,11 @@ class TransformersEngine:
         self._version = 0
 
     def adopt(self, policy: Policy, version: int) -> None:
-        self._policy, self._version = policy, version
+        if policy is not self._policy:
+            with torch.no_grad():
+                for name, weight in self._policy.parameters.items():
+                    weight.copy_(policy.parameters[name])
+        self._version = version
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
@@ -118,6 +126,9 @@ class TransformersEngine:
             for n in range(len(tokens))
         ]  # fmt: skip
 
+    def rest(self) -> None:
+        return None
+
     def close(self) -> None:
         return None
 
@@ -145,6 +156,7 @@ class VllmEngine:
                 f"learner.engine = vllm, but vllm cannot be imported ({error}): install it, or set learner.engine = transformers"
             ) from None
         on_cpu = policy.device.type == "cpu"
+        self._sleeps, self._asleep = settings.engine_sleeps and not on_cpu, False
         self._folder = Path(tempfile.mkdtemp(prefix="tidemill-adapter-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self._request: Any = None
         self._version = 0
@@ -154,13 +166,16 @@ class VllmEngine:
             lora_target_modules=[*settings.attention_targets, *(["experts"] if settings.expert_targets else [])],
             max_model_len=settings.max_prompt_tokens + settings.max_output_tokens, enforce_eager=on_cpu, logprobs_mode="processed_logprobs",
             max_num_seqs=settings.prompts_per_step * settings.samples_per_prompt, seed=settings.seed, disable_log_stats=True,
-            gpu_memory_utilization=0.4,
+            gpu_memory_utilization=settings.engine_gpu_ratio, enable_sleep_mode=self._sleeps,
         )  # fmt: skip
         torch.set_num_threads(threads)  # its worker leaves this process with one thread otherwise
 
     def adopt(self, policy: Policy, version: int) -> None:
         from vllm.lora.request import LoRARequest
 
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
         folder = self._folder / f"v{version}"
         policy.save_adapter(folder)
         if self._request is not None:
@@ -182,6 +197,11 @@ class VllmEngine:
             for one in done.outputs
         ]  # fmt: skip
 
+    def rest(self) -> None:
+        if self._sleeps and not self._asleep:
+            self._llm.sleep(level=1)  # weights go to the host's memory and come back; the key-value cache is forgotten
+            self._asleep = True
+
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -189,9 +209,12 @@ class VllmEngine:
 
 def make_engine(policy: Policy, settings: LearnerSettings) -> Engine:
     """The engine that the settings ask for."""
-    wanted = settings.engine if settings.engine != "auto" else ("vllm" if policy.device.type == "cuda" else "transformers")
+    on_vllm = policy.device.type == "cuda" and settings.model_parallel == 1
+    wanted = settings.engine if settings.engine != "auto" else ("vllm" if on_vllm else "transformers")
     log.info("engine_starting", engine=wanted)
-    return VllmEngine(policy, settings) if wanted == "vllm" else TransformersEngine(policy)
+    if wanted == "vllm":
+        return VllmEngine(policy, settings)
+    return TransformersEngine(Policy(policy.base, settings, policy.device) if settings.sample_ahead else policy)
 
 
 def _written_down(policy: Policy) -> AbstractContextManager[list[Tensor]]:

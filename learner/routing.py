@@ -88,6 +88,7 @@ class Routing:
 
         return follow
 
+    @torch.no_grad()
     def _rule_of(self, gate: Any, logits_NE: Tensor, own_NK: Tensor, own_chosen_NK: Tensor) -> Rule:
         """The rule that gives this base's own weights for its own choices: found once, so that an unknown router is an error and no silent change."""
         if self._rule is None:

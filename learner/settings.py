@@ -47,6 +47,10 @@ class LearnerSettings(Section):
     """Of sampling and of the policy that is trained: log-probabilities are those of the distribution that was sampled."""
     engine_memory_bytes: int = Field(default=512 << 20, ge=64 << 20)
     """Memory for vLLM's key-value cache."""
+    engine_gpu_ratio: float = Field(default=0.4, gt=0, lt=1)
+    """Part of a GPU's memory that vLLM takes, weights and cache together."""
+    engine_sleeps: bool = True
+    """On a GPU vLLM gives that memory up while a step trains, unless rollouts are sampled meanwhile (``sample_ahead``)."""
     threads: int = Field(default=0, ge=0)
     """Threads for sampling and training, which take turns; 0 takes as many as the machine has cores."""
 
@@ -128,6 +132,19 @@ class LearnerSettings(Section):
     """Below this mean entropy a token the policy has collapsed: it says the same whatever is asked, and an alert tells so. 0: no alarm."""
     microbatch_tokens: int = Field(default=1024, ge=1)
     """Tokens (prompts counted once a group) in one forward pass; a larger group goes alone."""
+    sample_ahead: bool = False
+    """While a step trains, the next step's rollouts are sampled, from the policy before it, on half of the threads each."""
+    recompute_activations: bool = False
+    """Keep no layer's inner activations for the backward pass but compute them again there: more time for much less memory."""
+
+    # many processes (docs/learner.md)
+    workers: int = Field(default=1, ge=1)
+    """Processes that learn together: they share out prompts and backward passes and sum the adapter's gradients. When a machine is lost the
+    others go on, as many as there is room for."""
+    model_parallel: int = Field(default=1, ge=1)
+    """Processes that hold one copy of the base together, each its part of the experts and of attention's heads. Divides ``workers``."""
+    worker_timeout_s: float = Field(default=1800.0, ge=10)
+    """A process that has waited so long for another one, which neither answers nor has died, ends the learner with an error."""
 
     # the loop
     prompts_kept: int = Field(default=256, ge=1)
@@ -147,9 +164,9 @@ class LearnerSettings(Section):
     ray_address: str | None = None
     """Address of a Ray cluster; none starts one in this machine."""
     ray_num_cpus: float = Field(default=1, ge=0)
-    """CPUs that Ray sets aside for the learner's process."""
+    """CPUs that Ray sets aside for each of the learner's processes."""
     ray_num_gpus: float = Field(default=0, ge=0)
-    """GPUs (fractions allowed) for the learner's process: policy, optimizer and engine share them."""
+    """GPUs (fractions allowed) for each of the learner's processes: policy, optimizer and engine share them."""
     ray_object_store_bytes: int = Field(default=80 << 20, ge=75 << 20)
     """Shared memory of a Ray started here."""
     ray_metrics_port: int = Field(default=0, ge=0, le=65535)
@@ -183,6 +200,18 @@ class LearnerSettings(Section):
     def learns_from_judged(self) -> bool:
         """True when labels are followed for what people said of live answers."""
         return bool(self.thumb_weight or self.hindsight_weight)
+
+    @model_validator(mode="after")
+    def _processes_can_share_the_work(self) -> Self:
+        if self.workers % self.model_parallel:
+            raise ValueError(f"learner.model_parallel = {self.model_parallel} does not divide learner.workers = {self.workers}")
+        if self.model_parallel > 1 and self.engine == "vllm":
+            raise ValueError("learner.engine = vllm holds a whole base on one device; with learner.model_parallel above 1 use transformers")
+        if self.sample_ahead and (self.max_policy_lag == 0 or self.model_parallel > 1):
+            raise ValueError("learner.sample_ahead needs learner.max_policy_lag of at least 1, and a base that is whole (learner.model_parallel = 1)")
+        if self.advantage == "gae" and self.workers > self.model_parallel:
+            raise ValueError("learner.advantage = gae fits its value head in one process: learner.workers must equal learner.model_parallel")
+        return self
 
     @model_validator(mode="after")
     def _trains_on_what_it_samples(self) -> Self:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -55,8 +56,19 @@ class StepResult:
     rewards: tuple[float, ...]
     base_gaps: tuple[float, ...]
     """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where it was not measured."""
+    ahead: bool
+    """True when the rollouts were sampled during the step before."""
     metrics: dict[str, float]
     """Rewards as given, nats, ratios; seconds and tokens by phase."""
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Rollouts of this row's prompts, of a certain step."""
+
+    prompts: Sequence[Prompt]
+    rollouts: list[Rollout]
+    seconds: float
 
 
 class Trainer:
@@ -68,26 +80,34 @@ class Trainer:
         self.step_number = 0
         self.kl_coefficient = settings.kl_coefficient
         """Of the next step; it moves only when ``kl_target_nats`` is set."""
+        self._ahead: _Sampled | None = None
         self.value_head = ValueHead(policy.hidden_size, settings.value_learning_rate, policy.device) if settings.advantage == "gae" else None
 
-    def step(self, prompts: Sequence[Prompt], scorer: Scorer, judged: Sequence[JudgedAnswer] = ()) -> StepResult:
+    def step(self, prompts: Sequence[Prompt], scorer: Scorer, judged: Sequence[JudgedAnswer] = (), following: Sequence[Prompt] = ()) -> StepResult:
         """Sample a group for each prompt, score, and update the adapter, also by what people said of the ``judged`` live answers.
 
-        Prompts that are too long count as an error of the caller.
+        ``following``: the next step's prompts, to be sampled from this step's policy while it is trained. Prompts that are too long count as an
+        error of the caller.
         """
         clock: dict[str, float] = {}
         mesh = self.policy.mesh
         asked, judged = mesh.share(prompts), judged if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
+        self.engine.adopt(self.policy, self.step_number)
+        ahead, unwanted = self._sampled_ahead(asked)
+        sampled = ahead or self._sample(asked, self.step_number)
+        asked, rollouts, stale = self._fresh(asked, sampled.rollouts)
+        clock["rollout"] = sampled.seconds
         with _timed(clock, "rollout"):
-            asked, rollouts, stale = self._fresh(asked, self._sample(asked))
             worded = [one for one in judged if one.has_words] if self.settings.hindsight_weight else []
             taught_on = self._taught_on(worded)
+            if not following:
+                self.engine.rest()
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
         with _timed(clock, "score"):
             rewards = self._rewards(asked, rollouts, answers, scorer)
         rollouts = [Rollout.of(values) for values in mesh.gathered([astuple(r) for r in rollouts])]
         answers, rewards = mesh.gathered(answers), torch.tensor(mesh.gathered(rewards.tolist()))
-        with _timed(clock, "train"), _threads(self.settings.train_threads):
+        with _timed(clock, "train"), _threads(self._training_threads()), self._sampling_ahead(mesh.share(following)):
             chosen = self._chosen(rewards)
             rewards_PG = rewards[chosen].view(len(rewards) // self.settings.samples_per_prompt, -1)
             trained = [rollouts[n] for n in chosen]
@@ -111,26 +131,51 @@ class Trainer:
             "train_tokens": float(train_tokens),
             "reward_mean": float(rewards.mean()),
             "reward_std": float(rewards.std()),
-            "stale_rollouts": float(sum(mesh.gathered([stale]))),
+            "stale_rollouts": float(sum(mesh.gathered([stale + unwanted]))),
             "output_tokens": float(output_tokens),
+            "policy_lag": float(max(self.step_number - 1 - r.policy_version for r in rollouts)),
             "cut_ratio": sum(r.finish == "cut" for r in rollouts) / len(rollouts),
             "rollout_tokens_per_s": output_tokens / clock["rollout"],
             "train_tokens_per_s": train_tokens / clock["train"],
         }
-        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, metrics)
+        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, ahead is not None, metrics)
 
     def fits(self, prompt: Prompt) -> bool:
         """True when the prompt is within ``max_prompt_tokens``."""
         return len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens
 
-    def _sample(self, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """The rollouts of this row's prompts. Rows draw from seeds of their own."""
-        s = self.settings
-        self.engine.adopt(self.policy, self.step_number)
+    def _sample(self, prompts: Sequence[Prompt], step: int) -> _Sampled:
+        """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows draw from seeds of their own."""
+        s, start = self.settings, time.perf_counter()
+        seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + step
+        ids = [self.policy.prompt_ids(prompt) for prompt in prompts]
+        rollouts = self.engine.sample(ids, s.samples_per_prompt, s.max_output_tokens, s.temperature, seed) if ids else []
+        return _Sampled(prompts, rollouts, time.perf_counter() - start)
+
+    def _sampled_ahead(self, prompts: Sequence[Prompt]) -> tuple[_Sampled | None, int]:
+        """What was sampled for these prompts during the step before; and how many rollouts were, but for others or too long ago."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None, 0
+        oldest = min((rollout.policy_version for rollout in ahead.rollouts), default=self.step_number)
+        if list(ahead.prompts) == list(prompts) and self.step_number - oldest <= self.settings.max_policy_lag:
+            return ahead, 0
+        return None, len(ahead.rollouts)
+
+    def _training_threads(self) -> int:
+        """Half of them where sampling goes on beside: as many for both, since some libraries keep one number for all of a process."""
+        return max(1, torch.get_num_threads() // 2) if self.settings.sample_ahead else self.settings.train_threads
+
+    @contextmanager
+    def _sampling_ahead(self, prompts: Sequence[Prompt]) -> Iterator[None]:
+        """Within, the next step's rollouts are sampled beside; then they are there."""
         if not prompts:
-            return []
-        seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + self.step_number
-        return self.engine.sample([self.policy.prompt_ids(p) for p in prompts], s.samples_per_prompt, s.max_output_tokens, s.temperature, seed)
+            yield
+            return
+        with ThreadPoolExecutor(1, "sampling", torch.set_num_threads, (torch.get_num_threads(),)) as beside:
+            sampling = beside.submit(self._sample, prompts, self.step_number + 1)
+            yield
+            self._ahead = sampling.result()
 
     def _fresh(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[Prompt], list[Rollout], int]:
         """The groups whose every rollout is young enough to learn from, and how many rollouts are not. Raises StalePolicy when none is."""
@@ -204,6 +249,7 @@ def _threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _timed(clock: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the seconds within to those of a phase."""
     start = time.perf_counter()
     yield
-    clock[phase] = time.perf_counter() - start
+    clock[phase] = clock.get(phase, 0.0) + time.perf_counter() - start

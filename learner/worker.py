@@ -7,6 +7,7 @@ from learner.feed import Feed, devices
 from learner.process import StepReport
 from learner.publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings
+from learner.trainer import Prompt
 from reward.settings import RewardSettings
 from streams.errors import Unavailable
 from streams.kafka import Producer
@@ -29,6 +30,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
         publisher = AdapterPublisher(settings, site, producer)
         feed = Feed(settings, site, producer, str(actor.call("features")))
         steps: int | None = None
+        following: list[Prompt] = []
         device_s = 0.0  # since the last adapter: what the next one cost
         while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
             site.health.turned("learning", TURN_S)
@@ -38,11 +40,14 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                     continue
                 if not feed.ready():
                     continue
-                prompts = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
+                prompts = following or list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
+                if settings.sample_ahead:  # sampled during this step
+                    following = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps + 1))
                 began_at = site.clock.now()
                 judged = list(feed.judged.choose(settings.judged_per_step))
-                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged)
+                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged, following)
                 if report.step == steps:  # nothing fitted
+                    following = []
                     feed.wait_for_prompts_that_fit()
                     continue
                 steps = report.step
@@ -61,7 +66,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 log.warning("waiting", error=str(error))
                 site.health.lacks("learning")
                 site.stopping.wait(RETRY_S)
-                steps = None
+                steps, following = None, []
     except Stopped:
         log.info("stopped_in_a_call")
     finally:

@@ -42,6 +42,9 @@ class Told:
     def sample(self, prompts: list[tuple[int, ...]], *_: object) -> list[Rollout]:
         return [rollout for prompt in prompts for rollout in self._by_prompt[prompt]]
 
+    def rest(self) -> None:
+        """Holds nothing."""
+
     def close(self) -> None:
         """Holds nothing."""
 

@@ -43,9 +43,9 @@ class World:
         """A new process, which goes on from its checkpoint."""
         self.process = LearnerProcess(self.settings, RewardSettings(), self.base, self.folder / "state")
 
-    def step(self, *prompts: int, reward: int = 0, judged: tuple[JudgedAnswer, ...] = ()) -> None:
+    def step(self, *prompts: int, reward: int = 0, judged: tuple[JudgedAnswer, ...] = (), following: tuple[int, ...] = ()) -> None:
         folder = self.store.fetch(self.rewards[reward], self.folder / f"reward-{reward}")
-        self.process.step([PROMPTS[n] for n in prompts], folder, self.rewards[reward], judged)
+        self.process.step([PROMPTS[n] for n in prompts], folder, self.rewards[reward], judged, [PROMPTS[n] for n in following])
 
     def publish(self) -> AdapterVersion:
         newest = self.published[-1] if self.published else None
@@ -106,6 +106,31 @@ def test_what_people_said_of_live_answers_is_in_the_recipe_and_makes_the_same_ad
     silent.write(world.folder / "outgoing")
     world.published[0] = world.published[0].model_copy(update={"artifact": world.store.put(world.folder / "outgoing", "adapters/default/silent")})
     assert world.again(1) == [False]
+
+
+def test_rollouts_that_were_sampled_during_the_step_before_are_sampled_so_again(world: World) -> None:
+    world.settings = SETTINGS.model_copy(update={"sample_ahead": True})
+    world.restart()
+    world.step(0, 1, following=(1, 2))
+    world.publish()
+    world.step(1, 2, following=(0, 1))  # from the policy before the first step
+    world.publish()
+    world.restart()  # what was sampled ahead is lost
+    world.step(0, 1, following=(2, 0))
+    world.step(2, 0)
+    world.publish()
+    recipes = [Recipe.read(world.store.fetch(adapter.artifact, world.folder / f"read-{adapter.version}")) for adapter in world.published]
+    assert [taken.ahead for recipe in recipes for taken in recipe.steps] == [False, True, False, True]
+    assert world.again(3) == [True, True, True]
+
+
+def test_what_several_processes_learned_is_not_claimed_to_come_out_the_same_again(world: World) -> None:
+    world.settings = SETTINGS.model_copy(update={"workers": 2})
+    world.restart()
+    world.step(0, 1)
+    world.publish()
+    with pytest.raises(ConfigError, match="learned by several processes"):
+        world.again(1)
 
 
 def test_an_adapter_that_is_not_what_its_recipe_makes_is_found_out(world: World) -> None:

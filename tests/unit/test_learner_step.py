@@ -170,6 +170,8 @@ class Fixed:
 
     def adopt(self, policy: Policy, version: int) -> None: ...
 
+    def rest(self) -> None: ...
+
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
         cut = [o for _ in prompts for o in self._outputs]
         asked = [p for p in prompts for _ in self._outputs]
