@@ -5,6 +5,7 @@ with all that waits still in memory, and nothing more is read meanwhile.
 """
 
 import time
+from datetime import timedelta
 
 import structlog
 from pydantic import Field
@@ -19,9 +20,10 @@ from streams.lake_erasure import LakeErasure
 from streams.lake_files import Lake
 from streams.section import Section
 from streams.site import Site
-from streams.topics import BY_NAME, ERASED, ERASURES, TOPICS
+from streams.topics import BY_NAME, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, TOPICS
 
 log = structlog.get_logger()
+PRUNE_EVERY_S = 3600.0
 TURN_S = 300.0
 """A loop that has not come round for this long hangs, or its store cannot be written."""
 
@@ -37,6 +39,9 @@ class LakeSettings(Section):
     """A file is written when its oldest row has waited this long."""
     flush_bytes: int = Field(default=64 << 20, ge=1 << 16, le=4 << 30)
     """Everything is written when this many bytes wait over all topics; bounds the memory."""
+    keep_days: int | None = Field(default=None, ge=7, le=36_500)
+    """Episodes, feedback and dead letters of days longer ago than this are deleted. None: kept for ever. Labels, versions and promotions always stay:
+    with them versions are made again."""
     retry_s: float = Field(default=5.0, gt=0, le=3600)
     """Pause after a write that failed (a full disk, a store that is away) before it is tried again."""
 
@@ -63,7 +68,7 @@ def _session(settings: LakeSettings, site: Site, lake: Lake, erasure: LakeErasur
     waiting = Waiting(settings.flush_rows, settings.flush_s, settings.flush_bytes)
     try:
         consumer.seek(_start(consumer, lake))
-        lag_at = 0.0
+        lag_at = prune_at = 0.0
         while not site.stopping.is_set():
             site.health.turned("lake", TURN_S)
             records = consumer.poll(min(0.5, settings.flush_s), max_records=5000)
@@ -76,10 +81,20 @@ def _session(settings: LakeSettings, site: Site, lake: Lake, erasure: LakeErasur
             if time.monotonic() >= lag_at:
                 lag_at = time.monotonic() + 5
                 consumer.lag()
+            if settings.keep_days is not None and time.monotonic() >= prune_at:
+                prune_at = time.monotonic() + PRUNE_EVERY_S
+                _prune(settings.keep_days, site, lake)
         for topic in waiting.topics():
             _flush(topic, waiting, settings, site, lake, erasure)
     finally:
         consumer.close()
+
+
+def _prune(keep_days: int, site: Site, lake: Lake) -> None:
+    before = site.clock.now().date() - timedelta(days=keep_days)
+    for topic in (EPISODES, FEEDBACK, DEAD_LETTERS):
+        if removed := lake.prune(topic, before):
+            log.info("lake pruned", topic=topic.name, files=removed, before=str(before))
 
 
 def _start(consumer: Consumer, lake: Lake) -> dict[Key, int]:

@@ -88,6 +88,18 @@ class Lake:
         except OSError as error:
             raise Unavailable(f"cannot tidy the lake at {self._root}: {error}") from error
 
+    def prune(self, topic: Topic[Any], before: date) -> int:
+        """Delete files of earlier days; returns how many. The newest of each partition stays: its name says where to go on."""
+        files = self.files(topic)
+        newest = {file.partition: file.path for file in sorted(files, key=lambda file: file.last)}
+        old = [file for file in files if file.day < before and file.path != newest[file.partition]]
+        try:
+            for file in old:
+                self._filesystem.delete_file(file.path)
+        except OSError as error:
+            raise Unavailable(f"cannot delete from the lake at {self._root}: {error}") from error
+        return len(old)
+
     def write(self, topic: Topic[Any], records: Sequence[Record]) -> list[LakeFile]:
         """Records of one partition in offset order become one file a day. Written again, they overwrite themselves."""
         written = []

@@ -161,3 +161,16 @@ def test_what_waits_is_due_by_rows_by_age_and_by_memory() -> None:
     assert list(waiting.of(EPISODES.name)) == [(EPISODES.name, 1)]
     waiting.drop((EPISODES.name, 1))
     assert waiting.topics() == [ERASURES.name]
+
+
+def test_old_days_go_and_the_place_to_go_on_stays(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for day in range(4):
+        lake.write(EPISODES, [record(2 * day, hours=24 * day), record(2 * day + 1, hours=24 * day)])
+    lake.write(EPISODES, [record(0, partition=1)])
+    assert lake.prune(EPISODES, date(2026, 1, 3)) == 2
+    assert offsets(lake) == [(0, 4), (0, 5), (0, 6), (0, 7), (1, 0)]
+    assert lake.positions(EPISODES) == {0: 8, 1: 1}
+    assert lake.prune(EPISODES, date(2027, 1, 1)) == 1
+    assert lake.positions(EPISODES) == {0: 8, 1: 1}
+    assert lake.prune(ERASURES, date(2027, 1, 1)) == 0
