@@ -82,7 +82,7 @@ def _x_axis(x0: float, x1: float, labels: Sequence[str], at: At) -> list[Markup]
         every = max(1, math.ceil(len(labels) / 8))
         places = [(float(i), label) for i, label in enumerate(labels) if i % every == 0]
     else:
-        places = [(x, number(x)) for x in _ticks(x0, x1) if x0 <= x <= x1]
+        places = [(x, number(x)) for x in _ticks(x0, x1) if x0 <= x <= x1 and x == round(x)]  # labels, steps, versions: there are no halves
     return [Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(at(x, 0)[0], HEIGHT - BOTTOM + 20, label)
             for x, label in places]  # fmt: skip
 

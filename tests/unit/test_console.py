@@ -358,6 +358,8 @@ def test_a_chart_places_points_by_their_values_and_says_when_there_are_none() ->
     assert y1 < y0, "up is up"
     assert "Nothing to draw" in chart("t", [Line("a", [])], "x", "y")
     assert chart("t", [Line("a", [(3, 7.0)])], "x", "y").count("<circle") == 1
+    counted = re.findall(r'class="tick"[^>]*text-anchor="middle">([^<]+)<', chart("t", [Line("a", [(1, 1.0), (3, 2.0)])], "x", "y"))
+    assert counted == ["1", "2", "3"], "there is no step one and a half"
     assert 'aria-label="&lt;b&gt;"' in chart("<b>", [Line("a", [(3, 7.0)])], "x", "y")
 
 
@@ -382,3 +384,10 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
     told = asked.get("/api/explain?episode=ep-2")
     assert (told.status_code, told.json()) == (409, {"error": "the lake has no episode ep-2"})
     assert ring.browser.get("/api/explain?episode=ep-1").status_code == 404
+
+
+def test_sentences_of_a_note_are_told_apart(ring: Ring) -> None:
+    app = Console(ConsoleSettings(), Following(KafkaSettings(), Facts(), Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
+    page = TestClient(app, base_url="http://localhost").get("/versions").text
+    assert "promoted. Promotions are kept" in page
+    assert "attested. Promoting and rolling back" in page
