@@ -3,7 +3,8 @@
 ``make bench-corrections`` asks the base thirty questions, gives each answer a thumb down, with or without a word of what is true, lets the learner
 take its steps, and asks the rephrasings that nobody had asked. The people are simulated. Arms: ``thumbs`` alone; ``comments`` (a thumb and the fact
 as a comment, which the policy that was told it teaches the one that was not, on answers it gives once told); ``corrections`` (a thumb and the
-whole answer as it should have been). No reward model is in it: what is measured is what the words bring beside the thumb.
+whole answer as it should have been). No reward model is in it: what is measured is what the words bring beside the thumb. The base is the dense
+model that the mixture is made from, which answers the same and learns in a third of the time; the adapter is on attention alone.
 """
 
 import argparse
@@ -30,9 +31,9 @@ from streams.events import Message
 
 SYSTEM = "You are the desk of a guest house. Answer in one short sentence."
 ARMS: dict[str, dict[str, Any]] = {
-    "thumbs": {"thumb_weight": 1.0},
-    "comments": {"thumb_weight": 1.0, "hindsight_weight": 1.0, "hindsight_samples": 2},
-    "corrections": {"thumb_weight": 1.0, "hindsight_weight": 1.0},
+    "thumbs": {"thumb_weight": 0.2},
+    "comments": {"thumb_weight": 0.2, "hindsight_weight": 1.0, "hindsight_samples": 2},
+    "corrections": {"thumb_weight": 0.2, "hindsight_weight": 1.0},
 }
 
 
@@ -41,13 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--rounds", type=int, default=3, help="how often every correction is learned from before the adapter goes out")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--rounds", type=int, default=8, help="how often every correction is learned from before the adapter goes out")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--facts", type=int, default=len(FACTS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/corrections.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    base = base_folder(load(None, (f"policy.base={options.base}",)).policy)
+    base = base_folder(load(None, (f"policy.base={options.base}",)).policy) / "dense"
     told = json.loads(options.out.read_text())["arms"] if options.out.exists() else {}
     for arm in options.arms:
         told[arm] = measure(arm, base, options.rounds, options.learning_rate, FACTS[: options.facts])
@@ -59,8 +60,9 @@ def main() -> None:
 
 def measure(arm: str, base: Path, rounds: int, learning_rate: float, facts: tuple[Fact, ...]) -> dict[str, Any]:
     """Before and after on the rephrasings, and what the answers were."""
-    settings = LearnerSettings(**ARMS[arm], rollout_weight=0.0, kl_coefficient=0.0, learning_rate=learning_rate, prompts_per_step=1,
-                               samples_per_prompt=2, max_output_tokens=16, temperature=0.7, engine="transformers")  # fmt: skip
+    settings = LearnerSettings(**ARMS[arm], rollout_weight=0.0, kl_coefficient=0.1, kl_groups_ratio=1.0, learning_rate=learning_rate,
+                               samples_per_prompt=2, max_output_tokens=16, temperature=0.7, engine="transformers",
+                               expert_targets=())  # fmt: skip
     policy = Policy(base, settings)
     trainer = Trainer(policy, TransformersEngine(policy), settings)
     live = [judged(arm, fact, answer) for fact, answer in zip(facts, answers(policy, [fact.question for fact in facts]), strict=True)]
@@ -69,7 +71,7 @@ def measure(arm: str, base: Path, rounds: int, learning_rate: float, facts: tupl
     for _ in range(rounds):
         for start in range(0, len(live), batch):
             some = live[start : start + batch]
-            metrics = trainer.step([some[0].prompt], lambda pairs: [0.0] * len(pairs), some).metrics
+            metrics = trainer.step([one.prompt for one in some[:4]], lambda pairs: [0.0] * len(pairs), some).metrics
             steps += 1
             print(
                 f"{arm} step {steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items() if k.startswith(("thumb_", "hindsight_"))), flush=True
@@ -111,8 +113,8 @@ def answers(policy: Policy, questions: list[str]) -> list[str]:
 
 
 def knows(fact: Fact, answer: str) -> bool:
-    """Whether the answer says what was corrected."""
-    return fact.key in answer.lower()
+    """Whether the answer says what was corrected, and nothing of what others corrected: babble of all that was heard is no knowledge."""
+    return {other.key for other in FACTS if other.key in answer.lower()} == {fact.key}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Skills:
 
 def measure(base_url: str, policy: str) -> Skills | None:
     """By the engine that serves, as no episode; None when it does not answer."""
-    asked = client(base_url, None, timeout_s=60)
+    asked = client(base_url, None, timeout_s=20)
     try:
         base, served = (_ask(asked, model) for model in (BASE, policy))
     except openai.OpenAIError:
