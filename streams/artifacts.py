@@ -104,6 +104,18 @@ class ArtifactStore:
             shutil.rmtree(incoming, ignore_errors=True)
         return into
 
+    def remove(self, path: str) -> bool:
+        """Delete an artifact for good; False when there was none. The manifest goes first: what a kill leaves behind is no artifact any more."""
+        target = self._at(path)
+        try:
+            if self._filesystem.get_file_info(f"{target}/{MANIFEST}").type == pyarrow.fs.FileType.NotFound:
+                return False
+            self._filesystem.delete_file(f"{target}/{MANIFEST}")
+            self._filesystem.delete_dir(target)
+        except OSError as error:
+            raise Unavailable(f"cannot delete artifact {path}: {error}") from error
+        return True
+
     def _sign(self, artifact: Artifact) -> None:
         """Ed25519 is deterministic: signing again writes the same bytes."""
         if (signature := self._signing.sign(artifact.path, artifact.sha256)) is not None:

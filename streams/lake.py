@@ -54,7 +54,7 @@ def run(settings: LakeSettings, site: Site, evidence: EvidenceSettings = DECLARE
     lake = Lake(settings.uri or str(site.state / "lake"))
     while not site.stopping.is_set():
         try:
-            _session(settings, site, lake, LakeErasure(lake, evidence, lambda: site.health.turned("lake", TURN_S)))
+            _session(settings, site, lake, LakeErasure(lake, site.artifacts, evidence, lambda: site.health.turned("lake", TURN_S)))
         except Unavailable as error:
             log.warning("lake waits", error=str(error))
             site.health.lacks("lake")

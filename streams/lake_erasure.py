@@ -10,6 +10,7 @@ from datetime import datetime
 
 import structlog
 
+from streams.artifacts import ArtifactStore
 from streams.erasure import PEOPLES, Forgotten, left_of
 from streams.errors import InvalidEvent
 from streams.events import AdapterVersion, Erased, Erasure, RewardModelVersion
@@ -24,9 +25,9 @@ log = structlog.get_logger()
 class LakeErasure:
     """Rewrites the lake's files for those who asked to be forgotten, and says what it removed."""
 
-    def __init__(self, lake: Lake, evidence: EvidenceSettings, alive: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, alive: Callable[[], None] = lambda: None) -> None:
         """``alive`` is called before every file: a large lake takes its time."""
-        self._lake, self._evidence, self._alive = lake, evidence, alive
+        self._lake, self._artifacts, self._evidence, self._alive = lake, artifacts, evidence, alive
         self.forgotten = Forgotten()
         """Everybody who ever asked, for what comes late."""
 
@@ -39,6 +40,7 @@ class LakeErasure:
         alone = Forgotten()
         alone.take(erasure, arrived_ms)
         removed: Counter[str] = Counter({topic.short_name: 0 for topic in PEOPLES})
+        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards nobody knows what was theirs
         first_label: dict[int, int] = {}
         first_ms: int | None = None
         for topic in PEOPLES:
@@ -65,6 +67,23 @@ class LakeErasure:
             erasure_at=erasure.at,
             at=now,
         )
+
+    def _media_of(self, forgotten: Forgotten) -> list[str]:
+        """Artifacts of pictures and sounds that they alone sent. A path is taken from an event only where it is that of its own checksum."""
+        theirs: set[str] = set()
+        others: set[str] = set()
+        for record in self._lake.records(EPISODES):
+            if record.value is None or b'"media/' not in record.value:
+                continue
+            try:
+                media = EPISODES.decode(record.value).media
+            except InvalidEvent:
+                continue
+            kept = left_of(record, forgotten, self._evidence) is record
+            (others if kept else theirs).update(
+                f"media/{each.sha256}" for each in media if each.artifact and each.artifact.path == f"media/{each.sha256}"
+            )
+        return sorted(theirs - others)
 
     def _learned(self, first_label: dict[int, int], first_ms: int | None) -> tuple[str, ...]:
         """Reward models that had read a label of theirs; adapters of such a reward model, or made since they asked for the first time."""

@@ -28,6 +28,7 @@ from streams.events import Episode, Erasure, Feedback, FeedbackKind, Label, Mess
 from streams.join import JoinSettings
 from streams.kafka import KafkaSettings, Record
 from streams.lake import LakeSettings
+from streams.lake_erasure import LakeErasure
 from streams.lake_files import Lake
 from streams.ledger import balance, entries
 from streams.site import Site
@@ -169,6 +170,7 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         found = certified(erasure, done(), None, range(4))
         assert found.complete
         assert found.removed["lake (files)"] == {
+            "media": 0,
             "episodes": 1,
             "feedback": OTHERS + 3,
             "labels": found.removed["lake (files)"]["labels"],
@@ -226,3 +228,30 @@ def test_numbers_that_follow_each_other_are_told_as_one() -> None:
     assert ranges(["reward model default/3", "reward model default/4", "reward model default/7", "adapter default@1", "adapter default@2"]) == [
         "reward model default/3 to 4", "reward model default/7", "adapter default@1 to 2",
     ]  # fmt: skip
+
+
+def test_pictures_go_with_who_alone_sent_them_and_no_event_can_name_another_artifact(tmp_path: Path) -> None:
+    kept, store = Lake(str(tmp_path / "lake")), ArtifactStore(str(tmp_path / "artifacts"))
+    now = datetime.now(UTC)
+
+    def stored(path: str, name: str) -> dict[str, Any]:
+        (folder := tmp_path / name).mkdir()
+        (folder / "about.json").write_text(f'"{name}"')
+        return store.put(folder, path).model_dump()
+
+    def sent(number: int, user_id: str, sha256: str, artifact: dict[str, Any]) -> Record:
+        media = [{"sha256": sha256, "size_bytes": 1, "content_type": "image/png", "artifact": artifact}]
+        episode = Episode.model_validate(
+            {"episode_id": f"ep-{number}", "user_id": user_id, "messages": [], "started_at": now, "ended_at": now, "media": media}
+        )
+        return Record(EPISODES.name, 0, number, 0, b"k", episode.encode())
+
+    hers, shared, adapter = stored(f"media/{'a' * 64}", "hers"), stored(f"media/{'b' * 64}", "shared"), stored("adapters/default/7", "adapter")
+    kept.write(
+        EPISODES, [sent(0, HER, "a" * 64, hers), sent(1, HER, "b" * 64, shared), sent(2, "bob", "b" * 64, shared), sent(3, HER, "c" * 64, adapter)]
+    )
+    told = LakeErasure(kept, store, JoinSettings()).erase(Erasure.of(HER, "operator", datetime.now(UTC)), 1, now)
+    assert (told.removed["media"], told.removed["episodes"]) == (1, 3)
+    left = sorted(path.parent.relative_to(tmp_path / "artifacts").as_posix() for path in (tmp_path / "artifacts").rglob("manifest.json"))
+    assert left == ["adapters/default/7", f"media/{'b' * 64}"]
+    assert not store.remove(f"media/{'a' * 64}")
