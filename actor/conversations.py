@@ -20,7 +20,7 @@ MOST_MESSAGES = 2000
 """Longer ones are not hashed: it would hold up the server."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a request stands."""
 
@@ -34,7 +34,7 @@ class Place:
     """What a canary is sticky by; None: nothing but this one request."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Answer:
     """One answer that was given."""
 

@@ -61,7 +61,7 @@ class ActorSettings(OutboxSettings, RedactionSettings):
     recent_episodes: int = Field(default=1000, ge=0, le=1_000_000)
     """Episodes that ``GET /v1/episodes/{id}`` remembers."""
     remembered_answers: int = Field(default=20_000, ge=0, le=1_000_000)
-    """Answers a tenant by which conversations that name no ``x-tidemill-conversation`` are found again; 100 bytes or so each, no text."""
+    """Answers a tenant by which conversations that name no ``x-tidemill-conversation`` are found again; a kilobyte or less each, no text."""
     replies_as_feedback: bool = True
     """A person's next turn goes on the log as feedback (kind ``reply``) on the answer that it replies to, beside being in the next episode."""
     max_media_bytes: int = Field(default=2 << 20, ge=0, le=1 << 30)
