@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -99,13 +100,18 @@ class Terminal:
             self._bash.wait(10)
 
 
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 @pytest.fixture(scope="module")
 def swaps() -> Iterator[dict[str, str]]:
     """What is written on the page, and what stands for it here."""
     kind = type("OneGrafana", (Grafana,), {"folders": [], "sources": [], "boards": {}, "changes": 0})
     grafana = HTTPServer(("127.0.0.1", 0), kind)
     threading.Thread(target=grafana.serve_forever, daemon=True).start()
-    first = random.randrange(200, 300) * 100
+    first = next(port for port in iter(lambda: random.randrange(20_000, 30_000), 0) if all(is_free(port + n) for n in range(7)))
     yield {
         "9100": str(first), "9090": str(free_port()), "8090": str(free_port()), "port = 8000": f"port = {(actor := free_port())}",
         "127.0.0.1:8000": f"127.0.0.1:{actor}", "localhost:3000": f"127.0.0.1:{grafana.server_port}", "GRAFANA_TOKEN=...": "GRAFANA_TOKEN=good-token",
