@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import structlog
 
 from streams.erasure import Forgotten
-from streams.errors import InvalidEvent
+from streams.errors import InvalidEvent, Unavailable
 from streams.events import Erased, Erasure
 from streams.kafka import Consumer, Record
 from streams.site import Site
@@ -32,8 +32,12 @@ class Erasures:
         self._consumer = Consumer(site.kafka, [ERASURES], part, site.metrics)
         self.forgotten = Forgotten()
         self.asked: list[Asked] = []
-        while self._consumer.lag() > 0:
-            self.poll(timeout_s=0.5)
+        try:
+            while self._consumer.lag() > 0:
+                self.poll(timeout_s=0.5)
+        except Unavailable:
+            self._consumer.close()
+            raise
 
     @property
     def end(self) -> int:

@@ -37,10 +37,10 @@ def run(settings: JoinSettings, site: Site) -> None:
 
 def _session(settings: JoinSettings, site: Site) -> None:
     """From connecting to the first failure; the next session goes on at the last commit."""
+    erasures = Erasures(site, "join")  # first: whoever joins the group takes partitions from others
     producer = Producer(site.kafka, site.metrics, "tidemill-join")
     letters = DeadLetters(producer, site.clock, site.metrics, "join")
     consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
-    erasures = Erasures(site, "join")
     parts: dict[int, Partition] = {}
     expire_at = 0.0
     try:
