@@ -11,11 +11,13 @@ from actor.observed import Observed
 from actor.promotion import Standing, fold
 from actor.promotion_settings import PromotionSettings
 from actor.sequential import Prior, Side
-from streams.events import AdapterVersion, Artifact, Episode, Label, Message, Promotion, Vote
+from actor.trials import Trials
+from streams.events import AdapterVersion, Artifact, Attestation, Episode, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = PromotionSettings(min_canary_labels=50, max_canary_labels=1000, max_canary_h=48)
 NO_FAILURES = (Side(500, 0.0), Side(500, 0.0))
+NOBODY: Any = None
 
 
 def label(number: int, verdict: float | None = 1.0, adapter: str | None = "default@2", conversation: str | None = None, user: str = "ann",
@@ -76,6 +78,30 @@ def test_harm_needs_no_minimum_of_exposure_and_a_promotion_does() -> None:
     assert decide(Side(25, 25.0), Side(200, 40.0), NO_FAILURES, Prior(0.2, 20), 0.1, SETTINGS).move is None
     fewer = SETTINGS.model_copy(update={"min_canary_labels": 25})
     assert decide(Side(25, 25.0), Side(200, 40.0), NO_FAILURES, Prior(0.2, 20), 0.1, fewer).move == "promoted"
+
+
+def test_what_is_better_is_promoted_only_when_every_replica_has_attested_it() -> None:
+    observed, settings = Observed("default", 10), SETTINGS.model_copy(update={"min_replicas": 1})
+    trials = Trials(settings, "default", NOBODY, NOBODY, (), "")
+    for event in (adapter(2), *(move("default@2", kind, 0, canary_share=0.5) for kind in ("candidate", "shadow", "canary"))):
+        observed.take(event)
+    for n in range(600):
+        liked, side_of_it = float(n % 10 < (9 if n % 2 else 3)), "default@2" if n % 2 else None
+        observed.take(label(n, liked, side_of_it, f"c{n}", minutes=1))
+    now = T0 + timedelta(minutes=30)
+
+    def attests(replica: str, name: str = "default@2") -> None:
+        observed.take(Attestation(replica=replica, adapter=name, adapter_sha256="0" * 64, passed=True, reason="attested", load_ms=1.0, at=now))
+
+    trial = observed.standing.trial
+    assert trial is not None
+    attests("r")
+    attests("new", "default@1")  # it has come since, and is still loading the candidate
+    assert trials.next(observed, trial, now) is None
+    attests("new")
+    promoted = trials.next(observed, trial, now)
+    assert promoted is not None
+    assert (promoted.move, promoted.canary_share) == ("promoted", 0.95)
 
 
 def test_an_uplift_may_be_asked_for() -> None:
