@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
+.PHONY: help demo demo-tiny test test-unit test-operators chaos lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -36,6 +36,9 @@ test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
 test-operators: .venv/installed  ## The operator's guide, alerts, dashboards and console on a real ring, Prometheus and Chromium (Debian's packages)
 	command -v prometheus promtool chromium > /dev/null || apt-get install -y --no-install-recommends prometheus chromium fonts-dejavu-core
 	$(RUN) pytest tests/operators $(ARGS)
+
+chaos: .venv/installed  ## kill -9 of publishing processes under each fsync policy: what is gone is what the next start says (CHAOS_SEED=2)
+	$(RUN) pytest tests/chaos $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff check .
