@@ -23,6 +23,7 @@ CASES: list[tuple[str, dict[str, str], str, bool]] = [
     ("TidemillLearnerStuck", {"tidemill_learner_steps_total": "7x180", "tidemill_learner_waiting_seconds_total": "5+50x180"}, "120m", False),
     ("TidemillLearnerStuck", {"tidemill_learner_steps_total": "7+1x180", "tidemill_learner_waiting_seconds_total": "5x180"}, "120m", False),
     ("TidemillPolicyCollapsed", {"tidemill_learner_entropy_alarm": "0 1x30"}, "20m", True),
+    ("TidemillPolicyCollapsed", {"tidemill_learner_entropy_alarm": "0 1x5 0x30"}, "20m", False),
     ("TidemillRewardModelDrifting", {"tidemill_reward_drift_alarm": "0 1x30"}, "20m", True),
     ("TidemillRewardModelDrifting", {"tidemill_reward_drift_alarm": "0 1x5 0x30"}, "20m", False),
     ("TidemillReplicaSkew", {'tidemill_serving_version{policy="p", instance="a"}': "3x30",
