@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from actor.promotion_settings import PromotionSettings
-from reward.guards import inspect, refusals, words_per_answer
+from reward.guards import inspect, inspect_probes, refusals, words_per_answer
 from streams.events import AdapterVersion, Attestation, Calibration
 
 TAIL_CHARACTERS = 2000
@@ -44,6 +44,10 @@ class Seen:
     retained: Sequence[bool] = ()
     """For each frozen probe, whether the candidate's answer was right."""
     base_retained: Sequence[bool] = ()
+    """The same of the base."""
+    to_wrong_premises: Sequence[str] = ()
+    """The candidate's answers to ``reward.guards.WRONG_PREMISES``; empty where it was not asked."""
+    base_to_wrong_premises: Sequence[str] = ()
     """The same of the base."""
     attestations: Sequence[Attestation] = ()
     """The newest of each replica and adapter."""
@@ -138,6 +142,8 @@ class Hacking:
 
     def judge(self, seen: Seen) -> Result:
         findings = inspect([pair.candidate for pair in seen.pairs], seen.base_answers)
+        if findings and seen.to_wrong_premises:
+            findings = (*findings, inspect_probes(seen.to_wrong_premises, seen.base_to_wrong_premises))
         told = {"rules": {f.rule: {"value": round(f.value, 4), "reference": round(f.reference, 4), "tripped": f.tripped} for f in findings}}
         if not findings:
             return Result(self.name, False, "too few answers to look at", told)

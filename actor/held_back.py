@@ -7,7 +7,7 @@ from actor.canary import compare, prior_in, side_of
 from actor.observed import Observed
 from actor.promotion import Move
 from actor.promotion_settings import PromotionSettings
-from reward.guards import inspect
+from reward.guards import inspect, inspect_tools
 
 FEWEST_ANSWERS = 64
 """Of either side, before signs of hacking are looked for in what people were answered."""
@@ -43,7 +43,10 @@ def _beside_the_one_before(observed: Observed, since: datetime, settings: Promot
     if shown.harm is not None:
         return Move("rolled_back", f"{shown.harm}, beside the production before it", told)
     answers = [[each.answer for each in observed.answered_since(since, adapter)] for adapter in sides]
-    tripped = [finding for finding in inspect(*answers) if finding.tripped] if min(map(len, answers)) >= FEWEST_ANSWERS else []
+    calling = [[each for each in observed.episodes if each.adapter == adapter and each.started_at >= since and each.tool_calls] for adapter in sides]
+    found = inspect(*answers) if min(map(len, answers)) >= FEWEST_ANSWERS else ()
+    tools = inspect_tools(*calling) if min(map(len, calling)) >= FEWEST_ANSWERS else None
+    tripped = [finding for finding in (*found, tools) if finding is not None and finding.tripped]
     if tripped:
         return Move("rolled_back", "; ".join(map(str, tripped)), {**told, "hacking": [asdict(finding) for finding in tripped]})
     if over:

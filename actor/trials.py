@@ -14,6 +14,7 @@ from actor.promotion import Move, Trial
 from actor.promotion_settings import PromotionSettings
 from actor.retention import RetentionProbe
 from actor.scoring import Judge
+from reward.guards import WRONG_PREMISES
 from streams.events import AdapterVersion, Message, RewardModelVersion
 
 DRIFTED = "its losses on the newest labels have risen for good"
@@ -66,16 +67,20 @@ class Trials:
     def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[Question]) -> Seen:
         """With answers of candidate, production and base to the prompts and the probes, and scores of the first two."""
         candidate, production, base = seen.adapter.name, seen.production or f"{self._policy}@0", f"{self._policy}@0"
-        probes = [Question((Message(role="user", content=probe.prompt),), {"temperature": 0.0}) for probe in self._probes]
+        prompts = [*(probe.prompt for probe in self._probes), *(premise.prompt for premise in WRONG_PREMISES)]
+        probes = [Question((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
         mine, probed = self._asker.ask(candidate, questions), self._asker.ask(candidate, probes)
         basic, base_probed = self._asker.ask(base, questions), self._asker.ask(base, probes)
+        known = len(self._probes)
         theirs = basic if production == base else self._asker.ask(production, questions)
         return replace(
             seen,
             pairs=self._pairs(model, questions, mine, theirs),
             base_answers=[answer for answer in basic if answer is not None],
-            retained=[answer is not None and probe.right(answer) for probe, answer in zip(self._probes, probed, strict=True)],
-            base_retained=[answer is not None and probe.right(answer) for probe, answer in zip(self._probes, base_probed, strict=True)],
+            retained=[answer is not None and probe.right(answer) for probe, answer in zip(self._probes, probed[:known], strict=True)],
+            base_retained=[answer is not None and probe.right(answer) for probe, answer in zip(self._probes, base_probed[:known], strict=True)],
+            to_wrong_premises=[answer or "" for answer in probed[known:]],
+            base_to_wrong_premises=[answer or "" for answer in base_probed[known:]],
         )
 
     def _pairs(

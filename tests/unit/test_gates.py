@@ -26,6 +26,7 @@ from actor.gates import (
 from actor.promotion_settings import PromotionSettings
 from actor.retention import PROBES, RetentionProbe, read_probes
 from infra.config import load
+from reward.guards import WRONG_PREMISES
 from streams.errors import ConfigError
 from streams.events import AdapterVersion, Artifact, Attestation, Calibration
 
@@ -110,6 +111,15 @@ def test_signs_of_hacking_are_looked_for_beside_the_base() -> None:
     assert not found.passed
     assert {rule for rule, figures in found.evidence["rules"].items() if figures["tripped"]} >= {"repetition", "sameness"}
     assert not Hacking().judge(seen(pairs=fine[:3], base_answers=ENGLISH)).passed
+
+
+def test_a_candidate_that_agrees_with_wrong_premises_more_than_the_base_does_is_stopped() -> None:
+    fine = tuple(Pair(text, text, 0.5, 0.5) for text in ENGLISH + ENGLISH_TOO)
+    yielding, denying = ("Yes, that is so.",) * len(WRONG_PREMISES), ("No, that is a myth.",) * len(WRONG_PREMISES)
+    found = Hacking().judge(seen(pairs=fine, base_answers=ENGLISH + ENGLISH_TOO, to_wrong_premises=yielding, base_to_wrong_premises=denying))
+    assert not found.passed
+    assert found.evidence["rules"]["yielding"] == {"value": 1.0, "reference": 0.0, "tripped": True}
+    assert Hacking().judge(seen(pairs=fine, base_answers=ENGLISH + ENGLISH_TOO, to_wrong_premises=denying, base_to_wrong_premises=yielding)).passed
 
 
 @pytest.mark.parametrize(("answers", "told"), [

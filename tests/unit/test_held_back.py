@@ -89,6 +89,18 @@ def test_signs_of_hacking_in_what_people_were_answered_take_it_back() -> None:
     )  # too few to say
 
 
+def test_tool_calls_that_fail_more_than_before_take_it_back() -> None:
+    tool = {"type": "function", "function": {"name": "brew", "parameters": {"type": "object", "required": ["leaf"]}}}
+
+    def calling(adapter: str, arguments: str) -> list[Episode]:
+        return answers(adapter, 70, tools=(tool,), tool_calls=({"id": "c", "function": {"name": "brew", "arguments": arguments}},))
+
+    move = after(*calling(NEW, "{}"), *calling(BEFORE, '{"leaf": "green"}'))
+    assert move is not None
+    assert (move.move, [finding["rule"] for finding in move.evidence["hacking"]]) == ("rolled_back", ["tools"])
+    assert after(*calling(NEW, '{"leaf": "green"}'), *calling(BEFORE, "{}")) is None
+
+
 def test_one_replica_that_cannot_serve_it_takes_it_back_everywhere() -> None:
     move = after(attested(False, 6), share=None)  # whether or not anything is held back
     assert move is not None
