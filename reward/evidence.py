@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-ROWS = 1000
+ROWS = 500
 """The newest labels that are asked; their number bounds the cost."""
 FEWEST = 20
 MARGIN = 0.5

@@ -24,6 +24,8 @@ RATINGS = 5
 THRESHOLD_SCALE = 3.0
 """How much freer than the weights the thresholds between ratings are."""
 SLOPES = (0.1, 10.0)
+PATIENCE = 10.0
+"""So many times as long does calibration remember labels that are in doubt: each of them says less."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _pull(standard_ND: Tensor, rows: Rows, recipe: Recipe) -> tuple[Tensor, floa
         torch.cat([torch.full((size,), gain / size**0.5) for size, gain in blocks])
         for blocks in (recipe.blocks, [(size, max(gain, 1.0) if size == 1 else gain) for size, gain in recipe.blocks])
     )
-    weights_N = rows.weights_N * torch.tensor([sum(part.weight for part in each) for each in rows.parts])
+    # Whoever counts for several, since few like them vote, has still said one thing.
+    weights_N = (rows.weights_N * torch.tensor([sum(part.weight for part in each) for each in rows.parts])).clamp(max=1.0)
     asked_N = (rows.newer_N < evidence.ROWS) & (weights_N > 0)
     x_ND, weights_N, verdicts_N = standard_ND[asked_N], weights_N[asked_N].double(), rows.verdicts_N[asked_N].double()
     doubt = evidence.in_doubt((x_ND * usual_D).double(), (x_ND * doubtful_D).double(), verdicts_N, weights_N, recipe.l2, recipe.l2_in_doubt)
@@ -152,7 +155,8 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
     folds_N = torch.tensor([fold_of(i, recipe.folds) for i in rows.episodes], dtype=torch.int64)
     unseen_N = (problem.thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_N[:, None]).squeeze(1)
     amounts_N = torch.tensor([sum(part.weight for part in each) for each in rows.parts], dtype=torch.float64)
-    recency_N = 0.5 ** (rows.newer_N.double() / recipe.calibration_half_life_labels)
+    half_life = recipe.calibration_half_life_labels * (PATIENCE if problem.l2 > recipe.l2 else 1.0)
+    recency_N = 0.5 ** (rows.newer_N.double() / half_life)
     temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * amounts_N * recency_N)
     return RewardModel(
         features=recipe.features,

@@ -40,7 +40,8 @@ class RewardSettings(Section):
     """The reward is the mean less so many standard deviations of the ensemble."""
 
     calibration_half_life_labels: float = Field(default=50.0, gt=0, le=1e6)
-    """Calibration follows the newest labels: one so many labels older counts half. The policy changes, and with it the share of good answers."""
+    """Calibration follows the newest labels: one so many labels older counts half. The policy changes, and with it the share of good answers.
+    While ``l2_in_doubt`` holds, ten times as many."""
     person_share: float = Field(default=0.2, gt=0, le=1)
     """No person holds more of the labels' weight than this share."""
     tenant_share: float = Field(default=0.5, gt=0, le=1)
