@@ -1,9 +1,11 @@
 """The report says that the loop closed only when it did, and shows what was measured."""
 
 import json
+import threading
 from collections import deque
 from dataclasses import replace
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from infra.people import Question
 from infra.reference import EXAMPLES, T0
 from infra.report import Report, write_json
 from infra.simulate import Answer, Tally
-from infra.skills import Skills, mean_logprob
+from infra.skills import Skills, mean_logprob, measure
 from infra.watch import Facts
 from streams.events import AdapterVersion, Attestation, Label, RewardModelVersion
 from streams.ledger import Ledger, balance
@@ -87,6 +89,36 @@ def test_skills_kept_are_told_as_the_engines_own_loglikelihoods(report: Report) 
     assert told.figures()["skills_nats"] == {"base": -2.5, "served": -2.61}
     texts = [[None, {"5": {"logprob": -1.0}}, {"9": {"logprob": -2.0}}], [None, {"7": {"logprob": -6.0}}]]
     assert mean_logprob(texts) == -3.0  # over tokens, not over texts
+
+
+def test_skills_are_asked_of_the_base_and_of_the_policy_as_no_episode() -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Engine(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            heard.append((asked["model"], self.headers["x-tidemill-capture"]))
+            told = [None, {"5": {"logprob": -1.0 if asked["model"] == "base" else -1.5, "rank": 1, "decoded_token": "x"}}]
+            choices = [{"index": n, "text": "", "finish_reason": "length", "prompt_logprobs": told if asked["model"] != "mute" else None}
+                       for n in range(len(asked["prompt"]))]  # fmt: skip
+            body = json.dumps({"id": "c", "object": "text_completion", "created": 0, "model": asked["model"], "choices": choices}).encode()
+            self.send_response(404 if asked["model"] == "gone" else 200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        found = [measure(url, policy) for policy in ("default", "mute", "gone")]
+        server.shutdown()
+        thread.join()
+    assert found == [Skills(-1.0, -1.5), None, None]
+    assert heard[:2] == [("base", "off"), ("default", "off")]
 
 
 def test_the_time_from_the_first_thumb_is_to_the_first_adapter() -> None:
