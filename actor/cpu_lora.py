@@ -7,14 +7,14 @@ vLLM calls ``register`` in each of its processes (entry point group ``vllm.gener
 - On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
 - On a CPU: its LoRA gathers every token's weights, and takes the *last* adapter's for tokens that have none when a batch mixes both.
 
-The last two give way to products grouped by adapter (actor/lora_products.py).
+The last two give way to the products of actor/lora_products.py.
 """
 
 import os
 from typing import Any
 
 from actor.forking import PARENT, die_with_parent
-from actor.lora_products import ExpertLora, Groups, add_linear_lora, experts, group_rows
+from actor.lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 """What an engine should wrap for LoRA (``lora_target_modules``). Left alone, vLLM wraps the output head too and pays for it at every token."""
@@ -36,17 +36,17 @@ def register() -> None:
     if getattr(oracle.select_unquantized_moe_backend, "serves_lora_on_cpu", False):
         return
     choose = oracle.select_unquantized_moe_backend
-    grouped_experts = _grouped_experts()
+    mixing_experts = _mixing_experts()
 
     def select_unquantized_moe_backend(moe_config: Any) -> Any:
         if moe_config.is_lora_enabled:
-            return oracle.UnquantizedMoeBackend.CPU, grouped_experts
+            return oracle.UnquantizedMoeBackend.CPU, mixing_experts
         return choose(moe_config)
 
     select_unquantized_moe_backend.serves_lora_on_cpu = True  # type: ignore[attr-defined]
     oracle.select_unquantized_moe_backend = select_unquantized_moe_backend
     method.select_unquantized_moe_backend = select_unquantized_moe_backend  # it was imported by name
-    punica_cpu.PunicaWrapperCPU = _grouped_wrapper()
+    punica_cpu.PunicaWrapperCPU = _mixing_wrapper()
 
 
 def _name_experts_as_peft_does() -> None:
@@ -58,36 +58,37 @@ def _name_experts_as_peft_does() -> None:
     MixtralForCausalLM.is_3d_moe_weight = True
 
 
-def _grouped_wrapper() -> type:
+def _mixing_wrapper() -> type:
     """The class that adds LoRA to attention and other linear layers."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    class GroupedPunicaWrapper(PunicaWrapperCPU):
-        """Groups a batch's rows once; every layer then takes two products a group."""
+    class MixingPunicaWrapper(PunicaWrapperCPU):
+        """Finds once a batch which row has which adapter, for all layers."""
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.groups = Groups(self._token_lora_indices[:0], ())  # the profiling run comes before any metadata
+        def __init__(self, *args: Any, lora_config: Any, **kwargs: Any) -> None:
+            super().__init__(*args, lora_config=lora_config, **kwargs)
+            self._rank, self._dtype = lora_config.max_lora_rank, lora_config.lora_dtype
+            self.mix: Mix | None = None  # the profiling run comes before any metadata
 
         def update_metadata(self, *args: Any, **kwargs: Any) -> None:
             super().update_metadata(*args, **kwargs)
-            self.groups = group_rows(self.token_lora_indices)
+            self.mix = mix_of(self.token_lora_indices, self._rank, self._dtype)
 
         def add_lora_linear(self, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **_: Any) -> None:
-            if self.groups.rows:
-                add_linear_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, output_slices, self.groups, scale)
+            if self.mix is not None:
+                add_linear_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, output_slices, self.mix)
 
-    return GroupedPunicaWrapper
+    return MixingPunicaWrapper
 
 
-def _grouped_experts() -> type:
+def _mixing_experts() -> type:
     """The class that runs a layer of experts, each token with its own adapter."""
     from vllm.model_executor.layers.fused_moe.activation import MoEActivation
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
     from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
 
-    class GroupedLoRAExperts(LoRAExpertsMixin, CPUUnquantizedExperts):
-        """Plain products in place of the C++ kernel, which packs weights away where an adapter's delta cannot reach."""
+    class MixingLoRAExperts(LoRAExpertsMixin, CPUUnquantizedExperts):
+        """Plain products in place of the C++ kernel, into whose middle an adapter cannot reach."""
 
         @staticmethod
         def is_supported_config(*_: Any) -> tuple[bool, str | None]:
@@ -102,14 +103,16 @@ def _grouped_experts() -> type:
             return not moe_parallel_config.use_ep
 
         def process_weights_after_loading(self, layer: Any) -> None:
-            """Weights stay as they were loaded."""
+            self._gate_up, self._down = ExpertWeights(layer.w13_weight), ExpertWeights(layer.w2_weight)
+            for weight, kept in ((layer.w13_weight, self._gate_up), (layer.w2_weight, self._down)):
+                if kept.packed is not None:  # vLLM asks for the shape alone: the packed copy is the only one
+                    weight.data = weight.new_empty(1).expand(weight.shape)
 
         def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *_: Any, **__: Any) -> None:
             context = self._lora_context
-            lora, groups = None, None
-            if context is not None and context.punica_wrapper.groups.rows:
-                groups = context.punica_wrapper.groups
+            lora, mix = None, context.punica_wrapper.mix if context is not None else None
+            if mix is not None:
                 lora = ExpertLora(context.w13_lora_a_stacked, context.w13_lora_b_stacked, context.w2_lora_a_stacked[0], context.w2_lora_b_stacked[0])
-            output.copy_(experts(hidden_states, w1, w2, topk_weights, topk_ids.long(), lora, groups))
+            output.copy_(experts(hidden_states, self._gate_up, self._down, topk_weights, topk_ids.long(), w1.shape[0], lora, mix))
 
-    return GroupedLoRAExperts
+    return MixingLoRAExperts

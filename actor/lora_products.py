@@ -1,8 +1,10 @@
-"""The arithmetic of serving LoRA with rows grouped by adapter: plain tensor products that know nothing of vLLM.
+"""The arithmetic of serving LoRA to a batch that mixes adapters: plain tensor products that know nothing of vLLM.
 
-Shapes: ``T`` tokens of a batch, ``S`` adapter slots, ``E`` experts, ``K`` experts a token, ``H`` hidden, ``I`` intermediate, ``R`` rank.
-A slot of -1 means that the token has no adapter. vLLM's own CPU operations index ``weights[-1]`` for such a token and so
-give it the *last* slot's adapter in a batch that mixes both; grouping leaves it alone.
+All adapters of a layer lie side by side, as if they were one of rank ``S R``: two thin products serve the whole batch, and between
+them a mask leaves each token the columns of its own adapter. The slots' layout lets a slice of it do where few adapters are asked for.
+
+Shapes: ``T`` tokens of a batch, ``S`` adapter slots, ``R`` rank, ``C`` columns in use (at most ``S R``), ``E`` experts, ``K`` experts a
+token, ``P`` pairs of token and expert, ``H`` hidden, ``I`` intermediate, ``O`` outputs. A slot of -1 means that the token has no adapter.
 """
 
 from collections.abc import Sequence
@@ -13,50 +15,97 @@ from torch import Tensor
 from torch.nn import functional
 
 NO_ADAPTER = -1
+PACKED_FOR_ROWS = 64
+"""Rows of a product that oneDNN lays weights out for: a batch of answers in the making. Other sizes are as right, and little slower."""
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Which rows of a batch belong to which adapter, found once a batch and used by every layer."""
+class Mix:
+    """Which adapter each row of a batch has, found once a batch and used by every layer."""
 
-    slots_T: Tensor
-    rows: tuple[tuple[int, Tensor | None], ...]
-    """Slot and its row indices; None stands for all rows. Rows without an adapter are in no group."""
+    columns: slice
+    """Columns of the slots that the batch asks for, from the first to the last of them."""
+    own_TC: Tensor | None
+    """1 where a column is of the row's own adapter, else 0. None when all are."""
+
+    def of(self, rows_P: Tensor) -> "Mix":
+        """The same for other rows, each given by its number in this batch."""
+        return self if self.own_TC is None else Mix(self.columns, self.own_TC[rows_P])
+
+    def between(self, rows: slice) -> "Mix":
+        """The same for a part of the rows."""
+        return self if self.own_TC is None else Mix(self.columns, self.own_TC[rows])
+
+    def add_lora(self, output_TO: Tensor, input_TI: Tensor, a_CI: Tensor, b_OC: Tensor) -> None:
+        """Add ``x A^T B^T`` of each row's own adapter, in place; all slots' ``a`` and ``b`` are given."""
+        low_TC = functional.linear(input_TI, a_CI[self.columns])
+        if self.own_TC is not None:
+            low_TC *= self.own_TC
+        output_TO += functional.linear(low_TC, b_OC[:, self.columns])
 
 
-def group_rows(slots_T: Tensor) -> Groups:
-    """Group the rows of a batch by their slot."""
+def mix_of(slots_T: Tensor, rank: int, dtype: torch.dtype) -> Mix | None:
+    """How a batch mixes adapters of ``rank`` columns a slot; None when no row has one."""
     slots = slots_T.unique().tolist()
+    adapters = [int(slot) for slot in slots if slot != NO_ADAPTER]
+    if not adapters:
+        return None
+    first, last = adapters[0], adapters[-1]
+    columns = slice(first * rank, (last + 1) * rank)
     if len(slots) == 1:
-        return Groups(slots_T, () if slots[0] == NO_ADAPTER else ((int(slots[0]), None),))
-    return Groups(slots_T, tuple((int(slot), (slots_T == slot).nonzero().squeeze(1)) for slot in slots if slot != NO_ADAPTER))
+        return Mix(columns, None)
+    slot_of_column_C = torch.arange(first, last + 1).repeat_interleave(rank)
+    return Mix(columns, (slots_T[:, None] == slot_of_column_C).to(dtype))
 
 
-def add_linear_lora(
-    output_TO: Tensor,
-    input_TI: Tensor,
-    a: Sequence[Tensor],
-    b: Sequence[Tensor],
-    widths: Sequence[int],
-    groups: Groups,
-    scale: float = 1.0,
-) -> None:
-    """Add ``scale · x A^T B^T`` to the rows that have an adapter, in place.
+def side_by_side_a(a_SERI: Tensor) -> Tensor:
+    """All slots' A as [E, S R, I], a view of the same memory; it is laid out for that the first time."""
+    slots, experts, rank, inputs = a_SERI.shape
+    _lay_out(a_SERI, (1, 0, 2, 3))
+    return a_SERI.permute(1, 0, 2, 3).view(experts, slots * rank, inputs)
 
-    ``a[i]`` is (S, 1, R, in) and ``b[i]`` (S, 1, width_i, R): one pair for each of the projections that the layer packs side by side (q, k, v).
+
+def side_by_side_b(b_SEOR: Tensor) -> Tensor:
+    """All slots' B as [E, O, S R], likewise."""
+    slots, experts, outputs, rank = b_SEOR.shape
+    _lay_out(b_SEOR, (1, 2, 0, 3))
+    return b_SEOR.permute(1, 2, 0, 3).view(experts, outputs, slots * rank)
+
+
+def _lay_out(stacked: Tensor, order: tuple[int, int, int, int]) -> None:
+    """Give a tensor of adapters memory in this order of its dimensions. Whoever holds it goes on writing adapters into it, later and from outside
+    of inference mode, which memory taken inside would forbid."""
+    if not stacked.permute(order).is_contiguous():
+        back = [order.index(dimension) for dimension in range(4)]
+        with torch.inference_mode(stacked.is_inference()), torch.no_grad():
+            stacked.data = stacked.permute(order).contiguous().permute(back)
+
+
+def add_linear_lora(output_TO: Tensor, input_TI: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], widths: Sequence[int], mix: Mix) -> None:
+    """Add LoRA to the rows that have an adapter, in place.
+
+    ``a[i]`` is (S, 1, R, I) and ``b[i]`` (S, 1, width_i, R): one pair for each of the projections that the layer packs side by side (q, k, v).
     """
-    for slot, rows in groups.rows:
-        x = input_TI if rows is None else input_TI[rows]
-        start = 0
-        for a_slice, b_slice, width in zip(a, b, widths, strict=True):
-            delta = functional.linear(functional.linear(x, a_slice[slot, 0]), b_slice[slot, 0])
-            if scale != 1.0:
-                delta *= scale
-            if rows is None:
-                output_TO[:, start : start + width] += delta
-            else:
-                output_TO[:, start : start + width].index_add_(0, rows, delta)
-            start += width
+    start = 0
+    for a_slice, b_slice, width in zip(a, b, widths, strict=True):
+        mix.add_lora(output_TO[:, start : start + width], input_TI, side_by_side_a(a_slice)[0], side_by_side_b(b_slice)[0])
+        start += width
+
+
+class ExpertWeights:
+    """The frozen weights of one projection of all experts, (E, O, I). In bfloat16 they are kept in oneDNN's own layout alone: at every
+    product it would otherwise rearrange them, most of the time of a small batch. That is also faster than vLLM's kernel without AMX."""
+
+    def __init__(self, weight_EOI: Tensor) -> None:
+        packs = weight_EOI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.packed = [torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), PACKED_FOR_ROWS) for w in weight_EOI.detach()] if packs else None
+        self._weight_EOI = weight_EOI.detach()[:0] if packs else weight_EOI.detach()
+
+    def times(self, expert: int, x_TI: Tensor) -> Tensor:
+        """``x W_e^T``: [T, O]."""
+        if self.packed is None:
+            return functional.linear(x_TI, self._weight_EOI[expert])
+        return torch.ops.mkldnn._linear_pointwise(x_TI, self.packed[expert], None, "none", [], "")
 
 
 @dataclass(frozen=True)
@@ -75,64 +124,57 @@ class ExpertLora:
 
 def experts(
     input_TH: Tensor,
-    gate_up_E2IH: Tensor,
-    down_EHI: Tensor,
+    gate_up: ExpertWeights,
+    down: ExpertWeights,
     weights_TK: Tensor,
     experts_TK: Tensor,
+    count: int,
     lora: ExpertLora | None = None,
-    groups: Groups | None = None,
+    mix: Mix | None = None,
 ) -> Tensor:
     """The weighted sum of each token's experts (SwiGLU, as in Mixtral), with the token's own adapter on each expert. Returns (T, H).
 
-    Token-expert pairs are sorted by expert, so that each expert is two matrix products whatever the batch.
+    Pairs are sorted by expert, so that each of the ``count`` experts is two matrix products whatever the batch.
     """
     tokens, per_token = experts_TK.shape
-    chosen = experts_TK.reshape(-1)
-    order = chosen.argsort(stable=True)
-    rows_by_pair = order // per_token
-    counts = torch.bincount(chosen, minlength=gate_up_E2IH.shape[0]).tolist()
-    intermediate = down_EHI.shape[2]
-    x = input_TH[rows_by_pair]
-    answers = torch.empty_like(x)
-    split = lora is not None and groups is not None and any(rows is not None for _, rows in groups.rows)
-    pair_slots = groups.slots_T[rows_by_pair] if groups is not None and split else None
+    chosen_P = experts_TK.reshape(-1)
+    order_P = chosen_P.argsort(stable=True)
+    rows_P = order_P // per_token
+    x_PH = input_TH[rows_P]
+    own = mix.of(rows_P) if mix is not None else None
+    adapted = _Adapted(lora) if lora is not None and own is not None else None
+    answers = []
     start = 0
-    for expert, count in enumerate(counts):
-        if count == 0:
+    for expert, found in enumerate(torch.bincount(chosen_P, minlength=count).tolist()):
+        if found == 0:
             continue
-        pairs = slice(start, start + count)
-        start += count
-        gate_up = functional.linear(x[pairs], gate_up_E2IH[expert])
-        own = _own_rows(groups, pair_slots, pairs) if lora is not None and groups is not None else ()
-        if lora is not None:
-            for slot, rows in own:
-                left = 0
-                for a, b in zip(lora.gate_up_a, lora.gate_up_b, strict=True):
-                    _add_product(gate_up[:, left : left + b.shape[2]], x[pairs], a[slot, expert], b[slot, expert], rows)
-                    left += b.shape[2]
-        active = functional.silu(gate_up[:, :intermediate]).mul_(gate_up[:, intermediate:])
-        answer = functional.linear(active, down_EHI[expert])
-        if lora is not None:
-            for slot, rows in own:
-                _add_product(answer, active, lora.down_a[slot, expert], lora.down_b[slot, expert], rows)
-        answers[pairs] = answer
+        pairs = slice(start, start + found)
+        start += found
+        x = x_PH[pairs]
+        both = gate_up.times(expert, x)
+        if adapted is not None and own is not None:
+            adapted.add_gate_up(expert, both, x, own.between(pairs))
+        gate, up = both.chunk(2, dim=-1)
+        active = functional.silu(gate).mul_(up)
+        answer = down.times(expert, active)
+        if adapted is not None and own is not None:
+            own.between(pairs).add_lora(answer, active, adapted.down_a[expert], adapted.down_b[expert])
+        answers.append(answer)
     total = torch.zeros(tokens, input_TH.shape[1], dtype=torch.float32, device=input_TH.device)
-    total.index_add_(0, rows_by_pair, answers.float() * weights_TK.reshape(-1)[order].float()[:, None])
+    total.index_add_(0, rows_P, torch.cat(answers).float() * weights_TK.reshape(-1)[order_P].float()[:, None])
     return total.to(input_TH.dtype)
 
 
-def _own_rows(groups: Groups | None, pair_slots: Tensor | None, pairs: slice) -> tuple[tuple[int, Tensor | None], ...]:
-    """The groups within one expert's pairs."""
-    if groups is None or pair_slots is None:
-        return groups.rows if groups is not None else ()
-    slots = pair_slots[pairs]
-    found = ((slot, (slots == slot).nonzero().squeeze(1)) for slot, _ in groups.rows)
-    return tuple((slot, rows) for slot, rows in found if len(rows))
+class _Adapted:
+    """A layer's adapters, side by side for each expert."""
 
+    def __init__(self, lora: ExpertLora) -> None:
+        self.gate_up = [(side_by_side_a(a), side_by_side_b(b)) for a, b in zip(lora.gate_up_a, lora.gate_up_b, strict=True)]
+        self.down_a, self.down_b = side_by_side_a(lora.down_a), side_by_side_b(lora.down_b)
 
-def _add_product(output: Tensor, x: Tensor, a: Tensor, b: Tensor, rows: Tensor | None) -> None:
-    delta = functional.linear(functional.linear(x if rows is None else x[rows], a), b)
-    if rows is None:
-        output += delta
-    else:
-        output.index_add_(0, rows, delta)
+    def add_gate_up(self, expert: int, output: Tensor, x: Tensor, mix: Mix) -> None:
+        left = 0
+        for a, b in self.gate_up:
+            width = b.shape[1]
+            mix.add_lora(output[:, left : left + width], x, a[expert], b[expert])
+            left += width

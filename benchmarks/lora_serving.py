@@ -47,6 +47,14 @@ class Load:
     threads: int
 
 
+@dataclass(frozen=True)
+class Rate:
+    """Tokens of one batch; by CPU seconds too, which other work on the machine stretches far less."""
+
+    per_s: float
+    per_cpu_s: float
+
+
 def main() -> None:
     """Measure, print the table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,10 +74,13 @@ def main() -> None:
         writing.start()
         writing.join()
         rates = measure(base, Path(folder), asked)
-    ratios = {case: statistics.median(ours / peer for ours, peer in zip(rates[case], rates[PEER], strict=True)) for case in CASES}
-    print(f"{'tokens/s, ' + str(asked.concurrent) + ' at once':<40}{'median':>8}{'ratio':>8}")
+    ratios = {
+        of: {case: _ratio([vars(r)[of] for r in rates[case]], [vars(r)[of] for r in rates[PEER]]) for case in rates} for of in vars(rates[PEER][0])
+    }
+    print(f"{str(asked.concurrent) + ' requests at once':<40}{'tokens/s':>10}{'ratio':>8}{'a CPU s':>10}{'ratio':>8}")
     for case, found in rates.items():
-        print(f"{case:<40}{statistics.median(found):>8.0f}{ratios.get(case, 1.0):>8.2f}")
+        figures = ((statistics.median(vars(rate)[of] for rate in found), of_case[case]) for of, of_case in ratios.items())
+        print(f"{case:<40}" + "".join(f"{median:>10.0f}{ratio:>8.2f}" for median, ratio in figures))
     machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "at": datetime.now(UTC).isoformat()}
     told = {
         "machine": machine,
@@ -77,11 +88,15 @@ def main() -> None:
         "rank": options.rank,
         "load": vars(asked),
         "slots": SLOTS,
-        "tokens_per_s": rates,
+        "rates": {case: [vars(rate) for rate in found] for case, found in rates.items()},
         "ratios": ratios,
     }
     options.out.write_text(json.dumps({**told, "goal": GOAL}, indent=1) + "\n")
     print(f"written to {options.out}")
+
+
+def _ratio(ours: list[float], peers: list[float]) -> float:
+    return statistics.median(our / peer for our, peer in zip(ours, peers, strict=True))
 
 
 def write_adapters(base: Path, folder: Path, rank: int) -> None:
@@ -104,15 +119,15 @@ def write_adapters(base: Path, folder: Path, rank: int) -> None:
             policy.save_adapter(folder / name)
 
 
-def measure(base: Path, adapters: Path, asked: Load) -> dict[str, list[float]]:
-    """Tokens/s by case, one figure a round."""
+def measure(base: Path, adapters: Path, asked: Load) -> dict[str, list[Rate]]:
+    """By case, one rate a round."""
     peer, ours = Engine(base, None, asked.threads), Engine(base, adapters, asked.threads)
-    rates: dict[str, list[float]] = {PEER: [], **{case: [] for case in CASES}}
+    rates: dict[str, list[Rate]] = {PEER: [], **{case: [] for case in CASES}}
     try:
         for n in range(-1, asked.rounds):  # the first round loads adapters and is not counted
             for case, found in rates.items():
-                rate = (peer if case == PEER else ours).tokens_per_s(CASES.get(case, ("",)), asked)
-                print(f"{'warm-up' if n < 0 else f'round {n + 1}'}: {case}: {rate:.0f} tokens/s", flush=True)
+                rate = (peer if case == PEER else ours).rate(CASES.get(case, ("",)), asked)
+                print(f"{'warm-up' if n < 0 else f'round {n + 1}'}: {case}: {rate.per_s:.0f} tokens/s, {rate.per_cpu_s:.0f} a CPU second", flush=True)
                 if n >= 0:
                     found.append(rate)
     finally:
@@ -131,10 +146,10 @@ class Engine:
         self._process.start()
         theirs.close()
 
-    def tokens_per_s(self, names: tuple[str, ...], asked: Load) -> float:
+    def rate(self, names: tuple[str, ...], asked: Load) -> Rate:
         """Of one batch, whose requests ask for these adapters in turn."""
         self._line.send((names, asked))
-        return float(self._line.recv())
+        return Rate(*self._line.recv())
 
     def close(self) -> None:
         """End the process."""
@@ -172,9 +187,10 @@ def answer(line: Connection, base: Path, adapters: Path | None, threads: int) ->
         prompts = [{"prompt_token_ids": [1, *range(100 + n, 130 + n)]} for n in range(asked.concurrent)]
         chosen = [requests.get(names[n % len(names)]) for n in range(asked.concurrent)]
         sampling = SamplingParams(temperature=0.0, max_tokens=asked.tokens, ignore_eos=True, detokenize=False)
-        began = time.perf_counter()
+        began, computed = time.perf_counter(), time.process_time()
         done = llm.generate(prompts, sampling, lora_request=chosen if adapters is not None else None, use_tqdm=False)
-        line.send(sum(len(one.outputs[0].token_ids) for one in done) / (time.perf_counter() - began))
+        tokens = sum(len(one.outputs[0].token_ids) for one in done)
+        line.send((tokens / (time.perf_counter() - began), tokens / (time.process_time() - computed)))
 
 
 def _names() -> list[str]:
