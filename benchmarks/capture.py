@@ -36,6 +36,8 @@ from streams.topics import EPISODES
 GOALS = {"trivial": {"added_p99_ms_on": 2.0}, "vllm": {"throughput_on_to_off": 0.98, "added_p99_ms_on": 2.0}}
 """Ratios at least, milliseconds at most."""
 WARM_S = 4.0
+KEEP_ALIVE_S = 2.0
+"""Idle connections are let go before a server does it, or a request would now and then meet one that is just being closed."""
 WORDS = "Tell me about the sea, its tides and the mills that grind by them. "
 
 
@@ -80,7 +82,7 @@ async def measured(ways: list[Way], options: argparse.Namespace) -> tuple[dict[s
     """Windows of each way in turn, forth and back so that a drift of the machine meets all alike; how many were answered with capture on."""
     latencies_ms: defaultdict[str, list[float]] = defaultdict(list)
     per_second: defaultdict[str, list[float]] = defaultdict(list)
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(60)) as session:
         warm = {way.name: len(await closed_loop(session, way, options.clients, WARM_S)) for way in ways}
         captured = warm["on"]

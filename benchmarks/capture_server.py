@@ -87,7 +87,9 @@ def trivial(given: dict[str, Any]) -> None:
     doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when it is done: the outbox is still to be emptied
     try:
-        uvicorn.run(Switch(doors, bare), host="127.0.0.1", port=given["port"], log_level="error", access_log=False, lifespan="off")
+        uvicorn.run(
+            Switch(doors, bare), host="127.0.0.1", port=given["port"], log_level="error", access_log=False, lifespan="off", timeout_keep_alive=60
+        )
     finally:
         outbox.close(30)
 
