@@ -185,7 +185,7 @@ def test_a_disk_that_takes_no_more_is_waited_for_in_memory(outboxes: Callable[..
     pages = outbox._spool._database.execute("PRAGMA page_count").fetchone()[0]
     outbox._spool._database.execute(f"PRAGMA max_page_count = {pages}")
     for number in range(60):
-        outbox.put(FEEDBACK, thumb(number, "y" * 2000))
+        outbox.put(FEEDBACK, thumb(number, "y" * 9000))  # more than a page: not even the first fits
     assert metrics.value("tidemill_outbox_dropped_total", reason="full") == 10
     assert ids(broker) == []
     outbox._spool._database.execute("PRAGMA max_page_count = 100000")
