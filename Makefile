@@ -67,10 +67,10 @@ bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behin
 	$(RUN) benchmarks.capture --server trivial $(ARGS)
 	$(RUN) benchmarks.capture --server vllm --rate 0 $(ARGS)
 
-bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distillation side by side on the tiny base, with a plot (five minutes)
+bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distillation side by side on the tiny base, with a plot
 	$(RUN) benchmarks.rl_algorithms $(ARGS)
 
-bench-corrections: .venv/installed  ## Thirty corrections given once: does the next adapter know them in other words? (ten minutes; ARGS="--arms comments")
+bench-corrections: .venv/installed  ## Thirty corrections given once: does the next adapter know them in other words? (ARGS="--arms comments")
 	$(RUN) benchmarks.corrections $(ARGS)
 
 bench-swap: .venv/installed  ## From publishing an adapter to two replicas attesting and serving it under load, and back (ARGS="--adapters 20")
