@@ -257,6 +257,19 @@ def test_a_streamed_completion_is_captured_choice_by_choice(served: Served, n: i
     assert [0 < len(episode.output_ids) == len(episode.output_logprobs) for episode in episodes] == [True] * n
 
 
+def test_a_streamed_response_is_captured_and_known_by_its_own_id(served: Served) -> None:
+    body = {"model": POLICY, "input": "the sea", "max_output_tokens": 6, "stream": True}
+    with served.http.stream("POST", "/v1/responses", json=body) as response:
+        episode_id = response.headers["x-tidemill-episode"]
+        events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+    episode = served.episode(episode_id)
+    text = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    assert (episode.answer, episode.api) == (text, "response")
+    assert 0 < len(episode.output_ids) == len(episode.output_logprobs)
+    ended = next(event["response"] for event in events if event["type"] in ("response.completed", "response.incomplete"))
+    assert served.http.post("/v1/feedback", json={"episode_id": ended["id"], "rating": 4}).json()["episode_id"] == episode_id
+
+
 def test_a_response_that_calls_a_tool_keeps_the_call(served: Served) -> None:
     tool = {
         "type": "function",
