@@ -50,7 +50,10 @@ def _session(settings: JoinSettings, site: Site) -> None:
             if (owned := consumer.rebalanced()) is not None:
                 close(parts)
                 parts = {number: Partition(number, settings, site, letters, erasures) for number in {partition for _, partition in owned}}
-                consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
+                places = {key: offset for part in parts.values() for key, offset in part.start(consumer).items()}
+                consumer.seek(places)
+                if places:
+                    consumer.commit(places)  # where another was further, the books go back with us: its labels are written again, older ones first
                 log.info("join owns", partitions=sorted(parts))
                 continue
             for record in records:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from infra.logs import log_json
 from streams.events import Episode
 from streams.kafka import KafkaSettings, Producer
 from streams.metrics import Metrics
@@ -41,4 +42,5 @@ def main(kafka: str, folder: Path, events: Path, per_second: float, fsync: str) 
 
 
 if __name__ == "__main__":
+    log_json("actor")
     main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]), sys.argv[5])
