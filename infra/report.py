@@ -92,7 +92,7 @@ class Report:
             "labels": len(facts.labels),
             "reward_models": [{"version": v.version, "labels": v.labels, **v.calibration.model_dump()} for v in facts.reward_models],
             "adapters": [{"version": a.version, "step": a.step, "reward_model": a.reward_model_version, **a.metrics} for a in facts.adapters],
-            "attested": sum(a.passed for a in facts.attestations),
+            "attested": len({a.adapter for a in facts.attestations if a.passed}),  # a replica says so again from time to time
             "refused": {a.adapter: a.reason for a in facts.attestations if not a.passed},
             "dead_letters": dict(facts.dead_letters),
             "ledger": str(self.ledger).splitlines(),
