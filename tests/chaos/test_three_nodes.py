@@ -59,7 +59,7 @@ class Pulse(threading.Thread):
 
 
 def test_each_of_three_nodes_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
-    with Cluster(tmp_path / "kafka") as cluster, Ring(tmp_path, kafka_at(cluster.bootstrap_servers, 3), episodes=900, per_second=40) as ring:
+    with Cluster(tmp_path / "kafka") as cluster, Ring(tmp_path, kafka_at(cluster.bootstrap_servers, 3), episodes=800, per_second=40) as ring:
         settings = KafkaSettings(bootstrap_servers=cluster.bootstrap_servers, replication=3)
         admin = admin_client(settings)
         admin.create_topics({PULSE.name: {"num_partitions": 4, "replication_factor": 3}}, wait_for_metadata=True)
@@ -68,7 +68,7 @@ def test_each_of_three_nodes_is_killed_and_nothing_is_lost(tmp_path: Path) -> No
         ring.start()
         pulse.start()
         try:
-            time.sleep(8)
+            time.sleep(5)
             for node in cluster.nodes:
                 cluster.await_whole()
                 killed_at = time.monotonic()
