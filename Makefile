@@ -5,7 +5,7 @@ LOCK ?= infra/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators chaos lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
+.PHONY: help demo demo-tiny test test-unit test-operators chaos soak lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -40,6 +40,9 @@ test-operators: .venv/installed  ## The operator's guide, alerts, dashboards and
 chaos: .venv/installed  ## Kills, full disks, jumping clocks, broken networks, three nodes; then the log as if nothing had happened (ARGS="-k disk", CHAOS_SEED=2)
 	test -e /usr/lib/*/faketime/libfaketimeMT.so.1 || apt-get install -y --no-install-recommends libfaketime
 	$(RUN) pytest tests/chaos $(ARGS)
+
+soak: .venv/installed  ## 300,000 events through outbox, Kafka, join and lake: does memory stay flat? (five minutes at most; ARGS="--events 1000000")
+	$(RUN) benchmarks.soak $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff check .

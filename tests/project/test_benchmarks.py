@@ -5,6 +5,6 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["benchmarks.streams", "benchmarks.reward_latency", "benchmarks.lora_serving", "benchmarks.gpu"])
+@pytest.mark.parametrize("name", ["benchmarks.streams", "benchmarks.soak", "benchmarks.reward_latency", "benchmarks.lora_serving", "benchmarks.gpu"])
 def test_a_benchmark_can_be_imported(name: str) -> None:
     assert callable(importlib.import_module(name).main)
