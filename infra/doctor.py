@@ -94,9 +94,12 @@ def _java(settings: Settings) -> Finding:
 
 def _kafka(settings: Settings) -> Finding:
     if servers := settings.kafka.bootstrap_servers:
-        if not ready(settings.kafka):
-            return Finding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
-        differences = topic_differences(settings.kafka)
+        try:
+            if not ready(settings.kafka):
+                return Finding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
+            differences = topic_differences(settings.kafka)
+        except ConfigError as error:
+            return Finding("kafka", False, str(error), "correct how we log in, or what we may do")
         told = "; ".join(f"{topic}: {', '.join(rows)}" for topic, rows in differences.items())
         return Finding("kafka", not differences, told or f"{servers} answers, topics as they should be", "tidemill topics --create")
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
@@ -135,9 +138,9 @@ def _actor_missing(settings: Settings) -> list[str] | None:
 def _ring(settings: Settings) -> Finding:
     """The same facts as ``tidemill status``, asked for what is wrong in them."""
     running = of_run(settings)
-    if running.kafka.bootstrap_servers is None or not ready(running.kafka):
-        return Finding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
     try:
+        if running.kafka.bootstrap_servers is None or not ready(running.kafka):
+            return Finding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
         status = status_now(running)
     except (ConfigError, Unavailable) as error:
         return Finding("ring", False, str(error), "tidemill topics --create, or start the ring")

@@ -55,7 +55,10 @@ def probe_kafka(role: str, site: Site) -> None:
     patient_s = min(5.0, site.kafka.request_timeout_s)
     kafka = site.kafka.model_copy(update={"request_timeout_s": patient_s})
     while not site.stopping.is_set():
-        answers = ready(kafka)
+        try:
+            answers = ready(kafka)
+        except ConfigError:  # it no longer lets us in
+            answers = False
         site.metrics.set("tidemill_kafka_up", float(answers), part=role)
         (site.health.has if answers else site.health.lacks)("kafka")
         site.stopping.wait(PROBE_S)

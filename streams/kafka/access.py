@@ -3,13 +3,23 @@
 A topic's name stands for itself, a name that ends in ``*`` for all that begin with it. Reading and writing include being told of a topic.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kafka.admin import ACL, ACLOperation, ACLPermissionType, ACLResourcePatternType, ResourcePattern, ResourceType
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+)
 
-from streams.errors import ConfigError
+from streams.errors import ConfigError, Unavailable
 from streams.kafka.admin import admin_client
 from streams.kafka.errors import as_ours
 from streams.kafka.settings import KafkaSettings
@@ -61,6 +71,10 @@ PARTS: dict[str, Rights] = {
 }
 """By part. An agent is whatever publishes episodes by itself; the operator is who calls ``tidemill`` on the command line."""
 
+EVERY_RIGHT = ACLFilter(
+    None, None, ACLOperation.ANY, ACLPermissionType.ANY, ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
+)
+
 
 def principal_of(part: str, pattern: str) -> str:
     """A part's principal: ``{part}`` in the pattern is its name. Raises ConfigError when the pattern names all alike."""
@@ -82,16 +96,24 @@ def grants(part: str) -> list[tuple[str, str, str]]:
 
 
 def give_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = tuple(PARTS)) -> None:
-    """Give each part's principal its rights; those it has already stay. Who calls needs Alter on the cluster. Raises ConfigError."""
+    """Give each part's principal its rights; those it has already stay. They hold when this returns. Who calls needs Alter on the cluster.
+
+    Raises ConfigError, or Unavailable when the broker does not take them over in time.
+    """
     acls = [_acl(principal_of(part, pattern), *grant) for part in parts for grant in grants(part)]
     admin = admin_client(settings)
     try:
         with as_ours("give rights on", settings):
-            failed = admin.create_acls(acls)["failed"]
+            if failed := admin.create_acls(acls)["failed"]:
+                taken = len(acls) - len(failed)
+                raise ConfigError(f"Kafka took {taken} of {len(acls)} rights: has it an authorizer, and may we alter its cluster?")
+            until = time.monotonic() + settings.request_timeout_s
+            while missing := set(acls).difference(admin.describe_acls(EVERY_RIGHT)[0]):  # the controller knows them before the broker does
+                if time.monotonic() > until:
+                    raise Unavailable(f"the broker does not know {len(missing)} of {len(acls)} rights yet: ask again")
+                time.sleep(0.1)
     finally:
         admin.close()
-    if failed:
-        raise ConfigError(f"Kafka took {len(acls) - len(failed)} of {len(acls)} rights: has it an authorizer, and may we alter its cluster?")
 
 
 def _acl(principal: str, operation: str, kind: str, name: str) -> Any:

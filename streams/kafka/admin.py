@@ -9,6 +9,7 @@ from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinato
 
 from streams.errors import Unavailable
 from streams.kafka.errors import as_ours
+from streams.kafka.login import connecting
 from streams.kafka.settings import KafkaSettings
 from streams.topics import DAY_MS, TOPICS
 
@@ -107,5 +108,5 @@ def _differences(wanted: dict[str, Any], found: dict[str, Any] | None, configs: 
 
 def admin_client(settings: KafkaSettings) -> Any:
     """A client to administer with; close it."""
-    with as_ours("connect to", settings):
+    with connecting(settings):
         return kafka.KafkaAdminClient(**settings.client_options(), client_id="tidemill-admin")

@@ -10,6 +10,7 @@ from kafka.errors import KafkaError
 
 from streams.errors import ConfigError
 from streams.kafka.errors import as_ours
+from streams.kafka.login import connecting
 from streams.kafka.settings import KafkaSettings
 from streams.metrics import Metrics
 from streams.topics import Topic
@@ -39,7 +40,7 @@ class Consumer:
                  start: Literal["earliest", "latest"] = "earliest") -> None:  # fmt: skip
         self._metrics, self._part, self._grouped, self._settings = metrics, part, group is not None, settings
         self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without one it is tried for ever
-        with as_ours("connect to", self._settings):
+        with connecting(self._settings):
             self._consumer = kafka.KafkaConsumer(
                 **settings.client_options(),
                 client_id=f"tidemill-{part}",

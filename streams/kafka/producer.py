@@ -11,6 +11,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError
 from streams.errors import InvalidEvent, Unavailable
 from streams.events import Event
 from streams.kafka.errors import as_ours, ours
+from streams.kafka.login import connecting
 from streams.kafka.partitioning import partition_of
 from streams.kafka.settings import KafkaSettings
 from streams.metrics import Metrics
@@ -51,7 +52,7 @@ class Producer:
         self._failure: BaseException | None = None
         self._ended: dict[str, _Ended] = {}
         self._counts: dict[str, tuple[int, float]] = {}
-        with as_ours("connect to", self._settings):
+        with connecting(self._settings):
             self._producer = kafka.KafkaProducer(
                 **settings.client_options(),
                 client_id=client_id,

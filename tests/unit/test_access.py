@@ -5,16 +5,18 @@ import socket
 import ssl
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from kafka.errors import GroupAuthorizationFailedError, KafkaTimeoutError, SaslAuthenticationFailedError, TopicAuthorizationFailedError
+from kafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError, TopicAuthorizationFailedError
 
 from infra.broker_guard import ADMIN, Guard
 from infra.roles import PORT_OFFSET
 from streams.errors import ConfigError, Unavailable
-from streams.kafka import PARTS, KafkaSettings, grants, principal_of
+from streams.kafka import PARTS, KafkaSettings, Producer, grants, principal_of
 from streams.kafka.errors import ours
+from streams.metrics import Metrics
 from streams.topics import DEAD_LETTERS, TOPICS, Topic
 
 NAMES = {"any agent": "agent", "promotion": "promoter", "operators": "operator"}
@@ -60,12 +62,28 @@ def test_a_refusal_names_who_may_not_do_what_where() -> None:
     refused = ours("write to", TopicAuthorizationFailedError({"tidemill.labels.v1"}), ACTOR)
     assert isinstance(refused, ConfigError)
     assert str(refused).startswith("tidemill-actor may not write to Kafka (tidemill.labels.v1)")
+    at_its_start = KafkaError("Unexpected error in InitProducerIdResponse: [Error 31] ClusterAuthorizationFailedError")
+    assert str(ours("write to", at_its_start, ACTOR, "tidemill.labels.v1")).startswith("tidemill-actor may not write to Kafka (tidemill.labels.v1)")
     assert "(tidemill-join)" in str(ours("read from", GroupAuthorizationFailedError("tidemill-join"), ACTOR))
     unlettered = ours("connect to", SaslAuthenticationFailedError("bad credentials hush-hush"), ACTOR)
     assert isinstance(unlettered, ConfigError)
     assert "does not let tidemill-actor in" in str(unlettered)
     assert "hush" not in str(refused) + str(unlettered)
     assert isinstance(ours("read from", KafkaTimeoutError("later"), ACTOR), Unavailable)
+
+
+def test_a_kafka_that_hangs_up_is_away_and_has_not_refused_anybody() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=hang_up_on_everybody, args=(listener,), daemon=True).start()
+        there = {"bootstrap_servers": f"127.0.0.1:{listener.getsockname()[1]}", "security_protocol": "SASL_PLAINTEXT", "request_timeout_s": 0.2}
+        with pytest.raises(Unavailable, match="cannot connect to Kafka"):
+            Producer(ACTOR.model_copy(update=there), Metrics(), "test")
+
+
+def hang_up_on_everybody(listener: socket.socket) -> None:
+    with suppress(OSError):  # closed: the test is over
+        while True:
+            listener.accept()[0].close()
 
 
 def test_the_guards_certificate_is_good_for_the_loopback_and_for_nobody_else(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Whether Kafka lets us in. The client tries a refused login until its time is up and then calls Kafka away: so we ask once ourselves."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kafka.errors import NoError, for_code
+from kafka.net.sasl import get_sasl_mechanism
+from kafka.protocol.parser import KafkaProtocol
+from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
+
+from streams.errors import Unavailable
+from streams.kafka.errors import as_ours
+from streams.kafka.settings import KafkaSettings
+
+PATIENCE_S = 10.0
+"""A server that takes longer than this to answer a login is called away."""
+
+
+@contextmanager
+def connecting(settings: KafkaSettings) -> Iterator[None]:
+    """Around making a client. Raises ConfigError when a Kafka that is there does not let us in, Unavailable when none is."""
+    try:
+        with as_ours("connect to", settings):
+            yield
+    except Unavailable:
+        if settings.security_protocol.startswith("SASL"):
+            with as_ours("connect to", settings):
+                _log_in_anywhere(settings)
+        raise
+
+
+def _log_in_anywhere(settings: KafkaSettings) -> None:
+    """Log in to the first server that answers. Raises the client's error when it refuses."""
+    for server in settings.servers:
+        try:
+            with _connection(server, settings) as connection:
+                _log_in(connection, settings)
+        except OSError:
+            continue  # away, as the client says
+        return
+
+
+def _connection(server: str, settings: KafkaSettings) -> socket.socket:
+    host, _, port = server.rpartition(":")
+    host = host.strip("[]")
+    plain = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    if settings.security_protocol != "SASL_SSL":
+        return plain
+    context = ssl.create_default_context(cafile=settings.ssl_cafile)
+    if settings.ssl_certfile:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    return context.wrap_socket(plain, server_hostname=host)
+
+
+def _log_in(connection: socket.socket, settings: KafkaSettings) -> None:
+    options = settings.client_options()
+    mechanism = get_sasl_mechanism(settings.sasl_mechanism)(host=connection.getpeername()[0], **options)
+    protocol = KafkaProtocol(client_id="tidemill-login")
+    _answer(connection, protocol, SaslHandshakeRequest(mechanism=settings.sasl_mechanism, version=1))
+    while not mechanism.is_done():
+        mechanism.receive(_answer(connection, protocol, SaslAuthenticateRequest(auth_bytes=mechanism.auth_bytes(), version=0)).auth_bytes)
+
+
+def _answer(connection: socket.socket, protocol: KafkaProtocol, request: Any) -> Any:
+    """Kafka's answer to one request. Raises the client's error when it is one, OSError when none comes."""
+    protocol.send_request(request)
+    connection.sendall(protocol.send_bytes())
+    while received := connection.recv(4096):
+        for _, response in protocol.receive_bytes(received):
+            if (error := for_code(response.error_code)) is not NoError:
+                raise error(response)
+            return response
+    raise ConnectionError("it hung up without an answer")

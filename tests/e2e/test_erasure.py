@@ -1,0 +1,181 @@
+"""A person is forgotten by the whole ring on a real Kafka: join, lake, reward model and learner, and later versions know nothing of them."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from infra.broker import Broker
+from infra.erasing import ask, await_certificate, certificate
+from learner.feed import Feed
+from learner.settings import LearnerSettings
+from reward.features import Featurizer
+from reward.model import RewardModel
+from reward.refit import Refitter
+from reward.replay import Replay, versions_of
+from streams import joiner, lake
+from streams.artifacts import ArtifactStore
+from streams.erasure import Forgotten
+from streams.events import Episode, Feedback, FeedbackKind, Label, Message, RewardModelVersion
+from streams.join import JoinSettings
+from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
+from streams.lake import LakeSettings
+from streams.lake_files import Lake
+from streams.ledger import read_ledger
+from streams.metrics import Metrics
+from streams.site import Site
+from streams.topics import EPISODES, ERASED, FEEDBACK, LABELS, REWARD_MODELS
+from tests.integration.test_updater import SETTINGS, Worker
+
+HER, HER_WORDS = "ann-the-forgotten", "my cat is called Minka"
+OTHERS = 8
+DECLARED = JoinSettings()
+
+
+@pytest.fixture
+def kafka(fresh_broker: Broker) -> KafkaSettings:
+    settings = KafkaSettings(bootstrap_servers=fresh_broker.bootstrap_servers, session_timeout_s=6, partitions=2)
+    create_topics(settings)
+    return settings
+
+
+@contextmanager
+def running(work: Callable[[Site], None], site: Site) -> Iterator[None]:
+    """A part on a thread of its own, stopped in good order at the end."""
+    thread = threading.Thread(target=work, args=(site,))
+    thread.start()
+    try:
+        yield
+    finally:
+        site.stopping.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 240.0) -> None:
+    until = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.2)
+
+
+def publish(kafka: KafkaSettings) -> None:
+    """Ten people each ask once, and thumb the answer they got and the one after it; she asks, thumbs, and comments on others' answers too."""
+    now, producer = datetime.now(UTC) - timedelta(minutes=1), Producer(kafka, Metrics(), "test")
+    people = [HER, *(f"person-{number}" for number in range(OTHERS + 1))]
+    for number, person in enumerate(people):
+        words = HER_WORDS if person == HER else f"tell me about tea {number}"
+        answer = "you would like tea" if number % 2 else "tea is a plant"
+        asked = (Message(role="user", content=words),)
+        producer.send(EPISODES, Episode(episode_id=f"ep-{number}", user_id=person, messages=asked, answer=answer, started_at=now, ended_at=now))
+    for number in range(len(people)):
+        for voter in {people[number], people[(number + 1) % len(people)], HER}:
+            up = (number % 2 == 1) != (voter == HER)
+            producer.send(FEEDBACK, Feedback(feedback_id=f"fb-{number}-{people.index(voter)}", episode_id=f"ep-{number}", user_id=voter,
+                                             kind=FeedbackKind.THUMB, thumb="up" if up else "down", at=now + timedelta(seconds=1)))  # fmt: skip
+    note = Feedback(feedback_id="fb-note", episode_id="ep-3", user_id=HER, kind=FeedbackKind.CORRECTION, text=f"say that {HER_WORDS}", at=now)
+    producer.send(FEEDBACK, note)
+    producer.send_raw(FEEDBACK.name, b"ep-4", b'{"user_id": "' + HER.encode() + b'", "text": "' + HER_WORDS.encode())
+    producer.flush()
+    producer.close()
+
+
+def labels(kafka: KafkaSettings) -> dict[str, Label]:
+    """By episode, as they stand now."""
+    found: dict[str, Label] = {}
+    for record in read_to_end(kafka, LABELS, "test", Metrics()):
+        if record.value is None:
+            found.pop((record.key or b"").decode(), None)
+        else:
+            found[(record.key or b"").decode()] = LABELS.decode(record.value)
+    return found
+
+
+def versions(kafka: KafkaSettings) -> list[RewardModelVersion]:
+    return [REWARD_MODELS.decode(record.value) for record in read_to_end(kafka, REWARD_MODELS, "test", Metrics())]
+
+
+def traces(folder: Path) -> list[str]:
+    """Files that hold her name or her words; Parquet is read as a reader would."""
+    needles = (HER.encode(), HER_WORDS.encode())
+    found = [str(path) for path in folder.rglob("*") if path.is_file() and any(needle in path.read_bytes() for needle in needles)]
+    kept = Lake(str(folder / "lake"))
+    for topic in (EPISODES, FEEDBACK, LABELS):
+        found += [f"{topic.short_name}/{r.offset}" for r in kept.records(topic) if any(needle in (r.value or b"") for needle in needles)]
+    return found
+
+
+def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring_that_never_knew_them(
+    kafka: KafkaSettings, tiny_base: Path, tmp_path: Path
+) -> None:
+    ring = tmp_path / "ring"
+    store, kept, evidence = ArtifactStore(str(ring / "artifacts")), LakeSettings(uri=str(ring / "lake"), flush_s=0.5), JoinSettings()
+    site = lambda name: Site(kafka, store, "default", tiny_base, ring / name)  # noqa: E731
+    learner = site("learner")
+    learner.state.mkdir(parents=True)
+    producer = Producer(kafka, Metrics(), "learner")
+    worker = Worker(kafka, tiny_base, ring)
+    featurizer = Featurizer(tiny_base / "dense", SETTINGS)
+    try:
+        with ExitStack() as parts:
+            parts.enter_context(running(lambda s: joiner.run(evidence, s), site("join")))
+            parts.enter_context(running(lambda s: lake.run(kept, s, evidence), site("lake")))
+            publish(kafka)
+            wait_for(lambda: bool(versions(kafka)) and versions(kafka)[-1].labels == OTHERS + 2)
+            knew = versions(kafka)[-1]
+            feed = Feed(LearnerSettings(prompts_needed=1), learner, producer, featurizer.fingerprint)
+            wait_for(feed.ready)
+            feed.save()
+            wait_for(lambda: len(versions_of(Lake(kept.uri or ""), "default")) == len(versions(kafka)))
+            assert traces(ring / "lake")
+            assert HER_WORDS in (learner.state / "prompts.json").read_text()
+            would_be = Replay(Lake(kept.uri or ""), "default", SETTINGS, featurizer, Forgotten.ever(HER), evidence).rebuild(knew, store)
+            assert not would_be.equal
+            assert would_be.most_moved > 0
+
+            erasure = ask(kafka, HER, "operator")
+            wait_for(lambda: feed.ready() and certificate(kafka, "default", erasure).complete)
+            found = await_certificate(kafka, "default", erasure, 0)
+            assert found.removed["lake (files)"]["episodes"] == 1
+            assert found.removed["lake (files)"]["feedback"] == OTHERS + 4
+            assert found.removed["learner (prompts)"] == {"prompts": 1}
+            assert sum(kinds["feedback"] for place, kinds in found.removed.items() if place.startswith("join")) >= OTHERS + 2
+            assert f"reward model default/{knew.version}" in found.learned
+            feed.close()
+
+            new = versions(kafka)[-1]
+            assert new.version > knew.version
+            assert new.labels == OTHERS + 1
+            stand = labels(kafka)
+            assert "ep-0" not in stand
+            assert len(stand) == OTHERS + 1
+            assert all(vote.user_id != HER for label in stand.values() for vote in label.votes)
+            never_told = Refitter(SETTINGS, featurizer)
+            never_told.absorb(never_told.prepare(list(stand.values())))
+            published = RewardModel.load(store.fetch(new.artifact, tmp_path / "new"))
+            assert published.checksum() == never_told.fitted().checksum() == would_be.rebuilt
+            books = read_ledger(kafka)
+            assert books.balanced, str(books)
+            assert books.rows[0].erased == 1
+
+            late = Feedback(feedback_id="fb-late", episode_id="ep-5", user_id=HER, kind=FeedbackKind.THUMB, thumb="down", at=erasure.at)
+            producer.publish(FEEDBACK, late)  # out of an outbox that could not send for a while
+            producer.publish(FEEDBACK, late.model_copy(update={"feedback_id": "fb-other", "user_id": "person-1", "at": datetime.now(UTC)}))
+            wait_for(lambda: any(vote.feedback_id == "fb-other" for vote in labels(kafka)["ep-5"].votes))
+        assert traces(ring) == []
+    finally:
+        worker.stop(signal.SIGKILL)
+        producer.close()
+
+    told = len(list(read_to_end(kafka, ERASED, "test", Metrics())))
+    with running(lambda s: joiner.run(evidence, s), site("join-that-lost-its-state")), running(lambda s: lake.run(kept, s, evidence), site("lake")):
+        wait_for(lambda: len(list(read_to_end(kafka, ERASED, "test", Metrics()))) >= told + kafka.partitions)
+        time.sleep(1)
+    assert "ep-0" not in labels(kafka)
+    assert all(vote.user_id != HER for label in labels(kafka).values() for vote in label.votes)
+    assert traces(ring) == []

@@ -1,0 +1,160 @@
+"""Every part logs in as itself, over TLS, to a real Kafka that allows nothing else than the table of rights: all can work, and none can do more."""
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from infra.broker import Broker, BrokerSettings
+from infra.broker_guard import ADMIN, Guard
+from infra.doctor import examine
+from streams import joiner
+from streams.artifacts import ArtifactStore
+from streams.errors import ConfigError, Unavailable
+from streams.events import Episode, Feedback, FeedbackKind, Message
+from streams.join import JoinSettings
+from streams.kafka import PARTS, Consumer, KafkaSettings, Producer, committed_offsets, create_topics, give_rights, principal_of, read_to_end, ready
+from streams.metrics import Metrics
+from streams.site import Site
+from streams.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
+
+NOW = datetime.now(UTC)
+EPISODE = Episode(episode_id="ep-1", messages=(Message(role="user", content="hello"),), answer="hi", started_at=NOW, ended_at=NOW)
+THUMB = Feedback(feedback_id="fb-1", episode_id="ep-1", user_id="ann", kind=FeedbackKind.THUMB, thumb="up", at=NOW)
+NO_EVENT = b"not an event: readers set it aside"
+STRANGER = "stranger"
+
+
+class Guarded:
+    """A broker with a guard, and everybody's way in."""
+
+    def __init__(self, broker: Broker, guard: Guard) -> None:
+        self._broker, self._guard = broker, guard
+
+    def login(self, part: str) -> KafkaSettings:
+        user = part if part == ADMIN else f"tidemill-{part}"
+        settings = self._guard.login(user, self._broker.bootstrap_servers)
+        return settings.model_copy(update={"request_timeout_s": 10.0, "delivery_timeout_s": 20.0, "session_timeout_s": 6.0})
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    guard = Guard(folder / "guard", [f"tidemill-{part}" for part in (*PARTS, STRANGER)])
+    with Broker(BrokerSettings(), folder / "broker", guard=guard) as broker:
+        found = Guarded(broker, guard)
+        create_topics(found.login(ADMIN))
+        give_rights(found.login(ADMIN), "User:tidemill-{part}")
+        producer = Producer(found.login(ADMIN), Metrics(), "test")
+        for topic in TOPICS:
+            producer.send_raw(topic.name, b"key", NO_EVENT)
+        producer.flush()
+        producer.close()
+        yield found
+
+
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_a_part_reads_and_writes_what_its_work_needs_and_nothing_else(kafka: Guarded, part: str) -> None:
+    settings, rights = kafka.login(part), PARTS[part]
+    metrics = Metrics()
+    producer = Producer(settings, metrics, part)
+    if rights.reads:
+        consumer = Consumer(settings, rights.reads, part, metrics)
+        unread = {topic.name for topic in rights.reads}
+        for _ in range(120):
+            if not unread:
+                break
+            unread -= {record.topic for record in consumer.poll(0.5)}
+        assert not unread
+        consumer.close()
+    for topic in rights.writes:
+        producer.send_raw(topic.name, b"key", NO_EVENT)()
+    forbidden = next(topic for topic in TOPICS if topic not in rights.writes)
+    with pytest.raises(ConfigError, match=rf"tidemill-{part} may not write to Kafka \({forbidden.name}\)"):
+        producer.send_raw(forbidden.name, b"key", b"x")()
+    producer.close(timeout_s=1)
+    if unknown := [topic for topic in TOPICS if topic not in (*rights.reads, *rights.writes)]:
+        with pytest.raises(ConfigError, match=rf"topic {unknown[0].name} does not exist .* or tidemill-{part} may not read it"):
+            Consumer(settings, unknown[:1], part, metrics)
+    if written := [topic for topic in rights.writes if topic not in rights.reads]:  # who may write to a topic is told of it, and no more
+        consumer = Consumer(settings, written[:1], part, metrics)
+        with pytest.raises(ConfigError, match=rf"tidemill-{part} may not read from Kafka \({written[0].name}\)"):
+            [consumer.poll(0.5) for _ in range(60)]
+        consumer.close()
+
+
+def test_who_was_given_no_rights_is_told_so_and_not_that_kafka_is_away(kafka: Guarded) -> None:
+    settings = kafka.login(STRANGER)
+    producer = Producer(settings, Metrics(), "test")
+    with pytest.raises(ConfigError, match=r"tidemill-stranger may not write to Kafka \(tidemill.episodes.v1\)"):
+        producer.send(EPISODES, EPISODE)()
+    producer.close(timeout_s=1)
+    with pytest.raises(ConfigError, match="tidemill-stranger may not read it"):
+        Consumer(settings, [LABELS], "test", Metrics())
+    consumer = Consumer(settings, [EPISODES], "test", Metrics(), group=joiner.GROUP)
+    with pytest.raises(ConfigError, match="tidemill-stranger may not read from Kafka"):
+        [consumer.poll(0.5) for _ in range(60)]
+    consumer.close()
+
+
+def test_the_join_works_with_the_rights_of_streams(kafka: Guarded, tmp_path: Path) -> None:
+    agent = Producer(kafka.login("agent"), Metrics(), "agent")
+    agent.publish(EPISODES, EPISODE)
+    agent.publish(FEEDBACK, THUMB)
+    agent.close()
+    site = Site(kafka.login("streams"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
+    thread = threading.Thread(target=joiner.run, args=(JoinSettings(), site))
+    thread.start()
+    try:
+        found = False
+        for _ in range(300):
+            found = any(record.key == b"ep-1" for record in read_to_end(kafka.login("learner"), LABELS, "test", Metrics()))
+            if found or site.stopping.wait(0.2):
+                break
+    finally:
+        site.stopping.set()
+        thread.join(60)
+    assert found
+    assert committed_offsets(kafka.login("operator"), joiner.GROUP)
+
+
+def test_a_group_that_is_not_ones_own_is_refused_by_name(kafka: Guarded) -> None:
+    consumer = Consumer(kafka.login("actor"), [ADAPTERS], "test", Metrics(), group=joiner.GROUP)
+    with pytest.raises(ConfigError, match=r"tidemill-actor may not read from Kafka \(tidemill-join\)"):
+        [consumer.poll(0.5) for _ in range(60)]
+    consumer.close()
+
+
+def test_a_wrong_password_and_no_password_are_told_apart_from_a_broker_that_is_away(
+    kafka: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = kafka.login("actor")
+    wrong = KafkaSettings.model_validate(settings.model_dump() | {"sasl_password": "wrong", "request_timeout_s": 0.5})
+    with pytest.raises(ConfigError, match="does not let tidemill-actor in") as refused:
+        Producer(wrong, Metrics(), "test")
+    assert "wrong" not in str(refused.value)
+    monkeypatch.setenv("TIDEMILL_KAFKA__SASL_PASSWORD", "wrong")
+    known = wrong.model_dump(exclude={"sasl_password"}, exclude_defaults=True)
+    findings = {each.name: each for each in examine(None, [f"run_folder={tmp_path}", *(f"kafka.{key}={value}" for key, value in known.items())])}
+    assert not findings["kafka"].well
+    assert "does not let tidemill-actor in" in findings["kafka"].told
+    away = wrong.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+    with pytest.raises(Unavailable):
+        Producer(away, Metrics(), "test")
+    other = settings.model_copy(update={"sasl_mechanism": "PLAIN", "request_timeout_s": 0.5})
+    with pytest.raises(ConfigError, match=r"does not let tidemill-actor in.*kafka\.sasl_mechanism"):
+        Producer(other, Metrics(), "test")
+    plain = KafkaSettings(bootstrap_servers=settings.bootstrap_servers, request_timeout_s=0.5)
+    assert not ready(plain)
+
+
+def test_principals_must_differ() -> None:
+    with pytest.raises(ConfigError, match=r"with \{part\} in it"):
+        principal_of("actor", "User:tidemill")
+
+
+def test_nobody_but_an_administrator_gives_rights(kafka: Guarded) -> None:
+    with pytest.raises((ConfigError, Unavailable), match="rights"):
+        give_rights(kafka.login("agent"), "User:tidemill-{part}")
