@@ -37,7 +37,7 @@ test-operators: .venv/installed  ## The operator's guide, alerts, dashboards and
 	command -v prometheus promtool chromium > /dev/null || apt-get install -y --no-install-recommends prometheus chromium fonts-dejavu-core
 	$(RUN) pytest tests/operators $(ARGS)
 
-chaos: .venv/installed  ## Kills, full disks, jumping clocks, broken networks, three nodes; then the log as if nothing had happened (ARGS="-k disk", CHAOS_SEED=2)
+chaos: .venv/installed  ## Killed outboxes, full disks, jumping clocks, broken networks, three nodes; then the log as if nothing had happened (ARGS="-k disk", CHAOS_SEED=2)
 	test -e /usr/lib/*/faketime/libfaketimeMT.so.1 || apt-get install -y --no-install-recommends libfaketime
 	$(RUN) pytest tests/chaos $(ARGS)
 
