@@ -71,3 +71,8 @@ def test_nothing_is_unpickled() -> None:
     guilty = [path for path in MODULES if {"pickle", "cloudpickle", "dill", "joblib", "shelve"} & {name for _, name in imports(path)}]
     assert guilty == []
     assert [path for path in MODULES if "torch.load(" in (ROOT / path).read_text()] == []
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []  # one run of all of them needs it
