@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from reward.buffer import LAYOUT, Entry
 from reward.entries import standing_labels
 from reward.features import Featurizer
@@ -15,13 +13,11 @@ from reward.settings import RewardSettings
 from reward.versions import Versions
 from reward.watch import AnswersWatch, tell
 from streams.dead_letters import DeadLetters
-from streams.errors import InvalidEvent, Unavailable
+from streams.errors import InvalidEvent
 from streams.events import Label
-from streams.kafka import Producer, Record, committed_offsets
+from streams.kafka import Producer, Record
 from streams.site import Site
 from streams.topics import LABELS
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,6 @@ class Work:
         self.in_hand = asyncio.Lock()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.batches: list[object] = []
-        self.whole = False
-        """True while the buffer holds the labels of all partitions."""
-
-    async def dealt_anew(self, *_: object, **__: object) -> None:
-        """Partitions were taken away; what is left may be a part."""
-        self.whole = False
 
 
 class Intake:
@@ -67,16 +57,6 @@ class Intake:
     def recover(self, stored: Sequence[bytes]) -> int:
         """Begin again from the stored entries; returns the newest version's number."""
         self._refitter.recover(stored)
-        try:  # what the group has committed is in them, whoever took it in
-            if self._versions.catch_up():
-                self._refitter.published = self._versions.newest_model()
-            offsets = committed_offsets(self._site.kafka, self.name)
-        except Unavailable as error:
-            log.warning(
-                "what others have taken in and published is not known: versions may name offsets or numbers that are too low", error=str(error)
-            )
-        else:
-            self._versions.seen([(partition, offset - 1) for (topic, partition), offset in offsets.items() if topic == LABELS.name], 0)
         return self._versions.number
 
     def prepare(self, records: Sequence[Record]) -> Batch:
@@ -103,16 +83,12 @@ class Intake:
         """Into the buffer; returns what to store by episode, None to delete. Fast: where the store is."""
         return self._refitter.absorb(batch.entries, batch.gone)
 
-    def finish(self, batch: Batch, whole: bool) -> None:
-        """The batch is stored: count it, refit, maybe publish, if the buffer is ``whole``. Slow: on a thread of its own."""
+    def finish(self, batch: Batch) -> None:
+        """The batch is stored: count it, refit, maybe publish. Slow: on a thread of its own."""
         self._versions.seen([(record.partition, record.offset) for record in batch.records], len(batch.entries))
         if self._site.traces.on:
             self._versions.follow([record.headers for record in batch.records])
-        changed = batch.entries or batch.gone
-        if changed and not whole:
-            log.warning("another updater holds some of the labels: no version until one of the two is gone")
-            self._site.metrics.add("tidemill_reward_versions_total", result="shared")
-        elif changed:
+        if batch.entries or batch.gone:
             found = self._watch.findings()
             tell(found, self._site.metrics)
             self._versions.maybe_publish(self._refitter, found)

@@ -1,7 +1,7 @@
 """The Faust app: labels in, reward-model versions out. Wiring only; its steps are in intake.py. The one home of faust.
 
 State is a changelogged table of the replay buffer's entries. The changelog's deliveries are awaited before a batch counts as done, since
-Faust commits what it has merely buffered; a batch that is read twice changes nothing. One updater a policy: who lacks a partition publishes none.
+Faust commits what it has merely buffered; a batch that is read twice changes nothing. One updater a policy: it wants all partitions.
 """
 
 import asyncio
@@ -62,12 +62,10 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
     setup_prometheus_sensors(app, registry=site.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
     table = AcknowledgedTable(app, name="buffer", partitions=site.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     app.tables.add(table)
-    app.on_partitions_revoked.connect(work.dealt_anew)
 
     @table.on_recover
-    async def recovered() -> None:  # after every rebalance, whether or not there was anything to recover
-        log.info("buffer_recovered", labels=len(table), version=await asyncio.to_thread(intake.recover, list(table.values())))
-        work.whole = sum(partition.topic == LABELS.name for partition in app.consumer.assignment()) == site.kafka.partitions
+    async def recovered() -> None:
+        log.info("buffer_recovered", labels=len(table), version=intake.recover(list(table.values())))
 
     @app.agent(app.topic(LABELS.name, schema=faust.Schema(**RAW)), name="labels")
     async def learn(stream: Any) -> None:
@@ -90,13 +88,13 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
             else:
                 table[episode_id.encode()] = value
         await table.acknowledged()
-        await asyncio.to_thread(intake.finish, batch, work.whole)
+        await asyncio.to_thread(intake.finish, batch)
 
     return app
 
 
 async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
-    starting = asyncio.ensure_future(app.start())  # it ends with the recovery, and we may be told to stop before
+    starting = asyncio.ensure_future(app.start())  # in the background: it ends with the recovery, and we may be told to stop before
     try:
         while not stopping.is_set() and not work.failed.done() and not app.should_stop:
             await asyncio.sleep(0.1)
@@ -114,6 +112,7 @@ async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
 
 
 def _credentials(kafka: KafkaSettings) -> Any:
+    """What Faust logs in with: none, a TLS context, or SASL over either."""
     if not kafka.security_protocol.startswith("SASL"):
         return tls_context(kafka)
     secret = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None

@@ -32,18 +32,10 @@ class Versions:
     def __init__(self, settings: RewardSettings, site: Site, producer: Producer, features: str) -> None:
         self._settings, self._site, self._producer = settings, site, producer
         self.features = features
-        self._newest: RewardModelVersion | None = None
-        self._offsets: dict[int, int] = {}
-        self.catch_up()
+        self._newest = self._last_on_the_topic()
         self._withheld: Counter[str] = Counter()
         self._follows: list[Headers] = []
-
-    def catch_up(self) -> bool:
-        """Go on from the newest version on the topic, whoever wrote it; True when it is another than was known."""
-        before, self._newest = self._newest, self._last_on_the_topic()
-        if self._newest and self._newest.backbone_fingerprint == self.features:
-            self.seen([(partition, end - 1) for partition, end in self._newest.offsets.get(LABELS.name, {}).items()], 0)
-        return self._newest != before
+        self._offsets = dict(self._newest.offsets.get(LABELS.name, {})) if self._newest and self._newest.backbone_fingerprint == features else {}
 
     @property
     def number(self) -> int:

@@ -16,14 +16,11 @@ from infra.broker import Broker
 from reward.features import Featurizer
 from reward.model import RewardModel
 from reward.settings import RewardSettings
-from reward.versions import Versions
 from streams.artifacts import ArtifactStore
 from streams.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
 from streams.kafka import KafkaSettings, Producer, create_topics, end_offsets, read_to_end
 from streams.metrics import Metrics
-from streams.site import Site
 from streams.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
-from tests.unit.test_scoring import head, published
 
 SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -146,19 +143,4 @@ def test_labels_become_versions_bad_records_are_set_aside_and_a_kill_loses_nothi
     assert after.offsets[LABELS.name] == {p: o for p, o in end_offsets(kafka, LABELS, metrics).items() if o}
     assert len(dead()) == 1 or {d.source_offset for d in dead()} == {dead()[0].source_offset}  # set aside once, or again by the batch read twice
     assert second.stop(signal.SIGTERM) == 0
-    producer.close()
-
-
-def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: KafkaSettings, tmp_path: Path) -> None:
-    site = Site(kafka, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path)
-    producer = Producer(kafka, Metrics(), "test")
-    standby = Versions(SETTINGS, site, producer, "f" * 64)
-    assert standby.number == 0
-    producer.publish(REWARD_MODELS, published(site.artifacts, tmp_path, head(), number=7))
-    assert standby.catch_up()
-    assert standby.number == 7
-    model = standby.newest_model()
-    assert model is not None
-    assert model.checksum() == head().checksum()
-    assert not standby.catch_up()
     producer.close()
