@@ -31,7 +31,7 @@ def largest_share(voters: Sequence[Sequence[str]], weights_N: Tensor) -> float |
     for people, weight in zip(voters, weights_N.tolist(), strict=True):
         for person in people:
             held[person] += weight / len(people)
-    return max(held.values()) / float(weights_N.sum()) if held else None
+    return min(1.0, max(held.values()) / float(weights_N.sum())) if held else None  # sums of rounded weights may end a hair above 1
 
 
 def _once(entries: Sequence[Entry]) -> Tensor:

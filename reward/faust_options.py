@@ -4,9 +4,24 @@ import ssl
 from pathlib import Path
 from typing import Any
 
+from mode.utils.queues import FlowControlEvent
+
 from reward.settings import RewardSettings
 from streams.errors import ConfigError
 from streams.kafka import KafkaSettings
+
+
+class FlowControl(FlowControlEvent):
+    """Faust's, but for what waits in the queues when it resumes: that is kept.
+
+    After a recovery Faust delivers the first records just before it resumes, and then would drop them: read, never given to the agent, and
+    not read again before the next restart. At a rebalance they are dropped still.
+    """
+
+    def resume(self) -> None:
+        """Let records in again."""
+        self._suspend.clear()
+        self._resume.set()
 
 
 def faust_options(settings: RewardSettings, kafka: KafkaSettings, state: Path) -> dict[str, Any]:

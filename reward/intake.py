@@ -31,12 +31,11 @@ class Batch:
 
 
 class Work:
-    """The batch in hand. A generator that is closed acknowledges the batch it gave last, done or not: so they are kept open."""
+    """The batch in hand, and what went wrong with it."""
 
     def __init__(self) -> None:
         self.in_hand = asyncio.Lock()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.batches: list[object] = []
 
 
 class Intake:

@@ -14,7 +14,7 @@ import structlog
 import torch
 from faust.sensors.prometheus import setup_prometheus_sensors
 
-from reward.faust_options import faust_options, tls_context
+from reward.faust_options import FlowControl, faust_options, tls_context
 from reward.intake import Intake, Work
 from reward.settings import RewardSettings
 from streams.kafka import KafkaSettings, Record
@@ -59,6 +59,7 @@ def run(settings: RewardSettings, site: Site) -> None:
 def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> Any:
     """The app: one agent on the labels, one table. Called inside the event loop that serves it."""
     app = faust.App(intake.name, broker_credentials=_credentials(site.kafka), **faust_options(settings, site.kafka, site.state))
+    app.flow_control = FlowControl()
     setup_prometheus_sensors(app, registry=site.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
     table = AcknowledgedTable(app, name="buffer", partitions=site.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     app.tables.add(table)
@@ -69,15 +70,15 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
 
     @app.agent(app.topic(LABELS.name, schema=faust.Schema(**RAW)), name="labels")
     async def learn(stream: Any) -> None:
-        batches = stream.take_events(settings.batch_labels, within=settings.batch_within_s)
-        work.batches.append(batches)
-        async for events in batches:
+        async for events in stream.noack_take(settings.batch_labels, within=settings.batch_within_s):
             async with work.in_hand:
                 try:
                     await take_in([event.message for event in events])
                 except Exception as error:  # noqa: BLE001 - the boundary of the process: _serve raises it
                     work.failed.set_exception(error)
-                    await asyncio.Event().wait()  # until cancelled: to return would mark the batch as done
+                    return
+                for event in events:  # by hand: a batch that Faust acknowledges itself counts as done when the stream is stopped, done or not
+                    await stream.ack(event)
 
     async def take_in(messages: Sequence[Any]) -> None:
         records = [Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value, tuple(m.headers or ())) for m in messages]

@@ -35,6 +35,13 @@ from streams.site import Site
 
 logging.basicConfig(level=logging.INFO)
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
+if sys.argv.pop() == "broken":
+    import reward.intake
+
+    def prepare(self, records):
+        raise RuntimeError("a planted fault")
+
+    reward.intake.Intake.prepare = prepare
 kafka, settings, base, state, store = sys.argv[1:]
 site = Site(KafkaSettings.model_validate_json(kafka), ArtifactStore(store), "default", Path(base), Path(state))
 signal.signal(signal.SIGTERM, lambda *_: site.stopping.set())
@@ -45,10 +52,10 @@ run(RewardSettings.model_validate_json(settings), site)
 class Worker:
     """The updater in a process of its own."""
 
-    def __init__(self, kafka: KafkaSettings, base: Path, folder: Path) -> None:
+    def __init__(self, kafka: KafkaSettings, base: Path, folder: Path, broken: bool = False) -> None:
         self.kafka, self.store = kafka, str(folder / "artifacts")
         self._log = (folder / f"worker-{uuid.uuid4().hex[:6]}.log").open("w")
-        arguments = [kafka.model_dump_json(), SETTINGS.model_dump_json(), str(base), str(folder / "state"), self.store]
+        arguments = [kafka.model_dump_json(), SETTINGS.model_dump_json(), str(base), str(folder / "state"), self.store, "broken" if broken else ""]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen([sys.executable, "-u", "-c", WORKER, *arguments], env=environment, stdout=self._log, stderr=self._log)
 
@@ -100,7 +107,7 @@ def events_of(kafka: KafkaSettings, topic: Topic[Event]) -> list[Event]:
 
 
 def wait_for(found: Callable[[], bool], worker: Worker, within_s: float = 240.0) -> None:
-    until = time.monotonic() + within_s  # Faust takes a minute and more to take up the work of a killed worker on a slow machine
+    until = time.monotonic() + within_s
     while not found():
         assert worker.process.poll() is None, f"the worker died: {Path(worker._log.name).read_text()[-8000:]}"
         assert time.monotonic() < until, f"nothing came within {within_s} s: {Path(worker._log.name).read_text()[-8000:]}"
@@ -143,4 +150,17 @@ def test_labels_become_versions_bad_records_are_set_aside_and_a_kill_loses_nothi
     assert after.offsets[LABELS.name] == {p: o for p, o in end_offsets(kafka, LABELS, metrics).items() if o}
     assert len(dead()) == 1 or {d.source_offset for d in dead()} == {dead()[0].source_offset}  # set aside once, or again by the batch read twice
     assert second.stop(signal.SIGTERM) == 0
+    producer.close()
+
+
+def test_a_batch_that_failed_is_read_again_by_the_next_worker(kafka: KafkaSettings, tiny_base: Path, tmp_path: Path, workers: list[Worker]) -> None:
+    producer = Producer(kafka, Metrics(), "test")
+    for number in range(12):
+        producer.send(LABELS, label(number, float(number % 2)))
+    producer.flush()
+    workers.append(failing := Worker(kafka, tiny_base, tmp_path, broken=True))
+    assert failing.process.wait(timeout=120) == 1
+    assert "a planted fault" in Path(failing._log.name).read_text()
+    workers.append(next_one := Worker(kafka, tiny_base, tmp_path))
+    wait_for(lambda: [v.labels for v in events_of(kafka, REWARD_MODELS)] == [12], next_one)  # type: ignore[attr-defined]
     producer.close()

@@ -74,4 +74,5 @@ def test_the_largest_share_of_any_one_person_is_told_and_kept_down() -> None:
     assert largest_share(voters, torch.ones(100)) == pytest.approx(0.6)
     assert (largest_share(voters, capped(voters, 0.2)) or 1) == pytest.approx(1 / 3)
     assert largest_share([()], torch.ones(1)) is None
+    assert largest_share([("ada",)] * 7, torch.full((7,), 0.7)) == 1.0  # the sum of the parts is a hair above the whole
     assert crowd_weights([replace(entries[0], voters=())], SETTINGS).tolist() == [1.0]
