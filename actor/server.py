@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
+from actor.adapters.routing import BASE
+from actor.capture.redaction import redactor_of
 from actor.forking import PARENT, fork_is_safe, forks_die_with_parent
-from actor.redaction import redactor_of
-from actor.routing import BASE
 from actor.settings import ActorSettings
 from streams.errors import ConfigError
 from streams.listening import listening_socket
@@ -75,7 +75,7 @@ def environment(settings: ActorSettings) -> dict[str, str]:
 
 def arguments(settings: ActorSettings, site: Site) -> list[str]:
     """vLLM's command line."""
-    from actor.cpu_lora import LORA_MODULES
+    from actor.adapters.cpu_lora import LORA_MODULES
 
     flags: dict[str, object] = {
         "--model": site.base,

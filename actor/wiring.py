@@ -11,18 +11,18 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer, create_server_socket
 
-from actor.adapters import Follower
-from actor.capture import Capture
-from actor.conversations import Conversations
-from actor.doors import Doors
-from actor.engine import ServingEngine
-from actor.keeper import Keeper
+from actor.adapters.engine import ServingEngine
+from actor.adapters.follower import Follower
+from actor.adapters.routing import Router
+from actor.capture.conversations import Conversations
+from actor.capture.keeper import Keeper
+from actor.capture.layer import Capture
+from actor.capture.media import MediaStore
+from actor.capture.redaction import Redactor
+from actor.capture.tap import wrap_engine
+from actor.doors.app import Doors
 from actor.keys import Gate, Keys
-from actor.media import MediaStore
-from actor.redaction import Redactor
-from actor.routing import Router
 from actor.settings import ActorSettings
-from actor.tap import wrap_engine
 from streams.errors import Unavailable
 from streams.kafka import Producer
 from streams.outbox import Outbox

@@ -15,16 +15,16 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actor.capture import Capture, read_body
-from actor.conversations import Conversations
-from actor.doors import Doors
-from actor.keeper import Keeper
-from actor.media import MediaStore
-from actor.redaction import redactor_of
+from actor.adapters.routing import Router
+from actor.capture.conversations import Conversations
+from actor.capture.keeper import Keeper
+from actor.capture.layer import Capture, read_body
+from actor.capture.media import MediaStore
+from actor.capture.redaction import redactor_of
+from actor.capture.tap import wrap_engine
+from actor.doors.app import Doors
 from actor.replies import reply
-from actor.routing import Router
 from actor.settings import ActorSettings
-from actor.tap import wrap_engine
 from streams.artifacts import ArtifactStore
 from streams.clock import SystemClock
 from streams.kafka import KafkaSettings, Producer
@@ -96,14 +96,15 @@ def trivial(given: dict[str, Any]) -> None:
 
 def on_vllm(given: dict[str, Any]) -> None:
     """The actor as it is; only its capture is told to let pass what does not ask for it."""
-    from actor import capture, server
+    from actor import server
+    from actor.capture import layer
 
     class Switched(Capture):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             on = scope["type"] == "http" and (b"x-bench-capture", b"on") in scope["headers"]
             await (super().__call__ if on else self._app)(scope, receive, send)
 
-    capture.Capture = Switched  # type: ignore[misc]  # before actor.wiring, and vLLM with it, is imported
+    layer.Capture = Switched  # type: ignore[misc]  # before actor.wiring, and vLLM with it, is imported
     site = Site(kafka=KafkaSettings(**given["kafka"]), artifacts=ArtifactStore(given["artifacts"]), policy="default", base=Path(given["base"]),
                 state=Path(given["state"]))  # fmt: skip
     server.run(ActorSettings(port=given["port"], max_model_tokens=1024, drain_s=30), site)

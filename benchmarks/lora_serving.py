@@ -166,7 +166,7 @@ def answer(line: Connection, base: Path, adapters: Path | None, threads: int) ->
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from actor.cpu_lora import LORA_MODULES
+    from actor.adapters.cpu_lora import LORA_MODULES
 
     lora: dict[str, Any] = {}
     if adapters is not None:

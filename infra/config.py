@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from actor.critic_settings import CriticSettings
 from actor.otlp.settings import OtlpSettings
-from actor.promotion_settings import PromotionSettings
+from actor.promotion.settings import PromotionSettings
 from actor.settings import ActorSettings
 from dashboards.console.settings import ConsoleSettings
 from infra.broker import BrokerSettings

@@ -39,7 +39,7 @@ def add_to(main: click.Group, settings_options: SettingsOptions) -> None:
 
 def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
     """Where adapters stand and every trial: its end, the uplift with its interval, and the labelled conversations and device-seconds it took."""
-    from actor.promotion import fold
+    from actor.promotion.standing import fold
     from infra.promotion_history import history, read_adapters, read_promotions, standing_as_dict
 
     settings = _settings(config, overrides)
@@ -77,7 +77,7 @@ def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: st
 
 def approve(by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
     """Promote the adapter that has shown itself better and awaits a person."""
-    from actor.promotion import fold
+    from actor.promotion.standing import fold
     from infra.promotion_history import read_promotions
     from streams.errors import ConfigError
 
@@ -90,7 +90,7 @@ def approve(by: str, reason: str | None, config: str | None, overrides: tuple[st
 
 def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
     """Take production back to the adapter before it, or --to another; ends the trial under way. With --trial end that alone."""
-    from actor.promotion import fold
+    from actor.promotion.standing import fold
     from infra.promotion_history import read_promotions
     from streams.errors import ConfigError
 

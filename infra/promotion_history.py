@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from actor.promotion import TIDEMILL, Standing, fold
+from actor.promotion.standing import TIDEMILL, Standing, fold
 from infra.config import Settings
 from streams.errors import ConfigError, InvalidEvent
 from streams.events import AdapterVersion, Promotion, new_id

@@ -145,7 +145,7 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
         learner = settings.learner.model_copy(update={"ray_metrics_port": ray_metrics_port(settings)})
         return lambda site: worker.run(learner, settings.reward, site)
     if role == "promoter":
-        from actor import promoter
+        from actor.promotion import promoter
 
         return lambda site: promoter.run(settings.promotion, settings.reward, actor_url(settings), site)
     if role == "critic":

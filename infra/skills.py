@@ -6,8 +6,8 @@ from typing import Any
 
 import openai
 
+from actor.adapters.routing import BASE
 from actor.asking import client
-from actor.routing import BASE
 
 TEXTS = (
     "The capital of France is Paris, and the capital of Japan is Tokyo.",

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from actor.promotion import Standing
+from actor.promotion.standing import Standing
 from streams.errors import InvalidEvent, Unavailable
 from streams.events import AdapterVersion, Attestation, Event, Label, Promotion, RewardModelVersion
 from streams.kafka import Consumer, KafkaSettings

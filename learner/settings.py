@@ -67,9 +67,9 @@ class LearnerSettings(Section):
     rollout_weight: float = Field(default=1.0, ge=0)
     """Weight of rollouts scored by the reward model."""
     thumb_weight: float = Field(default=0.0, ge=0)
-    """Weight of live answers by their labels (KTO, learner/thumb_objective.py). 0: labels are not followed for it."""
+    """Weight of live answers by their labels (KTO, learner/objectives/thumb.py). 0: labels are not followed for it."""
     hindsight_weight: float = Field(default=0.0, ge=0)
-    """Weight of comments and corrections: the policy that was told them teaches the one that was not (learner/hindsight_objective.py)."""
+    """Weight of comments and corrections: the policy that was told them teaches the one that was not (learner/objectives/hindsight.py)."""
     hindsight_on: Literal["answer", "rewritten"] = "rewritten"
     """On whose tokens a comment teaches: those of the answer as it was given, or of answers that the policy samples once it is told.
     A correction teaches on its own tokens."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from learner import advantages, losses
-from learner.hindsight_objective import HindsightObjective
 from learner.judged import JudgedAnswer, advised
+from learner.objectives.hindsight import HindsightObjective
+from learner.objectives.rollout import RolloutObjective
+from learner.objectives.thumb import ThumbObjective
 from learner.policy import Policy
-from learner.rollout_objective import RolloutObjective
 from learner.rollouts import Engine, Rollout
 from learner.settings import LearnerSettings
-from learner.thumb_objective import ThumbObjective
 from learner.value_head import ValueHead
 from streams.errors import StalePolicy
 from streams.events import Message

@@ -11,13 +11,13 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from actor.capture import Capture
-from actor.conversations import Conversations
-from actor.keeper import Keeper
-from actor.redaction import Rules
-from actor.routing import Router
+from actor.adapters.routing import Router
+from actor.capture.conversations import Conversations
+from actor.capture.keeper import Keeper
+from actor.capture.layer import Capture
+from actor.capture.redaction import Rules
+from actor.capture.tap import wrap_engine
 from actor.settings import ActorSettings
-from actor.tap import wrap_engine
 from streams.clock import FixedClock
 from streams.events import Episode, Event, Feedback
 from streams.metrics import Metrics

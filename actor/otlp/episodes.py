@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from actor.feedback import without_prefix
+from actor.capture.requests import Api, clean_id
+from actor.doors.feedback import without_prefix
 from actor.otlp.wire import Span
-from actor.requests import Api, clean_id
 from streams.errors import InvalidEvent
 from streams.events import Episode
 

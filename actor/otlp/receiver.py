@@ -16,12 +16,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from actor.capture import read_body
+from actor.capture.layer import read_body
+from actor.capture.redaction import redacted, redacted_episode, redactor_of
 from actor.keys import Gate, Keys, tenant_of
 from actor.otlp.episodes import episodes_of, kind_of
 from actor.otlp.settings import OtlpSettings
 from actor.otlp.wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_spans, refusal, unpacked
-from actor.redaction import redacted, redacted_episode, redactor_of
 from streams.clock import Clock
 from streams.dead_letters import KEPT_BYTES
 from streams.errors import InvalidEvent

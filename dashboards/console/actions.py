@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import structlog
 from pydantic import SecretStr
 
-from actor.promotion import Standing
+from actor.promotion.standing import Standing
 from dashboards.console.facts import Letter
 from streams.clock import Clock
 from streams.dead_letters import KEPT_BYTES

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
-from actor.promotion import Standing
+from actor.promotion.standing import Standing
 from infra.statistics import Interval, share
 from streams.erasure import Forgotten, left_of
 from streams.errors import InvalidEvent

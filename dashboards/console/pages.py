@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actor.promotion import Standing
+from actor.promotion.standing import Standing
 from dashboards.console.charts import Line, chart
 from dashboards.console.facts import Approval, Facts, Flow, verdict_of, version_of
 from streams.events import AdapterVersion, Attestation, Episode

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from actor.adapters import Follower
+from actor.adapters.attestation import Probe
+from actor.adapters.follower import Follower
+from actor.adapters.routing import Route, Router
 from actor.asking import Question
-from actor.attestation import Probe
-from actor.promoter import Promoter, telling
-from actor.promotion import Standing, fold
-from actor.promotion_settings import PromotionSettings
-from actor.retention import RetentionProbe
-from actor.routing import Route, Router
+from actor.promotion.promoter import Promoter, telling
+from actor.promotion.retention import RetentionProbe
+from actor.promotion.settings import PromotionSettings
+from actor.promotion.standing import Standing, fold
+from actor.promotion.trials import Trials
 from actor.settings import ActorSettings
-from actor.trials import Trials
 from streams.artifacts import ArtifactStore, fingerprint
 from streams.clock import FixedClock
 from streams.events import AdapterVersion, Artifact, Attestation, Calibration, Episode, Label, Message, Promotion, RewardModelVersion, Vote, new_id

@@ -17,8 +17,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actor.attestation import read_probes
-from actor.feedback import read_object
+from actor.adapters.attestation import read_probes
+from actor.doors.feedback import read_object
 from actor.keys import read_keys
 from actor.otlp.episodes import episodes_of
 from actor.otlp.wire import JSON as OTLP_JSON

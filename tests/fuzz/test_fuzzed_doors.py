@@ -8,7 +8,7 @@ from urllib.parse import quote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actor.openapi import document
+from actor.doors.openapi import document
 from dashboards.console.app import KEY_HEADER
 from tests.captured import CHAT, World, streaming, whole
 from tests.fuzz.inputs import JSON, raw, spoiled

@@ -9,9 +9,9 @@ from typing import Any
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from actor.adapters import Follower
-from actor.keeper import Keeper
-from actor.redaction import Rules
+from actor.adapters.follower import Follower
+from actor.capture.keeper import Keeper
+from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
 from learner.publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings

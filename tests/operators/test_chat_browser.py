@@ -17,15 +17,15 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from actor.capture import Capture
-from actor.conversations import Conversations
-from actor.doors import Doors
-from actor.keeper import Keeper
+from actor.adapters.routing import Route, Router
+from actor.capture.conversations import Conversations
+from actor.capture.keeper import Keeper
+from actor.capture.layer import Capture
+from actor.capture.redaction import Rules
+from actor.capture.tap import wrap_engine
+from actor.doors.app import Doors
 from actor.keys import Gate, Key, Keys, new_key, write_keys
-from actor.redaction import Rules
-from actor.routing import Route, Router
 from actor.settings import ActorSettings
-from actor.tap import wrap_engine
 from streams.clock import SystemClock
 from streams.metrics import Metrics
 from tests.captured import Spool

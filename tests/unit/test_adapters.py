@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actor.adapters import Follower
-from actor.attestation import Probe
-from actor.routing import Route
+from actor.adapters.attestation import Probe
+from actor.adapters.follower import Follower
+from actor.adapters.routing import Route
 from actor.settings import ActorSettings
 from streams.artifacts import ArtifactStore, fingerprint
 from streams.clock import FixedClock
@@ -346,7 +346,7 @@ def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what
 
 def test_a_replica_says_from_time_to_time_that_it_serves_what_it_attested(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gated.turn()
-    monkeypatch.setattr("actor.adapters.SAID_AGAIN_S", 0.0)
+    monkeypatch.setattr("actor.adapters.follower.SAID_AGAIN_S", 0.0)
     gated.follower._say_again()
     assert gated.spool.events == []  # of the base there is nothing to say
     gated.move("default@1", "promoted", by="ann")
@@ -355,7 +355,7 @@ def test_a_replica_says_from_time_to_time_that_it_serves_what_it_attested(gated:
     gated.follower._say_again()
     first, again = gated.spool.events
     assert again == first.model_copy(update={"at": gated.now + timedelta(minutes=20)})
-    monkeypatch.setattr("actor.adapters.SAID_AGAIN_S", 600.0)
+    monkeypatch.setattr("actor.adapters.follower.SAID_AGAIN_S", 600.0)
     gated.follower._say_again()
     assert len(gated.spool.events) == 2
 

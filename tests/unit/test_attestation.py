@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actor.attestation import Probe, judge, read_probes
+from actor.adapters.attestation import Probe, judge, read_probes
 from actor.settings import ActorSettings
 from streams.errors import BadArtifact
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from actor.canary import decide, prior_of, side_of, voice_of
-from actor.nightly import last_due, next_candidate
-from actor.observed import Observed
-from actor.promotion import Standing, fold
-from actor.promotion_settings import PromotionSettings
-from actor.sequential import Prior, Side
-from actor.trials import Trials
+from actor.promotion.canary import decide, prior_of, side_of, voice_of
+from actor.promotion.nightly import last_due, next_candidate
+from actor.promotion.observed import Observed
+from actor.promotion.sequential import Prior, Side
+from actor.promotion.settings import PromotionSettings
+from actor.promotion.standing import Standing, fold
+from actor.promotion.trials import Trials
 from streams.events import AdapterVersion, Artifact, Attestation, Episode, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

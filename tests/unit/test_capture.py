@@ -5,7 +5,7 @@ import json
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from actor.routing import Route
+from actor.adapters.routing import Route
 from tests.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, streaming_late, whole
 
 

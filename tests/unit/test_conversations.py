@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from actor.conversations import Conversations, Place
-from actor.requests import Api, Asked
+from actor.capture.conversations import Conversations, Place
+from actor.capture.requests import Api, Asked
 
 CALL = {"id": "call-1", "type": "function", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}
 

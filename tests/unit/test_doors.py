@@ -11,13 +11,13 @@ from fastapi.openapi.models import OpenAPI
 from jsonschema import Draft202012Validator
 from starlette.types import Message, Receive, Scope, Send
 
-from actor.conversations import Conversations, Place
-from actor.doors import Doors
-from actor.keeper import Keeper
+from actor.capture.conversations import Conversations, Place
+from actor.capture.keeper import Keeper
+from actor.capture.redaction import Rules
+from actor.doors.app import Doors
+from actor.doors.openapi import document
+from actor.doors.pages import FOLDER
 from actor.keys import OPEN, TENANT, Gate, Key, Keys, new_key, write_keys
-from actor.openapi import document
-from actor.pages import FOLDER
-from actor.redaction import Rules
 from actor.settings import ActorSettings
 from streams.clock import FixedClock
 from streams.events import Episode, Feedback

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actor.feedback import Given, read_feedback, read_object
+from actor.doors.feedback import Given, read_feedback, read_object
 from streams.errors import InvalidEvent
 from streams.events import Feedback
 

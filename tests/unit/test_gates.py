@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from actor.gates import (
+from actor.promotion.gates import (
     AttestedEverywhere,
     Command,
     Hacking,
@@ -23,8 +23,8 @@ from actor.gates import (
     bootstrap,
     familiarity,
 )
-from actor.promotion_settings import PromotionSettings
-from actor.retention import PROBES, RetentionProbe, read_probes
+from actor.promotion.retention import PROBES, RetentionProbe, read_probes
+from actor.promotion.settings import PromotionSettings
 from infra.config import load
 from reward.guards import WRONG_PREMISES
 from streams.errors import ConfigError

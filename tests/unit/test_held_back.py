@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from actor.held_back import next_move
-from actor.observed import Observed
-from actor.promotion import Move
-from actor.promotion_settings import PromotionSettings
+from actor.promotion.held_back import next_move
+from actor.promotion.observed import Observed
+from actor.promotion.settings import PromotionSettings
+from actor.promotion.standing import Move
 from streams.events import Attestation, Episode, Event, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from actor import keeper as keeping
-from actor.keeper import Keeper
+from actor.capture import keeper as keeping
+from actor.capture.keeper import Keeper
 from actor.settings import ActorSettings
 from streams.events import Episode, Feedback
 from streams.metrics import Metrics

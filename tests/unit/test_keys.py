@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
-from actor.conversations import Conversations
-from actor.doors import Doors
-from actor.keeper import Keeper
+from actor.capture.conversations import Conversations
+from actor.capture.keeper import Keeper
+from actor.capture.redaction import Rules
+from actor.doors.app import Doors
 from actor.keys import TENANT, Gate, Key, Keys, Refusal, needed_for, new_key, read_keys, tenant_of, write_keys
-from actor.redaction import Rules
 from actor.settings import ActorSettings
 from infra.cli import main
 from streams.clock import FixedClock

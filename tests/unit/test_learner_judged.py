@@ -8,13 +8,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from learner.hindsight_objective import HindsightObjective
 from learner.judged import JudgedAnswer, JudgedPool, advised
+from learner.objectives.hindsight import HindsightObjective
+from learner.objectives.thumb import ThumbObjective
 from learner.packing import Branches, pack
 from learner.policy import Policy
 from learner.rollouts import TransformersEngine
 from learner.settings import LearnerSettings
-from learner.thumb_objective import ThumbObjective
 from learner.trainer import Prompt, Trainer
 from streams.events import Label, Message
 

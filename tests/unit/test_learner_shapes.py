@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, OlmoeConfig, PreTrainedConfig, Qwen3MoeConfig
 
+from learner.objectives.rollout import RolloutObjective
 from learner.policy import Policy
-from learner.rollout_objective import RolloutObjective
 from learner.rollouts import Rollout, TransformersEngine
 from learner.settings import LearnerSettings
 from learner.trainer import Trainer

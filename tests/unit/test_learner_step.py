@@ -11,9 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from learner import checkpoint
+from learner.objectives.rollout import groups_that_pay
 from learner.policy import Policy
 from learner.prompts import PromptPool
-from learner.rollout_objective import groups_that_pay
 from learner.rollouts import Rollout, TransformersEngine
 from learner.settings import LearnerSettings
 from learner.trainer import Prompt, Trainer

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actor.lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
+from actor.adapters.lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
 
 SLOTS, EXPERTS, PER_TOKEN, HIDDEN, INTERMEDIATE, RANK = 3, 4, 2, 12, 20, 5
 MIXES = {

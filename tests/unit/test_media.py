@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from actor.keeper import Keeper
-from actor.media import MediaStore, has_media
-from actor.redaction import Rules
+from actor.capture.keeper import Keeper
+from actor.capture.media import MediaStore, has_media
+from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
 from streams.artifacts import ArtifactStore
 from streams.errors import Unavailable

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actor.promotion import Standing, Trial, fold
+from actor.promotion.standing import Standing, Trial, fold
 from streams.events import Promotion
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actor.redaction import KINDS, Presidio, Rules, passes_luhn, redacted_episode, redacted_feedback, redactor_of
+from actor.capture.redaction import KINDS, Presidio, Rules, passes_luhn, redacted_episode, redacted_feedback, redactor_of
 from actor.settings import ActorSettings
 from streams.errors import ConfigError
 from streams.events import Episode, Feedback

@@ -2,8 +2,8 @@
 
 import pytest
 
-from actor.requests import Asked
-from actor.routing import Route, Router, draw
+from actor.adapters.routing import Route, Router, draw
+from actor.capture.requests import Asked
 
 
 def test_the_policy_is_the_base_until_an_adapter_is_in_production() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actor.scoring import RewardJudge
+from actor.promotion.scoring import RewardJudge
 from reward.model import RewardModel
 from reward.settings import RewardSettings
 from streams.artifacts import ArtifactStore

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from actor.sequential import NOTHING, Prior, Side, Uplift, log_evidence, uplift
+from actor.promotion.sequential import NOTHING, Prior, Side, Uplift, log_evidence, uplift
 
 ALPHA = 0.05
 

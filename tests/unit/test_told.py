@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actor.told import Told, read_told
+from actor.capture.told import Told, read_told
 
 CALL = {"id": "call-1", "type": "function", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}
 RESPONSE = {"output": [

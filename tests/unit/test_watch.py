@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from actor.promotion import Standing
+from actor.promotion.standing import Standing
 from infra.config import load
 from infra.watch import Facts
 from streams.events import Attestation, Promotion

@@ -7,14 +7,14 @@ vLLM calls ``register`` in each of its processes (entry point group ``vllm.gener
 - On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
 - On a CPU: its LoRA gathers every token's weights, and takes the *last* adapter's for tokens that have none when a batch mixes both.
 
-The last two give way to the products of actor/lora_products.py.
+The last two give way to the products of actor/adapters/lora_products.py.
 """
 
 import os
 from typing import Any
 
+from actor.adapters.lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
 from actor.forking import PARENT, die_with_parent
-from actor.lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 """What an engine should wrap for LoRA (``lora_target_modules``). Left alone, vLLM wraps the output head too and pays for it at every token."""

@@ -8,16 +8,16 @@ from typing import Any
 
 import structlog
 
-from actor import held_back
 from actor.asking import OpenAiAsker
-from actor.canary import Decision
-from actor.nightly import last_due, next_candidate
-from actor.observed import Observed
-from actor.promotion import TIDEMILL, Move
-from actor.promotion_settings import PromotionSettings
-from actor.retention import read_probes
-from actor.scoring import RewardJudge
-from actor.trials import Trials, candidate_move
+from actor.promotion import held_back
+from actor.promotion.canary import Decision
+from actor.promotion.nightly import last_due, next_candidate
+from actor.promotion.observed import Observed
+from actor.promotion.retention import read_probes
+from actor.promotion.scoring import RewardJudge
+from actor.promotion.settings import PromotionSettings
+from actor.promotion.standing import TIDEMILL, Move
+from actor.promotion.trials import Trials, candidate_move
 from reward.settings import RewardSettings
 from streams.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.events import Promotion, new_id

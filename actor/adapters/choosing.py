@@ -5,8 +5,8 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from actor.promotion import Standing
-from actor.routing import Route
+from actor.adapters.routing import Route
+from actor.promotion.standing import Standing
 from streams.clock import Clock
 from streams.events import AdapterVersion, Attestation, Event, Promotion
 from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic

@@ -9,8 +9,8 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.sampling_params import SamplingParams
 
-from actor.attestation import Probe
-from actor.routing import Route, Router
+from actor.adapters.attestation import Probe
+from actor.adapters.routing import Route, Router
 from streams.errors import AttestationFailed, BadArtifact
 from streams.events import new_id
 

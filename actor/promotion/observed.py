@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from actor.asking import Question
-from actor.canary import Voice, voice_of
-from actor.promotion import Standing
-from actor.sequential import Side
+from actor.promotion.canary import Voice, voice_of
+from actor.promotion.sequential import Side
+from actor.promotion.standing import Standing
 from streams.erasure import Forgotten
 from streams.events import AdapterVersion, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
 

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from actor.promotion_settings import PromotionSettings
-from actor.sequential import Prior, Side, Uplift, uplift
+from actor.promotion.sequential import Prior, Side, Uplift, uplift
+from actor.promotion.settings import PromotionSettings
 from streams.events import Label
 
 PRIOR_LABELS = 20.0

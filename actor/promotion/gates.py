@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from actor.promotion_settings import PromotionSettings
+from actor.promotion.settings import PromotionSettings
 from reward.guards import inspect, inspect_probes, refusals, words_per_answer
 from streams.events import AdapterVersion, Attestation, Calibration
 

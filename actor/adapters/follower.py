@@ -17,9 +17,9 @@ from typing import Protocol
 
 import structlog
 
-from actor.attestation import Probe, Verdict, judge, read_probes
-from actor.choosing import Gated, Newest
-from actor.routing import BASE, Route
+from actor.adapters.attestation import Probe, Verdict, judge, read_probes
+from actor.adapters.choosing import Gated, Newest
+from actor.adapters.routing import BASE, Route
 from actor.settings import ActorSettings
 from streams.artifacts import fingerprint
 from streams.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable

@@ -3,10 +3,10 @@
 from dataclasses import asdict
 from datetime import datetime
 
-from actor.canary import compare, prior_in, side_of
-from actor.observed import Observed
-from actor.promotion import Move
-from actor.promotion_settings import PromotionSettings
+from actor.promotion.canary import compare, prior_in, side_of
+from actor.promotion.observed import Observed
+from actor.promotion.settings import PromotionSettings
+from actor.promotion.standing import Move
 from reward.guards import inspect, inspect_tools
 
 FEWEST_ANSWERS = 64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from actor.told import chat_call
+from actor.capture.told import chat_call
 from streams.events import Message
 
 Api = Literal["chat", "completion", "response"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actor.requests import Asked, is_text, text_of
+from actor.capture.requests import Asked, is_text, text_of
 from streams.events import new_id
 
 RULES = ("system", "developer")

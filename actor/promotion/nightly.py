@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from croniter import croniter
 
-from actor.promotion import Standing
+from actor.promotion.standing import Standing
 from streams.events import AdapterVersion
 
 

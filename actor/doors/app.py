@@ -6,15 +6,15 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actor.capture import read_body
-from actor.conversations import Conversations
-from actor.feedback import Given, read_feedback, read_object
-from actor.keeper import Keeper
+from actor.capture.conversations import Conversations
+from actor.capture.keeper import Keeper
+from actor.capture.layer import read_body
+from actor.capture.requests import clean_id
+from actor.doors.feedback import Given, read_feedback, read_object
+from actor.doors.openapi import document
+from actor.doors.pages import HEADERS, chat_pages
 from actor.keys import tenant_of
-from actor.openapi import document
-from actor.pages import HEADERS, chat_pages
 from actor.replies import reply, reply_bytes
-from actor.requests import clean_id
 from actor.settings import ActorSettings
 from streams.clock import Clock
 from streams.errors import InvalidEvent

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from actor.redaction_settings import Kind, RedactionSettings
+from actor.capture.redaction_settings import Kind, RedactionSettings
 from streams.errors import ConfigError
 from streams.events import Episode, Feedback
 

@@ -11,8 +11,8 @@ from threading import Lock
 
 import structlog
 
-from actor.media import MediaStore, has_media
-from actor.redaction import Redactor, Rules, redacted_episode, redacted_feedback
+from actor.capture.media import MediaStore, has_media
+from actor.capture.redaction import Redactor, Rules, redacted_episode, redacted_feedback
 from actor.settings import ActorSettings
 from streams.erasure import Forgotten
 from streams.events import Episode, Erasure, Feedback

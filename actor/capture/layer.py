@@ -19,15 +19,15 @@ import structlog
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actor.conversations import Conversations, Place
-from actor.keeper import Keeper
+from actor.adapters.routing import Router
+from actor.capture.conversations import Conversations, Place
+from actor.capture.keeper import Keeper
+from actor.capture.requests import APIS, Asked, clean_id
+from actor.capture.tap import TAP, Choice, Tap
+from actor.capture.told import Told, read_told
 from actor.keys import tenant_of
 from actor.replies import reply
-from actor.requests import APIS, Asked, clean_id
-from actor.routing import Router
 from actor.settings import ActorSettings
-from actor.tap import TAP, Choice, Tap
-from actor.told import Told, read_told
 from streams.clock import Clock
 from streams.events import Episode, Feedback, FeedbackKind, Outcome, new_id
 from streams.traces import Headers, given

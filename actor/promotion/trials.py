@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any
 
 from actor.asking import Asker, Question
-from actor.canary import Decision, decide, prior_in, prior_of, side_of
-from actor.gates import AttestedEverywhere, Gate, Pair, Result, Seen, asking_gates, cheap_gates, command_gates, shadow_gates
-from actor.observed import Observed
-from actor.promotion import Move, Trial
-from actor.promotion_settings import PromotionSettings
-from actor.retention import RetentionProbe
-from actor.scoring import Judge
+from actor.promotion.canary import Decision, decide, prior_in, prior_of, side_of
+from actor.promotion.gates import AttestedEverywhere, Gate, Pair, Result, Seen, asking_gates, cheap_gates, command_gates, shadow_gates
+from actor.promotion.observed import Observed
+from actor.promotion.retention import RetentionProbe
+from actor.promotion.scoring import Judge
+from actor.promotion.settings import PromotionSettings
+from actor.promotion.standing import Move, Trial
 from reward.guards import WRONG_PREMISES
 from streams.events import AdapterVersion, Message, RewardModelVersion
 

@@ -1,0 +1,1 @@
+"""Following the log of adapters: choosing, loading, attesting and routing them, and serving LoRA on a CPU."""
