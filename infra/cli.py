@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
-from infra import operator_commands, promotion_commands
-from infra.erase_commands import erase_command
-from infra.key_commands import keys
-from infra.learner_commands import learner_commands, upcycle
+from infra.commands import dashboards as operator_commands
+from infra.commands import promotion as promotion_commands
+from infra.commands.erase import erase_command
+from infra.commands.keys import keys
+from infra.commands.learner import learner_commands, upcycle
+from infra.commands.options import settings_options
+from infra.commands.reward import Time, reward_commands
 from infra.logs import log_json, quiet
-from infra.options import settings_options
-from infra.reward_commands import Time, reward_commands
 from infra.signals import stop_on_signal
 from streams.errors import TidemillError
 
