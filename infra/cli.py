@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from infra.commands import dashboards as operator_commands
-from infra.commands import promotion as promotion_commands
-from infra.commands.erase import erase_command
+from infra.commands.dashboards import console, dashboards
+from infra.commands.erase import erase
 from infra.commands.keys import keys
-from infra.commands.learner import learner_commands, upcycle
-from infra.commands.options import settings_options
-from infra.commands.reward import Time, reward_commands
+from infra.commands.learner import learner, upcycle
+from infra.commands.options import Time, settings_options
+from infra.commands.promotion import approve, promote, promotions, rollback
+from infra.commands.reward import reward
 from infra.logs import log_json, quiet
 from infra.signals import stop_on_signal
 from streams.errors import TidemillError
@@ -214,39 +214,8 @@ def show_config(config: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(to_toml(load(config, overrides)), nl=False)
 
 
-@main.group()
-def dashboards() -> None:
-    """Grafana dashboards, built from the metric table."""
-
-
-@dashboards.command()
-@click.option("--url", required=True, help="Of Grafana, such as http://localhost:3000.")
-@click.option("--token", required=True, envvar="GRAFANA_TOKEN", help="A service account's token; better in the variable GRAFANA_TOKEN.")
-@click.option("--prometheus-url", default=None, help="Also make a data source for this Prometheus.")
-def push(url: str, token: str, prometheus_url: str | None) -> None:
-    """Bring folder, data source and dashboards to a Grafana; doing it twice changes nothing."""
-    from dashboards.push import push
-
-    click.echo(f"pushed {', '.join(push(url, token, prometheus_url))} to {url}")
-
-
-@dashboards.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-def write(folder: Path) -> None:
-    """Write the dashboards as JSON, for Grafana's provisioning."""
-    from dashboards.push import write
-
-    for path in write(folder):
-        click.echo(str(path))
-
-
-operator_commands.add_to(main, dashboards, settings_options)
-main.add_command(reward_commands(settings_options))
-main.add_command(learner_commands(settings_options))
-main.add_command(upcycle)
-main.add_command(erase_command(settings_options))
-main.add_command(keys)
-promotion_commands.add_to(main, settings_options)
+for one in (reward, learner, upcycle, erase, keys, dashboards, console, promotions, promote, approve, rollback):
+    main.add_command(one)
 
 
 if __name__ == "__main__":

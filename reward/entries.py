@@ -59,9 +59,9 @@ def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label 
     return labels, tuple(gone)
 
 
-def hashed(user_id: str) -> str:
-    """A person, or some words, told apart from others and no more."""
-    return hashlib.sha256(user_id.encode(errors="replace")).hexdigest()[:16]
+def hashed(text: str) -> str:
+    """A text (what was said, or the id of who said it) told apart from others and no more."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 def _said(label: Label) -> tuple[tuple[Said, ...], dict[str, float]]:

@@ -1,21 +1,42 @@
-"""Commands for operators that stand beside the ring: the files of Prometheus, and the console."""
+"""``tidemill dashboards …``: the files of Grafana and Prometheus. ``tidemill console``: the operator's page."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-SettingsOptions = Callable[[Callable[..., None]], Callable[..., None]]
+from infra.commands.options import settings_options
 
 
-def add_to(main: click.Group, dashboards: click.Group, settings_options: SettingsOptions) -> None:
-    """Hook the commands in."""
-    folder = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-    dashboards.add_command(click.command(name="alerts")(folder(settings_options(alerts))))
-    main.add_command(click.command(name="console")(settings_options(console)))
+@click.group()
+def dashboards() -> None:
+    """Grafana dashboards, built from the metric table."""
 
 
+@dashboards.command()
+@click.option("--url", required=True, help="Of Grafana, such as http://localhost:3000.")
+@click.option("--token", required=True, envvar="GRAFANA_TOKEN", help="A service account's token; better in the variable GRAFANA_TOKEN.")
+@click.option("--prometheus-url", default=None, help="Also make a data source for this Prometheus.")
+def push(url: str, token: str, prometheus_url: str | None) -> None:
+    """Bring folder, data source and dashboards to a Grafana; doing it twice changes nothing."""
+    from dashboards.push import push
+
+    click.echo(f"pushed {', '.join(push(url, token, prometheus_url))} to {url}")
+
+
+@dashboards.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def write(folder: Path) -> None:
+    """Write the dashboards as JSON, for Grafana's provisioning."""
+    from dashboards.push import write
+
+    for path in write(folder):
+        click.echo(str(path))
+
+
+@dashboards.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@settings_options
 def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
     """Write Prometheus' rules, and where metrics_port is set a prometheus.yml that scrapes the ring's parts."""
     from dashboards.alerts import write
@@ -28,6 +49,8 @@ def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
         click.echo(str(path))
 
 
+@click.command()
+@settings_options
 def console(config: str | None, overrides: tuple[str, ...]) -> None:
     """Serve the operator's page: the ring, curves, versions, episodes, dead letters; with an operator key, replay, promote and roll back."""
     from dashboards.console.serve import run_console

@@ -2,15 +2,14 @@
 
 import getpass
 import json
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from infra.commands.options import settings_options
+
 if TYPE_CHECKING:
     from infra.config import Settings
-
-SettingsOptions = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 def _user() -> str:
@@ -24,19 +23,9 @@ BY = click.option("--by", default=_user, show_default="the user's name", help="W
 REASON = click.option("--reason", default=None, help="Why; it stands in the log.")
 
 
-def add_to(main: click.Group, settings_options: SettingsOptions) -> None:
-    """Hook the commands in."""
-    as_json = click.option("--json", "as_json", is_flag=True)
-    adapter = click.argument("adapter")
-    now = click.option("--now", "at_once", is_flag=True, help="Straight to production, past every gate.")
-    to = click.option("--to", default=None, metavar="ADAPTER", help="What answers instead, such as default@5; default@0 is the base.")
-    trial = click.option("--trial", is_flag=True, help="End the trial under way; production stays as it is.")
-    main.command(name="promotions")(as_json(settings_options(promotions)))
-    main.command(name="promote")(adapter(now(BY(REASON(settings_options(promote))))))
-    main.command(name="approve")(BY(REASON(settings_options(approve))))
-    main.command(name="rollback")(to(trial(BY(REASON(settings_options(rollback))))))
-
-
+@click.command()
+@click.option("--json", "as_json", is_flag=True)
+@settings_options
 def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
     """Where adapters stand and every trial: its end, the uplift with its interval, and the labelled conversations and device-seconds it took."""
     from actor.promotion.standing import fold
@@ -64,6 +53,12 @@ def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) ->
         click.echo(each.as_text())
 
 
+@click.command()
+@click.argument("adapter")
+@click.option("--now", "at_once", is_flag=True, help="Straight to production, past every gate.")
+@BY
+@REASON
+@settings_options
 def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
     """Put ADAPTER (default@7) on trial now, not at night; with --now straight into production."""
     from infra.promotion_history import read_adapters
@@ -75,6 +70,10 @@ def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: st
     _write(settings, adapter, "promoted" if at_once else "candidate", by, reason or "by hand")
 
 
+@click.command()
+@BY
+@REASON
+@settings_options
 def approve(by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
     """Promote the adapter that has shown itself better and awaits a person."""
     from actor.promotion.standing import fold
@@ -88,6 +87,12 @@ def approve(by: str, reason: str | None, config: str | None, overrides: tuple[st
     _write(settings, trial.adapter, "promoted", by, reason or "approved", evidence=dict(trial.evidence))
 
 
+@click.command()
+@click.option("--to", default=None, metavar="ADAPTER", help="What answers instead, such as default@5; default@0 is the base.")
+@click.option("--trial", is_flag=True, help="End the trial under way; production stays as it is.")
+@BY
+@REASON
+@settings_options
 def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
     """Take production back to the adapter before it, or --to another; ends the trial under way. With --trial end that alone."""
     from actor.promotion.standing import fold

@@ -1,13 +1,13 @@
 """``tidemill reward …``: versions again from the lake, why a score is what it is, and who votes."""
 
 import sys
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from infra.commands.options import Time, settings_options
 from streams.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,92 +16,73 @@ if TYPE_CHECKING:
     from streams.events import RewardModelVersion
 
 
-class Time(click.ParamType[datetime]):
-    """ISO 8601; without a zone it is UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            time = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no time: write 2026-03-01 or 2026-03-01T12:00:00+01:00", param, ctx)
-        return time if time.tzinfo else time.replace(tzinfo=UTC)
+@click.group()
+def reward() -> None:
+    """The reward model: rebuild versions from the lake, explain a score, fit who votes."""
 
 
-def reward_commands(settings_options: Callable[[Callable[..., None]], Callable[..., None]]) -> click.Group:
-    """The group, whose commands take the settings as all others do."""
+@reward.command()
+@click.option("--from", "since", type=Time(), default=None, help="Only versions published at or after this time (UTC where no zone is given).")
+@click.option("--to", "until", type=Time(), default=None, help="Only versions published before it.")
+@click.option("--version", "number", type=click.IntRange(1), default=None, help="Only this version.")
+@click.option("--without", default=None, metavar="USER", help="As if this person had never been there: says how far they moved each version.")
+@settings_options
+def replay(
+    since: datetime | None, until: datetime | None, number: int | None, without: str | None, config: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
+    from infra.config import load
+    from reward.replay import rebuild_all
 
-    @click.group()
-    def reward() -> None:
-        """The reward model: rebuild versions from the lake, explain a score, fit who votes."""
+    settings = load(config, overrides)
+    versions = [v for v in _versions(settings, since, until) if number in (None, v.version)]
+    if not versions:
+        raise ConfigError("the lake holds no reward-model version of that time or number")
+    equal = True
+    if without is not None:
+        for rebuilt in rebuild_all(_replay(settings, without), versions, _artifacts(settings)):
+            moved = "the same" if rebuilt.equal else f"scores moved by {rebuilt.moved:.4f} on average, {rebuilt.most_moved:.4f} at the most"
+            click.echo(f"version {rebuilt.version} without them: checksum {rebuilt.rebuilt[:12]}, {moved}")
+        return
+    for rebuilt in rebuild_all(_replay(settings), versions, _artifacts(settings)):
+        equal &= rebuilt.equal
+        verdict = "equal" if rebuilt.equal else f"NOT EQUAL: rebuilt {rebuilt.rebuilt[:12]}"
+        click.echo(f"version {rebuilt.version}: {rebuilt.labels} labels, checksum {rebuilt.published[:12]}, {verdict}")
+    if not equal:
+        sys.exit(1)
 
-    @reward.command()
-    @click.option("--from", "since", type=Time(), default=None, help="Only versions published at or after this time (UTC where no zone is given).")
-    @click.option("--to", "until", type=Time(), default=None, help="Only versions published before it.")
-    @click.option("--version", "number", type=click.IntRange(1), default=None, help="Only this version.")
-    @click.option("--without", default=None, metavar="USER", help="As if this person had never been there: says how far they moved each version.")
-    @settings_options
-    def replay(
-        since: datetime | None, until: datetime | None, number: int | None, without: str | None, config: str | None, overrides: tuple[str, ...]
-    ) -> None:
-        """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
-        from infra.config import load
-        from reward.replay import rebuild_all
 
-        settings = load(config, overrides)
-        versions = [v for v in _versions(settings, since, until) if number in (None, v.version)]
-        if not versions:
-            raise ConfigError("the lake holds no reward-model version of that time or number")
-        equal = True
-        if without is not None:
-            for rebuilt in rebuild_all(_replay(settings, without), versions, _artifacts(settings)):
-                moved = "the same" if rebuilt.equal else f"scores moved by {rebuilt.moved:.4f} on average, {rebuilt.most_moved:.4f} at the most"
-                click.echo(f"version {rebuilt.version} without them: checksum {rebuilt.rebuilt[:12]}, {moved}")
-            return
-        for rebuilt in rebuild_all(_replay(settings), versions, _artifacts(settings)):
-            equal &= rebuilt.equal
-            verdict = "equal" if rebuilt.equal else f"NOT EQUAL: rebuilt {rebuilt.rebuilt[:12]}"
-            click.echo(f"version {rebuilt.version}: {rebuilt.labels} labels, checksum {rebuilt.published[:12]}, {verdict}")
-        if not equal:
-            sys.exit(1)
+@reward.command()
+@click.argument("episode")
+@click.option("--version", "number", type=click.IntRange(1), default=None, help="By this version; the newest without it.")
+@settings_options
+def explain(episode: str, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Say why EPISODE's answer gets its score: uncertainty, nearest labelled answers, and the labels that moved it."""
+    from infra.config import load
+    from infra.explaining import Explainer
 
-    @reward.command()
-    @click.argument("episode")
-    @click.option("--version", "number", type=click.IntRange(1), default=None, help="By this version; the newest without it.")
-    @settings_options
-    def explain(episode: str, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
-        """Say why EPISODE's answer gets its score: uncertainty, nearest labelled answers, and the labels that moved it."""
-        from infra.config import load
-        from infra.explaining import Explainer
+    for line in Explainer(load(config, overrides)).explain(episode, number).as_text():
+        click.echo(line)
 
-        for line in Explainer(load(config, overrides)).explain(episode, number).as_text():
-            click.echo(line)
 
-    @reward.command()
-    @click.option("--from", "since", type=Time(), default=None, help="Only episodes that arrived at or after this time.")
-    @click.option("--to", "until", type=Time(), default=None, help="Only episodes that arrived before it.")
-    @click.option(
-        "--clip", default=5.0, show_default=True, type=click.FloatRange(1, 100), help="No verdict counts more than this, nor less than its inverse."
-    )
-    @click.option(
-        "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; name it in reward.propensity_file."
-    )
-    @settings_options
-    def propensity(since: datetime | None, until: datetime | None, clip: float, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
-        """Fit who votes on the lake's episodes, with votes and without, and say what weighting by it would do."""
-        from infra.config import load
-        from reward.replay import who_votes
+@reward.command()
+@click.option("--from", "since", type=Time(), default=None, help="Only episodes that arrived at or after this time.")
+@click.option("--to", "until", type=Time(), default=None, help="Only episodes that arrived before it.")
+@click.option(
+    "--clip", default=5.0, show_default=True, type=click.FloatRange(1, 100), help="No verdict counts more than this, nor less than its inverse."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; name it in reward.propensity_file.")
+@settings_options
+def propensity(since: datetime | None, until: datetime | None, clip: float, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Fit who votes on the lake's episodes, with votes and without, and say what weighting by it would do."""
+    from infra.config import load
+    from reward.replay import who_votes
 
-        settings = load(config, overrides)
-        model, effect = who_votes(_lake(settings), settings.policy.name, since, until, clip)
-        model.save(out)
-        click.echo(str(effect))
-        click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")
-
-    return reward
+    settings = load(config, overrides)
+    model, effect = who_votes(_lake(settings), settings.policy.name, since, until, clip)
+    model.save(out)
+    click.echo(str(effect))
+    click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")
 
 
 def _lake(settings: "Settings") -> Any:
