@@ -13,13 +13,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pydantic import Field
 
 from infra.broker_guard import ADMIN, Guard
 from infra.jars import cache_folder, kafka_jars
+from infra.startable import Startable
 from streams.errors import ConfigError, Unavailable
 from streams.kafka import KafkaSettings, ready
 from streams.section import Section
@@ -57,8 +56,8 @@ class Node:
 ALONE = Node()
 
 
-class Broker:
-    """One broker on one data folder. A context manager: started on entry, stopped in good order on exit."""
+class Broker(Startable):
+    """One broker on one data folder."""
 
     def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE,
                  guard: Guard | None = None) -> None:  # fmt: skip
@@ -125,17 +124,6 @@ class Broker:
     def running(self) -> bool:
         """False once the JVM has exited."""
         return self._process is not None and self._process.poll() is None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
 
     def _unlock(self) -> None:
         if self._lock is not None:

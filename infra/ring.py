@@ -5,8 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 import httpx
 
@@ -14,6 +13,7 @@ from infra.broker import Broker, free_port
 from infra.config import Settings, secrets_as_environment, to_toml
 from infra.processes import Processes, memory_mib
 from infra.roles import base_folder, parts
+from infra.startable import Startable
 from streams.errors import ConfigError, Unavailable
 from streams.kafka import create_topics, ready
 
@@ -21,8 +21,8 @@ MEASURE_EVERY_S = 10.0
 """Adding up the memory of all processes takes a while itself."""
 
 
-class Ring:
-    """Started on entry, stopped in good order on exit: no process, port or lock is left behind."""
+class Ring(Startable):
+    """Broker and parts, stopped in good order: no process, port or lock is left behind."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self._say = say
@@ -38,16 +38,27 @@ class Ring:
         """Where OpenAI clients find the actor."""
         return f"http://{self.settings.actor.host}:{self.settings.actor.port}/v1"
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+    def start(self) -> None:
+        """Broker, topics and base, then every part; waits for none of the parts."""
+        folder = self.settings.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_run(folder)
+        if self.settings.kafka.bootstrap_servers is None:
+            self._say("starting Apache Kafka")
+            self._broker = Broker(self.settings.broker, folder / "broker", self._fetching())
+            self._broker.start()
+            self._set("kafka", bootstrap_servers=self._broker.bootstrap_servers)
+        elif not ready(self.settings.kafka):
+            raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
+        if self.settings.actor.port == 0:
+            self._set("actor", port=free_port())
+        create_topics(self.settings.kafka)
+        self._say("preparing the base")
+        self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
+        config = (folder / "config.toml").resolve()
+        config.write_text(to_toml(self.settings))
+        for part in parts(self.settings):
+            self.processes.start(part, ["run", part, "--config", str(config)], secrets_as_environment(self.settings))
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
@@ -88,27 +99,6 @@ class Ring:
             meanwhile()
             self.check()
             time.sleep(0.5)
-
-    def _start(self) -> None:
-        folder = self.settings.run_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_run(folder)
-        if self.settings.kafka.bootstrap_servers is None:
-            self._say("starting Apache Kafka")
-            self._broker = Broker(self.settings.broker, folder / "broker", self._fetching())
-            self._broker.start()
-            self._set("kafka", bootstrap_servers=self._broker.bootstrap_servers)
-        elif not ready(self.settings.kafka):
-            raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
-        if self.settings.actor.port == 0:
-            self._set("actor", port=free_port())
-        create_topics(self.settings.kafka)
-        self._say("preparing the base")
-        self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
-        config = (folder / "config.toml").resolve()
-        config.write_text(to_toml(self.settings))
-        for part in parts(self.settings):
-            self.processes.start(part, ["run", part, "--config", str(config)], secrets_as_environment(self.settings))
 
     def _set(self, section: str, **values: object) -> None:
         changed = getattr(self.settings, section).model_copy(update=values)

@@ -2,16 +2,15 @@
 
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from infra.broker import Broker, BrokerSettings, Node, free_port, new_cluster_id
+from infra.startable import Startable
 from streams.kafka import KafkaSettings
 from streams.kafka.admin import admin_client
 
 
-class Cluster:
-    """Started on entry, stopped on exit. Every topic has three copies, and two must have a record before it counts as written."""
+class Cluster(Startable):
+    """Every topic has three copies, and two must have a record before it counts as written."""
 
     def __init__(self, folder: Path) -> None:
         controllers, cluster = tuple(free_port() for _ in range(3)), new_cluster_id()
@@ -38,19 +37,11 @@ class Cluster:
             admin.close()
         return [topic["name"] for topic in topics for partition in topic["partitions"] if len(partition["isr_nodes"]) < len(self.nodes)]
 
-    def __enter__(self) -> Self:
-        try:
-            for node in self.nodes:
-                node.launch()
-            for node in self.nodes:
-                node.await_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+    def start(self) -> None:
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.await_ready()
 
     def stop(self) -> None:
         for node in self.nodes:
