@@ -1,10 +1,8 @@
 """A person is forgotten by the whole ring on a real Kafka: join, lake, reward model and learner, and later versions know nothing of them."""
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,10 +29,10 @@ from streams.metrics import Metrics
 from streams.site import Site
 from streams.topics import EPISODES, ERASED, FEEDBACK, LABELS, REWARD_MODELS
 from tests.integration.test_updater import SETTINGS, Worker
+from tests.running import running, wait_for
 
 HER, HER_WORDS = "ann-the-forgotten", "my cat is called Minka"
 OTHERS = 8
-DECLARED = JoinSettings()
 
 
 @pytest.fixture
@@ -42,26 +40,6 @@ def kafka(fresh_broker: Broker) -> KafkaSettings:
     settings = KafkaSettings(bootstrap_servers=fresh_broker.bootstrap_servers, session_timeout_s=6, partitions=2)
     create_topics(settings)
     return settings
-
-
-@contextmanager
-def running(work: Callable[[Site], None], site: Site) -> Iterator[None]:
-    """A part on a thread of its own, stopped in good order at the end."""
-    thread = threading.Thread(target=work, args=(site,))
-    thread.start()
-    try:
-        yield
-    finally:
-        site.stopping.set()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], bool], within_s: float = 240.0) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.2)
 
 
 def publish(kafka: KafkaSettings) -> None:

@@ -1,8 +1,8 @@
 """Every part logs in as itself, over TLS, to a real Kafka that allows nothing else than the table of rights: all can work, and none can do more."""
 
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from streams.kafka import PARTS, Consumer, KafkaSettings, Producer, committed_of
 from streams.metrics import Metrics
 from streams.site import Site
 from streams.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
+from tests.running import running, wait_for
 
 NOW = datetime.now(UTC)
 EPISODE = Episode(episode_id="ep-1", messages=(Message(role="user", content="hello"),), answer="hi", started_at=NOW, ended_at=NOW)
@@ -105,18 +106,8 @@ def test_the_join_works_with_the_rights_of_streams(kafka: Guarded, tmp_path: Pat
     agent.publish(FEEDBACK, THUMB)
     agent.close()
     site = Site(kafka.login("streams"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
-    thread = threading.Thread(target=joiner.run, args=(JoinSettings(), site))
-    thread.start()
-    try:
-        found = False
-        for _ in range(300):
-            found = any(record.key == b"ep-1" for record in read_to_end(kafka.login("learner"), LABELS, "test", Metrics()))
-            if found or site.stopping.wait(0.2):
-                break
-    finally:
-        site.stopping.set()
-        thread.join(60)
-    assert found
+    with running(partial(joiner.run, JoinSettings()), site):
+        wait_for(lambda: any(record.key == b"ep-1" for record in read_to_end(kafka.login("learner"), LABELS, "test", Metrics())))
     assert committed_offsets(kafka.login("operator"), joiner.GROUP)
 
 

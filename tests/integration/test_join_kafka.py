@@ -1,10 +1,9 @@
 """The join on a real Kafka: labels come out, nothing is lost by a kill, bad records are set aside."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from streams.kafka import KafkaSettings, Producer, committed_offsets, end_offset
 from streams.metrics import Metrics
 from streams.site import Site
 from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from tests.running import running, wait_for
 
 
 @pytest.fixture
@@ -31,17 +31,9 @@ def producer(kafka_settings: KafkaSettings) -> Iterator[Producer]:
     made.close()
 
 
-@contextmanager
-def joining(site: Site, settings: JoinSettings | None = None) -> Iterator[None]:
+def joining(site: Site, settings: JoinSettings | None = None) -> AbstractContextManager[None]:
     """The join on a thread of its own, stopped at the end."""
-    thread = threading.Thread(target=joiner.run, args=(settings or JoinSettings(), site))
-    thread.start()
-    try:
-        yield
-    finally:
-        site.stopping.set()
-        thread.join(60)
-        assert not thread.is_alive()
+    return running(partial(joiner.run, settings or JoinSettings()), site)
 
 
 def episode(episode_id: str | None = None) -> Episode:
@@ -62,13 +54,6 @@ def newest_labels(settings: KafkaSettings) -> dict[str, Label]:
 
 def letters(settings: KafkaSettings) -> list[DeadLetter]:
     return [DEAD_LETTERS.decode(record.value) for record in read_to_end(settings, DEAD_LETTERS, "test", Metrics())]
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.2)
 
 
 def test_feedback_becomes_a_label_and_a_changed_thumb_a_newer_one(site: Site, producer: Producer) -> None:

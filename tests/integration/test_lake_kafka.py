@@ -1,10 +1,7 @@
 """The lake on a real Kafka: everything once, through restarts and full disks."""
 
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -18,18 +15,7 @@ from streams.lake_files import Lake
 from streams.metrics import Metrics
 from streams.site import Site
 from streams.topics import FEEDBACK, TOPICS
-
-
-@contextmanager
-def writing(settings: LakeSettings, site: Site) -> Iterator[None]:
-    thread = threading.Thread(target=lake.run, args=(settings, site))
-    thread.start()
-    try:
-        yield
-    finally:
-        site.stopping.set()
-        thread.join(60)
-        assert not thread.is_alive()
+from tests.running import running, wait_for
 
 
 def site_at(kafka: KafkaSettings, folder: Path) -> Site:
@@ -47,13 +33,6 @@ def publish(kafka: KafkaSettings, count: int) -> list[bytes]:
     return values
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    until = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.1)
-
-
 def kept(folder: Path) -> Counter[bytes]:
     return Counter(record.value or b"" for record in Lake(str(folder)).records(FEEDBACK))
 
@@ -68,7 +47,7 @@ def test_every_record_is_kept_once_through_restarts(kafka_settings: KafkaSetting
     for _ in range(3):
         values += publish(kafka_settings, 250)
         site = site_at(kafka_settings, tmp_path)
-        with writing(settings, site):
+        with running(partial(lake.run, settings), site):
             wait_for(partial(holds, tmp_path / "lake", values))
         assert site.metrics.value("tidemill_lake_rows_total", topic=FEEDBACK.name) >= 250
     assert {value: kept(tmp_path / "lake")[value] for value in values} == dict.fromkeys(values, 1)
@@ -80,7 +59,7 @@ def test_every_record_is_kept_once_through_restarts(kafka_settings: KafkaSetting
 def test_stopping_writes_what_waits(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
     values = publish(kafka_settings, 10)
     site = site_at(kafka_settings, tmp_path)
-    with writing(LakeSettings(uri=str(tmp_path / "lake"), flush_rows=10**6, flush_s=3600), site):
+    with running(partial(lake.run, LakeSettings(uri=str(tmp_path / "lake"), flush_rows=10**6, flush_s=3600)), site):
         wait_for(lambda: site.metrics.value("tidemill_consumed_total", topic=FEEDBACK.name, part="lake") >= 10)
         time.sleep(1)
     assert kept(tmp_path / "lake").keys() >= set(values)
@@ -94,7 +73,7 @@ def test_a_store_that_cannot_be_written_is_waited_out_and_nothing_is_lost(kafka_
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a file where the day's folder should be: as unwritable as a full disk")
     site = site_at(kafka_settings, tmp_path)
-    with writing(LakeSettings(uri=str(tmp_path / "lake"), flush_s=0.2, retry_s=0.1), site):
+    with running(partial(lake.run, LakeSettings(uri=str(tmp_path / "lake"), flush_s=0.2, retry_s=0.1)), site):
         wait_for(lambda: site.metrics.value("tidemill_lake_failures_total") >= 3)
         values += publish(kafka_settings, 10)
         for path in in_the_way:

@@ -3,10 +3,9 @@
 import json
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from streams.events import AdapterVersion, Calibration, Episode, Label, RewardMo
 from streams.kafka import KafkaSettings, Producer, read_to_end
 from streams.site import Site
 from streams.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
+from tests.running import running, wait_for
 
 SETTINGS = LearnerSettings(max_output_tokens=8, prompts_per_step=2, prompts_needed=2, threads=1, learning_rate=0.01, engine="transformers")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -80,13 +80,6 @@ def adapters(site: Site) -> list[AdapterVersion]:
     return [event for event in found if event.policy == site.policy]
 
 
-def until(true: Callable[[], bool], within_s: float = 240) -> None:
-    end = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < end, "not in time"
-        time.sleep(0.2)
-
-
 def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(site: Site, producer: Producer, tmp_path: Path) -> None:
     publish_inputs(site, producer, tmp_path / "head")
     mixed = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0})
@@ -118,18 +111,12 @@ def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_res
 
 def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_when_told(site: Site, producer: Producer, tmp_path: Path) -> None:
     publish_inputs(site, producer, tmp_path / "head")
-    thread = threading.Thread(target=worker.run, args=(SETTINGS, RewardSettings(), site))
-    thread.start()
-    try:
-        until(lambda: len(adapters(site)) >= 2)
+    with running(partial(worker.run, SETTINGS, RewardSettings()), site):
+        wait_for(lambda: len(adapters(site)) >= 2)
         pid = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "ray::LearnerProcess" in cmdline(p))
         os.kill(pid, signal.SIGKILL)
         killed_at = len(adapters(site))
-        until(lambda: len(adapters(site)) >= killed_at + 2)
-    finally:
-        site.stopping.set()
-        thread.join(timeout=60)
-    assert not thread.is_alive()
+        wait_for(lambda: len(adapters(site)) >= killed_at + 2)
     found = adapters(site)
     assert [event.version for event in found] == list(range(1, len(found) + 1))
     steps = [event.step for event in found]

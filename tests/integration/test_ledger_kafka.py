@@ -2,9 +2,9 @@
 
 import json
 import random
-import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from streams import joiner
@@ -16,6 +16,7 @@ from streams.ledger import read_ledger
 from streams.metrics import Metrics
 from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK
+from tests.running import running
 
 
 def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_lost(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
@@ -23,10 +24,8 @@ def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_
     producer, chance = Producer(kafka_settings, Metrics(), "test"), random.Random(7)
     before = read_ledger(kafka_settings)
     assert before.balanced, before
-    joining = threading.Thread(target=joiner.run, args=(JoinSettings(batch_records=50), site))
-    joining.start()
     lost = 0
-    try:
+    with running(partial(joiner.run, JoinSettings(batch_records=50)), site):
         for _ in range(400):
             now, episode_id = datetime.now(UTC), new_id("ep")
             given = Feedback(feedback_id=new_id("fb"), episode_id=episode_id, kind=FeedbackKind.THUMB, thumb="up", at=now)
@@ -48,10 +47,7 @@ def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_
             assert time.monotonic() < until, after
             time.sleep(0.5)
         assert after.balanced, after
-    finally:
-        site.stopping.set()
-        joining.join(60)
-        producer.close()
+    producer.close()
     assert after.rows[1].pending == before.rows[1].pending + lost
     assert after.rows[1].joined == before.rows[1].joined + 400 - lost
     assert after.rows[1].dead_lettered > before.rows[1].dead_lettered

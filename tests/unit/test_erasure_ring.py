@@ -1,9 +1,7 @@
 """A person is forgotten by join, lake, reward model and learner together, over a log in memory that passes the real one's contracts."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from streams.ledger import balance, entries
 from streams.site import Site
 from streams.topics import DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, LABELS, Topic
 from tests.fakes import FakeLog
+from tests.running import running, wait_for
 
 HER, HER_WORDS = "ann-the-forgotten", "my cat is called Minka"
 OTHERS = 9
@@ -83,25 +82,6 @@ class Kafka:
 @pytest.fixture
 def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
     return Kafka(monkeypatch)
-
-
-@contextmanager
-def running(work: Callable[[Site], None], site: Site) -> Iterator[None]:
-    thread = threading.Thread(target=work, args=(site,))
-    thread.start()
-    try:
-        yield
-    finally:
-        site.stopping.set()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.01)
 
 
 def publish(kafka: Kafka) -> None:
