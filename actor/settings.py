@@ -79,6 +79,11 @@ class ActorSettings(OutboxSettings, RedactionSettings):
     min_adapter_share: float = Field(default=0.6, gt=0, lt=1)
     """Attestation: how much of the learner's own step from base to adapter this replica must show; the base shows 0, the adapter 1."""
 
+    @field_validator("max_rank", mode="before")
+    @classmethod
+    def _rank_from_a_flag(cls, rank: object) -> object:
+        return int(rank) if isinstance(rank, str) and rank.isdecimal() else rank  # pydantic reads numbers from text, but not among literals
+
     @field_validator("media_hosts")
     @classmethod
     def _hosts_are_names_on_the_internet(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from infra.config import load, secrets_as_environment, shipped, to_toml
 from infra.demo import seed_overrides
 from streams.errors import ConfigError
+from streams.section import Section
 
 
 def test_flags_beat_the_environment_beats_toml_beats_defaults(tmp_path: Path) -> None:
@@ -34,6 +35,14 @@ def test_flags_beat_the_environment_beats_toml_beats_defaults(tmp_path: Path) ->
 def test_a_wrong_setting_names_itself(overrides: list[str], environment: dict[str, str], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         load(None, overrides, environment)
+
+
+def test_every_default_of_a_plain_setting_can_be_given_as_a_flag() -> None:
+    settings = load(None, (), {})
+    sections = {name: section for name in type(settings).model_fields if isinstance(section := getattr(settings, name), Section)}
+    plain = [f"{name}.{key}={value}" for name, section in sections.items() for key, value in section if isinstance(value, (bool, int, float, str))]
+    assert len(plain) > 150
+    assert load(None, plain, {}) == settings
 
 
 def test_a_missing_file_and_broken_toml_are_told(tmp_path: Path) -> None:
