@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 import httpx
 import torch
 
-from infra.broker import Broker, BrokerSettings, free_port
+from infra.broker import Broker, BrokerSettings
 from learner.packing import Branches, pack
 from learner.policy import Policy
 from learner.settings import LearnerSettings
@@ -36,38 +35,19 @@ from streams.events import AdapterVersion, Promotion, new_id
 from streams.kafka import Consumer, KafkaSettings, Producer, create_topics
 from streams.metrics import Metrics
 from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS
+from tests.actor_process import ActorProcess
 
 POLICY = "default"
 GOALS_S = {"attested_p50": 2.0, "rolled_back_max": 5.0}
 WORDS = ({"role": "user", "content": "Say hello to the sea."},)
 
 
-class Replica:
-    """One actor: its process, and its API."""
+class Replica(ActorProcess):
+    """One actor in gated mode, which also lets vLLM load adapters by hand."""
 
     def __init__(self, number: int, kafka: KafkaSettings, base: Path, folder: Path) -> None:
-        self.name, self.port = f"replica-{number}", free_port()
-        told = {"kafka.bootstrap_servers": kafka.bootstrap_servers, "run_folder": folder / self.name, "artifacts_uri": folder / "artifacts",
-                "policy.base": base, "promotion.mode": "gated", "actor.port": self.port, "actor.replica": self.name, "actor.dtype": "float32",
-                "actor.cpu_threads": 1}  # fmt: skip
-        words = [word for key, value in told.items() for word in ("--set", f"{key}={value}")]
-        self.log = folder / f"{self.name}.log"
-        with self.log.open("wb") as out:
-            self.process = subprocess.Popen([sys.executable, "-m", "infra.cli", "run", "actor", *words], stdout=out, stderr=out,
-                                            env={**os.environ, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})  # fmt: skip
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, limits=httpx.Limits(max_keepalive_connections=64))
-
-    def await_ready(self, timeout_s: float = 300.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                if self.http.get("/readyz").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{self.name} did not start:\n{self.log.read_text()[-3000:]}")
-            time.sleep(0.5)
+        super().__init__(kafka, base, folder, f"replica-{number}", {"promotion.mode": "gated", "actor.cpu_threads": 1},
+                         {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})  # fmt: skip
 
     def chat(self, tokens: int) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json={"model": POLICY, "messages": WORDS, "max_tokens": tokens, "ignore_eos": True})
@@ -78,15 +58,6 @@ class Replica:
 
     def unload_by_hand(self, name: str) -> None:
         self.http.post("/v1/unload_lora_adapter", json={"lora_name": name}).raise_for_status()
-
-    def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.http.close()
 
 
 class Load:
@@ -204,6 +175,7 @@ def measure(kafka: KafkaSettings, folder: Path, adapters: int, clients: int, tok
         replicas = [Replica(number, kafka, base, folder) for number in range(2)]
         for replica in replicas:
             stack.callback(replica.stop)
+            replica.launch()
         for replica in replicas:
             replica.await_ready()
         log = Log(kafka)

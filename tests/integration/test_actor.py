@@ -1,16 +1,11 @@
 """One real vLLM with capture inside it, one real Kafka: what clients see is what the log holds, and only proven adapters serve."""
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,34 +25,18 @@ from streams.events import AdapterVersion, Artifact, Attestation, Episode, Event
 from streams.kafka import KafkaSettings, Producer, read_to_end
 from streams.metrics import Metrics
 from streams.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, Topic
+from tests.actor_process import ActorProcess
 
 POLICY = "actor-test"  # of its own: the broker is shared with other suites
-LAUNCH = """
-import json, sys
-from pathlib import Path
-from actor.server import run
-from actor.settings import ActorSettings
-from streams.artifacts import ArtifactStore
-from streams.kafka import KafkaSettings
-from streams.site import Site
-given = json.loads(sys.argv[1])
-site = Site(kafka=KafkaSettings(**given["kafka"]), artifacts=ArtifactStore(given["artifacts"]), policy=given["policy"],
-            base=Path(given["base"]), state=Path(given["state"]))
-run(ActorSettings(**given["actor"]), site)
-"""
 HELLO = [{"role": "user", "content": "Say hello to the sea."}]
 
 
-@dataclass
-class Served:
+class Served(ActorProcess):
     """A running actor and what is needed to talk to it and to look at what it wrote."""
 
-    process: subprocess.Popen[bytes]
-    http: httpx.Client
-    kafka: KafkaSettings
-    store: ArtifactStore
-    base: Path
-    log: Path
+    @property
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(str(self.folder / "artifacts"))
 
     def chat(self, **fields: Any) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json={"model": POLICY, "messages": HELLO, "max_tokens": 8, "ignore_eos": True} | fields)
@@ -94,48 +73,9 @@ class Served:
 @pytest.fixture(scope="module")
 def served(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("actor")
-    base = prepare_base("tiny", folder / "cache")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    given = {
-        "kafka": kafka_settings.model_dump(mode="json"),
-        "artifacts": str(folder / "artifacts"),
-        "policy": POLICY,
-        "base": str(base),
-        "state": str(folder / "state"),
-        "actor": {
-            "port": port,
-            "dtype": "float32",
-            "max_rank": 8,
-            "replica": "test",
-            "max_model_tokens": 1024,
-            "drain_s": 60,
-            "tool_call_parser": "hermes",
-        },
-    }
-    log = folder / "actor.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen([sys.executable, "-c", LAUNCH, json.dumps(given)], stdout=stream, stderr=subprocess.STDOUT, cwd=os.getcwd())
-    http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-    try:
-        deadline = time.monotonic() + 300
-        while not _ready(http):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
-        yield Served(process, http, kafka_settings, ArtifactStore(str(folder / "artifacts")), base, log)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(30)
-
-
-def _ready(http: httpx.Client) -> bool:
-    try:
-        return http.get("/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+    settings = {"policy.name": POLICY, "actor.max_rank": 8, "actor.max_model_tokens": 1024, "actor.drain_s": 60, "actor.tool_call_parser": "hermes"}
+    with Served(kafka_settings, prepare_base("tiny", folder / "cache"), folder, "test", settings) as running:
+        yield running
 
 
 def test_an_episode_holds_the_tokens_and_logprobs_that_the_engine_gave(served: Served) -> None:
@@ -449,7 +389,7 @@ def test_skills_kept_are_loglikelihoods_of_the_base_and_of_what_is_served(served
 
 def test_a_corrupted_artifact_is_refused_and_the_old_adapter_goes_on(served: Served, maker: Maker) -> None:
     event, artifact = maker.publish(2)
-    weights = served.base.parent.parent / "artifacts" / artifact.path / "adapter_model.safetensors"
+    weights = served.folder / "artifacts" / artifact.path / "adapter_model.safetensors"
     broken = bytearray(weights.read_bytes())
     broken[-10] ^= 1
     weights.write_bytes(broken)
@@ -496,7 +436,7 @@ def test_an_adapter_of_another_base_or_of_a_truncated_file_is_refused_and_the_ol
     maker.send(stranger.model_copy(update={"base_fingerprint": "0" * 64}))
     assert "was trained on base" in served.attestation(stranger.name).reason
     short, artifact = maker.publish(21)
-    weights = served.base.parent.parent / "artifacts" / artifact.path / "adapter_model.safetensors"
+    weights = served.folder / "artifacts" / artifact.path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     maker.send(short)
     assert "truncated or altered" in served.attestation(short.name).reason
