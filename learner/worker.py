@@ -13,6 +13,7 @@ from streams.errors import Unavailable
 from streams.kafka import Producer
 from streams.metrics import Metrics
 from streams.site import Site
+from streams.traces import in_logs
 
 log = structlog.get_logger()
 PHASES = ("rollout", "score", "train")
@@ -60,7 +61,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                     exported = Exported(folder, targets, steps, report.metrics | {"device_s": device_s})
                     event = publisher.publish(exported, feed.reward_model, began_at, feed.follows)
                     device_s = 0.0
-                    log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
+                    with in_logs(feed.follows):
+                        log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
             except Unavailable as error:
                 log.warning("waiting", error=str(error))

@@ -19,7 +19,7 @@ from streams.events import RewardModelVersion
 from streams.kafka import Producer, read_to_end
 from streams.site import Site
 from streams.topics import LABELS, REWARD_MODELS
-from streams.traces import Headers
+from streams.traces import Headers, in_logs
 
 MOST_FOLLOWED = 64
 """Labels that a version's span links to."""
@@ -66,6 +66,10 @@ class Versions:
 
     def maybe_publish(self, refitter: Refitter, found: Sequence[Finding] = ()) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
+        with in_logs(*self._follows):
+            return self._refitted(refitter, found)
+
+    def _refitted(self, refitter: Refitter, found: Sequence[Finding]) -> RewardModelVersion | None:
         began, began_at = time.perf_counter(), self._site.clock.now()
         refit = refitter.refit()
         self._tell(refit, time.perf_counter() - began)

@@ -5,10 +5,12 @@ has to hold one open; off, a call returns at once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from pydantic import Field
 
 from streams.section import Section
@@ -89,6 +91,17 @@ def given(value: str | None) -> Headers:
 def written(headers: Headers) -> str:
     """The context as text, to be kept beside an event; empty without one."""
     return next((value.decode("latin-1") for name, value in headers if name == TRACEPARENT), "")
+
+
+@contextmanager
+def in_logs(*follows: Headers) -> Iterator[None]:
+    """Lines that are logged meanwhile say their ``trace``: of the newest of these headers that carries one; none of them, no word of it."""
+    found = next((found for headers in reversed(follows) if (found := _CONTEXT.fullmatch(written(headers)))), None)
+    if found is None:
+        yield
+        return
+    with structlog.contextvars.bound_contextvars(trace=found[1]):
+        yield
 
 
 def _context(headers: Headers) -> Any:

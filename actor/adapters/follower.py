@@ -28,7 +28,7 @@ from streams.kafka import Consumer
 from streams.outbox import Outbox
 from streams.site import Site
 from streams.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
-from streams.traces import Headers
+from streams.traces import Headers, in_logs
 
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
@@ -190,7 +190,8 @@ class Follower:
         if route.production != before.production:
             version = int(route.production.rpartition("@")[2]) if route.production else 0
             self._site.metrics.set("tidemill_serving_version", version, policy=self._site.policy)
-            log.info("adapter live", adapter=route.production or BASE)
+            with in_logs(self._traced.get(route.production or BASE, ())):
+                log.info("adapter live", adapter=route.production or BASE)
             self._observe_since("tidemill_promotion_served_seconds", self._chooser.moved_at)
             if (adapter := self._loaded.get(route.production or BASE)) is not None:
                 self._observe_since("tidemill_thumb_to_served_seconds", adapter.newest_feedback_at)
@@ -222,7 +223,9 @@ class Follower:
             return True
         if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
             return False
-        if self._take(adapter, by_name):
+        with in_logs(self._traced.get(adapter.name, ())):
+            taken = self._take(adapter, by_name)
+        if taken:
             self._loaded[adapter.name] = adapter
             return True
         self._refused_s[adapter.name] = time.monotonic()

@@ -30,7 +30,7 @@ from actor.replies import reply
 from actor.settings import ActorSettings
 from streams.clock import Clock
 from streams.events import Episode, Feedback, FeedbackKind, Outcome, new_id
-from streams.traces import Headers, given
+from streams.traces import Headers, given, in_logs
 
 OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
 KEPT_RESPONSE_BYTES = 4 << 20
@@ -174,7 +174,8 @@ class Capture:
                 kept.append(self._episode(exchange, index, episode_id, told.get(index)))
             except ValidationError as error:
                 self._keeper.skip("invalid")
-                log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
+                with in_logs(exchange.asked_in):
+                    log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
         for episode in kept:
             self._keeper.keep(episode, exchange.asked_in)
         if exchange.tap.prompts:

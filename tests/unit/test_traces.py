@@ -5,10 +5,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from streams.traces import Headers, Traces, TracesSettings, given, make_traces, written
+from streams.traces import Headers, Traces, TracesSettings, given, in_logs, make_traces, written
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 CLIENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
@@ -50,6 +51,20 @@ def test_what_is_no_context_is_passed_over(value: str | None, spans: InMemorySpa
     told(traces, "capture", given(value), (("traceparent", b"\xff"),), (("other", b"x"),))
     traces.close()
     assert spans.get_finished_spans()[0].parent is None
+
+
+def test_lines_that_are_logged_meanwhile_name_the_trace_of_the_newest_record() -> None:
+    older = given(f"00-{'ef' * 16}-{'cd' * 8}-01")
+    context = structlog.contextvars.get_contextvars
+    with in_logs(older, given(CLIENT), ()):
+        assert context() == {"trace": "ab" * 16}
+        with in_logs((), (("traceparent", b"\xff"),)):
+            assert context() == {"trace": "ab" * 16}
+        with in_logs(older):
+            assert context() == {"trace": "ef" * 16}
+        assert context() == {"trace": "ab" * 16}
+    with in_logs(), in_logs(()):
+        assert context() == {}
 
 
 def test_off_nothing_is_carried_and_opentelemetry_is_not_even_imported() -> None:
