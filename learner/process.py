@@ -73,7 +73,7 @@ class LearnerProcess:
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
         step = checkpoint.load(self._trainer, state / "checkpoints")
         self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
-        self._featurizer = Featurizer(base / "dense", reward)
+        self._featurizer = Featurizer.of_site(base, reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
         log.info("learner_ready", step=step, device=device.type, threads=torch.get_num_threads(), engine=self._trainer.engine.name,

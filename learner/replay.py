@@ -62,7 +62,7 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
         torch.set_num_threads(recipes[0].threads)
         policy = Policy(base, recipes[0].settings)
         trainer = Trainer(policy, make_engine(policy, recipes[0].settings), recipes[0].settings)
-        featurizer = Featurizer(base / "dense", reward)
+        featurizer = Featurizer.of_site(base, reward)
         if featurizer.fingerprint != recipes[0].features:
             raise ConfigError("the reward model's features differ: use the [reward] settings of the run, such as its config.toml")
         models: dict[str, RewardModel] = {}

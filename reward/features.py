@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jinja2
 import torch
@@ -60,26 +60,22 @@ class Featurizer:
     """Features of (messages, answer) pairs by a frozen causal language model, cached by content. Thread-safe."""
 
     def __init__(self, backbone: Path, settings: RewardSettings | None = None) -> None:
-        if not (backbone / "config.json").is_file():
-            raise ConfigError(f"{backbone} holds no model for the reward features (no config.json)")
         self._settings = settings = settings or RewardSettings()
+        model, self._mean_layer, self._last_layer = load_trunk(backbone, settings, settings.dtype)
         self._tokenizer = AutoTokenizer.from_pretrained(str(backbone), local_files_only=True)
-        config = AutoConfig.from_pretrained(str(backbone), local_files_only=True)
-        self._mean_layer = max(1, round(config.num_hidden_layers * settings.mean_layer_ratio))
-        self._last_layer = max(1, round(config.num_hidden_layers * settings.last_layer_ratio))
-        config.num_hidden_layers = max(self._mean_layer, self._last_layer)  # what lies above is never loaded nor run
-        verbosity = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # it would report the weights of the layers left out as a fault
-        model = AutoModel.from_pretrained(str(backbone), config=config, dtype=getattr(torch, settings.dtype), local_files_only=True)
-        transformers_logging.set_verbosity(verbosity)
-        self._model = model.to(settings.device).eval().requires_grad_(False)
-        self._hidden = int(config.hidden_size)
+        self._model = model.eval().requires_grad_(False)
+        self._hidden = int(model.config.hidden_size)
         self._whitening_HH, self._centre_H = _whitening(self._model.get_input_embeddings().weight)
         named = f"{fingerprint(backbone)} {LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
         self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
         self._prefix: tuple[tuple[int, ...], Any] | None = None
         self._lock = Lock()
+
+    @classmethod
+    def of_site(cls, base: Path, settings: RewardSettings) -> Self:
+        """On the backbone that the settings name; on the policy's own dense base where they name none."""
+        return cls(settings.backbone or base / "dense", settings)
 
     @property
     def blocks(self) -> tuple[tuple[int, float], ...]:
@@ -97,6 +93,17 @@ class Featurizer:
             self._cache.clear()
             self._prefix = None
 
+    def tokens(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
+        """What the backbone reads: the prompt's last tokens, and the answer's first ones with the end of text."""
+        end = self._tokenizer.eos_token_id
+        prompt_ids = self._ids(self._render(messages), special=True)[-self._settings.max_prompt_tokens :]
+        return prompt_ids or [end], [*self._ids(answer)[: self._settings.max_answer_tokens], end]
+
+    def two_states(self, states: Sequence[Tensor], begin: int) -> tuple[Tensor, Tensor]:
+        """Of the hidden states ``[1, T, H]`` after each layer: ``mean`` and ``last`` ``[H]`` of the answer that begins at token ``begin``."""
+        answer_TH = states[self._mean_layer][0, begin:]
+        return answer_TH[: max(1, len(answer_TH) - 1)].float().mean(0), states[self._last_layer][0, -1].float()
+
     def _one(self, messages: Sequence[Message], answer: str) -> Tensor:
         said = (part for m in messages for part in (m.role, m.text))
         key = hashlib.sha256("\x00".join((*said, answer)).encode(errors="replace")).digest()
@@ -104,8 +111,7 @@ class Featurizer:
             if (known := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
                 return known
-            asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
-            row_D = self._compute(self._render(messages), asked, answer)
+            row_D = self._compute(messages, answer)
             if self._settings.feature_cache_pairs:
                 self._cache[key] = row_D
                 if len(self._cache) > self._settings.feature_cache_pairs:
@@ -113,17 +119,13 @@ class Featurizer:
         return row_D
 
     @torch.inference_mode()
-    def _compute(self, prompt: str, asked: str, answer: str) -> Tensor:
-        end = self._tokenizer.eos_token_id
-        prompt_ids = self._ids(prompt, special=True)[-self._settings.max_prompt_tokens :]
-        whole_ids = self._ids(answer)
-        answer_ids = whole_ids[: self._settings.max_answer_tokens]
+    def _compute(self, messages: Sequence[Message], answer: str) -> Tensor:
+        prompt_ids, answer_ids = self.tokens(messages, answer)
+        asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
         asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
-        states = self._states(tuple(prompt_ids or [end]), (*answer_ids, end))
-        mean_H = states[self._mean_layer][0, : max(1, len(answer_ids))].float().mean(0)
-        last_H = states[self._last_layer][0, -1].float()
-        words_H = self._words(answer_ids)
-        relation = torch.tensor(self._relation(asked_ids, answer_ids) + _form(whole_ids), device=words_H.device)
+        mean_H, last_H = self.two_states(self._states(tuple(prompt_ids), tuple(answer_ids)), 0)
+        words_H = self._words(answer_ids[:-1])
+        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + _form(self._ids(answer)), device=words_H.device)
         row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
         return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -190,6 +192,26 @@ class Featurizer:
             else:
                 return text
         return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) + "\nassistant: "
+
+
+def load_trunk(backbone: Path, settings: RewardSettings, dtype: str) -> tuple[Any, int, int]:
+    """The part of the backbone that the features run through, and the layers whose mean and last state they take. Raises ConfigError."""
+    if not (backbone / "config.json").is_file():
+        raise ConfigError(f"{backbone} holds no model for the reward features (no config.json)")
+    config = AutoConfig.from_pretrained(str(backbone), local_files_only=True)
+    mean_layer, last_layer = (max(1, round(config.num_hidden_layers * ratio)) for ratio in (settings.mean_layer_ratio, settings.last_layer_ratio))
+    config.num_hidden_layers = max(mean_layer, last_layer)  # what lies above is never loaded nor run
+    return load_model(backbone, config=config, dtype=getattr(torch, dtype)).to(settings.device), mean_layer, last_layer
+
+
+def load_model(backbone: Path, **arguments: Any) -> Any:
+    """The backbone without its head for words, which transformers would report as a fault, as it would the weights of layers left out."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoModel.from_pretrained(str(backbone), local_files_only=True, **arguments)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _form(ids: Sequence[int]) -> list[float]:

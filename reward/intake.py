@@ -43,7 +43,7 @@ class Intake:
 
     def __init__(self, settings: RewardSettings, site: Site) -> None:
         self._site = site
-        self._featurizer = featurizer = Featurizer(site.base / "dense", settings)
+        self._featurizer = featurizer = Featurizer.of_site(site.base, settings)
         self._producer = Producer(site.kafka, site.metrics, "tidemill-reward")
         self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
         self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)

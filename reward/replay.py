@@ -116,6 +116,12 @@ def who_votes(lake: Lake, policy: str, since: datetime | None, until: datetime |
     return model, effect_of(model, asked, given)
 
 
+def labels_of(lake: Lake, policy: str) -> list[Label]:
+    """The newest label of each of the policy's episodes that has one."""
+    labels, _ = standing_labels(lake.records(LABELS), _label)
+    return list({label.episode_id: label for label in labels if label.policy == policy}.values())
+
+
 def rebuild_all(replay: Replay, versions: Sequence[RewardModelVersion], artifacts: ArtifactStore) -> Iterator[Rebuilt]:
     """Each version in turn, in order of their numbers."""
     for version in versions:

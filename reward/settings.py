@@ -11,6 +11,9 @@ from streams.section import Section
 class RewardSettings(Section):
     """The streaming reward model: frozen backbone, ensemble head, replay buffer."""
 
+    backbone: Path | None = None
+    """Folder of the model that the features are taken from (``tidemill reward tune`` writes one). None: the policy's own dense base.
+    Another one means other features: all labels are read again."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the frozen backbone; features come out in float32 either way."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")

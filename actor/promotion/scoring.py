@@ -49,7 +49,7 @@ class RewardJudge:
 
     def _backbone(self) -> Features:
         if self._features is None:
-            self._features = Featurizer(self._site.base / "dense", self._settings)
+            self._features = Featurizer.of_site(self._site.base, self._settings)
         return self._features
 
     def _load(self, version: RewardModelVersion) -> RewardModel:

@@ -1,4 +1,4 @@
-"""``tidemill reward …``: versions again from the lake, why a score is what it is, and who votes."""
+"""``tidemill reward …``: versions again from the lake, why a score is what it is, who votes, and a backbone tuned on labels."""
 
 import sys
 from datetime import datetime
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def reward() -> None:
-    """The reward model: rebuild versions from the lake, explain a score, fit who votes."""
+    """The reward model: rebuild versions from the lake, explain a score, fit who votes, tune the backbone."""
 
 
 @reward.command()
@@ -85,6 +85,32 @@ def propensity(since: datetime | None, until: datetime | None, clip: float, out:
     click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")
 
 
+@reward.command()
+@click.option("--rank", default=8, show_default=True, type=click.IntRange(1, 256), help="Rank of the updates.")
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1, 100), help="Times that each label is looked at.")
+@click.option("--learning-rate", default=1e-4, show_default=True, type=click.FloatRange(1e-7, 1e-1), help="Of AdamW.")
+@click.option("--held-out", default=0.25, show_default=True, type=click.FloatRange(0.05, 0.5), help="Share of the labels, the newest, to judge by.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the updates' first values and the order of labels.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder that is not there yet; name it in reward.backbone.")
+@settings_options
+def tune(rank: int, epochs: int, learning_rate: float, held_out: float, seed: int, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Tune the features' backbone by LoRA on the lake's labels; exits 1 when the newest ones are not told better for it."""
+    from infra.config import load
+    from infra.roles import base_folder
+    from reward.replay import labels_of
+    from reward.tuning import Recipe
+    from reward.tuning import tune as tune_backbone
+
+    settings = load(config, overrides)
+    recipe = Recipe(rank=rank, epochs=epochs, learning_rate=learning_rate, held_out=held_out, seed=seed)
+    backbone = settings.reward.backbone or base_folder(settings.policy) / "dense"
+    tuned = tune_backbone(backbone, labels_of(_lake(settings), settings.policy.name), settings.reward, recipe, out, click.echo)
+    click.echo(str(tuned))
+    if not tuned.better:
+        raise ConfigError(f"the heads tell the newest labels no better from the tuned backbone: {out} is not worth naming in reward.backbone")
+    click.echo(f"written to {out}; name it in reward.backbone of all parts and start them again: the updater then reads all labels anew")
+
+
 def _lake(settings: "Settings") -> Any:
     from infra.roles import lake_uri
     from streams.lake_files import Lake
@@ -115,6 +141,6 @@ def _replay(settings: "Settings", without: str | None = None) -> "Replay":
     from streams.erasure import Forgotten
 
     torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
-    featurizer = Featurizer(base_folder(settings.policy) / "dense", settings.reward)
+    featurizer = Featurizer.of_site(base_folder(settings.policy), settings.reward)
     person = None if without is None else Forgotten.ever(without)
     return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join)

@@ -12,7 +12,7 @@ HOMES = {
     "kafka": ("streams/kafka/",),
     "faust": ("reward/updater.py",),
     "ray": ("learner/cluster.py",),
-    "peft": ("learner/policy.py",),
+    "peft": ("learner/policy.py", "reward/tuning.py"),
     "prometheus_client": ("streams/metrics.py",),
     "grafana_api": ("dashboards/push.py",),
     "opentelemetry": ("actor/otlp/wire.py", "streams/traces.py"),
