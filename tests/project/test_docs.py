@@ -39,6 +39,12 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_module_named_exists(page: Path) -> None:
+    named = re.findall(r"(?<![\w/.-])((?:streams|reward|learner|actor|infra|dashboards|tests|benchmarks)/[\w/]+\.py)\b", page.read_text())
+    assert [module for module in named if not (ROOT / module).exists()] == []
+
+
 def test_every_make_target_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))
