@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,11 @@ import pyarrow.parquet
 import pytest
 
 from streams.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, LABELS, REWARD_MODELS, Topic
+from tests.collector import Collector
 
 DEMO = [sys.executable, "-m", "infra.cli", "demo", "--policy", "tiny"]
+STAGES = [("capture", "tidemill-actor"), ("join", "tidemill-streams"), ("refit", "tidemill-reward"), ("step", "tidemill-learner"),
+          ("load", "tidemill-actor")]  # fmt: skip
 
 
 def in_lake(run: Path, topic: Topic) -> list:  # type: ignore[type-arg]
@@ -24,9 +28,16 @@ def in_lake(run: Path, topic: Topic) -> list:  # type: ignore[type-arg]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def collector() -> Iterator[Collector]:
+    with Collector() as listening:
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def run(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("demo") / "run"
-    done = subprocess.run([*DEMO, "--minutes", "5", "--seed", "0", "--keep", str(folder)], capture_output=True, text=True, timeout=900, check=False)
+    words, traced = [*DEMO, "--minutes", "5", "--seed", "0", "--keep", str(folder)], os.environ | {"TIDEMILL_TRACES__URL": collector.url}
+    done = subprocess.run(words, env=traced, capture_output=True, text=True, timeout=900, check=False)
     return folder, done
 
 
@@ -64,6 +75,32 @@ def test_every_arrow_of_the_ring_left_its_events_in_the_lake(run: tuple[Path, su
     served = {e.adapter for e in episodes.values() if e.adapter}
     assert served <= {a.adapter for a in attestations if a.passed}, "an adapter answered before it was attested"
     assert len(served) >= 2
+
+
+def test_one_trace_leads_from_an_answer_through_join_refit_and_step_to_the_adapter_that_was_loaded(
+    run: tuple[Path, subprocess.CompletedProcess[str]], collector: Collector
+) -> None:
+    lines = [collector.line(stage) for stage in collector.stages if stage.name == "load"]
+    assert lines
+    for line in lines:
+        assert [(stage.name, stage.part) for stage in line] == STAGES
+        assert len({stage.trace for stage in line}) == 1
+
+
+def test_what_parts_log_of_a_version_and_of_an_adapter_names_its_trace(
+    run: tuple[Path, subprocess.CompletedProcess[str]], collector: Collector
+) -> None:
+    told = {(line["event"], line.get("trace")) for part in ("reward", "learner", "actor") for line in logged(run[0], part)}
+    traces = {name: {stage.trace for stage in collector.stages if stage.name == name} for name in ("refit", "step", "load")}
+    assert {trace for event, trace in told if event == "reward_model_published"} == traces["refit"]
+    assert {trace for event, trace in told if event == "adapter_published"} == traces["step"]
+    assert set() < {trace for event, trace in told if event == "adapter attested"} <= traces["load"]  # one that was refused has a span too
+
+
+def logged(run: Path, part: str) -> list[dict[str, object]]:
+    """What a part says of itself, a JSON object a line; libraries' own lines left out."""
+    lines = (run / "logs" / f"{part}.log").read_text(errors="replace").splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{"')]
 
 
 def test_the_report_is_one_self_contained_page(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
