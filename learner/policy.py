@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from learner.attention import ATTENTION
 from learner.experts import Factors, FrozenStack, experts_forward
 from learner.packing import Packed
 from learner.parallel import ALONE, Mesh
@@ -56,7 +57,9 @@ class Policy:
         self.base, self.mesh = base, mesh
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(str(base), dtype=getattr(torch, settings.dtype), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base), dtype=getattr(torch, settings.dtype), attn_implementation=ATTENTION, local_files_only=True
+        )
         self.targets = _check_targets(model, settings)
         fused = [f"mlp.experts.{name}" for name in settings.expert_targets]
         own_rank = fused if settings.expert_rank else []
