@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
+
 from reward.buffer import LAYOUT, Entry
 from reward.entries import standing_labels
 from reward.features import Featurizer
@@ -13,11 +15,13 @@ from reward.settings import RewardSettings
 from reward.versions import Versions
 from reward.watch import AnswersWatch, tell
 from streams.dead_letters import DeadLetters
-from streams.errors import InvalidEvent
+from streams.errors import InvalidEvent, Unavailable
 from streams.events import Label
-from streams.kafka import Producer, Record
+from streams.kafka import Producer, Record, committed_offsets, end_offsets
 from streams.site import Site
 from streams.topics import LABELS
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Work:
     def __init__(self) -> None:
         self.in_hand = asyncio.Lock()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.whole = False
+        """True while the buffer holds the labels of all partitions."""
+
+    async def dealt_anew(self, *_: object, **__: object) -> None:
+        """Partitions were taken away; what is left may be a part."""
+        self.whole = False
 
 
 class Intake:
@@ -53,9 +63,23 @@ class Intake:
         self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}-{LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
-    def recover(self, stored: Sequence[bytes]) -> int:
-        """Begin again from the stored entries; returns the newest version's number."""
+    def recover(self, stored: Sequence[bytes], whole: bool) -> int:
+        """Begin again from the stored entries, and go on from the newest version, whoever published it; returns its number.
+
+        What was taken in and never published becomes a version now, if the buffer is ``whole`` and nothing is left to read that would make one.
+        """
         self._refitter.recover(stored)
+        try:
+            if self._versions.catch_up():
+                self._refitter.published = self._versions.newest_model()
+            taken = {partition: end for (topic, partition), end in committed_offsets(self._site.kafka, self.name).items() if topic == LABELS.name}
+            ends = {partition: end for partition, end in end_offsets(self._site.kafka, LABELS, self._site.metrics).items() if end}
+        except Unavailable as error:
+            log.warning("what others have taken in and published is not known: versions may name offsets or numbers too low", error=str(error))
+            return self._versions.number
+        news = self._versions.seen([(partition, end - 1) for partition, end in taken.items()])
+        if news and whole and taken == ends:
+            self._renew()
         return self._versions.number
 
     def prepare(self, records: Sequence[Record]) -> Batch:
@@ -82,15 +106,24 @@ class Intake:
         """Into the buffer; returns what to store by episode, None to delete. Fast: where the store is."""
         return self._refitter.absorb(batch.entries, batch.gone)
 
-    def finish(self, batch: Batch) -> None:
-        """The batch is stored: count it, refit, maybe publish. Slow: on a thread of its own."""
-        self._versions.seen([(record.partition, record.offset) for record in batch.records], len(batch.entries))
+    def finish(self, batch: Batch, whole: bool) -> None:
+        """The batch is stored: count it, refit, maybe publish, if the buffer is ``whole``. Slow: on a thread of its own."""
+        self._versions.seen([(record.partition, record.offset) for record in batch.records])
+        self._site.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
         if self._site.traces.on:
             self._versions.follow([record.headers for record in batch.records])
-        if batch.entries or batch.gone:
-            found = self._watch.findings()
-            tell(found, self._site.metrics)
-            self._versions.maybe_publish(self._refitter, found)
+        if not batch.entries and not batch.gone:
+            return
+        if whole:
+            self._renew()
+        else:
+            log.warning("another updater holds some of the labels: no version until one of the two is gone")
+            self._site.metrics.add("tidemill_reward_versions_total", result="shared")
+
+    def _renew(self) -> None:
+        found = self._watch.findings()
+        tell(found, self._site.metrics)
+        self._versions.maybe_publish(self._refitter, found)
 
     def close(self) -> None:
         """Hang up."""

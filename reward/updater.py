@@ -1,7 +1,7 @@
-"""The Faust app: labels in, reward-model versions out. Wiring only; its steps are in intake.py. The one home of faust.
+"""The Faust app: labels in, reward-model versions out. Wiring only; its steps are in intake.py, Faust itself in faust_parts.py.
 
 State is a changelogged table of the replay buffer's entries. The changelog's deliveries are awaited before a batch counts as done, since
-Faust commits what it has merely buffered; a batch that is read twice changes nothing. One updater a policy: it wants all partitions.
+Faust commits what it has merely buffered; a batch that is read twice changes nothing. One updater a policy: who lacks a partition publishes none.
 """
 
 import asyncio
@@ -14,32 +14,15 @@ import structlog
 import torch
 from faust.sensors.prometheus import setup_prometheus_sensors
 
-from reward.faust_options import FlowControl, faust_options, tls_context
+from reward.faust_parts import AcknowledgedTable, app_of
 from reward.intake import Intake, Work
 from reward.settings import RewardSettings
-from streams.kafka import KafkaSettings, Record
+from streams.kafka import Record
 from streams.site import Site
 from streams.topics import LABELS
 
 log = structlog.get_logger()
 RAW: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
-
-
-class AcknowledgedTable(faust.Table):
-    """A table whose changelog writes can be waited for."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.unacknowledged: list[Any] = []
-
-    def send_changelog(self, *args: Any, **kwargs: Any) -> Any:
-        sent = super().send_changelog(*args, **kwargs)
-        self.unacknowledged.append(sent)
-        return sent
-
-    async def acknowledged(self) -> None:
-        sent, self.unacknowledged = self.unacknowledged, []
-        await asyncio.gather(*sent)
 
 
 def run(settings: RewardSettings, site: Site) -> None:
@@ -58,15 +41,18 @@ def run(settings: RewardSettings, site: Site) -> None:
 
 def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> Any:
     """The app: one agent on the labels, one table. Called inside the event loop that serves it."""
-    app = faust.App(intake.name, broker_credentials=_credentials(site.kafka), **faust_options(settings, site.kafka, site.state))
-    app.flow_control = FlowControl()
+    app = app_of(intake.name, settings, site.kafka, site.state)
     setup_prometheus_sensors(app, registry=site.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
     table = AcknowledgedTable(app, name="buffer", partitions=site.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     app.tables.add(table)
+    app.on_partitions_revoked.connect(work.dealt_anew)
 
     @table.on_recover
-    async def recovered() -> None:
-        log.info("buffer_recovered", labels=len(table), version=intake.recover(list(table.values())))
+    async def recovered() -> None:  # after every rebalance, whether or not there was anything to recover
+        async with work.in_hand:
+            work.whole = sum(partition.topic == LABELS.name for partition in app.consumer.assignment()) == site.kafka.partitions
+            number = await asyncio.to_thread(intake.recover, list(table.values()), work.whole)
+        log.info("buffer_recovered", labels=len(table), version=number)
 
     @app.agent(app.topic(LABELS.name, schema=faust.Schema(**RAW)), name="labels")
     async def learn(stream: Any) -> None:
@@ -89,7 +75,7 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
             else:
                 table[episode_id.encode()] = value
         await table.acknowledged()
-        await asyncio.to_thread(intake.finish, batch)
+        await asyncio.to_thread(intake.finish, batch, work.whole)
 
     return app
 
@@ -110,11 +96,3 @@ async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
         work.failed.result()
     if app.crash_reason is not None:
         raise app.crash_reason
-
-
-def _credentials(kafka: KafkaSettings) -> Any:
-    """What Faust logs in with: none, a TLS context, or SASL over either."""
-    if not kafka.security_protocol.startswith("SASL"):
-        return tls_context(kafka)
-    secret = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
-    return faust.SASLCredentials(username=kafka.sasl_username, password=secret, ssl_context=tls_context(kafka), mechanism=kafka.sasl_mechanism)

@@ -32,10 +32,18 @@ class Versions:
     def __init__(self, settings: RewardSettings, site: Site, producer: Producer, features: str) -> None:
         self._settings, self._site, self._producer = settings, site, producer
         self.features = features
-        self._newest = self._last_on_the_topic()
+        self._newest: RewardModelVersion | None = None
+        self._offsets: dict[int, int] = {}
+        self.catch_up()
         self._withheld: Counter[str] = Counter()
         self._follows: list[Headers] = []
-        self._offsets = dict(self._newest.offsets.get(LABELS.name, {})) if self._newest and self._newest.backbone_fingerprint == features else {}
+
+    def catch_up(self) -> bool:
+        """Go on from the newest version on the topic, whoever wrote it; True when it is another than was known."""
+        before, self._newest = self._newest, self._last_on_the_topic()
+        if self._newest and self._newest.backbone_fingerprint == self.features:
+            self.seen([(partition, end - 1) for partition, end in self._newest.offsets.get(LABELS.name, {}).items()])
+        return self._newest != before
 
     @property
     def number(self) -> int:
@@ -53,12 +61,12 @@ class Versions:
                 log.warning("last_version_unusable", version=self.number, error=str(error))
                 return None
 
-    def seen(self, places: Iterable[tuple[int, int]], labels: int) -> None:
-        """These (partition, offset) were taken into the buffer."""
+    def seen(self, places: Iterable[tuple[int, int]]) -> bool:
+        """These (partition, offset) were taken into the buffer; True when any was not known."""
+        before = dict(self._offsets)
         for partition, offset in places:
             self._offsets[partition] = max(self._offsets.get(partition, 0), offset + 1)
-        if labels:
-            self._site.metrics.add("tidemill_reward_labels_seen_total", labels)
+        return self._offsets != before
 
     def follow(self, labels: Sequence[Headers]) -> None:
         """The next version's trace continues that of the newest label."""

@@ -34,13 +34,22 @@ class Child:
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(self._command, stdout=out, stderr=out, cwd=ROOT, env=self._environment, preexec_fn=die_with_parent)
 
-    def end(self, how: signal.Signals) -> int:
-        """What it ended with; nothing happens to one that is not there."""
+    def tell(self, how: signal.Signals) -> None:
+        """Nothing happens to one that is not there."""
+        if self._process is not None:
+            self._process.send_signal(how)
+
+    def ended(self) -> int:
+        """Wait for it; what it ended with."""
         if self._process is None:
             return 0
-        self._process.send_signal(how)
         status, self._process = self._process.wait(60), None
         return status
+
+    def end(self, how: signal.Signals) -> int:
+        """Tell it, and wait."""
+        self.tell(how)
+        return self.ended()
 
     def died(self) -> bool:
         """It ended by itself, other than well."""

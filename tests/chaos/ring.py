@@ -56,7 +56,9 @@ class Ring:
     def kill(self, *names: str) -> None:
         """SIGKILL, all at the same moment as far as one can."""
         for name in names:
-            self.children[name].end(signal.SIGKILL)
+            self.children[name].tell(signal.SIGKILL)
+        for name in names:
+            self.children[name].ended()
 
     def books(self) -> Ledger:
         """They balance at any moment, or the test is over. Raises Unavailable."""
@@ -108,8 +110,10 @@ class Ring:
         while any(self.lake(name).positions(topic).get(p, 0) < end for name in names for topic in kept_topics for p, end in ends[topic].items()):
             assert time.monotonic() < until, {name: {topic.short_name: self.lake(name).positions(topic) for topic in kept_topics} for name in names}
             time.sleep(0.3)
+        for name in names:  # all at once, lest one takes over from the other and writes labels again
+            self.children[name].tell(signal.SIGTERM)
         for name in names:
-            assert self.children[name].end(signal.SIGTERM) == 0, self.children[name].log.read_text()[-3000:]
+            assert self.children[name].ended() == 0, self.children[name].log.read_text()[-3000:]
         for name in names:
             for topic in kept_topics:
                 kept = sorted((record.partition, record.offset) for record in self.lake(name).records(topic))

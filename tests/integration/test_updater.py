@@ -13,14 +13,18 @@ from pathlib import Path
 import pytest
 
 from infra.broker import Broker
+from reward.buffer import LAYOUT
 from reward.features import Featurizer
 from reward.model import RewardModel
 from reward.settings import RewardSettings
+from reward.versions import Versions
 from streams.artifacts import ArtifactStore
 from streams.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
-from streams.kafka import KafkaSettings, Producer, create_topics, end_offsets, read_to_end
+from streams.kafka import KafkaSettings, Producer, committed_offsets, create_topics, end_offsets, read_to_end
 from streams.metrics import Metrics
+from streams.site import Site
 from streams.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
+from tests.unit.test_scoring import head, published
 
 SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -35,13 +39,7 @@ from streams.site import Site
 
 logging.basicConfig(level=logging.INFO)
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
-if sys.argv.pop() == "broken":
-    import reward.intake
-
-    def prepare(self, records):
-        raise RuntimeError("a planted fault")
-
-    reward.intake.Intake.prepare = prepare
+exec(sys.argv.pop())
 kafka, settings, base, state, store = sys.argv[1:]
 site = Site(KafkaSettings.model_validate_json(kafka), ArtifactStore(store), "default", Path(base), Path(state))
 signal.signal(signal.SIGTERM, lambda *_: site.stopping.set())
@@ -52,10 +50,11 @@ run(RewardSettings.model_validate_json(settings), site)
 class Worker:
     """The updater in a process of its own."""
 
-    def __init__(self, kafka: KafkaSettings, base: Path, folder: Path, broken: bool = False) -> None:
+    def __init__(self, kafka: KafkaSettings, base: Path, folder: Path, fault: str = "") -> None:
+        """``fault``: Python that breaks something in the process before it begins."""
         self.kafka, self.store = kafka, str(folder / "artifacts")
         self._log = (folder / f"worker-{uuid.uuid4().hex[:6]}.log").open("w")
-        arguments = [kafka.model_dump_json(), SETTINGS.model_dump_json(), str(base), str(folder / "state"), self.store, "broken" if broken else ""]
+        arguments = [kafka.model_dump_json(), SETTINGS.model_dump_json(), str(base), str(folder / "state"), self.store, fault]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen([sys.executable, "-u", "-c", WORKER, *arguments], env=environment, stdout=self._log, stderr=self._log)
 
@@ -106,6 +105,12 @@ def events_of(kafka: KafkaSettings, topic: Topic[Event]) -> list[Event]:
     return [topic.decode(record.value) for record in read_to_end(kafka, topic, "test", Metrics())]
 
 
+def taken_in(kafka: KafkaSettings, base: Path) -> dict[int, int]:
+    """Where the updater's group stands, by partition."""
+    group = f"tidemill-reward-default-{Featurizer(base / 'dense', SETTINGS).fingerprint[:12]}-{LAYOUT}"
+    return {partition: end for (topic, partition), end in committed_offsets(kafka, group).items() if topic == LABELS.name}
+
+
 def wait_for(found: Callable[[], bool], worker: Worker, within_s: float = 240.0) -> None:
     until = time.monotonic() + within_s
     while not found():
@@ -153,14 +158,39 @@ def test_labels_become_versions_bad_records_are_set_aside_and_a_kill_loses_nothi
     producer.close()
 
 
-def test_a_batch_that_failed_is_read_again_by_the_next_worker(kafka: KafkaSettings, tiny_base: Path, tmp_path: Path, workers: list[Worker]) -> None:
+def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_becomes_a_version_at_the_next_start(
+    kafka: KafkaSettings, tiny_base: Path, tmp_path: Path, workers: list[Worker]
+) -> None:
     producer = Producer(kafka, Metrics(), "test")
+    labels_of_versions: Callable[[], list[int]] = lambda: [v.labels for v in events_of(kafka, REWARD_MODELS)]  # type: ignore[attr-defined]  # noqa: E731
     for number in range(12):
         producer.send(LABELS, label(number, float(number % 2)))
     producer.flush()
-    workers.append(failing := Worker(kafka, tiny_base, tmp_path, broken=True))
+    workers.append(failing := Worker(kafka, tiny_base, tmp_path, "from reward.intake import Intake\nIntake.prepare = lambda *_: 1 / 0"))
     assert failing.process.wait(timeout=120) == 1
-    assert "a planted fault" in Path(failing._log.name).read_text()
-    workers.append(next_one := Worker(kafka, tiny_base, tmp_path))
-    wait_for(lambda: [v.labels for v in events_of(kafka, REWARD_MODELS)] == [12], next_one)  # type: ignore[attr-defined]
+    assert "ZeroDivisionError" in Path(failing._log.name).read_text()
+
+    workers.append(silent := Worker(kafka, tiny_base, tmp_path, "from reward.versions import Versions\nVersions.maybe_publish = lambda *_: None"))
+    wait_for(lambda: sum(taken_in(kafka, tiny_base).values()) == 12, silent)
+    assert silent.stop(signal.SIGTERM) == 0
+    assert labels_of_versions() == []
+
+    workers.append(last := Worker(kafka, tiny_base, tmp_path))
+    wait_for(lambda: labels_of_versions() == [12], last)
+    assert events_of(kafka, REWARD_MODELS)[0].offsets[LABELS.name] == taken_in(kafka, tiny_base)  # type: ignore[attr-defined]
+    producer.close()
+
+
+def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: KafkaSettings, tmp_path: Path) -> None:
+    site = Site(kafka, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path)
+    producer = Producer(kafka, Metrics(), "test")
+    standby = Versions(SETTINGS, site, producer, "f" * 64)
+    assert standby.number == 0
+    producer.publish(REWARD_MODELS, published(site.artifacts, tmp_path, head(), number=7))
+    assert standby.catch_up()
+    assert standby.number == 7
+    model = standby.newest_model()
+    assert model is not None
+    assert model.checksum() == head().checksum()
+    assert not standby.catch_up()
     producer.close()

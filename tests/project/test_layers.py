@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {"streams": 0, "reward": 1, "learner": 2, "actor": 2, "infra": 3, "dashboards": 3}
 HOMES = {
     "kafka": ("streams/kafka/",),
-    "faust": ("reward/updater.py",),
+    "faust": ("reward/faust_parts.py", "reward/updater.py"),
     "ray": ("learner/cluster.py",),
     "peft": ("learner/policy.py", "reward/tuning.py"),
     "prometheus_client": ("streams/metrics.py",),
