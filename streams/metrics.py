@@ -50,7 +50,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_reward_auc_ratio", "gauge", "reward", "Chance that a good answer was predicted above a bad one, over the recent window."),
     Metric("tidemill_reward_disagreement_ratio", "gauge", "reward", "How far the ensemble of the published model is apart on the newest labels: mean standard deviation of its chances."),
     Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (Page-Hinkley over the recent window)."),
-    Metric("tidemill_reward_guard_ratio", "gauge", "reward", "What a rule against reward hacking measures over the newest live answers.", ("rule",)),
+    Metric("tidemill_reward_guard_ratio", "gauge", "reward", "What a rule against reward hacking measures over the newest live answers, or a candidate's.", ("rule",)),
     Metric("tidemill_reward_guard_tripped", "gauge", "reward", "1 while a rule against reward hacking is beyond its threshold.", ("rule",)),
     Metric("tidemill_label_to_reward_model_seconds", "histogram", "reward", "From the newest label's feedback to the version that counts it."),
     # learner

@@ -1,5 +1,6 @@
 """After a promotion: the new production beside what is held back on the one before it, and what takes it back by itself. Pure."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
@@ -7,15 +8,18 @@ from actor.promotion.canary import compare, prior_in, side_of
 from actor.promotion.observed import Observed
 from actor.promotion.settings import PromotionSettings
 from actor.promotion.standing import Move
-from reward.guards import inspect, inspect_tools
+from reward.guards import Finding, inspect, inspect_tools
 
 FEWEST_ANSWERS = 64
 """Of either side, before signs of hacking are looked for in what people were answered."""
 
 
-def next_move(observed: Observed, settings: PromotionSettings, now: datetime) -> Move | None:
+def next_move(
+    observed: Observed, settings: PromotionSettings, now: datetime, tell: Callable[[Sequence[Finding]], None] = lambda _: None
+) -> Move | None:
     """Back, when a replica cannot serve it, people like it less, it fails more often, or it shows signs of hacking; to all conversations, when
-    its time is over; to fewer, when a person promoted it to all at once; None while it goes on."""
+    its time is over; to fewer, when a person promoted it to all at once; None while it goes on. ``tell`` hears what the rules against hacking
+    find."""
     standing = observed.standing
     if standing.production is None or standing.since is None or settings.watch_h == 0:
         return None
@@ -28,13 +32,15 @@ def next_move(observed: Observed, settings: PromotionSettings, now: datetime) ->
     if refused and not over:
         return Move("rolled_back", f"a replica cannot serve it: {refused}"[:1000], {"failed": refused})
     if standing.share < 1:
-        return _beside_the_one_before(observed, standing.since, settings, over)
+        return _beside_the_one_before(observed, standing.since, settings, over, tell)
     if over or settings.promoted_share == 1:
         return None
     return Move("promoted", "some conversations go on with the production before it, to compare with", canary_share=settings.promoted_share)
 
 
-def _beside_the_one_before(observed: Observed, since: datetime, settings: PromotionSettings, over: bool) -> Move | None:
+def _beside_the_one_before(
+    observed: Observed, since: datetime, settings: PromotionSettings, over: bool, tell: Callable[[Sequence[Finding]], None]
+) -> Move | None:
     sides = (observed.standing.production, observed.standing.previous)
     verdicts = [side_of(observed.voices, adapter, since) for adapter in sides]
     failures = [observed.failures(adapter, since) for adapter in sides]
@@ -46,8 +52,9 @@ def _beside_the_one_before(observed: Observed, since: datetime, settings: Promot
     calling = [[each for each in observed.episodes if each.adapter == adapter and each.started_at >= since and each.tool_calls] for adapter in sides]
     found = inspect(*answers) if min(map(len, answers)) >= FEWEST_ANSWERS else ()
     tools = inspect_tools(*calling) if min(map(len, calling)) >= FEWEST_ANSWERS else None
-    tripped = [finding for finding in (*found, tools) if finding is not None and finding.tripped]
-    if tripped:
+    found = (*found, tools) if tools is not None else found
+    tell(found)
+    if tripped := [finding for finding in found if finding.tripped]:
         return Move("rolled_back", "; ".join(map(str, tripped)), {**told, "hacking": [asdict(finding) for finding in tripped]})
     if over:
         return Move("promoted", f"answers all again after promotion.watch_h = {settings.watch_h:g}: {shown.said}", {"after": told}, canary_share=1.0)

@@ -19,6 +19,7 @@ from actor.promotion.settings import PromotionSettings
 from actor.promotion.standing import TIDEMILL, Move
 from actor.promotion.trials import Trials, candidate_move
 from reward.settings import RewardSettings
+from reward.watch import tell as tell_findings
 from streams.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.events import Promotion, new_id
 from streams.kafka import Consumer, Producer
@@ -77,7 +78,7 @@ class Promoter:
         """Read what has come, and make the next move if there is one. Raises Unavailable."""
         self._read()
         standing, now = self.observed.standing, self._site.clock.now()
-        move = held_back.next_move(self.observed, self._settings, now)
+        move = held_back.next_move(self.observed, self._settings, now, lambda found: tell_findings(found, self._site.metrics))
         if move is not None:
             adapter = str(standing.production)
         elif standing.trial is not None:
@@ -125,5 +126,8 @@ class Promoter:
         self._site.metrics.add("tidemill_promotions_total", move=event.move)
         for gate in move.evidence.get("gates", ()):
             self._site.metrics.add("tidemill_promotion_gates_total", gate=gate["gate"], result="passed" if gate["passed"] else "failed")
+            for rule, found in gate.get("rules", {}).items():
+                self._site.metrics.set("tidemill_reward_guard_ratio", found["value"], rule=rule)
+                self._site.metrics.set("tidemill_reward_guard_tripped", float(found["tripped"]), rule=rule)
         log.info("moved", adapter=adapter, move=event.move, reason=event.reason)
         return event

@@ -267,6 +267,9 @@ def test_a_better_adapter_is_promoted_with_its_evidence(town: Town) -> None:
     gates, canary, promoted = (event.evidence for event in town.log[1:])
     assert {gate["gate"] for gate in gates["gates"]} == {"attested", "kl_budget", "reward_model", "win_rate", "retention", "hacking", "shift"}
     assert {gate["gate"] for gate in canary["gates"]} == {"win_rate", "hacking", "shift"}
+    rules = next(gate["rules"] for gate in canary["gates"] if gate["gate"] == "hacking")
+    for rule, found in rules.items():
+        assert town.promoter_metrics.value("tidemill_reward_guard_ratio", rule=rule) == found["value"]
     assert 0 < promoted["low"] < promoted["uplift"] < promoted["high"]
     assert promoted["low"] < 0.3 < promoted["high"]  # what is true
     assert promoted["candidate"]["labels"] >= 30

@@ -1,5 +1,6 @@
 """A new production is watched beside what is held back on the one before it, and goes back by itself."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from actor.promotion.held_back import next_move
 from actor.promotion.observed import Observed
 from actor.promotion.settings import PromotionSettings
 from actor.promotion.standing import Move
+from reward.guards import Finding
 from streams.events import Attestation, Episode, Event, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -48,11 +50,14 @@ def attested(passed: bool, minutes: float, adapter: str = NEW) -> Attestation:
                        at=T0 + timedelta(minutes=minutes))  # fmt: skip
 
 
-def after(*events: Event, hours: float = 1.0, share: float | None = 0.95, settings: PromotionSettings = SETTINGS) -> Move | None:
+def after(
+    *events: Event, hours: float = 1.0, share: float | None = 0.95, settings: PromotionSettings = SETTINGS,
+    tell: Callable[[Sequence[Finding]], None] = lambda _: None,
+) -> Move | None:  # fmt: skip
     observed = Observed("default", episodes_kept=1000)
     for event in (promotion(BEFORE, 0), promotion(NEW, 5, canary_share=share), *events):
         observed.take(event)
-    return next_move(observed, settings, T0 + timedelta(minutes=5, hours=hours))
+    return next_move(observed, settings, T0 + timedelta(minutes=5, hours=hours), tell)
 
 
 def test_a_new_production_that_people_like_less_than_the_one_before_goes_back_with_the_evidence() -> None:
@@ -98,7 +103,9 @@ def test_tool_calls_that_fail_more_than_before_take_it_back() -> None:
     move = after(*calling(NEW, "{}"), *calling(BEFORE, '{"leaf": "green"}'))
     assert move is not None
     assert (move.move, [finding["rule"] for finding in move.evidence["hacking"]]) == ("rolled_back", ["tools"])
-    assert after(*calling(NEW, '{"leaf": "green"}'), *calling(BEFORE, "{}")) is None
+    told: list[Finding] = []
+    assert after(*calling(NEW, '{"leaf": "green"}'), *calling(BEFORE, "{}"), tell=told.extend) is None
+    assert [(found.value, found.reference) for found in told if found.rule == "tools"] == [(0.0, 1.0)]
 
 
 def test_one_replica_that_cannot_serve_it_takes_it_back_everywhere() -> None:
