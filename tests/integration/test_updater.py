@@ -105,9 +105,9 @@ def events_of(kafka: KafkaSettings, topic: Topic[Event]) -> list[Event]:
     return [topic.decode(record.value) for record in read_to_end(kafka, topic, "test", Metrics())]
 
 
-def taken_in(kafka: KafkaSettings, base: Path) -> dict[int, int]:
+def taken_in(kafka: KafkaSettings, features: Featurizer) -> dict[int, int]:
     """Where the updater's group stands, by partition."""
-    group = f"tidemill-reward-default-{Featurizer(base / 'dense', SETTINGS).fingerprint[:12]}-{LAYOUT}"
+    group = f"tidemill-reward-default-{features.fingerprint[:12]}-{LAYOUT}"
     return {partition: end for (topic, partition), end in committed_offsets(kafka, group).items() if topic == LABELS.name}
 
 
@@ -161,7 +161,7 @@ def test_labels_become_versions_bad_records_are_set_aside_and_a_kill_loses_nothi
 def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_becomes_a_version_at_the_next_start(
     kafka: KafkaSettings, tiny_base: Path, tmp_path: Path, workers: list[Worker]
 ) -> None:
-    producer = Producer(kafka, Metrics(), "test")
+    producer, features = Producer(kafka, Metrics(), "test"), Featurizer(tiny_base / "dense", SETTINGS)
     labels_of_versions: Callable[[], list[int]] = lambda: [v.labels for v in events_of(kafka, REWARD_MODELS)]  # type: ignore[attr-defined]  # noqa: E731
     for number in range(12):
         producer.send(LABELS, label(number, float(number % 2)))
@@ -171,13 +171,13 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
     assert "ZeroDivisionError" in Path(failing._log.name).read_text()
 
     workers.append(silent := Worker(kafka, tiny_base, tmp_path, "from reward.versions import Versions\nVersions.maybe_publish = lambda *_: None"))
-    wait_for(lambda: sum(taken_in(kafka, tiny_base).values()) == 12, silent)
+    wait_for(lambda: sum(taken_in(kafka, features).values()) == 12, silent)
     assert silent.stop(signal.SIGTERM) == 0
     assert labels_of_versions() == []
 
     workers.append(last := Worker(kafka, tiny_base, tmp_path))
     wait_for(lambda: labels_of_versions() == [12], last)
-    assert events_of(kafka, REWARD_MODELS)[0].offsets[LABELS.name] == taken_in(kafka, tiny_base)  # type: ignore[attr-defined]
+    assert events_of(kafka, REWARD_MODELS)[0].offsets[LABELS.name] == taken_in(kafka, features)  # type: ignore[attr-defined]
     producer.close()
 
 
