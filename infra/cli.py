@@ -14,6 +14,7 @@ from infra.commands.keys import keys
 from infra.commands.learner import learner, upcycle
 from infra.commands.options import Time, settings_options
 from infra.commands.promotion import approve, promote, promotions, rollback
+from infra.commands.prune import prune
 from infra.commands.reward import reward
 from infra.logs import log_json, quiet
 from infra.signals import stop_on_signal
@@ -214,7 +215,7 @@ def show_config(config: str | None, overrides: tuple[str, ...]) -> None:
     click.echo(to_toml(load(config, overrides)), nl=False)
 
 
-for one in (reward, learner, upcycle, erase, keys, dashboards, console, promotions, promote, approve, rollback):
+for one in (reward, learner, upcycle, erase, prune, keys, dashboards, console, promotions, promote, approve, rollback):
     main.add_command(one)
 
 

@@ -45,6 +45,17 @@ class PolicySettings(Section):
     experts_per_token: int = Field(default=2, ge=1, le=64)
 
 
+class PruneSettings(Section):
+    """How much `tidemill prune` leaves of what is no longer in use. The lake and the topics have settings of their own."""
+
+    keep_adapters: int = Field(default=20, ge=2, le=100_000)
+    """Newest adapters kept, besides production, what may be gone back to, what is or may be tried, and what a replica serves."""
+    keep_productions: int = Field(default=10, ge=1, le=100_000)
+    """Earlier productions kept to go back to, newest first; those that were found bad do not count."""
+    keep_reward_models: int = Field(default=50, ge=2, le=100_000)
+    """Newest reward models kept, besides those that kept adapters were made with."""
+
+
 class Settings(BaseSettings):
     """Everything that can be set. Frozen; unknown keys fail."""
 
@@ -73,6 +84,7 @@ class Settings(BaseSettings):
     traces: TracesSettings = TracesSettings()
     people: PeopleSettings = PeopleSettings()
     console: ConsoleSettings = ConsoleSettings()
+    prune: PruneSettings = PruneSettings()
 
     @property
     def gated_policy(self) -> str | None:

@@ -116,6 +116,17 @@ class ArtifactStore:
             raise Unavailable(f"cannot delete artifact {path}: {error}") from error
         return True
 
+    def below(self, folder: str) -> dict[str, int]:
+        """Path and size in bytes of each finished artifact right below a folder; one that is just being written is not among them."""
+        try:
+            places = self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._at(folder), allow_not_found=True))
+            paths = [f"{folder}/{place.base_name}" for place in places if place.type == pyarrow.fs.FileType.Directory]
+            manifests = {path: self._read_small(f"{self._at(path)}/{MANIFEST}") for path in sorted(paths)}
+        except OSError as error:
+            raise Unavailable(f"cannot list the artifacts of {folder}: {error}") from error
+        finished = {path: MANIFEST_SHAPE.validate_json(text) for path, text in manifests.items() if text is not None}
+        return {path: sum(entry.size_bytes for entry in entries.values()) for path, entries in finished.items()}
+
     def _sign(self, artifact: Artifact) -> None:
         """Ed25519 is deterministic: signing again writes the same bytes."""
         if (signature := self._signing.sign(artifact.path, artifact.sha256)) is not None:
