@@ -38,8 +38,8 @@ class Full(Spool):
 class House:
     """The doors, with one episode of tenant acme behind them, and vLLM's stand-in that knows nothing."""
 
-    def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None) -> None:
-        self.spool, settings, conversations = spool or Spool(), ActorSettings(max_feedback_bytes=2000), Conversations(10)
+    def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000) -> None:
+        self.spool, settings, conversations = spool or Spool(), ActorSettings(max_feedback_bytes=largest), Conversations(10)
         keeper = Keeper(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
         keeper.keep(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
                                             "started_at": NOW, "ended_at": NOW}))  # fmt: skip
