@@ -94,7 +94,7 @@ class Broker(Startable):
         command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
                    f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}", "-cp", f"{jars}/*"]  # fmt: skip
         if not (self._folder / "data" / "meta.properties").exists():
-            done = self._format(command, ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(config)])
+            done = self._format(command, ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config)])
             if done.returncode:
                 raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
         with (self._folder / "stdout.log").open("ab") as out:

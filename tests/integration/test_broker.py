@@ -20,6 +20,7 @@ NOW = "2026-01-01T00:00:00Z"
 
 
 def test_every_acknowledged_record_survives_kill_9_and_a_new_port(tmp_path: Path) -> None:
+    (tmp_path / "cluster-id").write_text("-8n1xdOAQ8y8QxGqvKpqBw")  # of random ids one in 64 begins like an option of the command line
     broker = Broker(BrokerSettings(), tmp_path)
     broker.start()
     settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
