@@ -63,24 +63,27 @@ class Intake:
         self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}-{LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
-    def recover(self, stored: Sequence[bytes], whole: bool) -> int:
-        """Begin again from the stored entries, and go on from the newest version, whoever published it; returns its number.
+    def recover(self, stored: Sequence[bytes], held: int) -> bool:
+        """Begin again from the stored entries, and go on from the newest version, whoever published it.
 
-        What was taken in and never published becomes a version now, if the buffer is ``whole`` and nothing is left to read that would make one.
+        ``held`` partitions of the labels are ours; returns whether that is all of them. What was taken in and never published becomes a version
+        now, if the buffer is whole and nothing is left to read that would make one.
         """
         self._refitter.recover(stored)
         try:
             if self._versions.catch_up():
                 self._refitter.published = self._versions.newest_model()
+            log.info("buffer_recovered", labels=len(stored), version=self._versions.number)
             taken = {partition: end for (topic, partition), end in committed_offsets(self._site.kafka, self.name).items() if topic == LABELS.name}
-            ends = {partition: end for partition, end in end_offsets(self._site.kafka, LABELS, self._site.metrics).items() if end}
+            ends = end_offsets(self._site.kafka, LABELS, self._site.metrics)
         except Unavailable as error:
             log.warning("what others have taken in and published is not known: versions may name offsets or numbers too low", error=str(error))
-            return self._versions.number
+            return held == self._site.kafka.partitions
+        whole = held == len(ends)
         news = self._versions.seen([(partition, end - 1) for partition, end in taken.items()])
-        if news and whole and taken == ends:
+        if news and whole and taken == {partition: end for partition, end in ends.items() if end}:
             self._renew()
-        return self._versions.number
+        return whole
 
     def prepare(self, records: Sequence[Record]) -> Batch:
         """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import faust
-import structlog
 import torch
 from faust.sensors.prometheus import setup_prometheus_sensors
 
@@ -21,7 +20,6 @@ from streams.kafka import Record
 from streams.site import Site
 from streams.topics import LABELS
 
-log = structlog.get_logger()
 RAW: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
 
 
@@ -50,9 +48,8 @@ def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> A
     @table.on_recover
     async def recovered() -> None:  # after every rebalance, whether or not there was anything to recover
         async with work.in_hand:
-            work.whole = sum(partition.topic == LABELS.name for partition in app.consumer.assignment()) == site.kafka.partitions
-            number = await asyncio.to_thread(intake.recover, list(table.values()), work.whole)
-        log.info("buffer_recovered", labels=len(table), version=number)
+            held = sum(partition.topic == LABELS.name for partition in app.consumer.assignment())
+            work.whole = await asyncio.to_thread(intake.recover, list(table.values()), held)
 
     @app.agent(app.topic(LABELS.name, schema=faust.Schema(**RAW)), name="labels")
     async def learn(stream: Any) -> None:
