@@ -18,12 +18,19 @@ from typing import NamedTuple
 import structlog
 
 from streams.errors import Unavailable
+from streams.topics import BY_NAME
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB, put_at_s REAL NOT NULL DEFAULT 0,
   trace TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS lived (seconds REAL NOT NULL);
 INSERT INTO lived SELECT 0 WHERE NOT EXISTS (SELECT * FROM lived);
+"""
+BEYOND = 1 << 62
+"""No outbox ever comes to such an id: a file or a counter that says so is damaged."""
+SHAPELESS = """
+SELECT EXISTS (SELECT * FROM spool WHERE id < 1 OR typeof(topic) != 'text' OR typeof(key) != 'blob' OR typeof(value) != 'blob'
+  OR typeof(put_at_s) != 'real' OR typeof(trace) != 'text') OR EXISTS (SELECT * FROM lived WHERE typeof(seconds) != 'real')
 """
 SIZE = "length(value) + length(coalesce(key, ''))"
 log = structlog.get_logger()
@@ -59,7 +66,8 @@ class Counters:
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.ftruncate(self._handle, 24)
         self._page = mmap.mmap(self._handle, 24)
-        self.accepted, self.let_go, self.sent = struct.unpack("<3Q", self._page)
+        read = struct.unpack("<3Q", self._page)
+        self.accepted, self.let_go, self.sent = read if max(read) < BEYOND else (0, 0, 0)
 
     def note(self, *, accepted: int = 0, let_go: int = 0, sent: int = 0) -> None:
         """Raise what is given; none ever falls."""
@@ -192,6 +200,13 @@ def _open(path: Path, synced: bool) -> tuple[sqlite3.Connection, int]:
         database.execute("ALTER TABLE spool ADD COLUMN put_at_s REAL NOT NULL DEFAULT 0")
     if columns and "trace" not in columns:
         database.execute("ALTER TABLE spool ADD COLUMN trace TEXT NOT NULL DEFAULT ''")
+    database.text_factory = lambda raw: raw.decode(errors="replace")
     database.executescript(SCHEMA)
     newest = database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()[0]
-    return database, int(newest)
+    largest = database.execute("SELECT coalesce(max(id), 0) FROM spool").fetchone()[0]
+    topics = {topic for (topic,) in database.execute("SELECT DISTINCT topic FROM spool")}
+    shapeless = database.execute(SHAPELESS).fetchone()[0] or not isinstance(newest, int) or not largest <= newest < BEYOND
+    if shapeless or not topics <= BY_NAME.keys():
+        database.close()
+        raise sqlite3.DatabaseError("it holds something that no outbox has put there")  # sending would stop at it for ever
+    return database, newest

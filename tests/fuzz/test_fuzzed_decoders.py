@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,13 +31,15 @@ from reward.buffer import Entry
 from reward.model import RewardModel
 from streams.artifacts import MANIFEST, ArtifactStore, fingerprint
 from streams.erasure import Forgotten, left_of
-from streams.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError
+from streams.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable
 from streams.events import Artifact, Feedback, FeedbackKind
 from streams.evidence import EvidenceSettings
 from streams.join import FeedbackJoin, InMemory, JoinSettings
 from streams.kafka import KafkaSettings, Record
 from streams.lake_files import Lake
-from streams.topics import EPISODES, FEEDBACK, TOPICS, Topic
+from streams.outbox_spool import Spool, Waiting
+from streams.topics import BY_NAME, EPISODES, FEEDBACK, TOPICS, Topic
+from streams.traces import given as given_headers
 from tests.fuzz.inputs import as_bytes, raw, spoiled
 from tests.unit.test_erasure import T0, forgotten
 from tests.unit.test_otlp import CHAT, as_json
@@ -184,6 +187,64 @@ def test_files_of_keys(value: bytes) -> None:
         (path := Path(folder) / "keys.json").write_bytes(value)
         with refused(ConfigError, str(path)):
             read_keys(path)
+
+
+COLUMNS = ("id", "topic", "key", "value", "put_at_s", "trace")
+CELLS = st.none() | st.integers(-(2**63), 2**63 - 1) | st.floats() | st.text(max_size=9) | st.binary(max_size=9) | st.just(EPISODES.name)
+
+
+@given(st.data())
+def test_the_outbox_file(data: st.DataObject) -> None:
+    """Damaged in a cell, in any byte, in its counters or altogether: it opens with events that can be sent, or says that it cannot be used."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outbox.sqlite"
+        right = [Waiting(number, EPISODES.name, b"ep", b"{}" * number) for number in range(1, 6)]
+        _damage(path, right, data)
+        try:
+            spool = Spool(path, synced=False)
+        except Unavailable:
+            return
+        try:
+            for waiting in spool.oldest(0, 10, 1 << 20):
+                assert waiting.topic in BY_NAME
+                assert isinstance(waiting.key, bytes)
+                assert isinstance(waiting.value, bytes)
+                given_headers(waiting.trace)
+            assert spool.lost >= 0
+            newcomer = Waiting(spool.counters.accepted + 1, EPISODES.name, b"ep", b"{}")
+            spool.counters.note(accepted=newcomer.id)
+            spool.append([newcomer])
+            spool.drop_older(3600)
+            assert spool.oldest(newcomer.id - 1, 10, 1 << 20) == [newcomer]
+            spool.delete_through(newcomer.id)
+            assert spool.oldest(0, 10, 1 << 20) == []
+        except Unavailable:
+            return
+        finally:
+            spool.close()
+
+
+def _damage(path: Path, right: list[Waiting], data: st.DataObject) -> None:
+    spool = Spool(path, synced=False)
+    spool.counters.note(accepted=right[-1].id)
+    spool.append(right)
+    spool.close()
+    counters = path.with_name(f"{path.name}.counters")
+    match data.draw(st.sampled_from(["cell", "byte", "counters", "all"])):
+        case "cell":
+            database = sqlite3.connect(path)
+            with suppress(sqlite3.Error), database:
+                database.execute(f"UPDATE spool SET {data.draw(st.sampled_from(COLUMNS))} = ? WHERE id = 3", (data.draw(CELLS),))
+            database.close()
+        case "byte":
+            content = bytearray(path.read_bytes())
+            for _ in range(data.draw(st.integers(1, 9))):
+                content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+            path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+        case "counters":
+            counters.write_bytes(data.draw(st.binary(max_size=40)))
+        case "all":
+            path.write_bytes(data.draw(st.binary(max_size=300)))
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["kafka", "actor.port", "=", "reward.person_share=2", "actor.port=x"]), max_size=3))

@@ -170,7 +170,7 @@ def test_what_has_waited_too_long_is_dropped_and_counted(outboxes: Callable[...,
 def test_age_is_time_in_use_and_goes_on_after_a_restart(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "s", synced=False)
     spool._lived_s += 100
-    spool.append([Waiting(1, "t", b"k", b"v")])
+    spool.append([Waiting(1, FEEDBACK.name, b"k", b"v")])
     spool.close()
     again = Spool(tmp_path / "s", synced=False)
     assert again.lived_s() >= 100
@@ -229,7 +229,7 @@ def test_at_whichever_byte_the_file_was_torn_a_beginning_is_left_and_the_rest_is
     spool, chance = Spool(tmp_path / "outbox.sqlite", synced=False), random.Random(5)
     for number in range(1, 31):
         spool.counters.note(accepted=number)
-        spool.append([Waiting(number, "t", b"key", b"v" * chance.randint(1, 3000))])
+        spool.append([Waiting(number, FEEDBACK.name, b"key", b"v" * chance.randint(1, 3000))])
     size = (tmp_path / "outbox.sqlite-wal").stat().st_size
     counts = set()
     for number in range(60):
