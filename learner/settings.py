@@ -75,6 +75,8 @@ class LearnerSettings(Section):
     A correction teaches on its own tokens."""
     hindsight_samples: int = Field(default=2, ge=1)
     """Answers sampled for each comment when ``hindsight_on`` is ``rewritten``."""
+    hindsight_teacher: Literal["policy", "base"] = "policy"
+    """Who teaches, once told: the policy as it is now, or the base, which learning cannot lead astray. Where words teach alone take the base."""
     judged_per_step: int = Field(default=8, ge=1)
     """Judged answers in a step, half of them with words where there are such."""
     judged_kept: int = Field(default=256, ge=1)

@@ -1,6 +1,7 @@
 """What people's words ask of a step: the policy that was told them teaches the policy that was not (hindsight distillation)."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -38,7 +39,7 @@ class HindsightObjective:
         """Add this objective's gradients to the adapter's."""
         policy, s = self._policy, self._settings
         for numbers in self._passes:
-            with torch.no_grad():
+            with torch.no_grad(), policy.reference() if s.hindsight_teacher == "base" else nullcontext():
                 teacher_KV = policy.distributions(pack([self._teachers[n] for n in numbers], policy.eos_id, policy.device), s.temperature)
             student_KV = policy.distributions(pack([self._students[n] for n in numbers], policy.eos_id, policy.device), s.temperature)
             kl = losses.distillation_kl(teacher_KV, student_KV).sum() / self._count

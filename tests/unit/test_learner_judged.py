@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from learner.judged import JudgedAnswer, JudgedPool, advised
+from learner.losses import distillation_kl
 from learner.objectives.hindsight import HindsightObjective
 from learner.objectives.thumb import ThumbObjective
 from learner.packing import Branches, pack
@@ -149,6 +150,31 @@ def test_the_teacher_gets_no_gradient_and_passes_add_up(tiny_base: Path) -> None
     gap = sum(float(((one - other) ** 2).sum()) for one, other in zip(*gradients, strict=True)) ** 0.5
     assert norm > 0
     assert gap < 1e-3 * norm
+
+
+def test_the_base_as_teacher_says_what_the_base_says_however_far_the_policy_has_moved(tiny_base: Path) -> None:
+    settings = SETTINGS.model_copy(update={"hindsight_weight": 1.0})
+    policy, one = Policy(tiny_base, settings), judged(1, correction="Tea is a drink.")
+    output = policy.answer_ids("Tea is a drink.", True, 99)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.parameters.values():
+            weight.copy_(torch.randn(weight.shape, generator=draw) * 0.1)
+        student_KV, moved_KV = (
+            policy.distributions(pack([Branches(policy.prompt_ids(asked), (output,))], 2)) for asked in (one.prompt, advised(one))
+        )
+        with policy.reference():
+            base_KV = policy.distributions(pack([Branches(policy.prompt_ids(advised(one)), (output,))], 2))
+
+    found = {}
+    for teacher in ("policy", "base"):
+        objective = HindsightObjective(policy, settings.model_copy(update={"hindsight_teacher": teacher}), [one], [(output,)])
+        objective.backward()
+        found[teacher] = objective.metrics()["hindsight_kl_nats"]
+
+    expected = {name: float(distillation_kl(of, student_KV).mean()) for name, of in (("policy", moved_KV), ("base", base_KV))}
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert abs(expected["base"] - expected["policy"]) > 0.1 * expected["policy"]
 
 
 def test_without_weights_nobody_is_asked_and_what_people_said_changes_no_bit(tiny_base: Path) -> None:
