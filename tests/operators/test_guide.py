@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import threading
@@ -81,6 +82,13 @@ class Terminal:
         assert ended.read_text().strip() in allowed, f"{line}\n{told[-4000:]}"
         return told
 
+    def await_shown(self) -> None:
+        """Until what serves since the last command shows something; then Ctrl-C, so that it takes no time from the rest."""
+        said, pid = (self.folder / f"{self._count}.{kind}" for kind in ("said", "pid"))
+        until(lambda: said.exists() and said.read_text() != "", 90, f"{self.ran[-1]} to show something")
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+        pid.unlink()
+
     def logs(self) -> str:
         """The ends of all logs, for a failed wait."""
         found = [*self.folder.glob("*.said"), *self.folder.glob("runs/mine/logs/*.log")]
@@ -115,7 +123,7 @@ def swaps() -> Iterator[dict[str, str]]:
     yield {
         "9100": str(first), "9090": str(free_port()), "8090": str(free_port()), "port = 8000": f"port = {(actor := free_port())}",
         "127.0.0.1:8000": f"127.0.0.1:{actor}", "localhost:3000": f"127.0.0.1:{grafana.server_port}", "GRAFANA_TOKEN=...": "GRAFANA_TOKEN=good-token",
-        "--minutes 2": "--minutes 0.7", "make .venv": f"make -C {ROOT} .venv",
+        "--minutes 2": "--minutes 0.4", "make .venv": f"make -C {ROOT} .venv",
     }  # fmt: skip
     grafana.shutdown()
     grafana.server_close()
@@ -151,7 +159,9 @@ def test_on_one_machine(swaps: dict[str, str], tmp_path: Path) -> None:
             if line.startswith("tidemill promote"):
                 until(lambda: _published(terminal), 400, f"an adapter\n{terminal.logs()}")
             told = terminal.run(line)
-            if line.startswith("tidemill up"):
+            if line.startswith("tidemill status --watch"):
+                terminal.await_shown()
+            elif line.startswith("tidemill up"):
                 until(lambda: answers(f"http://{actor}/readyz"), 400, f"the actor\n{terminal.logs()}")
             elif line.startswith("tidemill console"):
                 until(lambda: answers(f"http://127.0.0.1:{console}/readyz"), 90, f"the console\n{terminal.logs()}")
@@ -161,8 +171,8 @@ def test_on_one_machine(swaps: dict[str, str], tmp_path: Path) -> None:
                 until(lambda: served_by(actor) == "default@1", 120, f"default@1 to be served: {told}")
             elif line.startswith("tidemill rollback"):
                 until(lambda: served_by(actor) == "base", 60, f"the base to be served: {told}")
+        _people_talk(terminal)  # while Prometheus looks on: rates need two looks; and the night comes
         until(lambda: "candidate" in _moves(terminal), 150, f"a night\n{terminal.logs()}")
-        _people_talk(terminal)  # while Prometheus looks on: rates need two looks
         _sees_everything(f"http://127.0.0.1:{prometheus}", terminal)
     finally:
         terminal.stop()
