@@ -204,6 +204,11 @@ class FeedbackJoin:
         label = self._label(episode_id, standing)
         return Erasing(feedback=removed, label=label, label_gone=known is not None and label is None)
 
+    def label(self, episode_id: str) -> Label | None:
+        """The episode's label as it stands; none while either side is missing."""
+        standing = self._state.get(episode_id)
+        return None if standing is None else self._label(episode_id, standing)
+
     def _label(self, episode_id: str, standing: Standing) -> Label | None:
         """As it stands; none while either side is missing."""
         if standing.known is None or not standing.feedback:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 import structlog
@@ -13,8 +13,9 @@ from streams.errors import InvalidEvent
 from streams.events import Label
 from streams.join import Arrived, FeedbackJoin, JoinSettings
 from streams.join_erasure import forget
+from streams.join_mending import LOOKED_AT, after, forgetful
 from streams.join_state import EPOCH, Reached, Store
-from streams.kafka import Consumer, Producer, Publisher, Record
+from streams.kafka import Consumer, Place, Producer, Publisher, Record, read_between
 from streams.kafka.partitioning import partition_of
 from streams.site import Site
 from streams.topics import EPISODES, ERASURES, FEEDBACK, LABELS
@@ -22,7 +23,7 @@ from streams.traces import Headers
 
 TRACED = 10_000
 INPUTS = (EPISODES.name, FEEDBACK.name)
-KEPT = (*INPUTS, ERASURES.name)
+KEPT = (*INPUTS, ERASURES.name, LABELS.name)
 LAST_MS = 32_503_680_000_000  # the year 3000: a sender's clock may say anything, where the broker's is not used
 log = structlog.get_logger()
 
@@ -36,7 +37,11 @@ class Partition:
         self.store = Store(site.state / f"join-{number}.sqlite3", settings.cached_episodes // site.kafka.partitions)
         self._join = FeedbackJoin(self.store, settings, self._set_aside)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
+        self._target = dict.fromkeys(INPUTS, 0)
+        self.catching_up = False
+        """While another has been further: what it called done is folded in silence, since its labels are on the log."""
         self._labels: dict[str, Label] = {}
+        self._sent: list[Callable[[], Place]] = []
         self._traced: OrderedDict[str, Headers] = OrderedDict()
         """Contexts of the newest episodes; empty when traces are off."""
         self._headers: dict[str, Headers] = {}
@@ -44,7 +49,11 @@ class Partition:
         self.changed = False
 
     def start(self, consumer: Consumer) -> dict[tuple[str, int], int]:
-        """Where to read from: where the state stands, or the beginning when it is of another log."""
+        """Where to read from: where the state stands, or the beginning when it is of another log.
+
+        Where the group has come further, another took over meanwhile, and we fold up to there before we say anything: a label
+        from an older state would replace a newer one.
+        """
         bounds = {topic: consumer.bounds([(topic, self.number)])[topic, self.number] for topic in INPUTS}
         if any(self.reached[topic].next > end for topic, (_, end) in bounds.items()):
             log.warning("join state is of another log and is folded again", partition=self.number)
@@ -53,12 +62,28 @@ class Partition:
         for topic, (first, _) in bounds.items():
             if 0 < self.reached[topic].next < first:
                 log.error("join was away for longer than the log is kept", topic=topic, partition=self.number, lost=first - self.reached[topic].next)
+        done = consumer.committed((topic, self.number) for topic in INPUTS)
+        self._target = {topic: min(done[topic, self.number], end) for topic, (_, end) in bounds.items()}
+        self.catching_up = any(self.reached[topic].next < target for topic, target in self._target.items())
         return {(topic, self.number): self.reached[topic].next for topic in INPUTS}
+
+    def catch_up(self, consumer: Consumer) -> None:
+        """From where the group stands we speak again, once both inputs are folded up to there; what was read beyond it is read again."""
+        positions = consumer.positions()
+        if all(positions[topic, self.number] >= target for topic, target in self._target.items()):
+            consumer.seek({(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()})
+            self.catching_up = False
+            log.info("join has caught up", partition=self.number)
+
+    @property
+    def places(self) -> dict[tuple[str, int], int]:
+        """How far the group is in this partition: never back."""
+        return {(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()}
 
     def take(self, record: Record) -> None:
         """Fold one record; a bad one is set aside."""
         place = self.reached[record.topic]
-        if record.offset < place.next:
+        if record.offset < place.next or (self.catching_up and record.offset >= self._target[record.topic]):
             return
         self.reached[record.topic] = Reached(record.offset + 1, max(place.arrived_ms, record.timestamp_ms))
         self._read_at, self.changed = time.monotonic(), True
@@ -66,7 +91,11 @@ class Partition:
         try:
             label = self._fold(record, now)
         except InvalidEvent as error:
-            self._letters.set_aside(record, error)
+            if not self.catching_up:
+                self._letters.set_aside(record, error)
+            return
+        if self.catching_up:
+            self._join.tally.clear()
             return
         if self._site.traces.on:
             self._trace(record, None if label is None else label.episode_id)
@@ -116,6 +145,8 @@ class Partition:
 
         That is the log's own time, so no jump of a clock expires anything; when both are read to their ends, time goes on from there.
         """
+        if self.catching_up:
+            return
         behind = [self.reached[topic].arrived_ms for topic in INPUTS if consumer.is_behind(topic, self.number)]
         newest = max(self.reached[topic].arrived_ms for topic in INPUTS)
         passed_ms = min(behind) if behind else newest + (time.monotonic() - self._read_at) * 1000
@@ -126,12 +157,15 @@ class Partition:
         """Begin to send the newest label of each episode that changed."""
         for label in self._labels.values():
             try:
-                producer.send(LABELS, label, self._headers.get(label.episode_id, ()))
+                self._sent.append(producer.send(LABELS, label, self._headers.get(label.episode_id, ())))
             except InvalidEvent as error:  # too large
                 self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
 
     def commit(self) -> None:
         """State and offsets become durable; what was sent is acknowledged."""
+        ours = (place.offset for place in (sent() for sent in self._sent) if place.partition == self.number)
+        self.reached[LABELS.name] = Reached(after(self.reached[LABELS.name].next, ours))
+        self._sent.clear()
         self.store.commit(self.reached)
         tally, now, metrics = self._join.tally, self._site.clock.now(), self._site.metrics
         for feedback in tally.joined:
@@ -146,7 +180,22 @@ class Partition:
         tally.clear()
         self.changed = False
 
+    def mend(self, end: int, producer: Producer) -> None:
+        """Look at what others wrote to labels, which end at ``end``; send again what that forgot. All that was folded is committed."""
+        first = self.reached[LABELS.name].next
+        if first >= (end := min(end, first + LOOKED_AT)):
+            return
+        for label in forgetful(read_between(self._site.kafka, LABELS, self.number, first, end, "join", self._site.metrics), self._join):
+            self._labels[label.episode_id] = label
+            log.warning("an older label is replaced", partition=self.number, episode=label.episode_id)
+        self.publish(producer)
+        producer.flush()
+        self.reached[LABELS.name] = Reached(end)
+        self.commit()
+
     def _set_aside(self, arrived: Arrived, error: InvalidEvent) -> None:
+        if self.catching_up:
+            return
         feedback = arrived.feedback
         if error.reason == "expired" and (right := partition_of(feedback.key.encode(), self._site.kafka.partitions)) != self.number:
             # The commonest reason for an episode that never comes: a client whose own rule puts keys elsewhere.

@@ -1,7 +1,8 @@
 """The join's wiring: episodes and feedback in, labels and dead letters out, read from top to bottom.
 
 A batch is folded, its labels are acknowledged, then state and offsets are committed in one transaction, then the offsets are told
-to Kafka. So a kill anywhere repeats labels at most; it never loses one.
+to Kafka. So a kill anywhere repeats labels at most; it never loses one. Who takes over with an older state folds in silence up to
+where Kafka was told, so that labels and offsets never go back.
 """
 
 import time
@@ -13,10 +14,10 @@ from streams.erasures import Erasures
 from streams.errors import Unavailable
 from streams.join import JoinSettings
 from streams.join_erasure import labels_naming
-from streams.join_partition import INPUTS, Partition
+from streams.join_partition import Partition
 from streams.kafka import Consumer, Producer
 from streams.site import Site
-from streams.topics import EPISODES, FEEDBACK
+from streams.topics import EPISODES, FEEDBACK, LABELS
 
 GROUP = "tidemill-join"
 TURN_S = 300.0
@@ -42,6 +43,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
     letters = DeadLetters(producer, site.clock, site.metrics, "join")
     consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
     parts: dict[int, Partition] = {}
+    told: dict[tuple[str, int], int] = {}
     expire_at = 0.0
     try:
         while not site.stopping.is_set():
@@ -50,15 +52,16 @@ def _session(settings: JoinSettings, site: Site) -> None:
             if (owned := consumer.rebalanced()) is not None:
                 close(parts)
                 parts = {number: Partition(number, settings, site, letters, erasures) for number in {partition for _, partition in owned}}
-                places = {key: offset for part in parts.values() for key, offset in part.start(consumer).items()}
-                consumer.seek(places)
-                if places:
-                    consumer.commit(places)  # where another was further, the books go back with us: its labels are written again, older ones first
-                log.info("join owns", partitions=sorted(parts))
+                consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
+                told = {}
+                log.info("join owns", partitions=sorted(parts), catches_up=sorted(number for number, part in parts.items() if part.catching_up))
                 continue
             for record in records:
                 parts[record.partition].take(record)
-            if time.monotonic() >= expire_at:
+            for part in parts.values():
+                if part.catching_up:
+                    part.catch_up(consumer)
+            if due := time.monotonic() >= expire_at:
                 expire_at = time.monotonic() + settings.expire_every_s
                 for part in parts.values():
                     part.expire(consumer)
@@ -70,9 +73,17 @@ def _session(settings: JoinSettings, site: Site) -> None:
                 producer.flush()
                 for part in changed:
                     part.commit()
-                consumer.commit({(topic, part.number): part.reached[topic].next for part in changed for topic in INPUTS})
+            places = {where: offset for part in parts.values() for where, offset in part.places.items()}
+            if places != told and consumer.commit(places):  # else the next turn tries again, or has lost the partitions
+                told = places
+            current = [part for part in parts.values() if not part.catching_up]
+            if due:
+                ends = consumer.bounds((LABELS.name, part.number) for part in current)
+                if consumer.commit(places):  # nobody has taken over: whoever does so later writes labels behind these ends, and we look there then
+                    for (_, number), (_, end) in ends.items():
+                        parts[number].mend(end, producer)
             erasures.poll()
-            if forgetting := [part for part in parts.values() if part.must_forget]:
+            if forgetting := [part for part in current if part.must_forget]:
                 labels = labels_naming(erasures.forgotten, site)
                 for part in forgetting:
                     part.forget(labels.get(part.number, {}).values(), producer)

@@ -95,6 +95,9 @@ class FakeConsumer:
     def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         return {key: (0, len(self._log.records.get(key, []))) for key in partitions}
 
+    def committed(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        return {key: self._log.committed.get((self._group or "", *key), 0) for key in partitions}
+
     def is_behind(self, topic: str, partition: int) -> bool:
         return self._positions[topic, partition] < len(self._log.records.get((topic, partition), []))
 

@@ -40,6 +40,7 @@ class Consumer:
                  start: Literal["earliest", "latest"] = "earliest") -> None:  # fmt: skip
         self._metrics, self._part, self._grouped, self._settings = metrics, part, group is not None, settings
         self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without one it is tried for ever
+        self._ask_timeout_ms = int(settings.request_timeout_s * 1000)
         with connecting(self._settings):
             self._consumer = kafka.KafkaConsumer(
                 **settings.client_options(),
@@ -86,6 +87,11 @@ class Consumer:
         with as_ours("ask", self._settings):
             first, end = (self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)) if asked else ({}, {})
         return {(p.topic, p.partition): (first[p], end[p]) for p in asked}
+
+    def committed(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """What the group has committed, by (topic, partition); 0 where nothing was. Asks Kafka."""
+        with as_ours("ask", self._settings):
+            return {key: self._consumer.committed(kafka.TopicPartition(*key), timeout_ms=self._ask_timeout_ms) or 0 for key in partitions}
 
     def is_behind(self, topic: str, partition: int) -> bool:
         """True until everything that the last fetch knew of has been polled. Asks nobody."""
@@ -152,6 +158,18 @@ def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: 
     try:
         while consumer.lag():
             yield from consumer.poll(timeout_s=1.0, max_records=5000)
+    finally:
+        consumer.close()
+
+
+def read_between(settings: KafkaSettings, topic: Topic[Any], partition: int, first: int, end: int, part: str, metrics: Metrics) -> Iterator[Record]:
+    """Every record of one partition from offset ``first`` to before ``end``."""
+    where, consumer = (topic.name, partition), Consumer(settings, [topic], part, metrics)
+    try:
+        consumer._consumer.assign([kafka.TopicPartition(*where)])
+        consumer.seek({where: first})
+        while consumer.positions()[where] < end:
+            yield from (record for record in consumer.poll(timeout_s=1.0, max_records=5000) if record.offset < end)
     finally:
         consumer.close()
 

@@ -24,6 +24,7 @@ class Child:
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self._command, self.log, self._environment = command, log, {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_from = 0
 
     @property
     def pid(self) -> int:
@@ -32,7 +33,12 @@ class Child:
 
     def start(self) -> None:
         with self.log.open("ab") as out:
+            self._log_from = out.tell()
             self._process = subprocess.Popen(self._command, stdout=out, stderr=out, cwd=ROOT, env=self._environment, preexec_fn=die_with_parent)
+
+    def has_begun(self) -> bool:
+        """A part of the ring has begun its work since its last start, and from now on stops in good order when told to."""
+        return b'"event": "starting"' in self.log.read_bytes()[self._log_from :]
 
     def tell(self, how: signal.Signals) -> None:
         """Nothing happens to one that is not there."""

@@ -19,6 +19,7 @@ from streams.metrics import Metrics
 from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from tests.chaos.child import SEED, Child
 from tests.chaos.history import history, newest, undisturbed, write
+from tests.running import wait_for
 
 STREAMS = ("join.batch_records=100", "lake.flush_s=1", "lake.retry_s=0.5")
 
@@ -110,10 +111,11 @@ class Ring:
         while any(self.lake(name).positions(topic).get(p, 0) < end for name in names for topic in kept_topics for p, end in ends[topic].items()):
             assert time.monotonic() < until, {name: {topic.short_name: self.lake(name).positions(topic) for topic in kept_topics} for name in names}
             time.sleep(0.3)
-        for name in names:  # all at once, lest one takes over from the other and writes labels again
+        wait_for(lambda: all(self.children[name].has_begun() for name in names))
+        for name in names:
             self.children[name].tell(signal.SIGTERM)
         for name in names:
-            assert self.children[name].ended() == 0, self.children[name].log.read_text()[-3000:]
+            assert (status := self.children[name].ended()) == 0, f"{name} ended with {status}\n{self.children[name].log.read_text()[-3000:]}"
         for name in names:
             for topic in kept_topics:
                 kept = sorted((record.partition, record.offset) for record in self.lake(name).records(topic))

@@ -9,7 +9,7 @@ import pytest
 
 from streams.errors import InvalidEvent
 from streams.events import DeadLetter, Erasure, Feedback, FeedbackKind, new_id, person_of
-from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets
+from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets, end_offsets, read_between
 from streams.metrics import Metrics
 from streams.topics import DEAD_LETTERS, ERASURES, FEEDBACK, Topic
 from tests.fakes import FakeLog
@@ -108,7 +108,9 @@ def test_a_group_goes_on_after_what_it_committed(log: Any) -> None:
     first = log.consumer([ERASURES], group)
     got = read(first, lambda r: r.key == key.encode(), 6)
     assert [ERASURES.decode(r.value) for r in got] == events
+    assert first.committed([(ERASURES.name, 0)]) == {(ERASURES.name, 0): 0}
     assert first.commit({(ERASURES.name, 0): got[3].offset}) is True
+    assert first.committed([(ERASURES.name, 0)]) == {(ERASURES.name, 0): got[3].offset}
     first.close()
     second = log.consumer([ERASURES], group)
     again = read(second, lambda r: r.key == key.encode(), 3)
@@ -157,6 +159,16 @@ def test_a_poll_takes_no_more_than_asked_for_and_loses_none(log: Any) -> None:
             break
     assert largest == 7
     assert got == [str(number) for number in range(30)]
+
+
+def test_a_span_of_one_partition_is_read_and_nothing_beside_it(kafka_settings: KafkaSettings) -> None:
+    log = RealLog(kafka_settings)
+    places = [log.publisher().publish(FEEDBACK, thumb(new_id("ep"))) for _ in range(12)]
+    partition = places[0].partition
+    end = end_offsets(kafka_settings, FEEDBACK, Metrics())[partition]
+    read_back = read_between(kafka_settings, FEEDBACK, partition, places[0].offset, end - 1, "contract", Metrics())
+    assert [(r.partition, r.offset) for r in read_back] == [(partition, offset) for offset in range(places[0].offset, end - 1)]
+    log.close()
 
 
 def test_committed_offsets_are_seen_from_outside(kafka_settings: KafkaSettings) -> None:

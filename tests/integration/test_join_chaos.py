@@ -1,6 +1,7 @@
 """The join under load and kill -9: the labels are those of an undisturbed run, and the books balance."""
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -11,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from infra.broker import Broker, BrokerSettings, free_port
-from streams.events import Episode
-from streams.kafka import KafkaSettings, Producer, create_topics
+from streams.events import Episode, Feedback, FeedbackKind, Message
+from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
 from streams.ledger import read_ledger
 from streams.metrics import Metrics
-from streams.topics import EPISODES, FEEDBACK
+from streams.topics import EPISODES, FEEDBACK, LABELS
 from tests.chaos.history import history, newest, undisturbed
+from tests.running import wait_for
 
 T0 = datetime.now(UTC)
 CHILD = """
-import sys, threading
+import os, signal, sys
 from pathlib import Path
 from streams import joiner
 from streams.artifacts import ArtifactStore
@@ -29,6 +31,14 @@ from streams.kafka import KafkaSettings
 from streams.site import Site
 kafka = KafkaSettings(bootstrap_servers=sys.argv[1], session_timeout_s=6, request_timeout_s=10, delivery_timeout_s=20)
 state = Path(sys.argv[2])
+if len(sys.argv) > 3:  # stop dead, as a machine that is put to sleep, just before the first label is sent
+    send = joiner.Producer.send
+    def send_after_waking(producer, topic, *given):
+        if topic.name == "tidemill.labels.v1" and not (state / "slept").exists():
+            (state / "slept").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return send(producer, topic, *given)
+    joiner.Producer.send = send_after_waking
 joiner.run(JoinSettings(batch_records=100), Site(kafka, ArtifactStore(sys.argv[2]), "default", state, state))
 """
 
@@ -86,3 +96,42 @@ def test_labels_survive_kills_of_the_join_and_of_the_broker(mortal_broker: Broke
     assert kills >= 5
     assert books.balanced
     assert books.rows[1].joined == sum(len(label.feedback_ids) for label in expected.values())
+
+
+def test_a_join_that_sleeps_before_it_sends_its_labels_and_wakes_too_late_spoils_nothing(mortal_broker: Broker, tmp_path: Path) -> None:
+    settings = KafkaSettings(bootstrap_servers=mortal_broker.bootstrap_servers)
+    create_topics(settings)
+    now = datetime.now(UTC)
+    episode = Episode(episode_id="ep", messages=(Message(role="user", content="hello"),), answer="hi", started_at=now, ended_at=now)
+
+    def known() -> list[int]:
+        """How much feedback each label knows, in the order of the log."""
+        return [len(LABELS.decode(record.value).feedback_ids) for record in read_to_end(settings, LABELS, "test", Metrics())]
+
+    def join(place: str, *more: str) -> "subprocess.Popen[bytes]":
+        (tmp_path / place).mkdir()
+        return subprocess.Popen([sys.executable, "-c", CHILD, mortal_broker.bootstrap_servers, str(tmp_path / place), *more])
+
+    producer = Producer(settings, Metrics(), "load")
+    producer.publish(EPISODES, episode)
+    producer.publish(FEEDBACK, thumb(1, now))
+    joins = [join("here", "sleepy")]
+    try:
+        wait_for((tmp_path / "here" / "slept").exists)
+        producer.publish(FEEDBACK, thumb(2, now))
+        joins.append(join("there"))
+        wait_for(lambda: known()[-1:] == [2])
+        before = len(known())
+        joins[0].send_signal(signal.SIGCONT)
+        wait_for(lambda: 1 in known()[before:])  # it woke, and wrote what it had folded before it slept
+        wait_for(lambda: known()[-1] == 2)
+        wait_for(lambda: not any(row.pending or row.missing for row in read_ledger(settings).rows))
+    finally:
+        for each in joins:
+            each.kill()
+            each.wait()
+        producer.close()
+
+
+def thumb(number: int, at: datetime) -> Feedback:
+    return Feedback(feedback_id=f"fb-{number}", episode_id="ep", user_id=f"u{number}", kind=FeedbackKind.THUMB, thumb="up", at=at)

@@ -19,7 +19,7 @@ from reward.features import Pair
 from reward.refit import Refitter
 from reward.replay import Replay
 from reward.settings import RewardSettings
-from streams import erasures, join_erasure, joiner, lake
+from streams import erasures, join_erasure, join_partition, joiner, lake
 from streams.artifacts import ArtifactStore
 from streams.erasure import Forgotten
 from streams.events import Episode, Erasure, Feedback, FeedbackKind, Label, Message
@@ -69,6 +69,11 @@ class Kafka:
             monkeypatch.setattr(module, "Producer", self.producer)
         for module in (join_erasure, lake, learner_feed):
             monkeypatch.setattr(module, "read_to_end", lambda _, topic, part, metrics: iter(self.records(topic)))
+        monkeypatch.setattr(
+            join_partition,
+            "read_between",
+            lambda _, topic, partition, first, end, part, metrics: iter(self.log.records.get((topic.name, partition), [])[first:end]),
+        )
 
     def producer(self, *_: Any, **__: Any) -> Any:
         made = self.log.publisher()
