@@ -155,6 +155,7 @@ class Partition:
 
     def publish(self, producer: Publisher) -> None:
         """Begin to send the newest label of each episode that changed."""
+        self._sent.clear()
         for label in self._labels.values():
             try:
                 self._sent.append(producer.send(LABELS, label, self._headers.get(label.episode_id, ())))

