@@ -60,7 +60,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    missing = [package for module, package in NEEDED.items() if module not in sys.modules and importlib.util.find_spec(module) is None]
     told = f"missing: {', '.join(missing)}" if missing else f"all {len(NEEDED)} importable"
     return Finding("packages", not missing, told, "rm -rf .venv && make .venv")
 

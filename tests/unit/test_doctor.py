@@ -1,6 +1,12 @@
 """The doctor reads the ring as the status does, and says what is wrong in it with what mends it."""
 
-from infra.doctor import faults
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from infra.doctor import examine, faults
 from infra.reference import EXAMPLES
 from infra.status import Status
 from infra.watch import Facts
@@ -30,3 +36,9 @@ def test_a_refused_adapter_and_an_alarm_of_the_reward_model_are_told_with_their_
     refused, drifting = told(facts)
     assert "default@7: the base in its place → docs/runbooks/adapters-refused.md" in refused
     assert drifting == "losses have risen → docs/runbooks/reward-model-drifting.md"
+
+
+def test_a_package_that_is_imported_already_is_there_whatever_its_module_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faust", ModuleType("faust"))  # as Faust leaves itself: without a spec, which find_spec refuses to look at
+    (packages,) = [finding for finding in examine(None, [f"run_folder={tmp_path}"]) if finding.name == "packages"]
+    assert packages.well
