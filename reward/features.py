@@ -74,8 +74,8 @@ class Featurizer:
 
     @classmethod
     def of_site(cls, base: Path, settings: RewardSettings) -> Self:
-        """On the backbone that the settings name; on the policy's own dense base where they name none."""
-        return cls(settings.backbone or base / "dense", settings)
+        """On the backbone that the settings name, beside this base of the policy."""
+        return cls(settings.backbone_of(base), settings)
 
     @property
     def blocks(self) -> tuple[tuple[int, float], ...]:
@@ -95,9 +95,7 @@ class Featurizer:
 
     def tokens(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
         """What the backbone reads: the prompt's last tokens, and the answer's first ones with the end of text."""
-        end = self._tokenizer.eos_token_id
-        prompt_ids = self._ids(self._render(messages), special=True)[-self._settings.max_prompt_tokens :]
-        return prompt_ids or [end], [*self._ids(answer)[: self._settings.max_answer_tokens], end]
+        return self._prompt_ids(messages), self._read_ids(self._ids(answer))
 
     def two_states(self, states: Sequence[Tensor], begin: int) -> tuple[Tensor, Tensor]:
         """Of the hidden states ``[1, T, H]`` after each layer: ``mean`` and ``last`` ``[H]`` of the answer that begins at token ``begin``."""
@@ -120,12 +118,13 @@ class Featurizer:
 
     @torch.inference_mode()
     def _compute(self, messages: Sequence[Message], answer: str) -> Tensor:
-        prompt_ids, answer_ids = self.tokens(messages, answer)
+        whole_ids = self._ids(answer)
+        answer_ids = self._read_ids(whole_ids)
         asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
         asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
-        mean_H, last_H = self.two_states(self._states(tuple(prompt_ids), tuple(answer_ids)), 0)
+        mean_H, last_H = self.two_states(self._states(tuple(self._prompt_ids(messages)), tuple(answer_ids)), 0)
         words_H = self._words(answer_ids[:-1])
-        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + _form(self._ids(answer)), device=words_H.device)
+        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + _form(whole_ids), device=words_H.device)
         row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
         return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -139,6 +138,12 @@ class Featurizer:
         answer_T = torch.tensor([answer_ids], device=self._settings.device)
         states: tuple[Tensor, ...] = self._model(input_ids=answer_T, past_key_values=past, use_cache=True, output_hidden_states=True).hidden_states
         return states
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._ids(self._render(messages), special=True)[-self._settings.max_prompt_tokens :] or [self._tokenizer.eos_token_id]
+
+    def _read_ids(self, whole_ids: list[int]) -> list[int]:
+        return [*whole_ids[: self._settings.max_answer_tokens], self._tokenizer.eos_token_id]
 
     def _words(self, ids: Sequence[int]) -> Tensor:
         distinct = sorted(set(ids))

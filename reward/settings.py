@@ -88,3 +88,7 @@ class RewardSettings(Section):
         if 2 * self.min_each_verdict > self.buffer_labels:
             raise ValueError(f"reward.min_each_verdict = {self.min_each_verdict} of each verdict never fit into reward.buffer_labels")
         return self
+
+    def backbone_of(self, base: Path) -> Path:
+        """The folder that ``backbone`` names; where it names none, the dense model of the policy's base."""
+        return self.backbone or base / "dense"

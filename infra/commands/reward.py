@@ -103,7 +103,7 @@ def tune(rank: int, epochs: int, learning_rate: float, held_out: float, seed: in
 
     settings = load(config, overrides)
     recipe = Recipe(rank=rank, epochs=epochs, learning_rate=learning_rate, held_out=held_out, seed=seed)
-    backbone = settings.reward.backbone or base_folder(settings.policy) / "dense"
+    backbone = settings.reward.backbone_of(base_folder(settings.policy))
     tuned = tune_backbone(backbone, labels_of(_lake(settings), settings.policy.name), settings.reward, recipe, out, click.echo)
     click.echo(str(tuned))
     if not tuned.better:
