@@ -4,7 +4,6 @@ Its session timeout would be 60 s, its store a guess; and records that it had re
 """
 
 import asyncio
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from faust.transport.drivers import aiokafka
 from mode.utils.queues import FlowControlEvent
 
 from reward.settings import RewardSettings
-from streams.errors import ConfigError
 from streams.kafka import KafkaSettings
 
 
@@ -95,19 +93,6 @@ def _options(settings: RewardSettings, kafka: KafkaSettings, state: Path) -> dic
 def _credentials(kafka: KafkaSettings) -> Any:
     """What Faust logs in with: none, a TLS context, or SASL over either."""
     if not kafka.security_protocol.startswith("SASL"):
-        return _tls_context(kafka)
+        return kafka.tls_context()
     secret = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
-    return faust.SASLCredentials(username=kafka.sasl_username, password=secret, ssl_context=_tls_context(kafka), mechanism=kafka.sasl_mechanism)
-
-
-def _tls_context(kafka: KafkaSettings) -> ssl.SSLContext | None:
-    """TLS as the settings say; none for a plain connection. Raises ConfigError when a file cannot be read."""
-    if not kafka.security_protocol.endswith("SSL"):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=kafka.ssl_cafile)
-        if kafka.ssl_certfile:
-            context.load_cert_chain(kafka.ssl_certfile, kafka.ssl_keyfile)
-    except OSError as error:
-        raise ConfigError(f"kafka.ssl_cafile, ssl_certfile or ssl_keyfile cannot be read: {error}") from None
-    return context
+    return faust.SASLCredentials(username=kafka.sasl_username, password=secret, ssl_context=kafka.tls_context(), mechanism=kafka.sasl_mechanism)

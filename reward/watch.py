@@ -39,5 +39,10 @@ class AnswersWatch:
 def tell(findings: Sequence[Finding], metrics: Metrics) -> None:
     """Each rule's figure and verdict as metrics."""
     for finding in findings:
-        metrics.set("tidemill_reward_guard_ratio", finding.value, rule=finding.rule)
-        metrics.set("tidemill_reward_guard_tripped", float(finding.tripped), rule=finding.rule)
+        tell_rule(finding.rule, finding.value, finding.tripped, metrics)
+
+
+def tell_rule(rule: str, value: float, tripped: bool, metrics: Metrics) -> None:
+    """The same of one rule."""
+    metrics.set("tidemill_reward_guard_ratio", value, rule=rule)
+    metrics.set("tidemill_reward_guard_tripped", float(tripped), rule=rule)

@@ -20,6 +20,7 @@ from actor.promotion.standing import TIDEMILL, Move
 from actor.promotion.trials import Trials, candidate_move
 from reward.settings import RewardSettings
 from reward.watch import tell as tell_findings
+from reward.watch import tell_rule
 from streams.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.events import Promotion, new_id
 from streams.kafka import Consumer, Producer
@@ -127,7 +128,6 @@ class Promoter:
         for gate in move.evidence.get("gates", ()):
             self._site.metrics.add("tidemill_promotion_gates_total", gate=gate["gate"], result="passed" if gate["passed"] else "failed")
             for rule, found in gate.get("rules", {}).items():
-                self._site.metrics.set("tidemill_reward_guard_ratio", found["value"], rule=rule)
-                self._site.metrics.set("tidemill_reward_guard_tripped", float(found["tripped"]), rule=rule)
+                tell_rule(rule, found["value"], found["tripped"], self._site.metrics)
         log.info("moved", adapter=adapter, move=event.move, reason=event.reason)
         return event

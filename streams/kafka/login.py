@@ -1,7 +1,6 @@
 """Whether Kafka lets us in. The client tries a refused login until its time is up and then calls Kafka away: so we ask once ourselves."""
 
 import socket
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,12 +46,8 @@ def _connection(server: str, settings: KafkaSettings) -> socket.socket:
     host, _, port = server.rpartition(":")
     host = host.strip("[]")
     plain = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
-    if settings.security_protocol != "SASL_SSL":
-        return plain
-    context = ssl.create_default_context(cafile=settings.ssl_cafile)
-    if settings.ssl_certfile:
-        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
-    return context.wrap_socket(plain, server_hostname=host)
+    context = settings.tls_context()
+    return context.wrap_socket(plain, server_hostname=host) if context else plain
 
 
 def _log_in(connection: socket.socket, settings: KafkaSettings) -> None:

@@ -1,5 +1,6 @@
 """Which Kafka, and how to be let in: the settings that every part shares."""
 
+import ssl
 from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -59,6 +60,18 @@ class KafkaSettings(Section):
     def who(self) -> str:
         """Who logs in, in words."""
         return self.sasl_username or ("the owner of kafka.ssl_certfile" if self.ssl_certfile else "whoever does not log in")
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """TLS as set, for clients other than kafka-python; none for a plain connection. Raises ConfigError when a file cannot be read."""
+        if not self.security_protocol.endswith("SSL"):
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ssl_cafile)
+            if self.ssl_certfile:
+                context.load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+        except OSError as error:
+            raise ConfigError(f"kafka.ssl_cafile, ssl_certfile or ssl_keyfile cannot be read: {error}") from None
+        return context
 
     def client_options(self) -> dict[str, Any]:
         """Keyword arguments that every kafka-python client takes."""
