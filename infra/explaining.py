@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.config import Settings
-from infra.roles import artifacts_uri, base_folder, lake_uri
-from streams.artifacts import ArtifactStore
+from infra.roles import artifact_store, base_folder, lake_uri
 from streams.errors import ConfigError, Refused
 from streams.lake_files import Lake
-from streams.signing import Signing
 
 if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first question
     from reward.explain import Explanation
@@ -50,7 +48,7 @@ class Explainer:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._lake = settings, Lake(lake_uri(settings))
-        self._artifacts = ArtifactStore(artifacts_uri(settings), Signing(settings.signing))
+        self._artifacts = artifact_store(settings)
         self._busy = threading.Lock()
         self._featurizer: Featurizer | None = None
         self._reached: tuple[int, Replay] | None = None

@@ -70,7 +70,7 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
     state.mkdir(parents=True, exist_ok=True)
     return Site(
         kafka=settings.kafka,
-        artifacts=ArtifactStore(artifacts_uri(settings), Signing(settings.signing)),
+        artifacts=artifact_store(settings),
         policy=settings.policy.name,
         base=Path() if role in WITHOUT_BASE else base_folder(settings.policy),
         state=state,
@@ -109,6 +109,11 @@ def actor_url(settings: Settings) -> str:
 def artifacts_uri(settings: Settings) -> str:
     """The artifact store's URI, resolved."""
     return settings.artifacts_uri or str(settings.run_folder / "artifacts")
+
+
+def artifact_store(settings: Settings) -> ArtifactStore:
+    """The artifact store, which checks signatures as set."""
+    return ArtifactStore(artifacts_uri(settings), Signing(settings.signing))
 
 
 def lake_uri(settings: Settings) -> str:

@@ -21,12 +21,10 @@ def learner() -> None:
 def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None:
     """Make ADAPTER (such as default@7) and all before it again, step by step, and prove each equal bit for bit; exits 1 when one is not."""
     from infra.config import load
-    from infra.roles import artifacts_uri, base_folder, lake_uri
+    from infra.roles import artifact_store, base_folder, lake_uri
     from learner.replay import ancestry
     from learner.replay import replay as again
-    from streams.artifacts import ArtifactStore
     from streams.lake_files import Lake
-    from streams.signing import Signing
     from streams.topics import ADAPTERS
 
     if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
@@ -34,9 +32,8 @@ def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None
     settings = load(config, overrides)
     known = [event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)]
     chain = ancestry(known, int(named.group(2)))
-    store = ArtifactStore(artifacts_uri(settings), Signing(settings.signing))
     equal = True
-    for one in again(chain, store, base_folder(settings.policy), settings.reward):
+    for one in again(chain, artifact_store(settings), base_folder(settings.policy), settings.reward):
         equal &= one.equal
         verdict = "equal" if one.equal else f"NOT EQUAL: replayed {one.replayed[:12]}"
         click.echo(f"{one.name}  step {one.step}  weights {one.published[:12]}  {verdict}")

@@ -32,6 +32,7 @@ def replay(
 ) -> None:
     """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
     from infra.config import load
+    from infra.roles import artifact_store
     from reward.replay import rebuild_all
 
     settings = load(config, overrides)
@@ -40,11 +41,11 @@ def replay(
         raise ConfigError("the lake holds no reward-model version of that time or number")
     equal = True
     if without is not None:
-        for rebuilt in rebuild_all(_replay(settings, without), versions, _artifacts(settings)):
+        for rebuilt in rebuild_all(_replay(settings, without), versions, artifact_store(settings)):
             moved = "the same" if rebuilt.equal else f"scores moved by {rebuilt.moved:.4f} on average, {rebuilt.most_moved:.4f} at the most"
             click.echo(f"version {rebuilt.version} without them: checksum {rebuilt.rebuilt[:12]}, {moved}")
         return
-    for rebuilt in rebuild_all(_replay(settings), versions, _artifacts(settings)):
+    for rebuilt in rebuild_all(_replay(settings), versions, artifact_store(settings)):
         equal &= rebuilt.equal
         verdict = "equal" if rebuilt.equal else f"NOT EQUAL: rebuilt {rebuilt.rebuilt[:12]}"
         click.echo(f"version {rebuilt.version}: {rebuilt.labels} labels, checksum {rebuilt.published[:12]}, {verdict}")
@@ -116,14 +117,6 @@ def _lake(settings: "Settings") -> Any:
     from streams.lake_files import Lake
 
     return Lake(lake_uri(settings))
-
-
-def _artifacts(settings: "Settings") -> Any:
-    from infra.roles import artifacts_uri
-    from streams.artifacts import ArtifactStore
-    from streams.signing import Signing
-
-    return ArtifactStore(artifacts_uri(settings), Signing(settings.signing))
 
 
 def _versions(settings: "Settings", since: datetime | None, until: datetime | None) -> "list[RewardModelVersion]":

@@ -4,8 +4,6 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from infra.broker import Broker, BrokerSettings, free_port
 from reward.features import Featurizer
 from reward.replay import Replay, published_model
@@ -21,7 +19,7 @@ from tests.chaos.ring import Ring
 CHOSEN = {"min_labels": 8, "min_each_verdict": 2, "heads": 4, "folds": 3, "batch_within_s": 0.5, "publish_tolerance_se": 10, "drift_hold_labels": 0}
 
 
-def test_versions_are_built_on_whole_inputs_through_rebalances_and_kills(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_built_on_whole_inputs_through_rebalances_and_kills(tiny_base: Path, tmp_path: Path) -> None:
     reward = RewardSettings.model_validate(CHOSEN)
     overrides = (f"policy.base={tiny_base}", *(f"reward.{name}={value}" for name, value in CHOSEN.items()))
     with (
