@@ -38,7 +38,7 @@ class Feed:
         self._consumer = Consumer(site.kafka, [*self._pooled, REWARD_MODELS], "learner", site.metrics)
         self.prompts = PromptPool(site.policy, settings.prompts_kept)
         known = {EPISODES.name: self.prompts.load(site.state / "prompts.json"), LABELS.name: True}
-        self.judged = JudgedPool(site.policy, settings.judged_kept)
+        self.judged = JudgedPool(site.policy, settings.judged_kept, settings.hindsight_replies)
         if settings.learns_from_judged:
             self.judged.load(site.state / "judged.json")
         for topic in self._pooled:

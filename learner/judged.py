@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from streams.events import FeedbackKind, Label, Message, Outcome
 
+REPLY_CHARACTERS = 1000
+"""A person's next turn is cut here: what is longer is mostly the next task, and beside the question it would not fit a step."""
+
 
 class JudgedAnswer(BaseModel):
     """An answer of a deployed agent with what people think of it."""
@@ -25,6 +28,8 @@ class JudgedAnswer(BaseModel):
     """Oldest first."""
     correction: str | None = None
     """The newest whole answer as it should have been."""
+    replies: tuple[str, ...] = ()
+    """What people said next in the conversation, oldest first; none unless asked for."""
 
     @property
     def good(self) -> bool | None:
@@ -36,8 +41,13 @@ class JudgedAnswer(BaseModel):
         """True when somebody said what was wrong or right with it."""
         return bool(self.comments or self.correction)
 
+    @property
+    def has_hindsight(self) -> bool:
+        """True when something was said after it from which the policy can tell what would have been better."""
+        return self.has_words or bool(self.replies)
+
     @classmethod
-    def of(cls, label: Label) -> "JudgedAnswer | None":
+    def of(cls, label: Label, with_replies: bool = False) -> "JudgedAnswer | None":
         """None when the label says nothing to learn from: withdrawn, censored, or not text alone."""
         said = [(vote.kind, vote.text) for vote in label.votes if vote.text]
         corrections = [text for kind, text in said if kind is FeedbackKind.CORRECTION]
@@ -49,9 +59,10 @@ class JudgedAnswer(BaseModel):
             verdict=label.verdict,
             comments=tuple(text for kind, text in said if kind is FeedbackKind.COMMENT),
             correction=corrections[-1] if corrections else None,
+            replies=tuple(text[:REPLY_CHARACTERS] for kind, text in said if kind is FeedbackKind.REPLY) if with_replies else (),
         )
         usable = bool(label.messages) and label.messages[-1].role == "user" and bool(label.answer.strip()) and label.outcome is not Outcome.FAILED
-        return found if usable and (found.good is not None or found.has_words) else None
+        return found if usable and (found.good is not None or found.has_hindsight) else None
 
 
 JUDGED = TypeAdapter(list[JudgedAnswer])
@@ -60,8 +71,8 @@ JUDGED = TypeAdapter(list[JudgedAnswer])
 class JudgedPool:
     """The most recently judged answers of one policy. A later label of the same episode takes the place of the one before it."""
 
-    def __init__(self, policy: str, kept: int) -> None:
-        self._policy, self._kept = policy, kept
+    def __init__(self, policy: str, kept: int, with_replies: bool = False) -> None:
+        self._policy, self._kept, self._with_replies = policy, kept, with_replies
         self._answers: OrderedDict[str, JudgedAnswer] = OrderedDict()
         self._uses: dict[str, int] = {}
 
@@ -73,7 +84,7 @@ class JudgedPool:
         if label.policy != self._policy:
             return
         self.forget(label.episode_id)
-        if (judged := JudgedAnswer.of(label)) is not None:
+        if (judged := JudgedAnswer.of(label, self._with_replies)) is not None:
             self._add(judged)
 
     def forget(self, episode_id: str) -> None:
@@ -84,7 +95,7 @@ class JudgedPool:
     def choose(self, count: int) -> Sequence[JudgedAnswer]:
         """At most ``count``: those that were learned from least, and of these the newest, so that a fresh word counts in the next adapter.
 
-        Half of them carry words, where there are such: what a person wrote says more than a thumb, and thumbs are many.
+        Half of them carry words, where there are such: what a person wrote of an answer says more than a thumb or a next turn, and those are many.
         """
         newest = list(reversed(self._answers.values()))
         order = sorted(range(len(newest)), key=lambda n: (self._uses.get(newest[n].episode_id, 0), n))
@@ -113,7 +124,15 @@ class JudgedPool:
 
 
 def advised(judged: JudgedAnswer) -> tuple[Message, ...]:
-    """The prompt with what people said of the answer beside the question: what the policy would have needed to know."""
+    """The prompt with what people said of the answer beside the question: what the policy would have needed to know.
+
+    The plainest word alone: a correction, else the comments, else what was said next.
+    """
     *before, question = judged.prompt
-    said = [f"A good answer is: {judged.correction}"] if judged.correction else [f"Remember: {comment}" for comment in judged.comments]
+    if judged.correction:
+        said = [f"A good answer is: {judged.correction}"]
+    elif judged.comments:
+        said = [f"Remember: {comment}" for comment in judged.comments]
+    else:
+        said = [f"Once this was answered, the person said: {reply}" for reply in judged.replies]
     return (*before, Message(role=question.role, content="\n\n".join([question.text, *said])))

@@ -100,7 +100,7 @@ class LearnerProcess:
         if not fitting:
             log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
             return StepReport(self._trainer.step_number, {})
-        told = tuple(one for one in judged if self._trainer.fits(advised(one) if one.has_words else one.prompt))
+        told = tuple(one for one in judged if self._trainer.fits(advised(one) if one.has_hindsight else one.prompt))
         self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
                                         [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
         self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))

@@ -75,6 +75,9 @@ class LearnerSettings(Section):
     A correction teaches on its own tokens."""
     hindsight_samples: int = Field(default=2, ge=1)
     """Answers sampled for each comment when ``hindsight_on`` is ``rewritten``."""
+    hindsight_replies: bool = False
+    """Learn from what people said next in the conversation too, where they neither commented nor corrected. It teaches on the tokens of the answer
+    as it was given. Next turns come unasked and are many; most of them say little of the answer before."""
     hindsight_teacher: Literal["policy", "base"] = "policy"
     """Who teaches, once told: the policy as it is now, or the base, which learning cannot lead astray. Where words teach alone take the base."""
     judged_per_step: int = Field(default=8, ge=1)
@@ -184,6 +187,12 @@ class LearnerSettings(Section):
     def _something_is_learned_from(self) -> Self:
         if not (self.rollout_weight or self.thumb_weight or self.hindsight_weight):
             raise ValueError("learner.rollout_weight, thumb_weight and hindsight_weight are all 0: nothing would be learned from")
+        return self
+
+    @model_validator(mode="after")
+    def _replies_teach_by_hindsight(self) -> Self:
+        if self.hindsight_replies and not self.hindsight_weight:
+            raise ValueError("learner.hindsight_replies has no use while learner.hindsight_weight is 0")
         return self
 
     @model_validator(mode="after")

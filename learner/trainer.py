@@ -98,7 +98,7 @@ class Trainer:
         asked, rollouts, stale = self._fresh(asked, sampled.rollouts)
         clock["rollout"] = sampled.seconds
         with _timed(clock, "rollout"):
-            worded = [one for one in judged if one.has_words] if self.settings.hindsight_weight else []
+            worded = [one for one in judged if one.has_hindsight] if self.settings.hindsight_weight else []
             taught_on = self._taught_on(worded)
             if not following:
                 self.engine.rest()
@@ -191,7 +191,7 @@ class Trainer:
     def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
         """The answers on whose tokens each judged answer's words teach."""
         s = self.settings
-        told = [one for one in worded if not one.correction] if s.hindsight_on == "rewritten" else []
+        told = [one for one in worded if one.comments and not one.correction] if s.hindsight_on == "rewritten" else []
         rewritten: dict[str, list[tuple[int, ...]]] = {one.episode_id: [] for one in told}
         if told:
             prompts = [self.policy.prompt_ids(advised(one)) for one in told]

@@ -73,11 +73,31 @@ def test_the_pool_holds_what_people_think_now_and_gives_the_fresh_and_the_least_
     assert {one.episode_id: one.good for one in again.choose(9)} == {"ep-2": True, "ep-3": False, "ep-4": True, "ep-5": True}
 
 
+def test_what_was_said_next_is_taken_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    replied = label(1, {"kind": "reply", "text": "No, I meant green tea."}, {"kind": "reply", "text": "x" * 9000})
+    assert JudgedAnswer.of(replied) is None
+    found = JudgedAnswer.of(replied, with_replies=True)
+    assert found is not None
+    assert (found.replies, found.has_words, found.good) == (("No, I meant green tea.", "x" * 1000), False, None)
+    without, pool = JudgedPool("default", kept=9), JudgedPool("default", kept=9, with_replies=True)
+    for number in range(4):
+        said = {"kind": "comment", "text": "say you"} if number == 0 else {"kind": "reply", "text": "thanks"}
+        without.take(label(number, said))
+        pool.take(label(number, said))
+    assert (len(without), len(pool)) == (1, 4)
+    assert [one.episode_id for one in pool.choose(2)] == ["ep-0", "ep-3"]  # next turns, however many, never push out what was said of an answer
+    with pytest.raises(ValidationError, match="hindsight_weight is 0"):
+        LearnerSettings(hindsight_replies=True)
+
+
 def test_the_teacher_is_told_what_people_said_and_nothing_else_differs() -> None:
     told = advised(judged(1, comments=("Say you.", "Be brief.")))
     assert told[0] == ASKED[0]
     assert told[1].text == "What is tea?\n\nRemember: Say you.\n\nRemember: Be brief."
     assert advised(judged(1, comments=("Say you.",), correction="You drink it."))[1].text == "What is tea?\n\nA good answer is: You drink it."
+    told = advised(judged(1, replies=("No, green.", "Thanks.")))
+    assert told[1].text == "What is tea?\n\nOnce this was answered, the person said: No, green.\n\nOnce this was answered, the person said: Thanks."
+    assert advised(judged(1, comments=("Say you.",), replies=("Thanks.",)))[1].text == "What is tea?\n\nRemember: Say you."
 
 
 def logprob(policy: Policy, answer: str) -> float:
@@ -133,6 +153,16 @@ def test_a_corrections_own_tokens_are_taught_and_a_comments_on_what_the_policy_s
     assert found[1] == tuple(rollout.output_ids for rollout in again)
     on_the_answer = Trainer(policy, TransformersEngine(policy), settings.model_copy(update={"hindsight_on": "answer"}))
     assert on_the_answer._taught_on([commented]) == [(policy.answer_ids("warm leaves", True, 99),)]
+
+
+def test_what_was_said_next_teaches_on_the_answer_as_it_was_given_never_on_one_made_up_since(tiny_base: Path) -> None:
+    policy = Policy(tiny_base, SETTINGS)
+    settings = SETTINGS.model_copy(update={"hindsight_weight": 1.0, "rollout_weight": 0.0, "hindsight_replies": True, "learning_rate": 0.003})
+    one, live = Trainer(policy, TransformersEngine(policy), settings), [judged(1, replies=("I meant warm leaves in the rain.",))]
+    assert one._taught_on(live) == [(policy.answer_ids("warm leaves", True, 99),)]
+    seen = [one.step([ASKED], lambda pairs: [0.5] * len(pairs), live).metrics["hindsight_kl_nats"] for _ in range(6)]
+    assert seen[0] > 1e-4
+    assert seen[-1] < seen[0] / 2
 
 
 def test_the_teacher_gets_no_gradient_and_passes_add_up(tiny_base: Path) -> None:
