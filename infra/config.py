@@ -16,14 +16,14 @@ from actor.otlp.settings import OtlpSettings
 from actor.promotion.settings import PromotionSettings
 from actor.settings import ActorSettings
 from dashboards.console.settings import ConsoleSettings
-from infra.broker import BrokerSettings
+from infra.broker_settings import BrokerSettings
 from infra.people import PeopleSettings
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.errors import ConfigError
 from streams.join import JoinSettings
 from streams.kafka import KafkaSettings
-from streams.lake import LakeSettings
+from streams.lake_settings import LakeSettings
 from streams.section import Section
 from streams.signing import SigningSettings
 from streams.traces import TracesSettings

@@ -3,13 +3,16 @@
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from streams.artifacts import ArtifactStore
 from streams.clock import Clock, SystemClock
 from streams.health import Health
 from streams.kafka import KafkaSettings
 from streams.metrics import Metrics
 from streams.traces import Traces
+
+if TYPE_CHECKING:  # pyarrow takes its time, and a command that only looks at the log needs none
+    from streams.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Site:
     """One part's surroundings, made by the command line and passed in."""
 
     kafka: KafkaSettings
-    artifacts: ArtifactStore
+    artifacts: "ArtifactStore"
     policy: str
     """Name of the policy, such as ``default``."""
     base: Path

@@ -1,6 +1,8 @@
 """Imports point down, each framework has one home, loops stay short: the structure, held."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +91,13 @@ def test_folders_stay_readable() -> None:
     folders = {path.rpartition("/")[0] for path in MODULES}
     crowded = {folder: len(list((ROOT / folder).glob("*.py"))) for folder in folders}
     assert {folder: modules for folder, modules in crowded.items() if modules > FOLDER_MODULES} == {}
+
+
+def test_a_command_that_only_looks_at_the_log_loads_nothing_of_what_learns_serves_or_stores() -> None:
+    script = "import sys, infra.cli, infra.config, infra.status, infra.promotion_history; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    assert "kafka" in loaded
+    assert {"numpy", "pyarrow", "torch", "transformers", "ray", "faust", "vllm", "jgo", "matplotlib"} & set(loaded) == set()
 
 
 def test_nothing_is_unpickled() -> None:
