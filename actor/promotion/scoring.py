@@ -1,5 +1,6 @@
 """The reward model as a judge of candidates: scores, and whether it still fits what people say."""
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -54,8 +55,8 @@ class RewardJudge:
 
     def _load(self, version: RewardModelVersion) -> RewardModel:
         if self._model is None or self._model[0] != version.artifact.sha256:
-            place: Path = self._site.state / "reward-models" / version.artifact.sha256[:16]
-            model = RewardModel.load(self._site.artifacts.fetch(version.artifact, place))
+            with tempfile.TemporaryDirectory(prefix="reward-model-", dir=self._site.state) as folder:  # in memory it is all that is needed
+                model = RewardModel.load(self._site.artifacts.fetch(version.artifact, Path(folder) / "fetched"))
             if model.features != self._backbone().fingerprint:
                 raise BadArtifact(f"reward model {version.version} was fitted on other features than those of this base and these settings")
             self._model = (version.artifact.sha256, model)

@@ -57,6 +57,7 @@ def labels(verdicts: Sequence[float], answers: Sequence[str]) -> list[Label]:
 
 @pytest.fixture
 def judge(tmp_path: Path) -> RewardJudge:
+    (tmp_path / "state").mkdir()
     site = Site(KafkaSettings(), ArtifactStore(str(tmp_path / "store")), "default", tmp_path, tmp_path / "state")
     return RewardJudge(RewardSettings(), site, Letters())
 
@@ -68,6 +69,7 @@ def test_good_answers_score_high_and_a_newer_version_takes_the_place_of_the_old(
     turned = head()
     other = RewardModel(**{**turned.__dict__, "heads_KD": -turned.heads_KD})
     assert judge.score(published(store, tmp_path, other, 2), [(ASKED, "yy")])[0] < 0.05
+    assert list((tmp_path / "state").iterdir()) == []  # nights are many: no fetched version stays on the disk
 
 
 def test_a_model_of_other_features_judges_nothing(judge: RewardJudge, tmp_path: Path) -> None:
