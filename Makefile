@@ -67,9 +67,10 @@ bench-rl: .venv/bench  ## Learning beside TRL's GRPOTrainer with PEFT on the sam
 	$(BIN)/uv pip install --quiet --python .venv/litellm/bin/python --no-deps -r infra/locks/litellm.txt
 	touch $@
 
-bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behind LiteLLM's proxy, on a trivial server and on vLLM (ten minutes)
+bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behind LiteLLM's proxy, on a trivial server and on vLLM with two bases (a quarter of an hour)
 	$(RUN) benchmarks.capture --server trivial $(ARGS)
-	$(RUN) benchmarks.capture --server vllm --rate 0 $(ARGS)
+	$(RUN) benchmarks.capture --server tiny --rate 0 $(ARGS)
+	$(RUN) benchmarks.capture --server smollm2 --rate 0 --window-s 15 $(ARGS)
 
 bench-rl-algorithms: .venv/installed  ## GRPO, GSPO, CISPO, PPO, KTO and distillation side by side on the tiny base, with a plot
 	$(RUN) benchmarks.rl_algorithms $(ARGS)

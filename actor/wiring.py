@@ -19,6 +19,7 @@ from actor.capture.keeper import Keeper
 from actor.capture.layer import Capture
 from actor.capture.media import MediaStore
 from actor.capture.redaction import Redactor
+from actor.capture.sampled import leave_out_text
 from actor.capture.tap import wrap_engine
 from actor.doors.app import Doors
 from actor.keys import Gate, Keys
@@ -38,6 +39,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
+    leave_out_text()
     wrap_engine(engine)
 
     outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-actor"), site.metrics, "actor",

@@ -51,8 +51,7 @@ class InstantEngine:
     """Answers every prompt with the same tokens at once, in vLLM's shape."""
 
     def __init__(self) -> None:
-        ids = list(range(100, 100 + TOKENS))
-        logprobs = [{token: SimpleNamespace(logprob=-0.25)} for token in ids]
+        ids, logprobs = list(range(100, 100 + TOKENS)), SimpleNamespace(logprobs=[-0.25] * TOKENS)
         part = SimpleNamespace(index=0, token_ids=ids, logprobs=logprobs, text="You will like the sea. " * 10, finish_reason="stop")
         self._output = SimpleNamespace(outputs=[part], prompt_token_ids=list(range(300)))
 
@@ -70,7 +69,7 @@ def trivial(given: dict[str, Any]) -> None:
         if scope["type"] != "http" or scope["path"] != "/v1/chat/completions":
             return
         body = json.loads(await read_body(receive, 1 << 20) or b"{}")
-        params = SimpleNamespace(logprobs=None, output_kind=SimpleNamespace(name="FINAL_ONLY"))
+        params = SimpleNamespace(logprobs=None, flat_logprobs=False, output_kind=SimpleNamespace(name="FINAL_ONLY"))
         text = ""
         async for output in engine.generate(body["messages"], params, "id"):
             text = output.outputs[0].text

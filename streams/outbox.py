@@ -88,7 +88,8 @@ class Outbox:
                 self._send_work.set()
             else:
                 self._fresh.append(waiting)
-                self._spool_work.set()
+                if not self._spool_work.is_set():  # waking a thread costs the one that wakes it more than all of the above
+                    self._spool_work.set()
             self._waiting += 1
             self._waiting_bytes += waiting.bytes
         self._tell_depth()
@@ -121,6 +122,7 @@ class Outbox:
     def _run_spool(self) -> None:
         while not (self._closing.is_set() and not self._fresh):
             self._spool_work.wait()
+            self._gather()
             self._spool_work.clear()
             if self._spool_fresh():
                 self._send_work.set()
@@ -138,10 +140,15 @@ class Outbox:
             elif not self._spool.events:
                 if self._closing.is_set() and not self._threads[0].is_alive():
                     break
-                self._send_work.wait(0.5)
+                if self._send_work.wait(0.5):
+                    self._gather()
                 self._send_work.clear()
         if self._producer is not None:
             self._producer.close()
+
+    def _gather(self) -> None:
+        """Let others come before the work begins: its cost is that of a batch, and it is paid by whoever answers people."""
+        self._closing.wait(self._settings.outbox_linger_ms / 1000)
 
     def _spool_fresh(self) -> bool:
         """From memory to disk. A full disk leaves events in memory, within the bounds, until there is room."""

@@ -43,12 +43,14 @@ class Engine:
             if self.broken and reason:
                 raise RuntimeError("engine")
             for index in choices:
-                yield self._output(index, ids, text, reason)
+                yield self._output(index, ids, text, reason, params.flat_logprobs)
 
-    def _output(self, index: int, ids: list[int], text: str, reason: str | None) -> Any:
+    def _output(self, index: int, ids: list[int], text: str, reason: str | None, flat: bool) -> Any:
         """Choice ``index`` answers with tokens 10 * index further on."""
         ids = [10 * index + i for i in ids]
-        logprobs = [{i: SimpleNamespace(logprob=-i / 10)} for i in ids]
+        logprobs: Any = [{i: SimpleNamespace(logprob=-i / 10)} for i in ids]
+        if flat:
+            logprobs = SimpleNamespace(logprobs=[-i / 10 for i in ids])
         part = SimpleNamespace(index=index, token_ids=ids, logprobs=logprobs, text=text, finish_reason=reason)
         return SimpleNamespace(outputs=[part], prompt_token_ids=[1, 2, 3])
 
@@ -122,7 +124,7 @@ class World:
 
 
 def params(kind: str, n: int = 1, logprobs: int | None = None) -> Any:
-    return SimpleNamespace(logprobs=logprobs, n=n, output_kind=SimpleNamespace(name=kind))
+    return SimpleNamespace(logprobs=logprobs, flat_logprobs=False, n=n, output_kind=SimpleNamespace(name=kind))
 
 
 async def whole(world: World, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from actor.capture.sampled import ask_alone
+
 
 @dataclass
 class Choice:
@@ -40,26 +42,29 @@ class Tap:
         for index in range(self.per_prompt):
             self.choices[first + index] = Choice()
         if params.logprobs is None:
-            params.logprobs = 0  # the sampled token's alone; the server prints logprobs only where the client asked
-        grows = params.output_kind.name == "DELTA"
-        return self._collect(generate(prompt, params, request_id, **options), first, grows)
+            ask_alone(params)  # the server prints logprobs only where the client asked
+        grows, flat = params.output_kind.name == "DELTA", params.flat_logprobs
+        return self._collect(generate(prompt, params, request_id, **options), first, grows, flat)
 
-    async def _collect(self, outputs: AsyncIterator[Any], first: int, grows: bool) -> AsyncIterator[Any]:
+    async def _collect(self, outputs: AsyncIterator[Any], first: int, grows: bool, flat: bool) -> AsyncIterator[Any]:
         async with aclosing(outputs) as stream:  # type: ignore[type-var]
             async for output in stream:
-                self._take(output, first, grows)
+                self._take(output, first, grows, flat)
                 yield output
 
-    def _take(self, output: Any, first: int, grows: bool) -> None:
+    def _take(self, output: Any, first: int, grows: bool, flat: bool) -> None:
         for part in output.outputs:
             choice = self.choices.setdefault(first + part.index, Choice())
             if output.prompt_token_ids is not None:
                 choice.prompt_ids = tuple(output.prompt_token_ids)
             if not grows:
                 choice.output_ids, choice.logprobs, choice.text = [], [], ""
-            ids = list(part.token_ids)
+            ids = part.token_ids
             choice.output_ids += ids
-            choice.logprobs += [position[token].logprob for token, position in zip(ids, part.logprobs or (), strict=False)]
+            if flat:
+                choice.logprobs += part.logprobs.logprobs if part.logprobs else ()
+            else:
+                choice.logprobs += [position[token].logprob for token, position in zip(ids, part.logprobs or (), strict=False)]
             choice.text += part.text
             choice.finish_reason = part.finish_reason or choice.finish_reason
 

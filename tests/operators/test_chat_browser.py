@@ -48,7 +48,7 @@ class Speaker:
             while number and not self.go_on.is_set():
                 await asyncio.sleep(0.02)
             last = number == len(PARTS) - 1
-            part = SimpleNamespace(index=0, token_ids=[number], logprobs=[{number: SimpleNamespace(logprob=-0.5)}], text=text,
+            part = SimpleNamespace(index=0, token_ids=[number], logprobs=SimpleNamespace(logprobs=[-0.5]), text=text,
                                    finish_reason="stop" if last else None)  # fmt: skip
             yield SimpleNamespace(outputs=[part], prompt_token_ids=[1])
 
@@ -60,7 +60,7 @@ class Speaker:
             await send({"type": "http.response.body", "body": b'{"error": {"message": "The engine is unwell."}}'})
             return
         leaving = asyncio.create_task(receive())
-        params = SimpleNamespace(logprobs=None, output_kind=SimpleNamespace(name="DELTA"))
+        params = SimpleNamespace(logprobs=None, flat_logprobs=False, output_kind=SimpleNamespace(name="DELTA"))
         outputs = self.generate("p", params, "id", lora_request=SimpleNamespace(lora_name=body["model"]))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
         speaking = asyncio.ensure_future(anext(outputs, None))

@@ -19,7 +19,7 @@ HOMES = {
     "grafana_api": ("dashboards/push.py",),
     "opentelemetry": ("actor/otlp/wire.py", "streams/traces.py"),
     "google": ("actor/otlp/wire.py",),
-    "vllm": ("actor/server.py", "actor/wiring.py", "actor/adapters/", "learner/rollouts.py"),
+    "vllm": ("actor/server.py", "actor/wiring.py", "actor/adapters/", "actor/capture/sampled.py", "learner/rollouts.py"),
     "jgo": ("infra/jars.py",),
     "matplotlib": ("infra/page.py",),
     "yaml": ("dashboards/alerts.py",),

@@ -31,6 +31,7 @@ class Broker:
         self.records: list[bytes] = []
         self.letters: list[Event] = []
         self.too_large = 10_000
+        self.flushes = 0
         self._sent: list[bytes] = []
 
     def connect(self) -> "Broker":
@@ -49,6 +50,7 @@ class Broker:
         return lambda: Place(topic.name, 0, 0)
 
     def flush(self) -> None:
+        self.flushes += 1
         sent, self._sent = self._sent, []
         if self.away.is_set():
             raise Unavailable("away")
@@ -269,3 +271,12 @@ def test_a_file_of_the_time_before_ages_is_read(outboxes: Callable[..., Outbox],
     assert outbox.drained(20)
     assert ids(broker) == ["fb-0", "fb-1"]
     assert outbox.lost == 0
+
+
+def test_what_comes_within_the_linger_is_written_and_sent_together(outboxes: Callable[..., Outbox], broker: Broker) -> None:
+    outbox = outboxes(linger_ms=1000)
+    for number in range(20):
+        outbox.put(FEEDBACK, thumb(number))
+    assert outbox.drained(60)
+    assert ids(broker) == [f"fb-{number}" for number in range(20)]
+    assert broker.flushes <= 3  # not one for each
