@@ -19,8 +19,8 @@ class OutboxSettings(Section):
     outbox_when_full: Literal["keep_oldest", "keep_newest"] = "keep_oldest"
     """What gives way when there is no room: the event that comes, or those that have waited longest. Either is counted, and an alert tells."""
     outbox_fsync: Literal["off", "batch", "each"] = "batch"
-    """What a kill or a power cut may take. ``off``: nothing is synced; a kill takes what is gathered (``outbox_linger_ms``), a power cut the last
-    seconds. ``batch``: synced in the background; either takes what is gathered. ``each``: synced before the event is accepted; neither takes anything,
-    but each answer waits for the disk."""
+    """What a kill or a power cut may take. ``off``: nothing is synced; a kill takes what is gathered (``outbox_linger_ms``), a power cut the
+    last seconds. ``batch``: synced in the background; either takes what is gathered. ``each``: synced before the event is accepted; neither takes
+    anything, but each answer waits for the disk."""
     outbox_linger_ms: int = Field(default=25, ge=0, le=1000)
     """Milliseconds for which events are gathered before they are written to disk, and again before they are sent."""

@@ -22,4 +22,4 @@ def leave_out_text() -> None:
         asked = request.sampling_params
         return begin(None if asked.flat_logprobs and asked.logprobs == 0 else tokenizer, request)
 
-    LogprobsProcessor.from_new_request = classmethod(from_new_request)  # type: ignore[assignment]
+    LogprobsProcessor.from_new_request = classmethod(from_new_request)
