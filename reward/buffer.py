@@ -140,6 +140,9 @@ class ReplayBuffer:
     def __contains__(self, episode_id: str) -> bool:
         return episode_id in self._entries
 
+    def __getitem__(self, episode_id: str) -> Entry:
+        return self._entries[episode_id]
+
     def take(self, entries: Iterable[Entry]) -> dict[str, Entry | None]:
         """Take entries in; returns what to store by episode, None where an entry is to be deleted."""
         changed: dict[str, Entry | None] = {}

@@ -62,6 +62,11 @@ class Rows:
     pair_weights_P: Tensor
     pair_episodes: Sequence[str]
 
+    @property
+    def amounts_N(self) -> Tensor:
+        """What all parts of each label weigh, beside a thumb at 1, before it is asked who gave it; float64."""
+        return torch.tensor([sum(part.weight for part in each) for each in self.parts], dtype=torch.float64)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -154,10 +159,9 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
     k, solved_HD = recipe.heads, solved_HD[:, : problem.thumbs_ND.shape[1]].contiguous()
     folds_N = torch.tensor([fold_of(i, recipe.folds) for i in rows.episodes], dtype=torch.int64)
     unseen_N = (problem.thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_N[:, None]).squeeze(1)
-    amounts_N = torch.tensor([sum(part.weight for part in each) for each in rows.parts], dtype=torch.float64)
     half_life = recipe.calibration_half_life_labels * (PATIENCE if problem.l2 > recipe.l2 else 1.0)
     recency_N = 0.5 ** (rows.newer_N.double() / half_life)
-    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * amounts_N * recency_N)
+    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * rows.amounts_N * recency_N)
     return RewardModel(
         features=recipe.features,
         temperature=temperature,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reward.buffer import Entry, ReplayBuffer
-from reward.crowds import crowd_weights, largest_share
+from reward.crowds import capped_rows, largest_share
 from reward.drift import Drift, page_hinkley
 from reward.entries import entry_of
 from reward.features import Features
@@ -28,7 +28,7 @@ from reward.propensity import Propensity
 from reward.settings import RewardSettings
 from reward.slices import by_slice
 from reward.validation import calibration, log_loss, no_worse
-from reward.voters import capped, reliable, smoothing, trusts
+from reward.voters import reliable, smoothing, trusts
 from streams.events import Calibration, Label
 
 TRUST_ROUNDS = 2
@@ -49,6 +49,10 @@ class Refit:
     divergence: Finding | None
     labels: int
     newest_feedback_at: datetime | None
+    largest_person_share: float | None
+    """The largest part of the weight of all labels and pairs that any one person holds; None where nobody is named or nothing was fitted."""
+    capped: dict[str, float]
+    """By rule (``crowds.RULES``), the part of that weight that it moved from where too much came from to all else; empty when nothing was fitted."""
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -91,9 +95,11 @@ class Refitter:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
         said_N, verdicts_N = self.said()
         drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
-        model, result, why = None, self._first_refusal(), ""
+        model, result, why, share, capped = None, self._first_refusal(), "", None, dict[str, float]()
         if result is None:
-            model = self.fitted()
+            rows, capped = capped_rows(self.buffer, self._settings)
+            rows = self._trusted(rows)
+            model, share = fit(rows, self.recipe()), self._largest_share(rows)
             result = self._judge(model)
             if (
                 not self._owed
@@ -113,12 +119,9 @@ class Refitter:
             divergence=divergence(said_N.tolist(), verdicts_N.tolist()),
             labels=self._labels(),
             newest_feedback_at=self.buffer.newest_feedback_at(),
+            largest_person_share=share,
+            capped=capped,
         )
-
-    def largest_share(self) -> float | None:
-        """The largest part of the labels' weight that any one person holds in a fit now."""
-        rows = self.weighted()
-        return largest_share(rows.voters, rows.weights_N)
 
     def disagreement(self) -> float | None:
         """How far apart the heads of the published ensemble are on the newest labels: mean standard deviation of their chances."""
@@ -138,8 +141,10 @@ class Refitter:
 
     def weighted(self) -> Rows:
         """The buffer's rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
-        rows, s = self.buffer.rows(), self._settings
-        rows = replace(rows, weights_N=rows.weights_N * capped(rows.voters, s.person_share) * crowd_weights(self.buffer.with_verdict(), s))
+        return self._trusted(capped_rows(self.buffer, self._settings)[0])
+
+    def _trusted(self, rows: Rows) -> Rows:
+        s = self._settings
         if not s.weigh_reliability and not s.smooth_by_reliability:
             return rows
         folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
@@ -152,6 +157,10 @@ class Refitter:
                 trust_N=smoothing(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
             )
         return judged
+
+    def _largest_share(self, rows: Rows) -> float | None:
+        voters = [*rows.voters, *(self.buffer[episode_id].voters for episode_id in rows.pair_episodes)]
+        return largest_share(voters, torch.cat([rows.weights_N * rows.amounts_N, rows.pair_weights_P]))
 
     def _labels(self) -> int:
         counts = self.buffer.counts()

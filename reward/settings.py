@@ -46,7 +46,7 @@ class RewardSettings(Section):
     """Calibration follows the newest labels: one so many labels older counts half. The policy changes, and with it the share of good answers.
     While ``l2_in_doubt`` holds, ten times as many."""
     person_share: float = Field(default=0.2, gt=0, le=1)
-    """No person holds more of the labels' weight than this share."""
+    """No person holds more of the labels' weight than this share, nor of that of comparisons and corrections; so with the three below."""
     tenant_share: float = Field(default=0.5, gt=0, le=1)
     """Nor any tenant more than this, where there are several."""
     hour_share: float = Field(default=0.5, gt=0, le=1)

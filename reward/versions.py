@@ -91,7 +91,7 @@ class Versions:
             return None
         alarms = (*refit.alarms, *(str(finding) for finding in found if finding.tripped))
         try:
-            event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms, began_at, refitter.largest_share())
+            event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms, began_at)
         except Unavailable as error:
             log.warning("publishing_failed", error=str(error))
             self._site.metrics.add("tidemill_reward_versions_total", result="unavailable")
@@ -102,8 +102,9 @@ class Versions:
         log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.calibration.accuracy, 3))
         return event
 
-    def _publish(self, refit: Refit, model: RewardModel, newest_feedback_at: datetime, alarms: tuple[str, ...],
-                 began_at: datetime, largest_share: float | None) -> RewardModelVersion:  # fmt: skip
+    def _publish(
+        self, refit: Refit, model: RewardModel, newest_feedback_at: datetime, alarms: tuple[str, ...], began_at: datetime
+    ) -> RewardModelVersion:
         """The path holds the checksum: after a kill between artifact and event, the same number may name another model."""
         number = self.number + 1
         with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +119,7 @@ class Versions:
             calibration=refit.calibration,
             slices=refit.slices,
             alarms=alarms,
-            largest_person_share=largest_share,
+            largest_person_share=refit.largest_person_share,
             withheld=dict(self._withheld),
             offsets={LABELS.name: dict(self._offsets)},
             newest_feedback_at=newest_feedback_at,

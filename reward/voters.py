@@ -30,7 +30,7 @@ def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
             counts[person] += 1 / len(people)
     allowed = max(1.0, share * len(voters))
     weight = {person: min(1.0, allowed / count) for person, count in counts.items()}
-    return _averaging_one(_by_label(voters, weight))
+    return averaging_one(_by_label(voters, weight))
 
 
 def trusts(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> dict[str, float]:
@@ -74,9 +74,10 @@ def critics_say(judged: Sequence[tuple[float, float]]) -> float:
     return min(1.0, max(LEAST_SAY, (2 * agreement - 1) / (2 * USUAL_TRUST - 1)))
 
 
+def averaging_one(weights_N: Tensor) -> Tensor:
+    """The same weights ``[N]`` against each other, so scaled that as much is said in all as without them."""
+    return weights_N / weights_N.mean() if len(weights_N) else weights_N
+
+
 def _by_label(voters: Sequence[Sequence[str]], weight: Mapping[str, float]) -> Tensor:
     return torch.tensor([sum(weight[p] for p in people) / len(people) if people else 1.0 for people in voters], dtype=torch.float32)
-
-
-def _averaging_one(weights_N: Tensor) -> Tensor:
-    return weights_N / weights_N.mean() if len(weights_N) else weights_N

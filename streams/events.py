@@ -230,7 +230,7 @@ class RewardModelVersion(Event):
     alarms: tuple[str, ...] = ()
     """What stood against trusting it when it was published, a sentence each."""
     largest_person_share: float | None = Field(default=None, ge=0, le=1)
-    """The largest part of its labels' weight that any one person holds; ``reward.person_share`` keeps it down."""
+    """The largest part of the weight of its labels, comparisons and corrections that any one person holds; ``reward.person_share`` keeps it down."""
     withheld: dict[str, int] = {}
     """Refits since the version before that were not published, by the reason."""
     offsets: Offsets

@@ -168,6 +168,12 @@ def test_a_correction_beats_what_it_corrects() -> None:
     assert better > worse + 0.1
 
 
+def test_corrections_count_in_the_share_that_their_giver_holds() -> None:
+    corrected = [label(20 + i, None, f"tea {i}", at=60 * i, votes=[("correction", "you and you")]) for i in range(6)]
+    assert refitter(*TEN, *corrected).refit().largest_person_share == pytest.approx(6 / 16)  # who gave the ten thumbs is not known
+    assert refitter(*TEN).refit().largest_person_share is None
+
+
 def test_a_comparison_waits_until_both_answers_are_known() -> None:
     waiting = label(30, None, "you you", at=30, votes=[("comparison", "ep-31")])
     assert len(refitter(*TEN, waiting).buffer.rows().better_PD) == 0
