@@ -33,7 +33,11 @@ test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, 
 test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
 	$(RUN) pytest tests/unit tests/project $(ARGS)
 
-test-operators: .venv/installed  ## The operator's guide, alerts, dashboards and console on a real ring, Prometheus and Chromium (Debian's packages)
+.venv/operators: .venv/installed infra/locks/operators.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r infra/locks/operators.txt
+	touch $@
+
+test-operators: .venv/operators  ## The operator's guide, alerts, dashboards and console on a real ring, Prometheus and Chromium (Debian's packages)
 	command -v prometheus promtool chromium > /dev/null || apt-get install -y --no-install-recommends prometheus chromium fonts-dejavu-core
 	$(RUN) pytest tests/operators $(ARGS)
 

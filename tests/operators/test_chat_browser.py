@@ -29,6 +29,7 @@ from actor.settings import ActorSettings
 from streams.clock import SystemClock
 from streams.metrics import Metrics
 from tests.captured import Spool
+from tests.operators.axe import assert_open_to_all
 from tests.operators.browser import Browser
 from tests.operators.test_console_browser import LOW_CONTRAST
 
@@ -151,6 +152,7 @@ def say(page: Browser, text: str, answers: int) -> None:
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_and_can_be_read(page: Browser, width: int, scheme: str) -> None:
     page.see(width, scheme)
+    assert_open_to_all(page)
     say(page, "Tell me about tea, and how long a black one should stand before it turns bitter.", 1)
     say(page, "https://example.org/a-word-that-is-much-longer-than-the-screen-of-a-telephone-is-wide-and-has-no-place-to-break", 2)
     page.run("document.querySelector('[data-thumb=up]').click()")
@@ -161,6 +163,7 @@ def test_the_page_fits_and_can_be_read(page: Browser, width: int, scheme: str) -
     assert page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     assert page.run("document.querySelector('main').scrollWidth - document.querySelector('main').clientWidth") <= 0
     assert page.run(LOW_CONTRAST) == []
+    assert_open_to_all(page)
     small = "[...document.querySelectorAll('button, input, textarea, summary')].filter((e) => e.checkVisibility() && e.getBoundingClientRect().height < 24)"
     assert page.run(f"{small}.map((e) => e.outerHTML)") == []
     assert page.complaints == []
@@ -263,6 +266,7 @@ def test_what_goes_wrong_is_told_and_the_question_is_not_lost(actor: Actor, page
     page.run("document.getElementById('key').value = ''; document.getElementById('said').value = 'tea?'")
     page.run("document.getElementById('ask').requestSubmit()")
     page.wait("document.activeElement.id === 'key' && document.getElementById('told').textContent.startsWith('no such key')")
+    assert_open_to_all(page)
     page.type(actor.key)
     page.run("document.getElementById('ask').requestSubmit()")
     page.wait(ANSWERED.format(1))

@@ -23,6 +23,7 @@ from streams.events import Feedback, FeedbackKind
 from streams.kafka import KafkaSettings, Producer, read_to_end
 from streams.metrics import Metrics
 from streams.topics import ADAPTERS, ATTESTATIONS, DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, PROMOTIONS, REWARD_MODELS, Topic
+from tests.operators.axe import assert_open_to_all
 from tests.operators.browser import Browser
 
 ROOT = Path(__file__).parents[2]
@@ -126,9 +127,20 @@ def test_every_page_fits_and_can_be_read(site: Site, browser: Browser, name: str
     browser.shoot(SHOTS / f"{name}-{width}-{scheme}.png")
     assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     assert browser.run(LOW_CONTRAST) == []
+    assert_open_to_all(browser)
     assert browser.run("[...document.querySelectorAll('button, header a, input, select')].filter((e) => e.checkVisibility()"
                        " && e.getBoundingClientRect().height < 24).map((e) => e.outerHTML)") == []  # fmt: skip
     assert browser.complaints == []
+
+
+def test_the_tables_that_explain_a_score_can_be_read_and_scrolled_by_keyboard(site: Site, browser: Browser) -> None:
+    browser.see(390, "light")
+    browser.go(site.url + PAGES["episode"])
+    told = """reasons("Nearest labelled answers", ["episode", "similarity", "verdict", "and more than a telephone is wide"], [["ep-1", "0.91", "1.00", "x"]])"""
+    browser.run(f"document.getElementById('explained').replaceChildren(...{told})")  # as the answer of the server is shown; it needs a lake
+    assert ("region", "Nearest labelled answers") in browser.named()
+    assert browser.run("document.querySelector('#explained .scroll').tabIndex") == 0
+    assert_open_to_all(browser)
 
 
 def test_the_ring_lives_without_being_loaded_again(site: Site, browser: Browser) -> None:
@@ -171,6 +183,7 @@ def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(site: Site, br
     browser.run("document.getElementById('act-key').value = ''; document.getElementById('act-key').focus()")
     browser.type(KEY)
     browser.shoot(SHOTS / "dialog.png")
+    assert_open_to_all(browser)
     browser.press("Enter")
     browser.wait("document.getElementById('act-told').textContent.includes('offset 0 of tidemill.promotions.v1')")
     browser.press("Escape")

@@ -48,7 +48,8 @@ function reasons(heading, columns, rows) {
   const head = made("thead", undefined, [made("tr", undefined, columns.map((c, i) => Object.assign(made("th", c), { scope: "col", className: i ? "n" : "" })))]);
   const body = rows.map(([id, ...texts]) => made("tr", undefined, [
     Object.assign(made("th", undefined, [id.startsWith("all ") ? id : link(id)]), { scope: "row" }), ...texts.map(cell)]));
-  return [made("h3", heading), Object.assign(made("div", undefined, [made("table", undefined, [head, made("tbody", undefined, body)])]), { className: "scroll" })];
+  return [made("h3", heading), Object.assign(made("div", undefined, [made("table", undefined, [head, made("tbody", undefined, body)])]), {
+    className: "scroll", role: "region", ariaLabel: heading, tabIndex: 0 })];
 }
 
 const explain = document.getElementById("explain");
