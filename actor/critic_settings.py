@@ -6,10 +6,13 @@ from streams.section import Section
 
 
 class CriticSettings(Section):
-    """A model that answers a rubric about episodes: one more signal, which is never mixed up with people's. Off without a rubric."""
+    """A model that answers a rubric about episodes: one more signal, which is never mixed up with people's. Off without any rubric."""
 
     rubric: tuple[str, ...] = ()
-    """What a good answer does, a sentence each, such as ``It answers what was asked.`` None: no critic."""
+    """What a good answer does, a sentence each, such as ``It answers what was asked.`` None: answers are not judged by themselves."""
+    reply_rubric: tuple[str, ...] = ()
+    """What a person's next turn shows when the answer before it was good, a sentence each, such as ``The person got what they asked for.`` None: next
+    turns are not read."""
     model: str = Field(default="base", min_length=1, max_length=200)
     """Who judges, by the name that the actor serves it under; ``base`` is the base without any adapter."""
     share: float = Field(default=1.0, gt=0, le=1)
@@ -22,3 +25,8 @@ class CriticSettings(Section):
     """Base URL of an OpenAI API that tells logprobs; empty: this machine's actor."""
     api_key: SecretStr | None = None
     """Key of scope ``talk`` where it asks for one; best given as TIDEMILL_CRITIC__API_KEY. Never printed, logged or written to a file."""
+
+    @property
+    def reads(self) -> bool:
+        """True when there is a sentence to ask about."""
+        return bool(self.rubric or self.reply_rubric)

@@ -75,7 +75,7 @@ def up(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @settings_options
 def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run one part: streams (join, lake), reward, learner, actor, promoter (promotion.mode = gated), critic (critic.rubric), otlp (telemetry in)."""
+    """Run one part: streams (join, lake), reward, learner, actor, promoter (promotion.mode = gated), critic (with a rubric), otlp (telemetry in)."""
     from infra.config import load
     from infra.roles import run_role
 

@@ -82,7 +82,7 @@ def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
 def parts(settings: Settings) -> tuple[str, ...]:
     """What runs in a whole ring with these settings, in the order of starting."""
     promoter = ("promoter",) if settings.gated_policy is not None else ()
-    critic, otlp = ("critic",) if settings.critic.rubric else (), ("otlp",) if settings.otlp.beside_ring else ()
+    critic, otlp = ("critic",) if settings.critic.reads else (), ("otlp",) if settings.otlp.beside_ring else ()
     return ("streams", "reward", "actor", "learner", *promoter, *critic, *otlp)
 
 
@@ -156,8 +156,8 @@ def _work(role: str, settings: Settings) -> Callable[[Site], None]:
     if role == "critic":
         from actor import critic
 
-        if not settings.critic.rubric:
-            raise ConfigError("critic.rubric is empty: say in plain words what a good answer does, a sentence each")
+        if not settings.critic.reads:
+            raise ConfigError("critic.rubric and critic.reply_rubric are empty: say in plain words what a good answer does, a sentence each")
         return lambda site: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), site)
     if role == "otlp":
         from actor.otlp import receiver

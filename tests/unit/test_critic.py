@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actor.critic import Critic, chance_of_yes, is_judged, signal_of
+from actor.critic import Critic, chance_of_yes, is_judged, signal_of, turn_before
 from actor.critic_settings import CriticSettings
 from infra.config import load
 from infra.roles import parts
@@ -32,11 +32,12 @@ def episode(number: int = 1, **fields: Any) -> Episode:
 class Told:
     """A judge that says what it is told to, by sentence."""
 
-    def __init__(self, *chances: float | None) -> None:
-        self.chances, self.asked = dict(zip(RUBRIC, chances, strict=True)), []
+    def __init__(self, *chances: float | None, rubric: tuple[str, ...] = RUBRIC) -> None:
+        self.chances: dict[str, float | None] = dict(zip(rubric, chances, strict=True))
+        self.asked: list[tuple[str | None, ...]] = []
 
-    def chance(self, question: str, answer: str, sentence: str) -> float | None:
-        self.asked.append((question, answer, sentence))
+    def chance(self, question: str, answer: str, sentence: str, reply: str | None = None) -> float | None:
+        self.asked.append((question, answer, sentence, reply))
         return self.chances[sentence]
 
 
@@ -46,7 +47,8 @@ def site(tmp_path: Path) -> Site:
 
 
 def judged(site: Site, judge: Any, one: Episode, **settings: Any) -> Feedback | None:
-    return Critic(CriticSettings(rubric=RUBRIC, **settings), judge, site).feedback(one)
+    found = Critic(CriticSettings(rubric=RUBRIC, **settings), judge, site).feedback(one)
+    return found[0] if found else None
 
 
 def test_its_verdict_is_a_signal_of_its_own_channel_under_an_id_that_the_rubric_decides(site: Site) -> None:
@@ -56,9 +58,8 @@ def test_its_verdict_is_a_signal_of_its_own_channel_under_an_id_that_the_rubric_
     assert first == again
     assert first.signal in CRITIC
     assert first.user_id.startswith("critic-")
-    assert sorted(judge.asked[:2]) == sorted(("What is tea?", "You drink it.", sentence) for sentence in RUBRIC)
-    other = Critic(CriticSettings(rubric=RUBRIC[::-1]), judge, site).feedback(episode())
-    assert other is not None
+    assert sorted(judge.asked[:2]) == sorted(("What is tea?", "You drink it.", sentence, None) for sentence in RUBRIC)
+    (other,) = Critic(CriticSettings(rubric=RUBRIC[::-1]), judge, site).feedback(episode())
     assert other.feedback_id != first.feedback_id
     assert site.metrics.value("tidemill_critic_verdicts_total", verdict="critic-good") == 3
 
@@ -68,11 +69,42 @@ def test_a_judge_that_is_away_or_unsure_says_nothing(site: Site) -> None:
     assert judged(site, Told(None, None), episode()) is None
 
     class Away:
-        def chance(self, question: str, answer: str, sentence: str) -> float | None:
+        def chance(self, question: str, answer: str, sentence: str, reply: str | None = None) -> float | None:
             raise Unavailable("away")
 
     with pytest.raises(Unavailable):
         judged(site, Away(), episode())
+
+
+PLEASED = "The person is pleased."
+NEXT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is tea?"}, {"role": "assistant", "content": "You eat it."},
+        {"role": "user", "content": "No, you drink it!"}]  # fmt: skip
+
+
+def test_what_a_person_says_next_is_a_verdict_on_the_answer_before(site: Site) -> None:
+    judge = Told(0.1, rubric=(PLEASED,))
+    critic = Critic(CriticSettings(reply_rubric=(PLEASED,)), judge, site)
+    (found,) = critic.feedback(episode(2, messages=NEXT, replies_to="ep-1"))
+    assert (found.episode_id, found.signal) == ("ep-1", "critic-bad")
+    assert judge.asked == [("What is tea?", "You eat it.", PLEASED, "No, you drink it!")]
+    (again,) = critic.feedback(episode(3, messages=NEXT, replies_to="ep-1"))  # the same turn, answered once more
+    assert again == found
+    for fields in ({"replies_to": None}, {"policy": "other"}, {"messages": NEXT[-1:]}, {"messages": NEXT[:2]}):
+        assert critic.feedback(episode(2, **({"messages": NEXT, "replies_to": "ep-1"} | fields))) == [], fields
+
+
+def test_an_answer_and_the_one_before_it_are_judged_by_rubrics_of_their_own_in_voices_of_their_own(site: Site) -> None:
+    settings = CriticSettings(rubric=RUBRIC, reply_rubric=RUBRIC)
+    answer, before = Critic(settings, Told(0.9, 0.9), site).feedback(episode(2, messages=NEXT, replies_to="ep-1"))
+    assert (answer.episode_id, before.episode_id) == ("ep-2", "ep-1")
+    assert answer.user_id != before.user_id  # the newest of each critic counts: neither takes the other's place
+
+
+@pytest.mark.parametrize("roles", [["user"], ["assistant", "user"], ["user", "assistant", "tool"], ["user", "user", "user"]])
+def test_a_turn_that_is_not_told_whole_says_nothing(roles: list[str]) -> None:
+    assert turn_before(episode(messages=[{"role": role, "content": "words"} for role in roles])) is None
+    assert turn_before(episode(messages=[{**NEXT[1]}, {**NEXT[2], "content": " "}, {**NEXT[3]}])) is None
+    assert turn_before(episode(messages=NEXT)) == ("What is tea?", "You eat it.", "No, you drink it!")
 
 
 @pytest.mark.parametrize(("chances", "signal"), [
@@ -108,6 +140,7 @@ def test_its_word_counts_by_how_far_it_agrees_with_people() -> None:
 
 def test_a_ring_has_a_critic_only_with_a_rubric(tmp_path: Path) -> None:
     config = tmp_path / "ring.toml"
-    config.write_text('[critic]\nrubric = ["It answers what was asked."]\n')
-    assert parts(load(config, (), {})) == ("streams", "reward", "actor", "learner", "critic")
+    for rubric in ("rubric", "reply_rubric"):
+        config.write_text(f'[critic]\n{rubric} = ["It answers what was asked."]\n')
+        assert parts(load(config, (), {})) == ("streams", "reward", "actor", "learner", "critic")
     assert parts(load(None, (), {})) == ("streams", "reward", "actor", "learner")
