@@ -33,6 +33,7 @@ _KEY = re.compile(
     r"|(?<=[Bb]earer )[\w.~+/-]{20,4000}=*",
 )
 
+_REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
 _KEYS_BEGIN = (
     "sk-", "sk_", "rk_", "pk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "ASIA", "AIza", "xox", "hf_", "tm-", "eyJ",
     "earer ", " PRIVATE KEY",
@@ -126,10 +127,10 @@ def redacted_feedback(feedback: Feedback, redactor: Redactor, found: Counter[str
 
 
 def redacted(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
-    """The same JSON with every text in it redacted."""
+    """The same JSON with every text in it redacted, but for what stands for media: now and then a checksum has the digits of a card."""
     match value:
         case str():
-            return redactor.text(value, found)
+            return value if _REFERENCE.fullmatch(value) else redactor.text(value, found)
         case dict():
             return {name: redacted(each, redactor, found) for name, each in value.items()}
         case list() | tuple():

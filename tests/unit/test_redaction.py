@@ -103,6 +103,15 @@ def test_an_episode_without_anything_is_left_as_it_is() -> None:
     assert redacted_episode(before, Rules(KINDS), Counter()) is before
 
 
+def test_the_checksum_that_stands_for_a_picture_stays_though_a_card_could_be_read_in_it() -> None:
+    url = "sha256:cb50791900451215ccb32c6487f4f2ead45bddcdbc408266d26b24f60b7bd5c7"
+    assert redact(url)[1] == {"cards": 1}
+    before = episode(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+    assert redacted_episode(before, Rules(KINDS), Counter()) is before
+    spoken = redacted_episode(episode(messages=[{"role": "user", "content": f"{url}, 50791900451215"}]), Rules(KINDS), Counter())
+    assert dict(spoken.redacted) == {"cards": 2}
+
+
 def test_the_text_of_feedback() -> None:
     said = Feedback.model_validate({"feedback_id": "f", "episode_id": "e", "kind": "comment", "text": f"charge {CARD}", "at": NOW})
     assert redacted_feedback(said, Rules(KINDS), Counter()).text == "charge [card]"
