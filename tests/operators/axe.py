@@ -1,7 +1,7 @@
 """axe-core, run in a page: what would keep a person with a keyboard, a screen reader or weak eyes out of it.
 
 The script is Deque's own (4.12.1, MPL-2.0), taken out of a Python package that ships it (``infra/locks/operators.txt``); nothing else of the package is
-used, and the script is looked at before it runs.
+used, and the script runs only while it is that one, bit for bit.
 """
 
 from hashlib import sha256
