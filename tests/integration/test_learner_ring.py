@@ -49,7 +49,8 @@ def publish_inputs(site: Site, producer: Producer, folder: Path) -> None:
             "episode_id": f"{site.policy}-{n}", "policy": site.policy, "messages": [{"role": "user", "content": f"What is number {n}?"}],
             "answer": "words", "started_at": NOW, "ended_at": NOW,
         }))  # fmt: skip
-    for n, vote in enumerate(({"kind": "thumb", "value": 1.0}, {"kind": "comment", "text": "Say it in words."})):
+    votes = {"kind": "thumb", "value": 1.0}, {"kind": "comment", "text": "Say it in words."}, {"kind": "reply", "text": "I meant the other."}
+    for n, vote in enumerate(votes):
         producer.publish(LABELS, Label.model_validate({
             "episode_id": f"{site.policy}-{n}", "policy": site.policy, "outcome": "completed", "answer": "words",
             "messages": [{"role": "user", "content": f"What is number {n}?"}], "verdict": vote.get("value"), "episode_at": NOW,
@@ -82,7 +83,7 @@ def adapters(site: Site) -> list[AdapterVersion]:
 
 def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(site: Site, producer: Producer, tmp_path: Path) -> None:
     publish_inputs(site, producer, tmp_path / "head")
-    mixed = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0})
+    mixed = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0, "hindsight_replies": True})
     worker.run(mixed.model_copy(update={"max_steps": 2}), RewardSettings(), site)
     one, two = adapters(site)
     assert (one.version, two.version, two.parent, two.step, two.reward_model_version) == (1, 2, 1, 2, 1)
@@ -98,9 +99,10 @@ def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_res
     assert site.metrics.value("tidemill_adapters_published_total") == 2
     assert site.metrics.value("tidemill_learner_steps_total") == 2
     assert site.metrics.value("tidemill_learner_stale_rollouts_total") == site.metrics.value("tidemill_learner_entropy_alarm") == 0
-    live = {(judged.episode_id, judged.verdict, judged.comments) for taken in Recipe.read(folder).steps for judged in taken.judged}
-    assert live == {(f"{site.policy}-0", 1.0, ()), (f"{site.policy}-1", None, ("Say it in words.",))}
-    assert two.metrics["thumb_answers"] == two.metrics["hindsight_answers"] == 1
+    live = {(judged.episode_id, judged.verdict, judged.comments, judged.replies) for taken in Recipe.read(folder).steps for judged in taken.judged}
+    said = (1.0, (), ()), (None, ("Say it in words.",), ()), (None, (), ("I meant the other.",))
+    assert live == {(f"{site.policy}-{n}", *each) for n, each in enumerate(said)}
+    assert (two.metrics["thumb_answers"], two.metrics["hindsight_answers"]) == (1, 2)
 
     worker.run(mixed.model_copy(update={"max_steps": 3}), RewardSettings(), site)  # a new process: step 3 comes next, and version 3
     assert [(event.version, event.step) for event in adapters(site)] == [(1, 1), (2, 2), (3, 3)]
