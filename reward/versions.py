@@ -140,6 +140,10 @@ class Versions:
             metrics.set("tidemill_reward_ece_ratio", refit.calibration.ece)
         if refit.calibration.auc is not None:
             metrics.set("tidemill_reward_auc_ratio", refit.calibration.auc)
+        for rule, part in refit.capped.items():
+            metrics.set("tidemill_reward_capped_ratio", part, rule=rule)
+        if refit.largest_person_share is not None:
+            metrics.set("tidemill_reward_largest_person_share_ratio", refit.largest_person_share)
         metrics.set("tidemill_reward_drift_alarm", float(refit.drift.alarm))
         tell([refit.divergence] if refit.divergence else [], metrics)
         if refit.alarms:

@@ -52,6 +52,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (Page-Hinkley over the recent window)."),
     Metric("tidemill_reward_guard_ratio", "gauge", "reward", "What a rule against reward hacking measures over the newest live answers, or a candidate's.", ("rule",)),
     Metric("tidemill_reward_guard_tripped", "gauge", "reward", "1 while a rule against reward hacking is beyond its threshold.", ("rule",)),
+    Metric("tidemill_reward_capped_ratio", "gauge", "reward", "Part of the weight of labels and pairs that a rule against crowds moved from where too much came from to all else, in the last fit.", ("rule",)),
+    Metric("tidemill_reward_largest_person_share_ratio", "gauge", "reward", "The largest part of the weight of labels and pairs that any one person held in the last fit."),
     Metric("tidemill_label_to_reward_model_seconds", "histogram", "reward", "From the newest label's feedback to the version that counts it."),
     # learner
     Metric("tidemill_learner_steps_total", "counter", "learner", "RL steps taken."),

@@ -16,6 +16,7 @@ from infra.broker import Broker
 from reward.buffer import LAYOUT
 from reward.features import Featurizer
 from reward.model import RewardModel
+from reward.refit import Refitter
 from reward.settings import RewardSettings
 from reward.versions import Versions
 from streams.artifacts import ArtifactStore
@@ -24,6 +25,7 @@ from streams.kafka import KafkaSettings, Producer, committed_offsets, create_top
 from streams.metrics import Metrics
 from streams.site import Site
 from streams.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
+from tests.unit.test_refit import CountedLetters
 from tests.unit.test_scoring import head, published
 
 SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
@@ -193,4 +195,22 @@ def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: 
     assert model is not None
     assert model.checksum() == head().checksum()
     assert not standby.catch_up()
+    producer.close()
+
+
+def test_every_fit_tells_what_the_caps_moved_and_how_much_one_person_holds(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
+    site = Site(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "capped", tmp_path, tmp_path)
+    producer, refitter = Producer(kafka_settings, Metrics(), "test"), Refitter(SETTINGS, CountedLetters())
+    versions = Versions(SETTINGS, site, producer, CountedLetters.fingerprint)
+    labels = [label(number, float(number % 2), minutes=60 * number) for number in range(20)]
+    others = [
+        each.model_copy(update={"votes": tuple(v.model_copy(update={"user_id": f"u{n}"}) for v in each.votes)}) for n, each in enumerate(labels[16:])
+    ]
+    refitter.absorb(refitter.prepare([*labels[:16], *others]))  # ada gave 16 of 20, and may hold the weight of 4
+    event = versions.maybe_publish(refitter)
+    assert event is not None
+    assert event.largest_person_share == pytest.approx(4 / 8)
+    assert site.metrics.value("tidemill_reward_largest_person_share_ratio") == event.largest_person_share
+    assert site.metrics.value("tidemill_reward_capped_ratio", rule="person") == pytest.approx(16 / 20 - 4 / 8)
+    assert [site.metrics.value("tidemill_reward_capped_ratio", rule=rule) for rule in ("tenant", "hour", "repeated", "newcomer")] == [0.0] * 4
     producer.close()
