@@ -45,7 +45,8 @@ class LearnerActor:
         self._actors: list[Any] = []
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the processes answer, the first for all. Raises Unavailable when one died (they come back), Stopped when told to stop meanwhile."""
+        """What the processes answer, the first for all. Raises Unavailable when one died or has lost its machine (they come back), Stopped when
+        told to stop meanwhile."""
         if not self._actors:
             self._start()
         answers = [getattr(actor, method).remote(*arguments) for actor in self._actors]
@@ -57,6 +58,9 @@ class LearnerActor:
                 self._give_up(answers, error)
             if not waited_for:
                 return found[0]
+            if self._room(ray.cluster_resources()) < len(answers):
+                self._kill()  # Ray would wait for a new machine to start the lost process on, and the others for that process
+                raise Unavailable("a machine of the cluster is gone, all start again with as many processes as there is room for")
         raise Stopped
 
     def close(self) -> None:
@@ -66,7 +70,12 @@ class LearnerActor:
             ray.shutdown()
 
     def _start(self) -> None:
-        count = self._room()
+        have = ray.cluster_resources()
+        count = self._room(have)
+        if count == 0:
+            raise Unavailable(f"the cluster ({have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs) has no room for one copy of the base")
+        if count < self._settings.workers:
+            log.warning("fewer_workers", asked_for=self._settings.workers, started=count)
         shutil.rmtree(self._meetings, ignore_errors=True)
         self._meetings.mkdir(parents=True)
         meeting = self._meetings / uuid.uuid4().hex
@@ -78,16 +87,11 @@ class LearnerActor:
         )
         self._actors = [process.remote(*self._made_of, Place(rank, count, meeting)) for rank in range(count)]
 
-    def _room(self) -> int:
-        """Processes to start: as many as asked for, or as the cluster has room for."""
-        s, have = self._settings, ray.cluster_resources()
+    def _room(self, have: dict[str, float]) -> int:
+        """Processes that can be: as many as asked for, or as a cluster with these resources has room for."""
+        s = self._settings
         room = [int(have.get(name, 0) / each) for name, each in (("CPU", s.ray_num_cpus), ("GPU", s.ray_num_gpus)) if each > 0]
-        count = min(s.workers, *room) // s.model_parallel * s.model_parallel if room else s.workers
-        if count == 0:
-            raise Unavailable(f"the cluster ({have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs) has no room for one copy of the base")
-        if count < s.workers:
-            log.warning("fewer_workers", asked_for=s.workers, started=count)
-        return count
+        return min(s.workers, *room) // s.model_parallel * s.model_parallel if room else s.workers
 
     def _give_up(self, answers: list[Any], error: RayError) -> NoReturn:
         """End all processes, and say why. The first to fail may only have missed another that died, so all are asked."""

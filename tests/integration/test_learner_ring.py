@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -28,6 +30,20 @@ from tests.running import running, wait_for
 
 SETTINGS = LearnerSettings(max_output_tokens=8, prompts_per_step=2, prompts_needed=2, threads=1, learning_rate=0.01, engine="transformers")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+LEARNER = """
+import sys
+from pathlib import Path
+from learner import worker
+from learner.settings import LearnerSettings
+from reward.settings import RewardSettings
+from streams.artifacts import ArtifactStore
+from streams.kafka import KafkaSettings
+from streams.site import Site
+
+settings, bootstrap, artifacts, policy, base, state = sys.argv[1:]
+site = Site(KafkaSettings(bootstrap_servers=bootstrap), ArtifactStore(artifacts), policy, Path(base), Path(state))
+worker.run(LearnerSettings.model_validate_json(settings), RewardSettings(), site)
+"""
 
 
 @pytest.fixture
@@ -115,16 +131,41 @@ def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_wh
     publish_inputs(site, producer, tmp_path / "head")
     with running(partial(worker.run, SETTINGS, RewardSettings()), site):
         wait_for(lambda: len(adapters(site)) >= 2)
-        pid = next(int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "ray::LearnerProcess" in cmdline(p))
-        os.kill(pid, signal.SIGKILL)
+        os.kill(processes().pop(), signal.SIGKILL)
         killed_at = len(adapters(site))
         wait_for(lambda: len(adapters(site)) >= killed_at + 2)
+    assert_nothing_twice_and_nothing_back(site)
+    assert not ray.is_initialized()
+
+
+def test_a_learner_killed_whole_leaves_no_process_that_learns_on_and_a_new_one_goes_on_from_its_checkpoint(
+    site: Site, producer: Producer, tmp_path: Path
+) -> None:
+    publish_inputs(site, producer, tmp_path / "head")
+    before = processes()
+    told = (SETTINGS.model_dump_json(), site.kafka.bootstrap_servers, str(tmp_path / "artifacts"), site.policy, str(site.base), str(site.state))
+    with subprocess.Popen([sys.executable, "-c", LEARNER, *told]) as whole:
+        wait_for(lambda: whole.poll() is not None or len(adapters(site)) >= 1)
+        whole.kill()  # what Ray has started is not told; it has to see that nobody is left to learn for
+    wait_for(lambda: processes() <= before)
+    published = len(adapters(site))
+    assert published >= 1
+    with running(partial(worker.run, SETTINGS, RewardSettings()), site):
+        wait_for(lambda: len(adapters(site)) >= published + 1)
+    assert_nothing_twice_and_nothing_back(site)
+
+
+def assert_nothing_twice_and_nothing_back(site: Site) -> None:
     found = adapters(site)
     assert [event.version for event in found] == list(range(1, len(found) + 1))
     steps = [event.step for event in found]
     assert steps == sorted(set(steps))  # no step is published twice, none goes back
     assert steps[-1] <= len(found) + 1  # at most the step in hand was lost
-    assert not ray.is_initialized()
+
+
+def processes() -> set[int]:
+    """The learner's, of whoever runs one on this machine."""
+    return {int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "ray::LearnerProcess" in cmdline(p)}
 
 
 def cmdline(process: Path) -> str:
