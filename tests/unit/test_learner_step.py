@@ -1,6 +1,7 @@
 """Steps, checkpoints and prompts on the tiny base: real sampling, real gradients, no network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -292,6 +293,42 @@ def test_the_newest_checkpoint_replaces_those_before_it_and_a_broken_one_says_wh
     (tmp_path / "00000002" / checkpoint.OPTIMIZER).write_bytes(b"rubbish")
     with pytest.raises(BadArtifact, match="delete it"):
         checkpoint.load(trainer(base), tmp_path)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nobody catches it, and nothing is tidied up."""
+
+
+def test_a_kill_at_any_point_of_writing_a_checkpoint_leaves_the_one_before_it_or_the_new_one_whole(base: Path, tmp_path: Path) -> None:
+    old, new = trainer(base), trainer(base)
+    old.step(ASKED, says_e)
+    for _ in range(2):
+        new.step(ASKED, says_e)
+    wanted = {one.step_number: {name: weight.detach().clone() for name, weight in one.policy.parameters.items()} for one in (old, new)}
+    again, found = trainer(base), []
+    for kept in range(12):  # calls that write, rename or delete before the one that is not reached
+        folder = tmp_path / str(kept)
+        checkpoint.save(old, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            left = iter(range(kept))
+
+            def reached(call: Callable[..., Any], left: Iterator[int] = left) -> Callable[..., Any]:
+                def counted(*given: Any, **named: Any) -> Any:
+                    if next(left, None) is None:
+                        raise Killed
+                    return call(*given, **named)
+
+                return counted
+
+            patch.setattr(checkpoint, "save_file", reached(checkpoint.save_file))
+            for of, name in ((Path, "write_text"), (Path, "write_bytes"), (Path, "rename"), (Path, "mkdir"), (checkpoint.shutil, "rmtree")):
+                patch.setattr(of, name, reached(getattr(of, name)))
+            with suppress(Killed):
+                checkpoint.save(new, folder)
+        found.append(checkpoint.load(again, folder))
+        assert all(torch.equal(weight, wanted[found[-1]][name]) for name, weight in again.policy.parameters.items())
+    assert found == sorted(found)
+    assert {*found} == {1, 2}
 
 
 def episode(question: str, **fields: object) -> Episode:
