@@ -2,7 +2,8 @@
 
 ``make bench-rl-algorithms`` trains the tiny random base from the same fresh adapter on the same questions, and draws their curves in one plot. The
 task: most words should have an e. Rewards see how many do; a thumb sees whether at least six in ten do; a correction is a sentence that a
-simulated person wrote. KTO and distillation learn from the answers of the step before, as they would from live ones.
+simulated person wrote. KTO and distillation learn from the answers of the step before, as they would from live ones. A run that
+was cut off has written the ways that it was through with, and the next one goes on after them.
 """
 
 import argparse
@@ -53,7 +54,7 @@ TASK: dict[str, Any] = {"prompts_per_step": 4, "samples_per_prompt": 8, "max_out
 
 
 def main() -> None:
-    """Learn in each way for each seed, and write curves and plot."""
+    """Learn in each way for each seed, and write curves and plot after every way."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--seeds", type=int, default=1)
@@ -62,17 +63,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     base = base_folder(load(None, ("policy.base=tiny",)).policy)
-    curves: dict[str, list[list[float]]] = {}
-    seconds: dict[str, float] = {}
-    for way, chosen in WAYS.items():
+    about = {"base": "tiny", "task": TASK, "ways": WAYS, "steps": options.steps, "seeds": options.seeds, "cores": os.cpu_count()}
+    told = begun(options.out, about)
+    curves: dict[str, list[list[float]]] = told["true_reward"]
+    seconds: dict[str, float] = told["processor_s_a_step"]
+    for way in [way for way in WAYS if way not in curves]:
         began = time.process_time()
-        curves[way] = [learn(base, LearnerSettings(**TASK, **chosen, seed=seed), options.steps) for seed in range(options.seeds)]
+        curves[way] = [learn(base, LearnerSettings(**TASK, **WAYS[way], seed=seed), options.steps) for seed in range(options.seeds)]
         seconds[way] = (time.process_time() - began) / (options.steps * options.seeds)
         mean = [sum(of) / len(of) for of in zip(*curves[way], strict=True)]
         print(f"{way:<14} {mean[0]:.2f} → {sum(mean[-3:]) / 3:.2f}   {seconds[way]:.2f} processor seconds a step", flush=True)
-    about = {"base": "tiny", "task": TASK, "ways": WAYS, "cores": os.cpu_count(), "at": datetime.now(UTC).isoformat()}
-    options.out.write_text(json.dumps({"about": about, "processor_s_a_step": seconds, "true_reward": curves}, indent=1) + "\n")
-    draw(curves, options.plot)
+        told["about"] = about | {"at": datetime.now(UTC).isoformat()}
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
+        draw(curves, options.plot)
+
+
+def begun(out: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a run of the same task that was cut off, to go on with; none after one that ended, or of another task."""
+    found = json.loads(out.read_text()) if out.exists() else {}
+    same = {name: value for name, value in found.get("about", {}).items() if name != "at"} == json.loads(json.dumps(about))
+    cut_off = same and set(found["true_reward"]) < set(WAYS)
+    return found if cut_off else {"about": about, "processor_s_a_step": {}, "true_reward": {}}
 
 
 def learn(base: Path, settings: LearnerSettings, steps: int) -> list[float]:
