@@ -7,7 +7,6 @@ Shapes: ``T`` tokens, ``H`` hidden, ``I`` intermediate, ``E`` experts, ``K`` exp
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,17 +16,31 @@ DECODING_ROWS = 64
 """Batches up to this size are multiplied in the packed layout; larger ones gain little from it."""
 
 
-@dataclass(frozen=True)
+Cast = list[tuple[Tensor, Tensor]]
+"""An adapter's two factors for each expert, [R, in] and [out, R], the second scaled: output += (x A^T) B^T."""
+
+
 class Factors:
-    """The adapter of one fused parameter: output += scale * (x A_e^T) B_e^T for expert e."""
+    """The trained factors of one frozen parameter, in PEFT's layout of a fused adapter: A is [E x R, in], B is [out, R x E]
+    (``ParamWrapper.get_delta_weight``); of a plain linear layer with E = 1."""
 
-    a_ERH: Tensor
-    b_EOR: Tensor
-    scale: float
+    def __init__(self, a: Tensor, b: Tensor, scale: float, experts: int) -> None:
+        self._a, self._b, self._scale, self._experts = a, b, scale, experts
+        self._kept: Cast = []
+        self._kept_of: object = None
 
-    def of(self, expert: int, x_TH: Tensor) -> Tensor:
-        """What the adapter adds to the expert's output for these tokens, in the tokens' precision."""
-        return linear(linear(x_TH, self.a_ERH[expert].to(x_TH.dtype)), (self.scale * self.b_EOR[expert]).to(x_TH.dtype))
+    def cast(self, dtype: torch.dtype) -> Cast:
+        """In the tokens' precision. While nothing is trained they are kept until the weights change: decoding asks for them at every token."""
+        if torch.is_grad_enabled():
+            return self._made(dtype)
+        if self._kept_of != (now := (dtype, self._a._version, self._b._version)):
+            self._kept, self._kept_of = self._made(dtype), now
+        return self._kept
+
+    def _made(self, dtype: torch.dtype) -> Cast:
+        a_ERI = self._a.to(dtype).reshape(self._experts, -1, self._a.shape[-1])
+        b_EOR = (self._scale * self._b).to(dtype).reshape(self._b.shape[0], -1, self._experts).permute(2, 0, 1).contiguous()
+        return list(zip(a_ERI.unbind(), b_EOR.unbind(), strict=True))
 
 
 class FrozenStack:
@@ -49,7 +62,7 @@ class FrozenStack:
 
 
 def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up_stack: FrozenStack, down_stack: FrozenStack,
-                    act: Callable[[Tensor], Tensor], gate_up: Factors | None, down: Factors | None, first: int = 0) -> Tensor:  # fmt: skip
+                    act: Callable[[Tensor], Tensor], gate_up: Cast | None, down: Cast | None, first: int = 0) -> Tensor:  # fmt: skip
     """Weighted sum over each token's chosen experts of ``down(act(gate(x)) * up(x))``, adapters included: [T, H].
 
     The stacks may hold a part of the experts, from number ``first`` on (the adapter's factors are of all); the sum is then over these alone.
@@ -69,12 +82,16 @@ def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up
         h = x_TH[tokens[mine]]
         y = gate_up_stack.times(own, h)
         if gate_up is not None:
-            y = y + gate_up.of(first + own, h)
+            y = y + _thin(h, *gate_up[first + own])
         gate, up = y.chunk(2, dim=-1)
         z = act(gate) * up
         out = down_stack.times(own, z)
         if down is not None:
-            out = out + down.of(first + own, z)
+            out = out + _thin(z, *down[first + own])
         outputs.append(out * weights[mine, None].to(out.dtype))
     found = torch.cat(outputs or [x_TH[:0]])  # a sum over no pairs is still a function of x
     return torch.zeros_like(x_TH).index_add(0, tokens[begin:start], found)
+
+
+def _thin(x_TI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    return linear(linear(x_TI, a_RI), b_OR)

@@ -13,6 +13,23 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where prompts and outputs lie in R x N, as flat indices, so that attention need not compute every pair of a row to mask most of them.
+
+    ``P`` prompt tokens (padded). What stands in padding is any index, and means nothing.
+    """
+
+    stem_RP: Tensor
+    stem_there_RP: Tensor
+    output_BT: Tensor
+    output_there_BT: Tensor
+    row_B: Tensor
+    """The row whose prompt each output continues."""
+    visible_BTM: Tensor
+    """True where an output's token may look: at its prompt (the first P columns) and at what its own output said before."""
+
+
+@dataclass(frozen=True)
 class Packed:
     """The tensors of one forward pass."""
 
@@ -25,6 +42,8 @@ class Packed:
     target_K: Tensor
     mask_BT: Tensor
     """True on output tokens; its true cells, row by row, are the K tokens."""
+    layout: Layout | None = None
+    """None where attention gains nothing by it: one output a prompt, or none that says anything."""
 
     @property
     def tokens(self) -> int:
@@ -81,7 +100,29 @@ def pack(rows: Sequence[Branches], padding_id: int, device: torch.device | None 
             start = end
     mask_BT = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     tensors = (ids_RN, positions_RN, visible_RNN, torch.tensor(source, dtype=torch.long), torch.tensor(target, dtype=torch.long), mask_BT)
-    return Packed(*(tensor.to(device) for tensor in tensors))
+    ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT = (tensor.to(device) for tensor in tensors)
+    return Packed(ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT, _layout(rows, width, lengths, device))
+
+
+def _layout(rows: Sequence[Branches], width: int, lengths: Sequence[int], device: torch.device | None) -> Layout | None:
+    if len(lengths) <= len(rows) or not max(lengths):
+        return None
+    stems = torch.tensor([len(row.prompt_ids) for row in rows])
+    row_B = torch.tensor([r for r, row in enumerate(rows) for _ in row.outputs])
+    length_B, stem_P, step_T = torch.tensor(lengths), torch.arange(int(stems.max())), torch.arange(max(lengths))
+    begun = length_B.cumsum(0) - length_B  # of all rows; less what the rows before had
+    first_B = row_B * width + stems[row_B] + begun - begun[torch.searchsorted(row_B, row_B)]
+    seen_BTP = (stem_P < stems[row_B, None])[:, None].expand(-1, len(step_T), -1)
+    own_BTT = (step_T <= step_T[:, None]).expand(len(row_B), -1, -1)
+    tensors = (
+        torch.arange(len(rows))[:, None] * width + stem_P,
+        stem_P < stems[:, None],
+        (first_B[:, None] + step_T).clamp(max=len(rows) * width - 1),
+        step_T < length_B[:, None],
+        row_B,
+        torch.cat([seen_BTP, own_BTT], dim=-1),
+    )
+    return Layout(*(tensor.to(device) for tensor in tensors))
 
 
 def microbatches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:

@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.attention import ATTENTION
 from learner.experts import Factors, FrozenStack, experts_forward
+from learner.head import TokenScores
 from learner.packing import Packed
 from learner.parallel import ALONE, Mesh
 from learner.routing import Routing
@@ -85,6 +88,7 @@ class Policy:
         self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
         for module in self._peft.modules():
             split |= _factor(module, mesh)
+            _factor_linear(module)
         self._head, self._head_rows = self._of_targets, 1 << 40
         if settings.recompute_activations:
             self._head, self._head_rows = partial(_recomputed, self._of_targets), HEAD_ROWS
@@ -123,23 +127,23 @@ class Policy:
 
     def distributions(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the whole vocabulary at every output token, [K, V], in nats."""
-        return self._log_softmax(self._hidden(packed), temperature)
+        return torch.log_softmax(self.causal_lm.lm_head(self._hidden(packed)).float() / temperature, dim=-1)
 
     def _hidden(self, packed: Packed) -> Tensor:
         hidden_RNH = self.causal_lm.model(
-            input_ids=packed.ids_RN, attention_mask=packed.visible_RNN[:, None], position_ids=packed.positions_RN, use_cache=False
+            input_ids=packed.ids_RN,
+            attention_mask=packed.visible_RNN[:, None],
+            position_ids=packed.positions_RN,
+            use_cache=False,
+            layout=packed.layout,
         ).last_hidden_state
         return hidden_RNH.flatten(0, 1)[packed.source_K]
 
     def _of_targets(self, hidden_KH: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Log-probability of each token and entropy of the distribution that it comes from, [K] each."""
-        logprobs_KV = self._log_softmax(hidden_KH, temperature)
-        with torch.no_grad():
-            entropy_K = -(logprobs_KV.exp() * logprobs_KV).sum(-1)
-        return logprobs_KV.gather(-1, target_K[:, None])[:, 0], entropy_K
-
-    def _log_softmax(self, hidden_KH: Tensor, temperature: float) -> Tensor:
-        return torch.log_softmax(self.causal_lm.lm_head(hidden_KH).float() / temperature, dim=-1)
+        head = self.causal_lm.lm_head
+        found: tuple[Tensor, Tensor] = TokenScores.apply(hidden_KH, head.weight, head.bias, target_K, temperature)
+        return found
 
     def next_logits(self, **inputs: Any) -> Tensor:
         """Logits of what follows each row's last token, [B, V]; arguments as of the transformers model, whose cache they fill.
@@ -223,7 +227,7 @@ def _is_fused(experts: Any) -> bool:
 def _factor(module: Any, mesh: Mesh) -> set[int]:
     """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/experts.py``. Returns the ids of their adapter."""
     outer: Any = getattr(module, "experts", None)
-    layers: dict[str, Any] = {}
+    layers: dict[str, ParamWrapper] = {}
     experts: Any = outer
     while isinstance(experts, ParamWrapper):
         layers[experts.parameter_name] = experts
@@ -232,9 +236,11 @@ def _factor(module: Any, mesh: Mesh) -> set[int]:
         return set()
     gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj), FrozenStack(experts.down_proj)
     first = mesh.model_rank * len(experts.gate_up_proj)
+    adapters = {name: Factors(wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"], wrapper.num_experts)
+                for name, wrapper in layers.items()}  # fmt: skip
 
     def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        factors = {name: _factors(wrapper) for name, wrapper in layers.items() if not wrapper.disable_adapters}
+        factors = {name: adapters[name].cast(x_TH.dtype) for name, wrapper in layers.items() if not wrapper.disable_adapters}
         x_TH, weights_TK = mesh.into_split(x_TH, weights_TK)
         return mesh.out_of_split(experts_forward(x_TH, chosen_TK, weights_TK, gate_up_stack, down_stack, experts.act_fn,
                                                  factors.get("gate_up_proj"), factors.get("down_proj"), first))  # fmt: skip
@@ -243,7 +249,17 @@ def _factor(module: Any, mesh: Mesh) -> set[int]:
     return {id(weight) for wrapper in layers.values() for weight in (wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight)}
 
 
-def _factors(wrapper: Any) -> Factors:
-    """PEFT's own layout of a fused adapter: A is [E x R, in], B is [out, R x E] (``ParamWrapper.get_delta_weight``)."""
-    a, b, experts = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.num_experts
-    return Factors(a.reshape(experts, -1, a.shape[-1]), b.reshape(b.shape[0], -1, experts).permute(2, 0, 1), wrapper.scaling["default"])
+def _factor_linear(module: Any) -> None:
+    """Give a linear layer with an adapter the same forward in the tokens' precision: PEFT's own turns tokens and products into float32 and back."""
+    if not isinstance(module, LoraLinear) or "forward" in module.__dict__:  # learner/split.py has given it one
+        return
+    factors = Factors(module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"], 1)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        output: Tensor = self.base_layer(x)
+        if self.disable_adapters:
+            return output
+        ((a_RI, b_OR),) = factors.cast(x.dtype)
+        return output + linear(linear(x, a_RI), b_OR)
+
+    module.forward = types.MethodType(forward, module)
