@@ -50,7 +50,7 @@ LEARNER: dict[str, Any] = {
     "learning_rate": 1e-3, "prompts_per_step": 2, "samples_per_prompt": 2, "max_output_tokens": 12, "temperature": 0.7, "engine": "transformers",
     "attention_targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), "expert_targets": (),
 }  # fmt: skip
-LOOK_EVERY_ROUNDS = 2
+LOOK_EVERY_ROUNDS = 3
 ANSWER_TOKENS = 16
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="smollm2")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--rounds", type=int, default=8, help="how often every correction is learned from before the adapter goes out")
+    parser.add_argument("--rounds", type=int, default=6, help="how often every correction is learned from before the adapter goes out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--facts", type=int, default=len(FACTS))
     parser.add_argument("--tune", type=json.loads, help="try other settings of the learner, as JSON, on the rephrasings that are not held out")
@@ -68,6 +68,7 @@ def main() -> None:
     tunes = options.tune is not None
     if tunes and options.out == parser.get_default("out"):
         sys.exit("--tune is no result: give it an --out of its own")
+    torch.set_num_threads(1)  # two beside another busy process come to a crawl
     base = base_folder(load(None, (f"policy.base={options.base}",)).policy) / "dense"
     arms: dict[str, Any] = json.loads(options.out.read_text())["arms"] if options.out.exists() else {}
     about = {"people": "simulated", "facts": options.facts, "base": options.base, "seed": options.seed, "cores": os.cpu_count()}
