@@ -33,6 +33,8 @@ TENTHS = 10
 SETTLED = 3
 """From this tenth on memory must stay: caches are full by then."""
 MOST_GROWTH = 1.15
+AHEAD = 20_000
+"""So many events may wait in the outbox, and as many for the join."""
 
 
 @dataclass
@@ -95,8 +97,7 @@ def soak(settings: KafkaSettings, folder: Path, events: int) -> list[Row]:
     try:
         while len(rows) < TENTHS:
             time.sleep(0.5)
-            offsets = committed_offsets(settings, GROUP)
-            joined = sum(offset for (topic, _), offset in offsets.items() if topic in (EPISODES.name, FEEDBACK.name))
+            joined = joined_events(settings)
             if streams.status() == psutil.STATUS_ZOMBIE:
                 raise SystemExit("the streams died")
             if outbox.is_running() and outbox.status() != psutil.STATUS_ZOMBIE:
@@ -118,19 +119,25 @@ def soak(settings: KafkaSettings, folder: Path, events: int) -> list[Row]:
     return rows
 
 
+def joined_events(settings: KafkaSettings) -> int:
+    """Events that the join has done with."""
+    return sum(offset for (topic, _), offset in committed_offsets(settings, GROUP).items() if topic in (EPISODES.name, FEEDBACK.name))
+
+
 def child(*arguments: str) -> psutil.Popen:
     return psutil.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL, preexec_fn=die_with_parent)
 
 
 def publish(settings: KafkaSettings, folder: Path, events: int) -> None:
-    """Through an outbox, no faster than it takes them."""
+    """Through an outbox, no faster than it takes them, and not far ahead of the join: one that catches up reads topic after topic, and the labels,
+    which are most of its work, would all fall on the last events."""
     metrics = Metrics()
     outbox = Outbox(folder / "outbox.sqlite", lambda: Producer(settings, metrics, "tidemill-actor"), metrics, "actor", OutboxSettings())
     episodes, feedback = history(1000)
     for number in range(events // 2):
         episode = episodes[number % 1000].model_copy(update={"episode_id": f"ep-{number}"})
         thumb = feedback[number % 1000].model_copy(update={"episode_id": episode.episode_id, "feedback_id": f"fb-{number}"})
-        while outbox.depth > 20_000:
+        while outbox.depth > AHEAD or (number % 1000 == 0 and 2 * number - joined_events(settings) > AHEAD):
             time.sleep(0.05)
         outbox.put(EPISODES, episode)
         outbox.put(FEEDBACK, thumb)
