@@ -67,9 +67,10 @@ class Ring:
         assert books.balanced, books
         return books
 
-    def taken(self) -> list[int]:
-        """How many events each outbox has taken in so far."""
-        return [int((self.folder / name / "place").read_bytes() or b"0") for name in ("actor-a", "actor-b")]
+    def await_outboxes(self) -> None:
+        """Until each outbox has taken in more events than it had."""
+        before = self._taken()
+        wait_for(lambda: all(now > then for now, then in zip(self._taken(), before, strict=True)))
 
     def settle(self, timeout_s: float = 240) -> None:
         """Until all is published and joined; then everything is where it would be had nothing happened."""
@@ -101,6 +102,9 @@ class Ring:
             return False
         published = all((self.folder / name / "done").exists() for name in ("actor-a", "actor-b"))
         return published and not any(row.pending for row in books.rows) and newest(self.kafka) == self.expected
+
+    def _taken(self) -> list[int]:
+        return [int((self.folder / name / "place").read_bytes() or b"0") for name in ("actor-a", "actor-b")]
 
     def _state(self) -> str:
         labels = newest(self.kafka)
