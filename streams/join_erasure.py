@@ -13,6 +13,7 @@ from streams.erasures import Asked
 from streams.events import Erased, Label
 from streams.evidence import EvidenceSettings
 from streams.join import FeedbackJoin
+from streams.join_mending import once_more_erased
 from streams.join_state import EPOCH, Store
 from streams.kafka import Producer, Record, read_to_end
 from streams.site import Site
@@ -47,13 +48,9 @@ def forget(store: Store, join: FeedbackJoin, forgotten: Forgotten, on_the_log: I
         episode_id = (record.key or b"").decode(errors="replace")
         left = left_of(record, forgotten, evidence)
         if episode_id not in removal.labels and left is not record:
-            removal.labels[episode_id] = None if left.value is None else _once_more_erased(LABELS.decode(left.value))
+            removal.labels[episode_id] = None if left.value is None else once_more_erased(LABELS.decode(left.value))
     removal.removed["labels"] = len(removal.labels)
     return removal
-
-
-def _once_more_erased(label: Label) -> Label:
-    return label.model_copy(update={"erasures": label.erasures + 1})
 
 
 class Removal:

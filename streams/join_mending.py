@@ -1,13 +1,16 @@
 """What another join wrote to our labels: one that Kafka took for dead, or that the network held up, may send old labels after newer ones.
 
 Nothing can keep it from that, since Kafka's fences cost a transaction for each batch. So whoever owns a partition knows which offsets
-of labels are its own, and looks at every other one: a label that has forgotten what the state knows is sent again as it stands.
+of labels are its own, and looks at every other one: a label that has forgotten what the state knows is sent again as it stands, and one of
+which the state knows nothing any more is rid of whoever is to be forgotten, as the erasure had done.
 """
 
 from collections.abc import Iterable
 
+from streams.erasure import Forgotten, left_of
 from streams.errors import InvalidEvent
 from streams.events import Label
+from streams.evidence import EvidenceSettings
 from streams.join import FeedbackJoin
 from streams.kafka import Record
 from streams.topics import LABELS
@@ -16,13 +19,23 @@ LOOKED_AT = 20_000
 """Most labels looked at in one turn, so that the loop comes round."""
 
 
-def forgetful(records: Iterable[Record], join: FeedbackJoin) -> list[Label]:
-    """The labels to send again: of each episode in ``records`` whose newest there lacks feedback, or an erasure, that the state has."""
+def mended(records: Iterable[Record], join: FeedbackJoin, forgotten: Forgotten, evidence: EvidenceSettings) -> dict[str, Label | None]:
+    """What to send by episode, None where nothing may be left: where the newest in ``records`` lacks feedback, or an erasure, that we know of."""
     found: dict[str, Label | None] = {}
     for record in records:
         episode_id = (record.key or b"").decode(errors="replace")
-        found[episode_id] = _mended(record, join.label(episode_id))
-    return [label for label in found.values() if label is not None]
+        found.pop(episode_id, None)
+        if (ours := join.label(episode_id)) is not None:
+            if _knows_less(record, ours):
+                found[episode_id] = ours
+        elif (left := left_of(record, forgotten, evidence)) is not record:
+            found[episode_id] = None if left.value is None else once_more_erased(LABELS.decode(left.value))
+    return found
+
+
+def once_more_erased(label: Label) -> Label:
+    """Of a higher rank than the same label with those who were erased."""
+    return label.model_copy(update={"erasures": label.erasures + 1})
 
 
 def after(next_offset: int, ours: Iterable[int]) -> int:
@@ -32,13 +45,9 @@ def after(next_offset: int, ours: Iterable[int]) -> int:
     return offsets[-1] + 1 if gapless else next_offset
 
 
-def _mended(record: Record, ours: Label | None) -> Label | None:
-    """Ours, when theirs knows less."""
-    if ours is None:
-        return None
+def _knows_less(record: Record, ours: Label) -> bool:
     try:
         theirs = LABELS.decode(record.value)
     except InvalidEvent:
-        return ours
-    knows_less = theirs.erasures < ours.erasures or not set(ours.feedback_ids) <= set(theirs.feedback_ids)
-    return ours if knows_less else None
+        return True
+    return theirs.erasures < ours.erasures or not set(ours.feedback_ids) <= set(theirs.feedback_ids)

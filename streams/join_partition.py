@@ -13,7 +13,7 @@ from streams.errors import InvalidEvent
 from streams.events import Label
 from streams.join import Arrived, FeedbackJoin, JoinSettings
 from streams.join_erasure import forget
-from streams.join_mending import LOOKED_AT, after, forgetful
+from streams.join_mending import LOOKED_AT, after, mended
 from streams.join_state import EPOCH, Reached, Store
 from streams.kafka import Consumer, Place, Producer, Publisher, Record, read_between
 from streams.kafka.partitioning import partition_of
@@ -186,10 +186,13 @@ class Partition:
         first = self.reached[LABELS.name].next
         if first >= (end := min(end, first + LOOKED_AT)):
             return
-        for label in forgetful(read_between(self._site.kafka, LABELS, self.number, first, end, "join", self._site.metrics), self._join):
-            self._labels[label.episode_id] = label
-            log.warning("an older label is replaced", partition=self.number, episode=label.episode_id)
+        written = read_between(self._site.kafka, LABELS, self.number, first, end, "join", self._site.metrics)
+        found = mended(written, self._join, self._erasures.forgotten, self._settings)
+        for episode_id in found:
+            log.warning("an older label is replaced", partition=self.number, episode=episode_id)
+        self._labels.update({episode_id: label for episode_id, label in found.items() if label is not None})
         self.publish(producer)
+        self._sent += [producer.retract(LABELS, episode_id) for episode_id, label in found.items() if label is None]
         producer.flush()
         self.reached[LABELS.name] = Reached(end)
         self.commit()

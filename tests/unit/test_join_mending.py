@@ -10,13 +10,14 @@ import pytest
 
 from streams import joiner
 from streams.artifacts import ArtifactStore
-from streams.events import Episode, Feedback, FeedbackKind, Label, Message
+from streams.erasure import Forgotten
+from streams.events import Episode, Erasure, Feedback, FeedbackKind, Label, Message
 from streams.join import FeedbackJoin, InMemory, JoinSettings
-from streams.join_mending import after, forgetful
+from streams.join_mending import after, mended
 from streams.kafka import KafkaSettings, Record
 from streams.ledger import balance, entries
 from streams.site import Site
-from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
 from tests.fakes import FakeConsumer
 from tests.running import running, wait_for
 from tests.unit.test_erasure_ring import Kafka
@@ -142,9 +143,10 @@ def test_only_what_forgot_something_is_sent_again() -> None:
     _, old = join_of(2)
     _, newer = join_of(4)
 
-    def told(*labels: Label | bytes | None) -> list[Label]:
+    def told(*labels: Label | bytes | None) -> list[Label | None]:
         values = [label.encode() if isinstance(label, Label) else label for label in labels]
-        return forgetful([Record(LABELS.name, 0, offset, 0, b"ep", value) for offset, value in enumerate(values)], join)
+        records = [Record(LABELS.name, 0, offset, 0, b"ep", value) for offset, value in enumerate(values)]
+        return list(mended(records, join, Forgotten(), JoinSettings()).values())
 
     assert told(old) == [ours]
     assert told(b"not json") == [ours]
@@ -153,7 +155,45 @@ def test_only_what_forgot_something_is_sent_again() -> None:
     assert told(old, ours) == []
     assert told(newer) == []
     assert told(newer.model_copy(update={"erasures": 1})) == []
-    assert forgetful([Record(LABELS.name, 0, 0, 0, b"unheard of", old.encode())], join) == []
+    assert mended([Record(LABELS.name, 0, 0, 0, b"unheard of", old.encode())], join, Forgotten(), JoinSettings()) == {}
+
+
+def test_what_is_written_again_of_an_episode_that_was_wholly_erased_is_taken_back(kafka: Kafka, tmp_path: Path) -> None:
+    hers = EPISODE.model_copy(update={"user_id": "ann"})
+    join = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    join.on_episode(hers, T0)
+    old = join.on_feedback(thumb(0), T0)
+    assert old is not None
+    producer = kafka.producer()
+    producer.send(EPISODES, hers)
+    producer.send(FEEDBACK, thumb(0))
+    with joining(tmp_path / "here"):
+        wait_for(lambda: knows(kafka, 1))
+        producer.send(ERASURES, Erasure.of("ann", "test", datetime.now(UTC)))
+        wait_for(lambda: chain(kafka) == [1, 0])
+        producer.send(LABELS, old)  # by a join that was taken for dead
+        wait_for(lambda: chain(kafka) == [1, 0, 1, 0])
+    producer.send(LABELS, old)
+    with joining(tmp_path / "here"):
+        wait_for(lambda: chain(kafka) == [1, 0, 1, 0, 1, 0])
+        producer.send(LABELS, other := old.model_copy(update={"episode_id": "another", "user_id": "u9"}))
+        producer.send(LABELS, old)
+        wait_for(lambda: len(kafka.records(LABELS)) == 9)
+    assert chain(kafka)[-1] == 0
+    assert [record.value for record in kafka.records(LABELS) if record.key == b"another"] == [other.encode()], "of others' nothing is touched"
+
+
+def test_a_label_that_the_state_let_go_of_is_written_again_without_who_is_forgotten() -> None:
+    _, old = join_of(3)
+    forgotten = Forgotten()
+    forgotten.take(Erasure.of("u1", "test", T0 + timedelta(days=1)), 0)
+    nobody = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    record = Record(LABELS.name, 0, 0, 0, b"ep", old.encode())
+    (label,) = mended([record], nobody, forgotten, JoinSettings()).values()
+    assert label is not None
+    assert [vote.user_id for vote in label.votes] == ["u0", "u2"]
+    assert label.erasures == old.erasures + 1
+    assert mended([record, Record(LABELS.name, 0, 1, 0, b"ep", label.encode())], nobody, forgotten, JoinSettings()) == {}
 
 
 def test_labels_count_as_known_up_to_where_another_wrote_between() -> None:
