@@ -26,16 +26,20 @@ class Factors:
 
     def __init__(self, a: Tensor, b: Tensor, scale: float, experts: int) -> None:
         self._a, self._b, self._scale, self._experts = a, b, scale, experts
-        self._kept: Cast = []
-        self._kept_of: object = None
+        self._keeps, self._kept = False, dict[torch.dtype, Cast]()
 
     def cast(self, dtype: torch.dtype) -> Cast:
-        """In the tokens' precision. While nothing is trained they are kept until the weights change: decoding asks for them at every token."""
-        if torch.is_grad_enabled():
+        """In the tokens' precision."""
+        if not self._keeps:
             return self._made(dtype)
-        if self._kept_of != (now := (dtype, self._a._version, self._b._version)):
-            self._kept, self._kept_of = self._made(dtype), now
-        return self._kept
+        if dtype not in self._kept:
+            self._kept[dtype] = self._made(dtype)
+        return self._kept[dtype]
+
+    def keep(self, keeps: bool) -> None:
+        """Whether what was cast stands for all that follows, until told otherwise: the weights may not change meanwhile."""
+        self._keeps = keeps
+        self._kept.clear()
 
     def _made(self, dtype: torch.dtype) -> Cast:
         a_ERI = self._a.to(dtype).reshape(self._experts, -1, self._a.shape[-1])

@@ -86,9 +86,10 @@ class Policy:
             if _is_fused(experts := _innermost(getattr(module, "experts", None))):
                 split_experts(experts, mesh)
         self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
+        self._factors: list[Factors] = []
         for module in self._peft.modules():
-            split |= _factor(module, mesh)
-            _factor_linear(module)
+            split |= _factor(module, mesh, self._factors)
+            _factor_linear(module, self._factors)
         self._head, self._head_rows = self._of_targets, 1 << 40
         if settings.recompute_activations:
             self._head, self._head_rows = partial(_recomputed, self._of_targets), HEAD_ROWS
@@ -152,6 +153,17 @@ class Policy:
         """
         hidden_BH = self.causal_lm.model(use_cache=True, **inputs).last_hidden_state[:, -1]
         return self.causal_lm.lm_head(hidden_BH.contiguous())
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Within, the adapter does not change, and is cast once for all tokens."""
+        for factors in self._factors:
+            factors.keep(True)
+        try:
+            yield
+        finally:
+            for factors in self._factors:
+                factors.keep(False)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -224,8 +236,9 @@ def _is_fused(experts: Any) -> bool:
     return isinstance(experts, torch.nn.Module) and {"gate_up_proj", "down_proj"} <= {name for name, _ in experts.named_parameters(recurse=False)}
 
 
-def _factor(module: Any, mesh: Mesh) -> set[int]:
-    """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/experts.py``. Returns the ids of their adapter."""
+def _factor(module: Any, mesh: Mesh, made: list[Factors]) -> set[int]:
+    """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/experts.py``. Returns the ids of their adapter; its
+    factors are added to those ``made``."""
     outer: Any = getattr(module, "experts", None)
     layers: dict[str, ParamWrapper] = {}
     experts: Any = outer
@@ -238,6 +251,7 @@ def _factor(module: Any, mesh: Mesh) -> set[int]:
     first = mesh.model_rank * len(experts.gate_up_proj)
     adapters = {name: Factors(wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"], wrapper.num_experts)
                 for name, wrapper in layers.items()}  # fmt: skip
+    made += adapters.values()
 
     def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
         factors = {name: adapters[name].cast(x_TH.dtype) for name, wrapper in layers.items() if not wrapper.disable_adapters}
@@ -249,11 +263,12 @@ def _factor(module: Any, mesh: Mesh) -> set[int]:
     return {id(weight) for wrapper in layers.values() for weight in (wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight)}
 
 
-def _factor_linear(module: Any) -> None:
+def _factor_linear(module: Any, made: list[Factors]) -> None:
     """Give a linear layer with an adapter the same forward in the tokens' precision: PEFT's own turns tokens and products into float32 and back."""
     if not isinstance(module, LoraLinear) or "forward" in module.__dict__:  # learner/split.py has given it one
         return
     factors = Factors(module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"], 1)
+    made.append(factors)
 
     def forward(self: Any, x: Tensor) -> Tensor:
         output: Tensor = self.base_layer(x)

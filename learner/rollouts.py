@@ -85,6 +85,10 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+        with self._policy.decoding():
+            return self._sampled(prompts, samples, max_output_tokens, temperature, seed)
+
+    def _sampled(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
         policy, eos = self._policy, self._policy.eos_id
         generator = torch.Generator(policy.device).manual_seed(seed)
         ids_PN, there_PN = _left_padded(prompts, eos, policy.device)

@@ -1,19 +1,19 @@
-"""An adapter's factors in the precision of the tokens: kept while they stand, never when they have moved."""
+"""An adapter's factors in the precision of the tokens: kept while they are told to stand, never beyond."""
 
 import torch
 
 from learner.experts import Factors
 
 
-def test_what_is_kept_for_decoding_follows_the_weights() -> None:
+def test_what_is_cast_is_kept_only_while_asked_to() -> None:
     a, b = torch.randn(6, 5), torch.randn(4, 6)  # two experts of rank 3
     factors = Factors(a, b, 2.0, 2)
-    with torch.inference_mode():
-        first = factors.cast(torch.bfloat16)
-        assert factors.cast(torch.bfloat16) is first
-    with torch.no_grad():
-        b.mul_(3)
-        moved = factors.cast(torch.bfloat16)
+    factors.keep(True)
+    first = factors.cast(torch.bfloat16)
+    assert factors.cast(torch.bfloat16) is first
+    factors.keep(False)
+    b.data = 3 * b
+    moved = factors.cast(torch.bfloat16)
     torch.testing.assert_close(moved[0][1].float(), 3 * first[0][1].float(), rtol=0.02, atol=0.02)
 
 
