@@ -1,7 +1,7 @@
 """Several processes of one learner on a real Ray: they learn together, and losing one loses at most the step in hand."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,13 +50,23 @@ def test_two_processes_learn_together_and_when_a_machine_is_lost_go_on_with_as_m
     assert len(processes() - before) == 2
     (second,) = machines.worker_nodes
     machines.remove_node(second, allow_graceful=False)
-    with pytest.raises(Unavailable, match="all start again"):
-        actor.call("step", PROMPTS, tmp_path / "reward", REWARD)
+    taken = taken_until_the_loss(lambda: actor.call("step", PROMPTS, tmp_path / "reward", REWARD).step)
     steps: list[int] = []
     wait_for(lambda: came_back(actor, steps))
-    assert steps == [1]
-    assert actor.call("step", PROMPTS, tmp_path / "reward", REWARD).step == 2
+    assert steps[0] in (taken, taken + 1)  # what was in hand may have been written down before the loss
+    assert actor.call("step", PROMPTS, tmp_path / "reward", REWARD).step == steps[0] + 1
     wait_for(lambda: len(processes() - before) == 1)  # the lost machine's may take a moment to end
+
+
+def taken_until_the_loss(step: Callable[[], int]) -> int:
+    """Steps taken when the learner says that it has lost a machine, whose process may live on for a step or more."""
+    taken = 1
+    for _ in range(1000):
+        try:
+            taken = step()
+        except Unavailable:
+            return taken
+    raise AssertionError("the loss was never seen")
 
 
 def came_back(actor: LearnerActor, steps: list[int]) -> bool:
