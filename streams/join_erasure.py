@@ -48,7 +48,7 @@ def forget(store: Store, join: FeedbackJoin, forgotten: Forgotten, on_the_log: I
         episode_id = (record.key or b"").decode(errors="replace")
         left = left_of(record, forgotten, evidence)
         if episode_id not in removal.labels and left is not record:
-            removal.labels[episode_id] = None if left.value is None else once_more_erased(LABELS.decode(left.value))
+            removal.labels[episode_id] = once_more_erased(left)
     removal.removed["labels"] = len(removal.labels)
     return removal
 

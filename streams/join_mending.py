@@ -29,12 +29,15 @@ def mended(records: Iterable[Record], join: FeedbackJoin, forgotten: Forgotten, 
             if _knows_less(record, ours):
                 found[episode_id] = ours
         elif (left := left_of(record, forgotten, evidence)) is not record:
-            found[episode_id] = None if left.value is None else once_more_erased(LABELS.decode(left.value))
+            found[episode_id] = once_more_erased(left)
     return found
 
 
-def once_more_erased(label: Label) -> Label:
-    """Of a higher rank than the same label with those who were erased."""
+def once_more_erased(left: Record) -> Label | None:
+    """What an erasure left of a label, of a higher rank than the same label before it; None where nothing is left."""
+    if left.value is None:
+        return None
+    label = LABELS.decode(left.value)
     return label.model_copy(update={"erasures": label.erasures + 1})
 
 
