@@ -25,7 +25,7 @@ def attend(module: Any, query_BQTD: Tensor, key_BGND: Tensor, value_BGNV: Tensor
            **named: Any) -> tuple[Tensor, None]:  # fmt: skip
     """As transformers calls it; the answer is [B, T, Q, V]."""
     layout: Layout | None = named.pop("layout", None)
-    if layout is not None and query_BQTD.device.type == "cpu":
+    if layout is not None:
         return of_outputs(module, query_BQTD, key_BGND, value_BGNV, layout, scaling, **named), None
     decodes = query_BQTD.shape[2] == 1 and query_BQTD.device.type == "cpu" and not torch.is_grad_enabled() and named.get("position_bias") is None
     if not decodes:
@@ -52,9 +52,9 @@ def of_outputs(module: Any, query_RQND: Tensor, key_RGND: Tensor, value_RGNV: Te
     query_AQD, key_AGD, value_AGV = (states.transpose(1, 2).flatten(0, 1) for states in (query_RQND, key_RGND, value_RGNV))  # A: all tokens, R x N
     of_stems = [states[layout.stem_RP].transpose(1, 2) for states in (query_AQD, key_AGD, value_AGV)]
     stems_RPQV, _ = sdpa_attention_forward(module, *of_stems, None, scaling=scaling, **named)  # causal, where there is no mask
-    of_outputs = [states[layout.output_BT].transpose(1, 2) for states in (query_AQD, key_AGD, value_AGV)]
-    seen = [torch.cat([stem[layout.row_B], own], dim=2) for stem, own in zip(of_stems[1:], of_outputs[1:], strict=True)]
-    outputs_BTQV, _ = sdpa_attention_forward(module, of_outputs[0], *seen, layout.visible_BTM[:, None], scaling=scaling, **named)
+    of_own = [states[layout.output_BT].transpose(1, 2) for states in (query_AQD, key_AGD, value_AGV)]
+    seen = [torch.cat([stem[layout.row_B], own], dim=2) for stem, own in zip(of_stems[1:], of_own[1:], strict=True)]
+    outputs_BTQV, _ = sdpa_attention_forward(module, of_own[0], *seen, layout.visible_BTM[:, None], scaling=scaling, **named)
     there = layout.output_there_BT
     answer_AQV = torch.cat([stems_RPQV[layout.stem_there_RP], outputs_BTQV[there]])
     places_A = torch.cat([layout.stem_RP[layout.stem_there_RP], layout.output_BT[there]])

@@ -43,7 +43,7 @@ class Packed:
     mask_BT: Tensor
     """True on output tokens; its true cells, row by row, are the K tokens."""
     layout: Layout | None = None
-    """None where attention gains nothing by it: one output a prompt, or none that says anything."""
+    """None where attention gains nothing by it: one output a prompt, or none that says anything, or not on a CPU."""
 
     @property
     def tokens(self) -> int:
@@ -101,28 +101,28 @@ def pack(rows: Sequence[Branches], padding_id: int, device: torch.device | None 
     mask_BT = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     tensors = (ids_RN, positions_RN, visible_RNN, torch.tensor(source, dtype=torch.long), torch.tensor(target, dtype=torch.long), mask_BT)
     ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT = (tensor.to(device) for tensor in tensors)
-    return Packed(ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT, _layout(rows, width, lengths, device))
+    on_cpu = mask_BT.device.type == "cpu"
+    return Packed(ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT, _layout(rows, width, mask_BT) if on_cpu else None)
 
 
-def _layout(rows: Sequence[Branches], width: int, lengths: Sequence[int], device: torch.device | None) -> Layout | None:
-    if len(lengths) <= len(rows) or not max(lengths):
+def _layout(rows: Sequence[Branches], width: int, mask_BT: Tensor) -> Layout | None:
+    if len(mask_BT) <= len(rows) or not mask_BT.any():
         return None
     stems = torch.tensor([len(row.prompt_ids) for row in rows])
     row_B = torch.tensor([r for r, row in enumerate(rows) for _ in row.outputs])
-    length_B, stem_P, step_T = torch.tensor(lengths), torch.arange(int(stems.max())), torch.arange(max(lengths))
+    length_B, stem_P, step_T = mask_BT.sum(1), torch.arange(int(stems.max())), torch.arange(mask_BT.shape[1])
     begun = length_B.cumsum(0) - length_B  # of all rows; less what the rows before had
     first_B = row_B * width + stems[row_B] + begun - begun[torch.searchsorted(row_B, row_B)]
     seen_BTP = (stem_P < stems[row_B, None])[:, None].expand(-1, len(step_T), -1)
     own_BTT = (step_T <= step_T[:, None]).expand(len(row_B), -1, -1)
-    tensors = (
-        torch.arange(len(rows))[:, None] * width + stem_P,
-        stem_P < stems[:, None],
-        (first_B[:, None] + step_T).clamp(max=len(rows) * width - 1),
-        step_T < length_B[:, None],
-        row_B,
-        torch.cat([seen_BTP, own_BTT], dim=-1),
+    return Layout(
+        stem_RP=torch.arange(len(rows))[:, None] * width + stem_P,
+        stem_there_RP=stem_P < stems[:, None],
+        output_BT=(first_B[:, None] + step_T).clamp(max=len(rows) * width - 1),
+        output_there_BT=mask_BT,
+        row_B=row_B,
+        visible_BTM=torch.cat([seen_BTP, own_BTT], dim=-1),
     )
-    return Layout(*(tensor.to(device) for tensor in tensors))
 
 
 def microbatches(rows: Sequence[Branches], max_tokens: int) -> list[list[int]]:
