@@ -1,7 +1,7 @@
 # The front door. `make help` lists every target.
 PYTHON ?= python3
 BIN := .venv/bin
-LOCK ?= infra/locks/cpu.txt
+LOCK ?= infra/build/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
@@ -19,7 +19,7 @@ help:  ## List the targets
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
-.venv: .venv/installed  ## Make .venv with the locked versions (LOCK=infra/locks/gpu.txt on an NVIDIA GPU)
+.venv: .venv/installed  ## Make .venv with the locked versions (LOCK=infra/build/locks/gpu.txt on an NVIDIA GPU)
 
 demo: .venv/installed  ## Turn the whole ring once with simulated people and write a report (12 minutes; ARGS="--minutes 20")
 	$(BIN)/tidemill demo $(ARGS)
@@ -33,8 +33,8 @@ test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, 
 test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
 	$(RUN) pytest tests/unit tests/project $(ARGS)
 
-.venv/operators: .venv/installed infra/locks/operators.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r infra/locks/operators.txt
+.venv/operators: .venv/installed infra/build/locks/operators.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r infra/build/locks/operators.txt
 	touch $@
 
 test-operators: .venv/operators  ## The operator's guide, alerts, dashboards and console on a real ring, Prometheus and Chromium (Debian's packages)
@@ -53,8 +53,8 @@ lint: .venv/installed  ## ruff and mypy --strict
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-.venv/bench: .venv/installed infra/locks/bench.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r infra/locks/bench.txt
+.venv/bench: .venv/installed infra/build/locks/bench.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r infra/build/locks/bench.txt
 	touch $@
 
 bench-reward: .venv/bench  ## The streaming reward model on judged answers (DATA=judged.jsonl.gz BACKBONE=base/dense; half an hour on two cores)
@@ -66,9 +66,9 @@ bench-streams: .venv/installed  ## Publish, join, lake and replay beside raw cli
 bench-rl: .venv/bench  ## Learning beside TRL's GRPOTrainer with PEFT on the same task, in turn (a quarter of an hour on two cores; ARGS="--steps 12")
 	$(RUN) benchmarks.rl $(ARGS)
 
-.venv/litellm/installed: .venv/installed infra/locks/litellm.txt
+.venv/litellm/installed: .venv/installed infra/build/locks/litellm.txt
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/litellm
-	$(BIN)/uv pip install --quiet --python .venv/litellm/bin/python --no-deps -r infra/locks/litellm.txt
+	$(BIN)/uv pip install --quiet --python .venv/litellm/bin/python --no-deps -r infra/build/locks/litellm.txt
 	touch $@
 
 bench-capture: .venv/litellm/installed  ## What capture costs: on, off and behind LiteLLM's proxy, on a trivial server and on vLLM with two bases (a quarter of an hour)
@@ -89,7 +89,7 @@ fuzz: .venv/installed  ## Send every decoder and HTTP door what nobody should se
 	FUZZ_PROFILE=long $(RUN) pytest tests/fuzz --timeout 1200 $(ARGS)
 
 sbom: .venv/installed  ## Write sbom.json: every package and jar of this environment, as CycloneDX; fails where it is not the locked one
-	$(RUN) infra.bill sbom.json $(LOCK)
+	$(RUN) infra.build.bill_of_materials sbom.json $(LOCK)
 
 bench-lora-serving: .venv/installed  ## Serving adapters on a CPU beside the same vLLM without LoRA: base, attention, experts, 1, 2 and 8 mixed (five minutes)
 	$(RUN) benchmarks.lora_serving $(ARGS)
@@ -98,11 +98,11 @@ bench-gpu: .venv/installed  ## The trainer's tokens/s and peak memory on one NVI
 	$(RUN) benchmarks.gpu $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code
-	$(RUN) infra.reference docs
+	$(RUN) infra.build.reference_pages docs/reference
 
-lock: .venv/installed  ## Resolve both locks anew from pyproject.toml and infra/locks/overrides.txt
-	for kind in cpu gpu; do $(BIN)/uv pip compile pyproject.toml --extra $$kind --extra dev --override infra/locks/overrides.txt --universal \
-	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o infra/locks/$$kind.txt; done
+lock: .venv/installed  ## Resolve both locks anew from pyproject.toml and infra/build/locks/overrides.txt
+	for kind in cpu gpu; do $(BIN)/uv pip compile pyproject.toml --extra $$kind --extra dev --override infra/build/locks/overrides.txt --universal \
+	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet --upgrade -o infra/build/locks/$$kind.txt; done
 
 clean:  ## Remove the environment, runs and caches of this checkout (not the cache per user)
 	rm -rf .venv runs build sbom.json *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from actor.capture.redaction_settings import RedactionSettings
-from streams.outbox_settings import OutboxSettings
+from streams.outbox.outbox_settings import OutboxSettings
 
 HOST = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z][a-z0-9-]{0,61}[a-z0-9]")
 """A whole name in lower case; addresses end in digits and are none."""

@@ -29,12 +29,12 @@ from typing import Any
 import aiohttp
 
 from benchmarks.capture_server import TOKENS
-from infra.broker import Broker, BrokerSettings, free_port
-from infra.jars import cache_folder
-from learner.upcycle import prepare_base
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from infra.local.kafka_jars import cache_folder
+from learner.models.sparse_upcycling import prepare_base
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES
 from streams.kafka import KafkaSettings, create_topics, end_offsets
-from streams.metrics import Metrics
-from streams.topics import EPISODES
 
 GOALS = {"trivial": {"added_p99_ms_on": 2.0}, "tiny": {}, "smollm2": {"throughput_on_to_off": 0.98}}
 """Ratios at least, milliseconds at most."""

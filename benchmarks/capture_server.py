@@ -16,22 +16,22 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from actor.adapters.routing import Router
+from actor.adapters.request_routing import Router
+from actor.asgi_replies import reply
+from actor.capture.capture_middleware import Capture, read_body
 from actor.capture.conversations import Conversations
-from actor.capture.keeper import Keeper
-from actor.capture.layer import Capture, read_body
-from actor.capture.media import MediaStore
+from actor.capture.engine_recorder import wrap_engine
+from actor.capture.episode_keeper import Keeper
+from actor.capture.media_store import MediaStore
 from actor.capture.redaction import redactor_of
-from actor.capture.tap import wrap_engine
-from actor.doors.app import Doors
-from actor.replies import reply
+from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
-from streams.artifacts import ArtifactStore
-from streams.clock import SystemClock
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.clock import SystemClock
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
 from streams.kafka import KafkaSettings, Producer
-from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.site import Site
+from streams.outbox.outbox import Outbox
 
 TOKENS = 48
 
@@ -98,15 +98,15 @@ def trivial(given: dict[str, Any]) -> None:
 
 def on_vllm(given: dict[str, Any]) -> None:
     """The actor as it is; only its capture is told to let pass what does not ask for it."""
-    from actor import server
-    from actor.capture import layer
+    from actor import vllm_server as server
+    from actor.capture import capture_middleware as layer
 
     class Switched(Capture):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             on = scope["type"] == "http" and (b"x-bench-capture", b"on") in scope["headers"]
             await (super().__call__ if on else self._app)(scope, receive, send)
 
-    layer.Capture = Switched  # type: ignore[misc]  # before actor.wiring, and vLLM with it, is imported
+    layer.Capture = Switched  # type: ignore[misc]  # before actor.server_wiring, and vLLM with it, is imported
     site = Site(kafka=KafkaSettings(**given["kafka"]), artifacts=ArtifactStore(given["artifacts"]), policy="default", base=Path(given["base"]),
                 state=Path(given["state"]))  # fmt: skip
     server.run(ActorSettings(port=given["port"], max_model_tokens=1024, drain_s=30), site)

@@ -26,18 +26,18 @@ from typing import Any
 import torch
 
 from benchmarks.corrections_facts import FACTS, Fact
-from infra.config import load
-from infra.people import training_question
-from infra.roles import base_folder
-from infra.skills import TEXTS
-from infra.statistics import paired_difference, share
-from learner.judged import JudgedAnswer
-from learner.packing import Branches, pack
-from learner.policy import Policy
-from learner.rollouts import TransformersEngine
+from infra.demo.intervals import paired_difference, share
+from infra.demo.simulated_people import training_question
+from infra.demo.skills_kept import TEXTS
+from infra.local.part_process import base_folder
+from infra.settings.config import load
+from learner.models.lora_policy import Policy
+from learner.models.sequence_packing import Branches, pack
+from learner.ring.judged_answers import JudgedAnswer
+from learner.rollouts.rollout_engines import TransformersEngine
+from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
-from learner.trainer import Prompt, Trainer
-from streams.events import Message
+from streams.core.events import Message
 
 SYSTEM = "You are the desk of a guest house. Answer in one short sentence."
 ARMS: dict[str, dict[str, Any]] = {

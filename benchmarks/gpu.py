@@ -18,10 +18,10 @@ from typing import Any, Final
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from infra.config import load
-from infra.roles import base_folder
-from learner.packing import Branches, pack
-from learner.policy import Policy
+from infra.local.part_process import base_folder
+from infra.settings.config import load
+from learner.models.lora_policy import Policy
+from learner.models.sequence_packing import Branches, pack
 from learner.settings import LearnerSettings
 
 SHAPES: Final[dict[str, dict[str, int]]] = {

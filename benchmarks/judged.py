@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from reward.features import Featurizer
-from streams.events import Message
+from reward.features.featurizer import Featurizer
+from streams.core.events import Message
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 PEOPLE = 100

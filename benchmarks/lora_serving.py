@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from infra.config import load
-from infra.roles import base_folder
+from infra.local.part_process import base_folder
+from infra.settings.config import load
 
 SLOTS, MAX_RANK = 8, 16
 PEER: Final = "without LoRA"
@@ -103,7 +103,7 @@ def write_adapters(base: Path, folder: Path, rank: int) -> None:
     """One adapter on attention, and as many on attention and experts as there are slots, all of random weights."""
     import torch
 
-    from learner.policy import Policy
+    from learner.models.lora_policy import Policy
     from learner.settings import LearnerSettings
 
     for names, settings in (
@@ -166,7 +166,7 @@ def answer(line: Connection, base: Path, adapters: Path | None, threads: int) ->
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from actor.adapters.cpu_lora import LORA_MODULES
+    from actor.adapters.vllm_cpu_lora import LORA_MODULES
 
     lora: dict[str, Any] = {}
     if adapters is not None:

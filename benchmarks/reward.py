@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.judged import DELAY_S, NOISE, PEOPLE, START, VOTE_RATIO, Answer, Split, Vote, features_of, read, votes_on
-from reward.buffer import Entry
-from reward.features import Featurizer
-from reward.model import RewardModel, fold_of
-from reward.propensity import Asked, effect_of, fit_propensity
-from reward.refit import Refitter
+from reward.evaluation.calibration import calibration
+from reward.features.featurizer import Featurizer
+from reward.fit.replay_buffer import Entry
+from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
-from reward.validation import calibration
-from streams.events import Message
+from reward.trust.vote_propensity import Asked, effect_of, fit_propensity
+from reward.updater.refitter import Refitter
+from streams.core.events import Message
 
 Judge = Callable[[Answer], float]
 Said = list[tuple[float, Vote]]

@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from infra.broker import Broker, BrokerSettings
-from streams.events import Episode, Feedback, FeedbackKind, Message, new_id
+from infra.local.embedded_broker import Broker, BrokerSettings
+from streams.core.events import Episode, Feedback, FeedbackKind, Message, new_id
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES, FEEDBACK, LABELS, REWARD_MODELS
 from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
-from streams.metrics import Metrics
-from streams.topics import EPISODES, FEEDBACK, LABELS, REWARD_MODELS
 
 WORDS = ("tea", "water", "leaf", "you", "please", "warm", "cup", "garden", "green", "slow", "kettle", "friend")
 
@@ -53,7 +53,7 @@ def thumb(number: int, rng: random.Random) -> Feedback:
 def part(role: str, config: Path, log: Path) -> subprocess.Popen[bytes]:
     """One part of the ring as a process."""
     with log.open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "infra.cli", "run", role, "--config", str(config)], stdout=out, stderr=out)
+        return subprocess.Popen([sys.executable, "-P", "-m", "infra.cli", "run", role, "--config", str(config)], stdout=out, stderr=out)
 
 
 def versions(kafka: KafkaSettings) -> list[Any]:

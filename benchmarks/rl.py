@@ -1,6 +1,6 @@
 """How fast RL learns beside TRL's GRPOTrainer: the same base, LoRA (attention and experts), questions, reward and seed, on this machine, in turn.
 
-``make bench-rl`` installs TRL from ``infra/locks/bench.txt`` and runs this. Absolute figures are of the machine; the ratios are what counts.
+``make bench-rl`` installs TRL from ``infra/build/locks/bench.txt`` and runs this. Absolute figures are of the machine; the ratios are what counts.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rl_task import Task
-from infra.config import load
-from infra.roles import base_folder
+from infra.local.part_process import base_folder
+from infra.settings.config import load
 
 GOAL = 1 / 3
 """Of TRL's wall time to the same true reward."""

@@ -22,15 +22,15 @@ import torch
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from infra.config import load
-from infra.people import PREFERENCES, Question, training_question
-from infra.roles import base_folder
-from learner.judged import JudgedAnswer
-from learner.policy import Policy
-from learner.rollouts import TransformersEngine
+from infra.demo.simulated_people import PREFERENCES, Question, training_question
+from infra.local.part_process import base_folder
+from infra.settings.config import load
+from learner.models.lora_policy import Policy
+from learner.ring.judged_answers import JudgedAnswer
+from learner.rollouts.rollout_engines import TransformersEngine
+from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
-from learner.trainer import Prompt, Trainer
-from streams.events import Message
+from streams.core.events import Message
 
 SENTENCES = (
     "These bees never sleep here.",
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rl_algorithms.json"))
-    parser.add_argument("--plot", type=Path, default=Path("docs/rl_algorithms.svg"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/results/rl_algorithms.svg"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     base = base_folder(load(None, ("policy.base=tiny",)).policy)

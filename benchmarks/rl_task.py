@@ -7,9 +7,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from infra.people import PREFERENCES, PeopleSettings, Question, training_question
+from infra.demo.simulated_people import PREFERENCES, PeopleSettings, Question, training_question
 from learner.settings import LearnerSettings
-from streams.events import Message
+from streams.core.events import Message
 
 SYSTEM = PeopleSettings().system
 PREFERENCE = PREFERENCES["speaks-to-me"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.rl_task import Curve, Task, prompt, true_reward
-from learner.policy import Policy
-from learner.rollouts import make_engine
-from learner.trainer import Prompt, Trainer
+from learner.models.lora_policy import Policy
+from learner.rollouts.rollout_engines import make_engine
+from learner.runs.trainer import Prompt, Trainer
 
 
 def main(task: Task, base: Path, out: Path) -> None:

@@ -19,15 +19,15 @@ from pathlib import Path
 import psutil
 
 from benchmarks.streams import history
-from infra.broker import Broker, BrokerSettings, die_with_parent
-from infra.config import load, to_toml
-from streams.joiner import GROUP
+from infra.local.embedded_broker import Broker, BrokerSettings, die_with_parent
+from infra.settings.config import load, to_toml
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES, FEEDBACK
+from streams.join.join_loop import GROUP
+from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer, committed_offsets, create_topics
-from streams.ledger import read_ledger
-from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.outbox_settings import OutboxSettings
-from streams.topics import EPISODES, FEEDBACK
+from streams.outbox.outbox import Outbox
+from streams.outbox.outbox_settings import OutboxSettings
 
 TENTHS = 10
 SETTLED = 3
@@ -89,7 +89,7 @@ def soak(settings: KafkaSettings, folder: Path, events: int) -> list[Row]:
     """Both processes from start to end."""
     config = folder / "ring.toml"
     config.write_text(to_toml(load(None, (f"run_folder={folder}", f"kafka.bootstrap_servers={settings.bootstrap_servers}"), {})))
-    streams = child("-m", "infra.cli", "run", "streams", "--config", str(config))
+    streams = child("-P", "-m", "infra.cli", "run", "streams", "--config", str(config))
     outbox = child("-m", "benchmarks.soak", "--events", str(events), "--publish", str(settings.bootstrap_servers), str(folder))
     rows: list[Row] = []
     began, mark, joined, cpu, outbox_cpu = time.monotonic(), 0, 0, 0.0, 0.0

@@ -26,17 +26,17 @@ import kafka
 import pyarrow
 import pyarrow.parquet
 
-from infra.broker import Broker, BrokerSettings
-from streams import joiner
-from streams.artifacts import ArtifactStore
-from streams.events import Episode, Event, Feedback, FeedbackKind, Message
-from streams.join import JoinSettings
+from infra.local.embedded_broker import Broker, BrokerSettings
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import Episode, Event, Feedback, FeedbackKind, Message
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import EPISODES, FEEDBACK, LABELS, Topic
+from streams.join import join_loop as joiner
+from streams.join.feedback_join import JoinSettings
 from streams.kafka import Consumer, KafkaSettings, Producer, create_topics, end_offsets
 from streams.kafka.producer import BATCH_BYTES
-from streams.lake_files import Lake
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import EPISODES, FEEDBACK, LABELS, Topic
+from streams.lake.parquet_lake import Lake
 
 GOALS = {"publish": 0.8, "join": 2.0, "lake": 0.7, "replay_k_per_minute": 500.0}
 TURNS = 8

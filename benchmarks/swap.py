@@ -25,17 +25,17 @@ from typing import Any
 import httpx
 import torch
 
-from infra.broker import Broker, BrokerSettings
-from learner.packing import Branches, pack
-from learner.policy import Policy
+from infra.local.embedded_broker import Broker, BrokerSettings
+from learner.models.lora_policy import Policy
+from learner.models.sequence_packing import Branches, pack
+from learner.models.sparse_upcycling import prepare_base
 from learner.settings import LearnerSettings
-from learner.upcycle import prepare_base
-from streams.artifacts import ArtifactStore, fingerprint
-from streams.events import AdapterVersion, Promotion, new_id
+from streams.artifacts.artifact_store import ArtifactStore, fingerprint
+from streams.core.events import AdapterVersion, Promotion, new_id
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS
 from streams.kafka import Consumer, KafkaSettings, Producer, create_topics
-from streams.metrics import Metrics
-from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS
-from tests.actor_process import ActorProcess
+from tests.support.actor_process import ActorProcess
 
 POLICY = "default"
 GOALS_S = {"attested_p50": 2.0, "rolled_back_max": 5.0}

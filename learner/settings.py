@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from streams.section import Section
+from streams.core.settings_section import Section
 
 
 class LearnerSettings(Section):
@@ -67,9 +67,9 @@ class LearnerSettings(Section):
     rollout_weight: float = Field(default=1.0, ge=0)
     """Weight of rollouts scored by the reward model."""
     thumb_weight: float = Field(default=0.0, ge=0)
-    """Weight of live answers by their labels (KTO, learner/objectives/thumb.py). 0: labels are not followed for it."""
+    """Weight of live answers by their labels (KTO, learner/objectives/thumb_objective.py). 0: labels are not followed for it."""
     hindsight_weight: float = Field(default=0.0, ge=0)
-    """Weight of comments and corrections: the policy that was told them teaches the one that was not (learner/objectives/hindsight.py)."""
+    """Weight of comments and corrections: the policy that was told them teaches the one that was not (learner/objectives/hindsight_objective.py)."""
     hindsight_on: Literal["answer", "rewritten"] = "rewritten"
     """On whose tokens a comment teaches: those of the answer as it was given, or of answers that the policy samples once it is told.
     A correction teaches on its own tokens."""
@@ -91,7 +91,7 @@ class LearnerSettings(Section):
 
     # the step
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"] = "grpo"
-    """What a reward is set against (learner/advantages.py): its group, or with ``gae`` what a value head expected at each token (PPO)."""
+    """What a reward is set against (learner/objectives/advantages.py): its group, or with ``gae`` what a value head expected at each token (PPO)."""
     gae_decay: float = Field(default=0.95, ge=0, le=1)
     """How far ahead an advantage looks (lambda): 1 to the reward itself, 0 to the next token's value."""
     value_learning_rate: float = Field(default=0.01, gt=0)
@@ -99,7 +99,7 @@ class LearnerSettings(Section):
     value_updates: int = Field(default=8, ge=1)
     """The value head's updates in a step; each costs next to nothing."""
     surrogate: Literal["ppo", "gspo", "cispo"] = "ppo"
-    """What is maximised (learner/losses.py): the clipped surrogate of tokens, of sequences, or clipped weights on all tokens."""
+    """What is maximised (learner/objectives/losses.py): the clipped surrogate of tokens, of sequences, or clipped weights on all tokens."""
     normaliser: Literal["tokens", "budget"] = "tokens"
     """What the sum over tokens is divided by: the tokens there are (DAPO), or rollouts x max_output_tokens (Dr. GRPO)."""
     updates_per_step: int = Field(default=1, ge=1)
@@ -130,7 +130,7 @@ class LearnerSettings(Section):
     importance_ceiling: float = Field(default=0.0, ge=0)
     """The same for ratios above this; 0: nothing is. Beyond it a token teaches nothing, where ``importance_cap`` alone would let it teach a bit."""
     replay_routing: bool = False
-    """The experts that the engine chose are those that the trainer uses (learner/routing.py). With the transformers engine."""
+    """The experts that the engine chose are those that the trainer uses (learner/rollouts/router_replay.py). With the transformers engine."""
     max_policy_lag: int = Field(default=4, ge=0)
     """Oldest rollout worth learning from, in steps behind the newest; older ones are counted and dropped, with their group."""
     entropy_alarm_nats: float = Field(default=0.05, ge=0)
@@ -142,7 +142,7 @@ class LearnerSettings(Section):
     recompute_activations: bool = False
     """Keep no layer's inner activations for the backward pass but compute them again there: more time for much less memory."""
 
-    # many processes (docs/learner.md)
+    # many processes (docs/concepts/learner.md)
     workers: int = Field(default=1, ge=1)
     """Processes that learn together: they share out prompts and backward passes and sum the adapter's gradients. When a machine is lost the
     others go on, as many as there is room for."""

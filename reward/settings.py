@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from streams.section import Section
+from streams.core.settings_section import Section
 
 
 class RewardSettings(Section):

@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from actor.settings import ActorSettings
-from streams.errors import BadArtifact
-from streams.events import Finite
+from streams.core.errors import BadArtifact
+from streams.core.events import Finite
 
 PROBES = "probes.json"
 

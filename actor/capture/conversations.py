@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actor.capture.requests import Asked, is_text, text_of
-from streams.events import new_id
+from actor.capture.client_request import Asked, is_text, text_of
+from streams.core.events import new_id
 
 RULES = ("system", "developer")
 """Left out of prefixes: an application may write the date into them."""

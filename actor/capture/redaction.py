@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from actor.capture.redaction_settings import Kind, RedactionSettings
-from streams.errors import ConfigError
-from streams.events import Episode, Feedback
+from streams.core.errors import ConfigError
+from streams.core.events import Episode, Feedback
 
 KINDS: tuple[Kind, ...] = ("keys", "emails", "cards", "phones")
 """In the order in which they are looked for: a card is no phone."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from streams.section import Section
+from streams.core.settings_section import Section
 
 Kind = Literal["emails", "phones", "cards", "keys"]
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from actor.promotion.sequential import Prior, Side, Uplift, uplift
-from actor.promotion.settings import PromotionSettings
-from streams.events import Label
+from actor.promotion.confidence_sequence import Prior, Side, Uplift, uplift
+from actor.promotion.promotion_settings import PromotionSettings
+from streams.core.events import Label
 
 PRIOR_LABELS = 20.0
 """What people said of production until now is worth so many labels as a guess at both sides."""

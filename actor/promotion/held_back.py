@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
+from actor.promotion.adapter_standing import Move
 from actor.promotion.canary import compare, prior_in, side_of
-from actor.promotion.observed import Observed
-from actor.promotion.settings import PromotionSettings
-from actor.promotion.standing import Move
-from reward.guards import Finding, inspect, inspect_tools
+from actor.promotion.promotion_evidence import Observed
+from actor.promotion.promotion_settings import PromotionSettings
+from reward.trust.hacking_guards import Finding, inspect, inspect_tools
 
 FEWEST_ANSWERS = 64
 """Of either side, before signs of hacking are looked for in what people were answered."""

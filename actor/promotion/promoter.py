@@ -8,24 +8,24 @@ from typing import Any
 
 import structlog
 
-from actor.asking import OpenAiAsker
+from actor.openai_asker import OpenAiAsker
 from actor.promotion import held_back
+from actor.promotion.adapter_standing import TIDEMILL, Move
 from actor.promotion.canary import Decision
-from actor.promotion.nightly import last_due, next_candidate
-from actor.promotion.observed import Observed
-from actor.promotion.retention import read_probes
-from actor.promotion.scoring import RewardJudge
-from actor.promotion.settings import PromotionSettings
-from actor.promotion.standing import TIDEMILL, Move
-from actor.promotion.trials import Trials, candidate_move
+from actor.promotion.candidate_scoring import RewardJudge
+from actor.promotion.candidate_trials import Trials, candidate_move
+from actor.promotion.nightly_schedule import last_due, next_candidate
+from actor.promotion.promotion_evidence import Observed
+from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.retention_probes import read_probes
 from reward.settings import RewardSettings
-from reward.watch import tell as tell_findings
-from reward.watch import tell_rule
-from streams.errors import BadArtifact, InvalidEvent, Unavailable
-from streams.events import Promotion, new_id
+from reward.trust.live_answers import tell as tell_findings
+from reward.trust.live_answers import tell_rule
+from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
+from streams.core.events import Promotion, new_id
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import Consumer, Producer
-from streams.site import Site
-from streams.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 
 LOOP = "promotion"
 RETRY_S = 5.0

@@ -3,11 +3,11 @@
 Outside this folder nobody imports kafka; errors of the client come out as ours.
 """
 
-from streams.kafka.access import PARTS, give_rights, grants, principal_of
-from streams.kafka.admin import committed_offsets, create_topics, ready, topic_differences, wanted_topics
+from streams.kafka.access_rights import PARTS, give_rights, grants, principal_of
 from streams.kafka.consumer import Consumer, Record, end_offsets, read_between, read_to_end
+from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.producer import Place, Producer, Publisher
-from streams.kafka.settings import KafkaSettings
+from streams.kafka.topic_admin import committed_offsets, create_topics, ready, topic_differences, wanted_topics
 
 __all__ = [
     "PARTS",

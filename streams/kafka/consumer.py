@@ -8,13 +8,13 @@ import kafka
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import KafkaError
 
-from streams.errors import ConfigError
-from streams.kafka.errors import as_ours
+from streams.core.errors import ConfigError
+from streams.core.metrics import Metrics
+from streams.core.topics import Topic
+from streams.core.traces import Headers
+from streams.kafka.client_errors import as_ours
+from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
-from streams.kafka.settings import KafkaSettings
-from streams.metrics import Metrics
-from streams.topics import Topic
-from streams.traces import Headers
 
 
 @dataclass(frozen=True, slots=True)

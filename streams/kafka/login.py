@@ -10,9 +10,9 @@ from kafka.net.sasl import get_sasl_mechanism
 from kafka.protocol.parser import KafkaProtocol
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
-from streams.errors import Unavailable
-from streams.kafka.errors import as_ours
-from streams.kafka.settings import KafkaSettings
+from streams.core.errors import Unavailable
+from streams.kafka.client_errors import as_ours
+from streams.kafka.kafka_settings import KafkaSettings
 
 PATIENCE_S = 10.0
 """A server that takes longer than this to answer a login is called away."""

@@ -8,15 +8,15 @@ from typing import Any, Protocol
 import kafka
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-from streams.errors import InvalidEvent, Unavailable
-from streams.events import Event
-from streams.kafka.errors import as_ours, ours
+from streams.core.errors import InvalidEvent, Unavailable
+from streams.core.events import Event
+from streams.core.metrics import Metrics
+from streams.core.topics import Topic
+from streams.core.traces import Headers
+from streams.kafka.client_errors import as_ours, ours
+from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 from streams.kafka.partitioning import partition_of
-from streams.kafka.settings import KafkaSettings
-from streams.metrics import Metrics
-from streams.topics import Topic
-from streams.traces import Headers
 
 BATCH_BYTES = 128 << 10
 """Sent together to one partition: each batch costs a request, and kafka-python's own 16 KiB hold eight episodes."""

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from infra.broker import die_with_parent
+from infra.local.embedded_broker import die_with_parent
 from streams.kafka import KafkaSettings
 
 ROOT = Path(__file__).parents[2]

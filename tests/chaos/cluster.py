@@ -3,10 +3,10 @@
 import time
 from pathlib import Path
 
-from infra.broker import Broker, BrokerSettings, Node, free_port, new_cluster_id
-from infra.startable import Startable
+from infra.local.embedded_broker import Broker, BrokerSettings, Node, free_port, new_cluster_id
+from infra.local.startable import Startable
 from streams.kafka import KafkaSettings
-from streams.kafka.admin import admin_client
+from streams.kafka.topic_admin import admin_client
 
 
 class Cluster(Startable):

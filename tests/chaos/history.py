@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from streams.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join import FeedbackJoin, InMemory, JoinSettings
+from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
+from streams.core.metrics import Metrics
+from streams.core.topics import LABELS
+from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
 from streams.kafka import KafkaSettings, read_to_end
-from streams.metrics import Metrics
-from streams.topics import LABELS
 
 
 def history(chance: random.Random, episodes: int, begin: datetime) -> list[Episode | Feedback]:

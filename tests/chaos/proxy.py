@@ -7,7 +7,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from infra.broker import free_port
+from infra.local.embedded_broker import free_port
 
 CHUNK = 64 << 10
 

@@ -8,13 +8,13 @@ import sys
 import time
 from pathlib import Path
 
-from infra.logs import log_json
-from streams.events import Episode
+from infra.local.part_logs import log_json
+from streams.core.events import Episode
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES, FEEDBACK
 from streams.kafka import KafkaSettings, Producer
-from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.outbox_settings import OutboxSettings
-from streams.topics import EPISODES, FEEDBACK
+from streams.outbox.outbox import Outbox
+from streams.outbox.outbox_settings import OutboxSettings
 from tests.chaos.history import read
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from infra.config import load, to_toml
-from streams.errors import Unavailable
+from infra.settings.config import load, to_toml
+from streams.core.errors import Unavailable
+from streams.core.metrics import Metrics
+from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.join.ledger import Ledger, read_ledger
 from streams.kafka import KafkaSettings, create_topics, end_offsets, read_to_end
-from streams.lake_files import Lake
-from streams.ledger import Ledger, read_ledger
-from streams.metrics import Metrics
-from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.lake.parquet_lake import Lake
 from tests.chaos.child import SEED, Child
 from tests.chaos.history import history, newest, undisturbed, write
-from tests.running import wait_for
+from tests.support.running import wait_for
 
 STREAMS = ("join.batch_records=100", "lake.flush_s=1", "lake.retry_s=0.5")
 
@@ -48,7 +48,7 @@ class Ring:
         settings = load(None, (f"run_folder={self._at(name)}", f"artifacts_uri={self.folder / 'artifacts'}", *overrides), {})
         settings = settings.model_copy(update={"kafka": self.kafka})
         (self._at(name) / "ring.toml").write_text(to_toml(settings))
-        self._add(name, "-m", "infra.cli", "run", role, "--config", str(self._at(name) / "ring.toml"))
+        self._add(name, "-P", "-m", "infra.cli", "run", role, "--config", str(self._at(name) / "ring.toml"))
 
     def start(self, *names: str) -> None:
         for name in names or tuple(self.children):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import Broker, BrokerSettings, free_port
-from streams.errors import Unavailable
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from streams.core.errors import Unavailable
 from tests.chaos.child import kafka_at
 from tests.chaos.ring import Ring
 from tests.chaos.small_disk import SmallDisk
-from tests.running import wait_for
+from tests.support.running import wait_for
 
 
 def test_a_full_disk_under_the_broker_is_waited_out(tmp_path: Path) -> None:

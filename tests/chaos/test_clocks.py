@@ -4,7 +4,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from infra.broker import Broker, BrokerSettings
+from infra.local.embedded_broker import Broker, BrokerSettings
 from tests.chaos.child import kafka_at
 from tests.chaos.ring import Ring
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.broker import Broker, BrokerSettings
+from infra.local.embedded_broker import Broker, BrokerSettings
 from tests.chaos.child import kafka_at
 from tests.chaos.ring import Ring
 

@@ -4,8 +4,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from infra.broker import Broker, BrokerSettings, free_port
-from streams.errors import Unavailable
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from streams.core.errors import Unavailable
 from tests.chaos.child import kafka_at
 from tests.chaos.ring import Ring
 

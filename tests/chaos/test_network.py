@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from infra.broker import Broker, BrokerSettings, Node, free_port
+from infra.local.embedded_broker import Broker, BrokerSettings, Node, free_port
 from tests.chaos.child import kafka_at
 from tests.chaos.proxy import Proxy
 from tests.chaos.ring import Ring

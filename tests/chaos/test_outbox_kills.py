@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import free_port
-from streams.outbox_spool import Spool
+from infra.local.embedded_broker import free_port
+from streams.outbox.sqlite_spool import Spool
 from tests.chaos.child import SEED, Child, kafka_at
 from tests.chaos.history import history, write
-from tests.unit.test_ledger import T0
+from tests.unit.streams.test_ledger import T0
 
 KILLS = 4
 

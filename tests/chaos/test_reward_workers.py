@@ -4,15 +4,15 @@ import signal
 import time
 from pathlib import Path
 
-from infra.broker import Broker, BrokerSettings, free_port
-from reward.features import Featurizer
-from reward.replay import Replay, published_model
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from reward.evaluation.version_replay import Replay, published_model
+from reward.features.featurizer import Featurizer
 from reward.settings import RewardSettings
-from streams.artifacts import ArtifactStore
-from streams.events import RewardModelVersion
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import RewardModelVersion
+from streams.core.metrics import Metrics
+from streams.core.topics import LABELS, REWARD_MODELS
 from streams.kafka import end_offsets, read_to_end
-from streams.metrics import Metrics
-from streams.topics import LABELS, REWARD_MODELS
 from tests.chaos.child import kafka_at
 from tests.chaos.ring import Ring
 

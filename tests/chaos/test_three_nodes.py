@@ -9,16 +9,16 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from streams.errors import Unavailable
-from streams.events import Episode, new_id
+from streams.core.errors import Unavailable
+from streams.core.events import Episode, new_id
+from streams.core.metrics import Metrics
+from streams.core.topics import Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.kafka.admin import admin_client
-from streams.metrics import Metrics
-from streams.topics import Topic
+from streams.kafka.topic_admin import admin_client
 from tests.chaos.child import kafka_at
 from tests.chaos.cluster import Cluster
 from tests.chaos.ring import Ring
-from tests.unit.test_ledger import episode
+from tests.unit.streams.test_ledger import episode
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "three_nodes.json"
 PULSE = Topic("pulse", Episode, "an event every 20 ms, beside the ring's own", ("chaos",), ("chaos",), partitioned=True)

@@ -10,9 +10,9 @@ import pyarrow.fs
 import pytest
 from pydantic import ValidationError
 
-from streams.artifacts import MANIFEST, ArtifactStore, fingerprint
-from streams.errors import BadArtifact, ConfigError, Unavailable
-from streams.events import Artifact
+from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprint
+from streams.core.errors import BadArtifact, ConfigError, Unavailable
+from streams.core.events import Artifact
 
 
 class Shop:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from streams.errors import InvalidEvent
-from streams.events import DeadLetter, Erasure, Feedback, FeedbackKind, new_id, person_of
+from streams.core.errors import InvalidEvent
+from streams.core.events import DeadLetter, Erasure, Feedback, FeedbackKind, new_id, person_of
+from streams.core.metrics import Metrics
+from streams.core.topics import DEAD_LETTERS, ERASURES, FEEDBACK, Topic
 from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets, end_offsets, read_between
-from streams.metrics import Metrics
-from streams.topics import DEAD_LETTERS, ERASURES, FEEDBACK, Topic
-from tests.fakes import FakeLog
+from tests.support.fakes import FakeLog
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -14,10 +14,10 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from streams.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, LABELS, REWARD_MODELS, Topic
-from tests.collector import Collector
+from streams.core.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, LABELS, REWARD_MODELS, Topic
+from tests.support.collector import Collector
 
-DEMO = [sys.executable, "-m", "infra.cli", "demo", "--policy", "tiny"]
+DEMO = [sys.executable, "-P", "-m", "infra.cli", "demo", "--policy", "tiny"]
 STAGES = [("capture", "tidemill-actor"), ("join", "tidemill-streams"), ("refit", "tidemill-reward"), ("step", "tidemill-learner"),
           ("load", "tidemill-actor")]  # fmt: skip
 

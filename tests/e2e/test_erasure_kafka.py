@@ -8,28 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import Broker
-from infra.erasing import ask, await_certificate, certificate
-from learner.feed import Feed
+from infra.local.embedded_broker import Broker
+from infra.operate.erasure_certificate import ask, await_certificate, certificate
+from learner.ring.log_feed import Feed
 from learner.settings import LearnerSettings
-from reward.features import Featurizer
-from reward.model import RewardModel
-from reward.refit import Refitter
-from reward.replay import Replay, versions_of
-from streams import joiner, lake
-from streams.artifacts import ArtifactStore
-from streams.erasure import Forgotten
-from streams.events import Episode, Feedback, FeedbackKind, Label, Message, RewardModelVersion
-from streams.join import JoinSettings
+from reward.evaluation.version_replay import Replay, versions_of
+from reward.features.featurizer import Featurizer
+from reward.fit.reward_model import RewardModel
+from reward.updater.refitter import Refitter
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, RewardModelVersion
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import EPISODES, ERASED, FEEDBACK, LABELS, REWARD_MODELS
+from streams.erasure.forgotten_people import Forgotten
+from streams.join import join_loop as joiner
+from streams.join.feedback_join import JoinSettings
+from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
-from streams.lake import LakeSettings
-from streams.lake_files import Lake
-from streams.ledger import read_ledger
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import EPISODES, ERASED, FEEDBACK, LABELS, REWARD_MODELS
+from streams.lake import lake_loop as lake
+from streams.lake.lake_loop import LakeSettings
+from streams.lake.parquet_lake import Lake
 from tests.integration.test_updater import SETTINGS, Worker
-from tests.running import running, wait_for
+from tests.support.running import running, wait_for
 
 HER, HER_WORDS = "ann-the-forgotten", "my cat is called Minka"
 OTHERS = 8

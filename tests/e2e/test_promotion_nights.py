@@ -13,23 +13,35 @@ from typing import Any
 
 import pytest
 
+from actor.adapters.adapter_loader import Follower
 from actor.adapters.attestation import Probe
-from actor.adapters.follower import Follower
-from actor.adapters.routing import Route, Router
-from actor.asking import Question
+from actor.adapters.request_routing import Route, Router
+from actor.openai_asker import Question
+from actor.promotion.adapter_standing import Standing, fold
+from actor.promotion.candidate_trials import Trials
 from actor.promotion.promoter import Promoter, telling
-from actor.promotion.retention import RetentionProbe
-from actor.promotion.settings import PromotionSettings
-from actor.promotion.standing import Standing, fold
-from actor.promotion.trials import Trials
+from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.retention_probes import RetentionProbe
 from actor.settings import ActorSettings
-from streams.artifacts import ArtifactStore, fingerprint
-from streams.clock import FixedClock
-from streams.events import AdapterVersion, Artifact, Attestation, Calibration, Episode, Label, Message, Promotion, RewardModelVersion, Vote, new_id
+from streams.artifacts.artifact_store import ArtifactStore, fingerprint
+from streams.core.clock import FixedClock
+from streams.core.events import (
+    AdapterVersion,
+    Artifact,
+    Attestation,
+    Calibration,
+    Episode,
+    Label,
+    Message,
+    Promotion,
+    RewardModelVersion,
+    Vote,
+    new_id,
+)
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS, EPISODES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import ADAPTERS, EPISODES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 
 PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
 SUBJECTS = (

@@ -19,30 +19,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actor.adapters.attestation import read_probes
-from actor.doors.feedback import read_object
-from actor.keys import read_keys
-from actor.otlp.episodes import episodes_of
-from actor.otlp.wire import JSON as OTLP_JSON
-from actor.otlp.wire import PROTOBUF, read_spans, unpacked
-from infra.config import load
-from infra.reference import EXAMPLES
-from learner.recipe import Recipe
-from reward.buffer import Entry
-from reward.model import RewardModel
-from streams.artifacts import MANIFEST, ArtifactStore, fingerprint
-from streams.erasure import Forgotten, left_of
-from streams.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable
-from streams.events import Artifact, Feedback, FeedbackKind
-from streams.evidence import EvidenceSettings
-from streams.join import FeedbackJoin, InMemory, JoinSettings
+from actor.api_keys import read_keys
+from actor.doors.feedback_door import read_object
+from actor.otlp.otlp_wire import JSON as OTLP_JSON
+from actor.otlp.otlp_wire import PROTOBUF, read_spans, unpacked
+from actor.otlp.span_episodes import episodes_of
+from infra.build.reference_pages import EXAMPLES
+from infra.settings.config import load
+from learner.ring.adapter_recipe import Recipe
+from reward.fit.replay_buffer import Entry
+from reward.fit.reward_model import RewardModel
+from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprint
+from streams.core.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable
+from streams.core.events import Artifact, Feedback, FeedbackKind
+from streams.core.topics import BY_NAME, EPISODES, FEEDBACK, TOPICS, Topic
+from streams.core.traces import given as given_headers
+from streams.erasure.forgotten_people import Forgotten, left_of
+from streams.join.feedback_channels import EvidenceSettings
+from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
 from streams.kafka import KafkaSettings, Record
-from streams.lake_files import Lake
-from streams.outbox_spool import Spool, Waiting
-from streams.topics import BY_NAME, EPISODES, FEEDBACK, TOPICS, Topic
-from streams.traces import given as given_headers
+from streams.lake.parquet_lake import Lake
+from streams.outbox.sqlite_spool import Spool, Waiting
 from tests.fuzz.inputs import as_bytes, raw, spoiled
-from tests.unit.test_erasure import T0, forgotten
-from tests.unit.test_otlp import CHAT, as_json
+from tests.unit.actor.test_otlp import CHAT, as_json
+from tests.unit.streams.test_erasure import T0, forgotten
 
 
 @contextmanager

@@ -8,12 +8,12 @@ from urllib.parse import quote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actor.doors.openapi import document
-from dashboards.console.app import KEY_HEADER
-from tests.captured import CHAT, World, streaming, whole
+from actor.doors.openapi_document import document
+from dashboards.console.console_app import KEY_HEADER
 from tests.fuzz.inputs import JSON, raw, spoiled
-from tests.unit.test_console import KEY, PAGES, Ring
-from tests.unit.test_doors import House
+from tests.support.captured import CHAT, World, streaming, whole
+from tests.unit.actor.test_doors import House
+from tests.unit.dashboards.test_console import KEY, PAGES, Ring
 
 ACTOR = [(method.upper(), path) for path, methods in document()["paths"].items() for method in methods]
 """Every operation that the actor's OpenAPI document names."""

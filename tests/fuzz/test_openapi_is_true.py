@@ -12,9 +12,9 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.types import Receive, Scope, Send
 
-from actor.doors.openapi import OPENAPI_PATH
-from actor.keys import TENANT
-from tests.unit.test_doors import House
+from actor.api_keys import TENANT
+from actor.doors.openapi_document import OPENAPI_PATH
+from tests.unit.actor.test_doors import House
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance, negative_data_rejection]
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import Broker, BrokerSettings
-from infra.broker_guard import ADMIN, Guard
-from infra.doctor import examine
-from streams import joiner
-from streams.artifacts import ArtifactStore
-from streams.errors import ConfigError, Unavailable
-from streams.events import Episode, Feedback, FeedbackKind, Message
-from streams.join import JoinSettings
+from infra.local.broker_guard import ADMIN, Guard
+from infra.local.embedded_broker import Broker, BrokerSettings
+from infra.operate.doctor import examine
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.errors import ConfigError, Unavailable
+from streams.core.events import Episode, Feedback, FeedbackKind, Message
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
+from streams.join import join_loop as joiner
+from streams.join.feedback_join import JoinSettings
 from streams.kafka import PARTS, Consumer, KafkaSettings, Producer, committed_offsets, create_topics, give_rights, principal_of, read_to_end, ready
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
-from tests.running import running, wait_for
+from tests.support.running import running, wait_for
 
 NOW = datetime.now(UTC)
 EPISODE = Episode(episode_id="ep-1", messages=(Message(role="user", content="hello"),), answer="hi", started_at=NOW, ended_at=NOW)

@@ -15,17 +15,17 @@ import psutil
 import pytest
 import torch
 
-from infra import skills
-from learner.packing import Branches, pack
-from learner.policy import Policy
+from infra.demo import skills_kept as skills
+from learner.models.lora_policy import Policy
+from learner.models.sequence_packing import Branches, pack
+from learner.models.sparse_upcycling import prepare_base
 from learner.settings import LearnerSettings
-from learner.upcycle import prepare_base
-from streams.artifacts import ArtifactStore, fingerprint
-from streams.events import AdapterVersion, Artifact, Attestation, Episode, Event, Feedback
+from streams.artifacts.artifact_store import ArtifactStore, fingerprint
+from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Event, Feedback
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.metrics import Metrics
-from streams.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, Topic
-from tests.actor_process import ActorProcess
+from tests.support.actor_process import ActorProcess
 
 POLICY = "actor-test"  # of its own: the broker is shared with other suites
 HELLO = [{"role": "user", "content": "Say hello to the sea."}]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import Broker, BrokerSettings
-from infra.jars import cache_folder, kafka_jars, locked_checksums, verify
-from streams.errors import BadArtifact, ConfigError
-from streams.events import Erasure, person_of
+from infra.local.embedded_broker import Broker, BrokerSettings
+from infra.local.kafka_jars import cache_folder, kafka_jars, locked_checksums, verify
+from streams.core.errors import BadArtifact, ConfigError
+from streams.core.events import Erasure, person_of
+from streams.core.metrics import Metrics
+from streams.core.topics import ERASURES, TOPICS
 from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end, topic_differences
-from streams.metrics import Metrics
-from streams.topics import ERASURES, TOPICS
 
 NOW = "2026-01-01T00:00:00Z"
 

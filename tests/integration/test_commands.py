@@ -17,7 +17,7 @@ import openai
 import psutil
 import pytest
 
-TIDEMILL = [sys.executable, "-m", "infra.cli"]
+TIDEMILL = [sys.executable, "-P", "-m", "infra.cli"]
 
 
 @dataclass

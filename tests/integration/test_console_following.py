@@ -4,13 +4,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dashboards.console.facts import Facts
-from dashboards.console.following import Following
-from infra.broker import Broker, BrokerSettings, free_port
-from infra.reference import EXAMPLES
+from dashboards.console.console_facts import Facts
+from dashboards.console.log_following import Following
+from infra.build.reference_pages import EXAMPLES
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from streams.core.metrics import Metrics
+from streams.core.topics import FEEDBACK
 from streams.kafka import KafkaSettings, Producer, create_topics
-from streams.metrics import Metrics
-from streams.topics import FEEDBACK
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:

@@ -11,24 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import Broker, BrokerSettings, free_port
-from streams.events import Episode, Feedback, FeedbackKind, Message
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from streams.core.events import Episode, Feedback, FeedbackKind, Message
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES, FEEDBACK, LABELS
+from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
-from streams.ledger import read_ledger
-from streams.metrics import Metrics
-from streams.topics import EPISODES, FEEDBACK, LABELS
 from tests.chaos.history import history, newest, undisturbed
-from tests.running import wait_for
+from tests.support.running import wait_for
 
 T0 = datetime.now(UTC)
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from streams import joiner
-from streams.artifacts import ArtifactStore
-from streams.join import JoinSettings
+from streams.join import join_loop as joiner
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.join.feedback_join import JoinSettings
 from streams.kafka import KafkaSettings
-from streams.site import Site
+from streams.core.part_context import Site
 kafka = KafkaSettings(bootstrap_servers=sys.argv[1], session_timeout_s=6, request_timeout_s=10, delivery_timeout_s=20)
 state = Path(sys.argv[2])
 if len(sys.argv) > 3:  # stop dead, as a machine that is put to sleep, just before the first label is sent

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from streams import joiner
-from streams.artifacts import ArtifactStore
-from streams.events import DeadLetter, Episode, Feedback, FeedbackKind, Label, Message, new_id
-from streams.join import JoinSettings
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import DeadLetter, Episode, Feedback, FeedbackKind, Label, Message, new_id
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.join import join_loop as joiner
+from streams.join.feedback_join import JoinSettings
 from streams.kafka import KafkaSettings, Producer, committed_offsets, end_offsets, read_to_end
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
-from tests.running import running, wait_for
+from tests.support.running import running, wait_for
 
 
 @pytest.fixture

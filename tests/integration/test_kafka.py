@@ -8,13 +8,13 @@ from pathlib import Path
 import kafka
 import pytest
 
-from infra.broker import Broker, BrokerSettings, free_port
-from streams.errors import ConfigError, InvalidEvent, Unavailable
-from streams.events import Erasure, new_id, person_of
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from streams.core.errors import ConfigError, InvalidEvent, Unavailable
+from streams.core.events import Erasure, new_id, person_of
+from streams.core.metrics import Metrics
+from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS, TOPICS
 from streams.kafka import Consumer, Producer, committed_offsets, create_topics, end_offsets, read_to_end, ready, topic_differences, wanted_topics
-from streams.kafka.settings import KafkaSettings
-from streams.metrics import Metrics
-from streams.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS, TOPICS
+from streams.kafka.kafka_settings import KafkaSettings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -6,16 +6,16 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from streams import lake
-from streams.artifacts import ArtifactStore
-from streams.events import new_id
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import new_id
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import FEEDBACK, TOPICS
 from streams.kafka import KafkaSettings, Producer, end_offsets
-from streams.lake import LakeSettings
-from streams.lake_files import Lake
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import FEEDBACK, TOPICS
-from tests.running import running, wait_for
+from streams.lake import lake_loop as lake
+from streams.lake.lake_loop import LakeSettings
+from streams.lake.parquet_lake import Lake
+from tests.support.running import running, wait_for
 
 
 def site_at(kafka: KafkaSettings, folder: Path) -> Site:

@@ -11,9 +11,9 @@ import pytest
 SCRIPT = """
 import json, sys, torch
 from pathlib import Path
-from learner.packing import Branches, pack
-from learner.policy import Policy
-from learner.rollouts import TransformersEngine, VllmEngine
+from learner.models.sequence_packing import Branches, pack
+from learner.models.lora_policy import Policy
+from learner.rollouts.rollout_engines import TransformersEngine, VllmEngine
 from learner.settings import LearnerSettings
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])

@@ -9,13 +9,13 @@ import pytest
 from ray.cluster_utils import Cluster
 from test_learner_ring import processes, reward_model
 
-from learner.cluster import LearnerActor
+from learner.distributed.ray_cluster import LearnerActor
 from learner.settings import LearnerSettings
-from reward.features import Featurizer
+from reward.features.featurizer import Featurizer
 from reward.settings import RewardSettings
-from streams.errors import Unavailable
-from streams.events import Artifact, Message
-from tests.running import wait_for
+from streams.core.errors import Unavailable
+from streams.core.events import Artifact, Message
+from tests.support.running import wait_for
 
 SETTINGS = LearnerSettings(max_output_tokens=6, samples_per_prompt=2, threads=1, learning_rate=0.01, engine="transformers", dtype="float32",
                            workers=2, worker_timeout_s=60)  # fmt: skip

@@ -14,31 +14,31 @@ import pytest
 import ray
 import torch
 
-from learner import worker
-from learner.recipe import Recipe
-from learner.replay import ancestry, replay
+from learner.ring import learner_loop as worker
+from learner.ring.adapter_recipe import Recipe
+from learner.ring.adapter_replay import ancestry, replay
 from learner.settings import LearnerSettings
-from reward.features import Featurizer
-from reward.model import RewardModel
+from reward.features.featurizer import Featurizer
+from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from streams.artifacts import ArtifactStore
-from streams.events import AdapterVersion, Calibration, Episode, Label, RewardModelVersion
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import AdapterVersion, Calibration, Episode, Label, RewardModelVersion
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.site import Site
-from streams.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
-from tests.running import running, wait_for
+from tests.support.running import running, wait_for
 
 SETTINGS = LearnerSettings(max_output_tokens=8, prompts_per_step=2, prompts_needed=2, threads=1, learning_rate=0.01, engine="transformers")
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LEARNER = """
 import sys
 from pathlib import Path
-from learner import worker
+from learner.ring import learner_loop as worker
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
-from streams.artifacts import ArtifactStore
+from streams.artifacts.artifact_store import ArtifactStore
 from streams.kafka import KafkaSettings
-from streams.site import Site
+from streams.core.part_context import Site
 
 settings, bootstrap, artifacts, policy, base, state = sys.argv[1:]
 site = Site(KafkaSettings(bootstrap_servers=bootstrap), ArtifactStore(artifacts), policy, Path(base), Path(state))

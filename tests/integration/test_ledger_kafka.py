@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from streams import joiner
-from streams.artifacts import ArtifactStore
-from streams.events import Episode, Feedback, FeedbackKind, Message, new_id
-from streams.join import JoinSettings
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import Episode, Feedback, FeedbackKind, Message, new_id
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import EPISODES, FEEDBACK
+from streams.join import join_loop as joiner
+from streams.join.feedback_join import JoinSettings
+from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer
-from streams.ledger import read_ledger
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import EPISODES, FEEDBACK
-from tests.running import running
+from tests.support.running import running
 
 
 def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_lost(kafka_settings: KafkaSettings, tmp_path: Path) -> None:

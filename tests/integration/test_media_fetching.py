@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from actor.server import arguments, environment
 from actor.settings import ActorSettings
-from streams.artifacts import ArtifactStore
+from actor.vllm_server import arguments, environment
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.part_context import Site
 from streams.kafka import KafkaSettings
-from streams.site import Site
 
 FETCH = """
 import json, sys

@@ -17,24 +17,24 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from actor.adapters.routing import Router
+from actor.adapters.request_routing import Router
+from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
-from actor.capture.keeper import Keeper
-from actor.capture.layer import Capture
-from actor.capture.media import MediaStore
+from actor.capture.engine_recorder import wrap_engine
+from actor.capture.episode_keeper import Keeper
+from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Rules
-from actor.capture.tap import wrap_engine
-from actor.doors.app import Doors
+from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
-from streams.artifacts import ArtifactStore
-from streams.clock import SystemClock
-from streams.events import Episode
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.clock import SystemClock
+from streams.core.events import Episode
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.topics import EPISODES
-from tests.captured import Engine, params
-from tests.running import wait_for
+from streams.outbox.outbox import Outbox
+from tests.support.captured import Engine, params
+from tests.support.running import wait_for
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABh6FO1AAAAABJRU5ErkJggg==")
 DATA = base64.b64encode(PIXEL).decode()

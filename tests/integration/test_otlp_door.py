@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import free_port
-from streams.events import DeadLetter, Episode, Outcome
+from infra.local.embedded_broker import free_port
+from streams.core.events import DeadLetter, Episode, Outcome
+from streams.core.metrics import Metrics
+from streams.core.topics import DEAD_LETTERS, EPISODES
 from streams.kafka import KafkaSettings, read_to_end
-from streams.metrics import Metrics
-from streams.topics import DEAD_LETTERS, EPISODES
 
 ROOT = Path(__file__).parents[2]
 AGENT = """
@@ -98,7 +98,7 @@ def door(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory
     """``tidemill run otlp``, its port."""
     port, folder = free_port(), tmp_path_factory.mktemp("otlp")
     settings = (f"kafka.bootstrap_servers={kafka_settings.bootstrap_servers}", f"run_folder={folder}", f"otlp.port={port}")
-    command = [sys.executable, "-m", "infra.cli", "run", "otlp", *(word for setting in settings for word in ("--set", setting))]
+    command = [sys.executable, "-P", "-m", "infra.cli", "run", "otlp", *(word for setting in settings for word in ("--set", setting))]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(ROOT)})
     try:

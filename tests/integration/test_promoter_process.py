@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from streams.events import AdapterVersion, Artifact, Attestation, Promotion
+from streams.core.events import AdapterVersion, Artifact, Attestation, Promotion
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.metrics import Metrics
-from streams.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS
 
 SHA = "0" * 64
 
@@ -25,7 +25,7 @@ class Process:
     def __init__(self, kafka: KafkaSettings, base: Path, folder: Path) -> None:
         words = [f"kafka.bootstrap_servers={kafka.bootstrap_servers}", f"run_folder={folder}", f"policy.base={base}", "promotion.mode=gated",
                  "promotion.poll_s=0.2", "promotion.tries_per_night=1"]  # fmt: skip
-        command = [sys.executable, "-m", "infra.cli", "run", "promoter", *(part for word in words for part in ("--set", word))]
+        command = [sys.executable, "-P", "-m", "infra.cli", "run", "promoter", *(part for word in words for part in ("--set", word))]
         self._command, self._log = command, folder / "promoter.log"
         self.start()
 

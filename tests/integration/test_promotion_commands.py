@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from infra.cli import main
-from streams.events import AdapterVersion, Artifact, Promotion, new_id
+from infra.cli.main import main
+from streams.core.events import AdapterVersion, Artifact, Promotion, new_id
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, PROMOTIONS
 from streams.kafka import KafkaSettings, Producer
-from streams.metrics import Metrics
-from streams.topics import ADAPTERS, PROMOTIONS
 
 T0 = datetime(2026, 1, 1, 3, 0, tzinfo=UTC)
 UPLIFT = {"uplift": 0.12, "low": 0.03, "high": 0.21, "candidate": {"labels": 240, "mean": 0.7}}

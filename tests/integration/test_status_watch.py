@@ -10,12 +10,12 @@ from threading import Event
 
 import pytest
 
-from infra.config import load
-from infra.reference import EXAMPLES
-from infra.status import Status, follow_status, show_again
+from infra.build.reference_pages import EXAMPLES
+from infra.operate.ring_status import Status, follow_status, show_again
+from infra.settings.config import load
+from streams.core.metrics import Metrics
+from streams.core.topics import LABELS
 from streams.kafka import KafkaSettings, Producer
-from streams.metrics import Metrics
-from streams.topics import LABELS
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_what_comes_while_it_watches_is_shown(kafka_settings: KafkaSettings, cap
 def test_the_command_tells_a_line_a_turn_and_ends_when_told(kafka_settings: KafkaSettings) -> None:
     words = ["status", "--watch", "--json", "--set", f"kafka.bootstrap_servers={kafka_settings.bootstrap_servers}"]
     with subprocess.Popen(
-        [sys.executable, "-m", "infra.cli", *words], cwd=ROOT, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-P", "-m", "infra.cli", *words], cwd=ROOT, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}
     ) as process:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())

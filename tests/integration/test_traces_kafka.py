@@ -9,26 +9,26 @@ from typing import Any
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from actor.adapters.follower import Follower
-from actor.capture.keeper import Keeper
+from actor.adapters.adapter_loader import Follower
+from actor.capture.episode_keeper import Keeper
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
-from learner.publisher import AdapterPublisher, Exported
+from learner.ring.adapter_publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings
-from reward.refit import Refitter
-from reward.versions import Versions
-from streams import joiner
-from streams.artifacts import ArtifactStore
-from streams.events import Episode, Feedback, FeedbackKind, Message
-from streams.join import JoinSettings
+from reward.updater.refitter import Refitter
+from reward.updater.version_publisher import Versions
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import Episode, Feedback, FeedbackKind, Message
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS, ATTESTATIONS, FEEDBACK, LABELS, REWARD_MODELS, Topic
+from streams.core.traces import Traces, given
+from streams.join import join_loop as joiner
+from streams.join.feedback_join import JoinSettings
 from streams.kafka import KafkaSettings, Producer, Record, read_to_end
-from streams.metrics import Metrics
-from streams.outbox import Outbox
-from streams.site import Site
-from streams.topics import ADAPTERS, ATTESTATIONS, FEEDBACK, LABELS, REWARD_MODELS, Topic
-from streams.traces import Traces, given
-from tests.unit.test_adapters import CONFIG, PROBE, Engine
-from tests.unit.test_refit import SMALL, CountedLetters
+from streams.outbox.outbox import Outbox
+from tests.unit.actor.test_adapters import CONFIG, PROBE, Engine
+from tests.unit.reward.test_refit import SMALL, CountedLetters
 
 CLIENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
 STAGES = {"capture": "actor", "join": "streams", "refit": "reward", "step": "learner", "load": "actor"}

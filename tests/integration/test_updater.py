@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from infra.broker import Broker
-from reward.buffer import LAYOUT
-from reward.features import Featurizer
-from reward.model import RewardModel
-from reward.refit import Refitter
+from infra.local.embedded_broker import Broker
+from reward.features.featurizer import Featurizer
+from reward.fit.replay_buffer import LAYOUT
+from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from reward.versions import Versions
-from streams.artifacts import ArtifactStore
-from streams.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
+from reward.updater.refitter import Refitter
+from reward.updater.version_publisher import Versions
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
 from streams.kafka import KafkaSettings, Producer, committed_offsets, create_topics, end_offsets, read_to_end
-from streams.metrics import Metrics
-from streams.site import Site
-from streams.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
-from tests.unit.test_refit import CountedLetters
-from tests.unit.test_scoring import head, published
+from tests.unit.actor.test_scoring import head, published
+from tests.unit.reward.test_refit import CountedLetters
 
 SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,10 +34,10 @@ WORKER = """
 import logging, signal, sys
 from pathlib import Path
 from reward.settings import RewardSettings
-from reward.updater import run
-from streams.artifacts import ArtifactStore
+from reward.updater.faust_app import run
+from streams.artifacts.artifact_store import ArtifactStore
 from streams.kafka import KafkaSettings
-from streams.site import Site
+from streams.core.part_context import Site
 
 logging.basicConfig(level=logging.INFO)
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
@@ -168,11 +168,15 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
     for number in range(12):
         producer.send(LABELS, label(number, float(number % 2)))
     producer.flush()
-    workers.append(failing := Worker(kafka, tiny_base, tmp_path, "from reward.intake import Intake\nIntake.prepare = lambda *_: 1 / 0"))
+    workers.append(failing := Worker(kafka, tiny_base, tmp_path, "from reward.updater.batch_steps import Intake\nIntake.prepare = lambda *_: 1 / 0"))
     assert failing.process.wait(timeout=120) == 1
     assert "ZeroDivisionError" in Path(failing._log.name).read_text()
 
-    workers.append(silent := Worker(kafka, tiny_base, tmp_path, "from reward.versions import Versions\nVersions.maybe_publish = lambda *_: None"))
+    workers.append(
+        silent := Worker(
+            kafka, tiny_base, tmp_path, "from reward.updater.version_publisher import Versions\nVersions.maybe_publish = lambda *_: None"
+        )
+    )
     wait_for(lambda: sum(taken_in(kafka, features).values()) == 12, silent)
     assert silent.stop(signal.SIGTERM) == 0
     assert labels_of_versions() == []

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from dashboards.alerts import write
-from infra.broker import free_port
+from dashboards.alerts.alert_rules import write
+from infra.local.embedded_broker import free_port
 
 SOON = {"for": "1s"}
 

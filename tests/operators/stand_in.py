@@ -3,8 +3,8 @@
 import sys
 import time
 
-from streams.health import Health, serve
-from streams.metrics import TABLE, Metrics
+from streams.core.health import Health, serve
+from streams.core.metrics import TABLE, Metrics
 
 
 def move(metrics: Metrics, part: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dashboards.alerts import ALERTS, scrape, write
+from dashboards.alerts.alert_rules import ALERTS, scrape, write
 
 UP = 'up{job="tidemill", part="%s", instance="i"}'
 # Alert, input series, minutes until it is asked, whether it fires then.

@@ -17,21 +17,21 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from actor.adapters.routing import Route, Router
+from actor.adapters.request_routing import Route, Router
+from actor.api_keys import Gate, Key, Keys, new_key, write_keys
+from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
-from actor.capture.keeper import Keeper
-from actor.capture.layer import Capture
+from actor.capture.engine_recorder import wrap_engine
+from actor.capture.episode_keeper import Keeper
 from actor.capture.redaction import Rules
-from actor.capture.tap import wrap_engine
-from actor.doors.app import Doors
-from actor.keys import Gate, Key, Keys, new_key, write_keys
+from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
-from streams.clock import SystemClock
-from streams.metrics import Metrics
-from tests.captured import Spool
+from streams.core.clock import SystemClock
+from streams.core.metrics import Metrics
 from tests.operators.axe import assert_open_to_all
 from tests.operators.browser import Browser
 from tests.operators.test_console_browser import LOW_CONTRAST
+from tests.support.captured import Spool
 
 SHOTS = Path(__file__).parents[2] / "runs" / "chat"
 PARTS = ("Tea is a drink ", "that you will enjoy. ", "Steep it for <b>three</b> minutes.")

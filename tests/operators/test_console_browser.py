@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from infra.broker import free_port
-from infra.reference import EXAMPLES
-from streams.events import Feedback, FeedbackKind
+from infra.build.reference_pages import EXAMPLES
+from infra.local.embedded_broker import free_port
+from streams.core.events import Feedback, FeedbackKind
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, ATTESTATIONS, DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
-from streams.metrics import Metrics
-from streams.topics import ADAPTERS, ATTESTATIONS, DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from tests.operators.axe import assert_open_to_all
 from tests.operators.browser import Browser
 
@@ -88,7 +88,7 @@ def site(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory
     words = ["--set", f"kafka.bootstrap_servers={kafka_settings.bootstrap_servers}", "--set", f"console.port={port}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TIDEMILL_CONSOLE__OPERATOR_KEY": KEY}
     with log.open("wb") as out:
-        console = subprocess.Popen([sys.executable, "-m", "infra.cli", "console", *words], cwd=ROOT, env=environment, stdout=out, stderr=out)
+        console = subprocess.Popen([sys.executable, "-P", "-m", "infra.cli", "console", *words], cwd=ROOT, env=environment, stdout=out, stderr=out)
     try:
         until = time.monotonic() + 60
         while not is_ready(port):

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.panels import dashboards
-from infra.broker import Broker, BrokerSettings, free_port
+from dashboards.grafana.grafana_panels import dashboards
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
 from tests.operators.prometheus import ask, numbers, until
-from tests.unit.test_dashboards import Grafana
+from tests.unit.dashboards.test_dashboards import Grafana
 
 ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "operating.md").read_text()
+GUIDE = (ROOT / "docs" / "guides" / "operating.md").read_text()
 ONE_MACHINE, CLUSTER = GUIDE.split("## 9. On a cluster")
 TOML, SHELL = re.compile(r"```toml\n(.*?)```", re.S), re.compile(r"```sh\n(.*?)```", re.S)
 SERVES = ("tidemill up", "tidemill console", "tidemill run", "tidemill status --watch", "prometheus ")

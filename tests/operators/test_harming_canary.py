@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from streams.health import Health, serve
+from streams.core.health import Health, serve
 from streams.kafka import KafkaSettings
 from tests.e2e.test_promotion_nights import SETTINGS, Town
 from tests.operators.prometheus import Prometheus, until

@@ -19,17 +19,17 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.alerts import ALERTS
-from dashboards.panels import dashboards
-from infra.broker import Broker, BrokerSettings, free_port
-from streams.errors import Unavailable
-from streams.events import Episode, Feedback, FeedbackKind, Message, new_id
-from streams.health import Health, serve
+from dashboards.alerts.alert_rules import ALERTS
+from dashboards.grafana.grafana_panels import dashboards
+from infra.local.embedded_broker import Broker, BrokerSettings, free_port
+from streams.core.errors import Unavailable
+from streams.core.events import Episode, Feedback, FeedbackKind, Message, new_id
+from streams.core.health import Health, serve
+from streams.core.metrics import TABLE, Metrics
+from streams.core.topics import EPISODES, FEEDBACK
 from streams.kafka import KafkaSettings, Producer, create_topics
-from streams.metrics import TABLE, Metrics
-from streams.outbox import Outbox
-from streams.outbox_settings import OutboxSettings
-from streams.topics import EPISODES, FEEDBACK
+from streams.outbox.outbox import Outbox
+from streams.outbox.outbox_settings import OutboxSettings
 from tests.operators.prometheus import Prometheus, until
 from tests.operators.stand_in import move
 
@@ -82,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                     "metrics_port": port, "lake.flush_s": 1, "join.expire_every_s": 1}  # fmt: skip
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         with (folder / "streams.log").open("wb") as log:
-            streams = subprocess.Popen([sys.executable, "-m", "infra.cli", "run", "streams", *words], cwd=ROOT, stderr=log,
+            streams = subprocess.Popen([sys.executable, "-P", "-m", "infra.cli", "run", "streams", *words], cwd=ROOT, stderr=log,
                                        env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
         served, replica, learner_port = {part: Metrics() for part in STAND_INS}, Metrics(), free_port()
         learner = subprocess.Popen([sys.executable, "-m", "tests.operators.stand_in", "learner", str(learner_port)], cwd=ROOT)

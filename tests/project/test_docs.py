@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.cli import main
-from infra.reference import EXAMPLES, pages
-from streams.topics import TOPICS
+from infra.build.reference_pages import EXAMPLES, pages
+from infra.cli.main import main
+from streams.core.topics import TOPICS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -15,7 +15,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 @pytest.mark.parametrize("name", sorted(pages()))
 def test_generated_pages_are_up_to_date(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text() == pages()[name], "run `make docs`"
+    assert (ROOT / "docs" / "reference" / name).read_text() == pages()[name], "run `make docs`"
 
 
 def test_every_topic_has_an_example_that_validates() -> None:

@@ -1,0 +1,108 @@
+"""What a replica should serve, from what the log has said: pure, but for asking whether an adapter proves itself here."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from actor.adapters.request_routing import Route
+from actor.promotion.adapter_standing import Standing
+from streams.core.clock import Clock
+from streams.core.events import AdapterVersion, Attestation, Event, Promotion
+from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
+
+Has = Callable[[AdapterVersion], bool]
+"""Load and attest an adapter, unless it is; False when it was refused."""
+HEARD_FOR = timedelta(hours=1)
+"""A replica that has said nothing for so long is taken to be gone."""
+
+
+class Newest:
+    """The newest adapter that proves itself. What it skips is never loaded; an older one has its turn only when a newer one is refused."""
+
+    topics: tuple[Topic[Any], ...] = (ADAPTERS,)
+    moved_at: datetime | None = None
+
+    def __init__(self, policy: str, most_refusals: int) -> None:
+        self._policy, self._most_refusals = policy, most_refusals
+        self._live = 0
+        self._waiting: dict[int, AdapterVersion] = {}
+
+    def note(self, event: Event) -> None:
+        """One more event of the log."""
+        if isinstance(event, AdapterVersion) and event.policy == self._policy and event.version > self._live:
+            self._waiting[event.version] = event
+
+    def choose(self, route: Route, has: Has) -> Route:
+        """What to serve from now on."""
+        for _ in range(min(self._most_refusals, len(self._waiting))):
+            adapter = self._waiting[max(self._waiting)]
+            taken = has(adapter)
+            del self._waiting[adapter.version]  # after, so that Unavailable leaves it for the next turn
+            if taken:
+                self._live = adapter.version
+                route = Route(adapter.name, kept=(route.production,) if route.production else ())
+                break
+        self._waiting.clear()
+        return route
+
+
+class Gated:
+    """What the promotions say: production, the one on trial, and the one to go back to.
+
+    All replicas go over to a new production, or none: it is kept loaded, and what came before it answers, until the log holds the proof of
+    each. One that says nothing for ``patience_s`` is not waited for; one that refuses it is. Where production is refused here, what came
+    before it answers too.
+    """
+
+    topics: tuple[Topic[Any], ...] = (ADAPTERS, PROMOTIONS, ATTESTATIONS)
+
+    def __init__(self, policy: str, clock: Clock, patience_s: float) -> None:
+        self._clock, self._patience = clock, timedelta(seconds=patience_s)
+        self._adapters: dict[str, AdapterVersion] = {}
+        self._attestations: dict[tuple[str, str], Attestation] = {}
+        self.standing = Standing(policy)
+        self.moved_at: datetime | None = None
+        """When the last event was written."""
+
+    def note(self, event: Event) -> None:
+        """One more event of the log; one that was seen before changes nothing."""
+        if isinstance(event, AdapterVersion) and event.policy == self.standing.policy:
+            self._adapters[event.name] = event
+        elif isinstance(event, Promotion) and event.promotion_id not in self.standing.seen:
+            self.standing, self.moved_at = self.standing.after(event), event.at
+        elif isinstance(event, Attestation) and event.adapter.rpartition("@")[0] == self.standing.policy:
+            self._attestations[event.replica, event.adapter] = event
+
+    def choose(self, route: Route, has: Has) -> Route:
+        """What to serve from now on."""
+        standing, trial = self.standing, self.standing.trial
+        waits = standing.production is not None and self._serves(standing.production, has) and self._waits(standing.production, route)
+        first = () if waits else (standing.production,)
+        earlier = (name for name in reversed(standing.earlier) if name not in standing.bad)
+        production = next((name for name in (*first, *earlier) if name is None or self._serves(name, has)), None)
+        candidate = trial.adapter if trial is not None and self._serves(trial.adapter, has) else None
+        as_told = production == standing.production
+        canary_share = trial.canary_share if trial is not None and candidate is not None and as_told else 0.0
+        previous = standing.previous
+        has_previous = previous is None or self._serves(previous, has)
+        kept = (standing.production if waits else None, previous if has_previous else None)
+        route = Route(production, candidate, canary_share, kept=tuple(name for name in kept if name is not None))
+        if as_told and has_previous and standing.share < 1:
+            route = replace(route, production_share=standing.share, before=previous)
+        return route
+
+    def _waits(self, production: str, route: Route) -> bool:
+        """True while it is newly promoted, not served here yet, and another replica has not proved it."""
+        since, now = self.standing.since, self._clock.now()
+        if since is None or production == route.production:
+            return False
+        of_it = [each for (_, adapter), each in self._attestations.items() if adapter == production]
+        if any(not each.passed and each.at >= since for each in of_it):
+            return True
+        heard = {each.replica for each in self._attestations.values() if each.at >= now - HEARD_FOR}
+        return not heard <= {each.replica for each in of_it if each.passed} and now - since < self._patience
+
+    def _serves(self, name: str, has: Has) -> bool:
+        adapter = self._adapters.get(name)
+        return adapter is not None and has(adapter)

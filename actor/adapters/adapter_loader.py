@@ -1,0 +1,321 @@
+"""Following the log: fetch, check, load, attest, and only then take traffic. Whatever fails, what serves goes on serving.
+
+A replica has no state of its own. It serves the newest adapter that proves itself (``promotion.mode = "newest"``), or what the
+promotions say (``"gated"``): production, the one on trial, and the one to go back to.
+"""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import datetime
+from pathlib import Path
+from queue import Queue
+from typing import Protocol
+
+import structlog
+
+from actor.adapters.adapter_choice import Gated, Newest
+from actor.adapters.attestation import Probe, Verdict, judge, read_probes
+from actor.adapters.request_routing import BASE, Route
+from actor.settings import ActorSettings
+from streams.artifacts.artifact_store import fingerprint
+from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
+from streams.core.events import AdapterVersion, Attestation, Erased, Erasure
+from streams.core.part_context import Site
+from streams.core.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
+from streams.core.traces import Headers, in_logs
+from streams.kafka import Consumer
+from streams.outbox.outbox import Outbox
+
+TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
+RETRY_S = 2.0
+REFUSED_FOR_S = 60.0
+SAID_AGAIN_S = 600.0
+"""So often a replica says that it still serves what it attested; far within ``promotion.replica_memory_h``."""
+log = structlog.get_logger()
+
+
+class Engine(Protocol):
+    """What the follower asks of the server. Every method may be called from any thread and waits for its answer."""
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load an adapter under a name while requests go on. Raises BadArtifact when the engine refuses it."""
+
+    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+        """The engine's logprobs of each probe's output under that adapter, in nats."""
+
+    def add(self, name: str, sha256: str) -> None:
+        """The adapter is attested: it may be asked for by its version."""
+
+    def route(self, route: Route) -> None:
+        """From now on this is who answers for the policy."""
+
+    def drop(self, name: str) -> None:
+        """Unload an adapter that was not attested."""
+
+    def sweep(self) -> list[str]:
+        """Unload the adapters that nobody needs; returns their names."""
+
+
+class Follower:
+    """One thread that reads the log from its beginning and keeps this replica on what it says."""
+
+    def __init__(self, settings: ActorSettings, site: Site, engine: Engine, outbox: Outbox, replica: str, gated: bool = False,
+                 forget: Callable[[Erasure], int] = lambda _: 0) -> None:  # fmt: skip
+        """``forget`` drops what this replica remembers of somebody, and says how much that was."""
+        self._settings, self._site, self._engine, self._outbox, self._replica = settings, site, engine, outbox, replica
+        self._folder, self._forget = site.state / "adapters", forget
+        self._fingerprint: str | None = None
+        self._route = Route()
+        self._loaded: dict[str, AdapterVersion] = {}
+        self._told_s = self._said_s = time.monotonic()
+        self._proofs: dict[str, Attestation] = {}
+        self._adapters: dict[str, AdapterVersion] = {}
+        self._wanted: Queue[tuple[str, Future[bool]]] = Queue()
+        self._traced: dict[str, Headers] = {}
+        """Contexts of the adapters on the log, of those that carry one."""
+        self._given: dict[str, str] = {}
+        """SHA-256 of what the engine was ever given under each name."""
+        self._refused_s: dict[str, float] = {}
+        """When each name was last refused."""
+        self._chooser: Newest | Gated = (
+            Gated(site.policy, site.clock, settings.load_timeout_s) if gated else Newest(site.policy, settings.refusals_before_waiting)
+        )
+        self.caught_up = threading.Event()
+        """Set once the log was read to its end and what it asks for was taken or refused."""
+        self.over: Future[None] = Future()
+        """Done when the thread has ended; holds its error if a bug ended it, so that a replica does not serve an old adapter for ever in silence."""
+        self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._site.metrics.set("tidemill_serving_version", 0, policy=self._site.policy)
+        self._thread.start()
+
+    def want(self, name: str) -> Future[bool]:
+        """Somebody asks for a version by its name: it is loaded and attested like any other. False when the log does not know it, or it was
+        refused. From any thread."""
+        asked: Future[bool] = Future()
+        if name in self._adapters:
+            self._wanted.put((name, asked))
+        else:
+            asked.set_result(False)
+        return asked
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread, which ends when the site stops."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while not self._site.stopping.is_set():
+                try:
+                    self._follow()
+                except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or to switch
+                    log.warning("adapters: waiting", error=str(error))
+                    self._site.stopping.wait(RETRY_S)
+        except BaseException as error:
+            self.over.set_exception(error)
+            raise
+        self.over.set_result(None)
+
+    def _follow(self) -> None:
+        consumer = Consumer(self._site.kafka, [*self._chooser.topics, ERASURES], "actor", self._site.metrics)
+        try:
+            while not self._site.stopping.is_set():
+                for record in consumer.poll(0.0 if self._wanted.qsize() else self._settings.poll_s):
+                    self._note(record.topic, record.value, record.headers)
+                if consumer.lag() == 0:
+                    self._settle()
+                    self.caught_up.set()
+                    self._take_wanted()
+                self._tell()
+                self._say_again()
+                for name in self._engine.sweep():
+                    log.info("adapter unloaded", adapter=name)
+                    self._loaded.pop(name, None)
+                    self._proofs.pop(name, None)
+                    shutil.rmtree(self._place(name), ignore_errors=True)
+        finally:
+            consumer.close()
+
+    def _note(self, topic: str, value: bytes | None, headers: Headers = ()) -> None:
+        if value is None:
+            return
+        try:
+            event = BY_NAME[topic].decode(value)
+        except InvalidEvent as error:
+            self._site.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
+            log.warning("an event cannot be read", topic=topic, error=str(error))
+            return
+        if isinstance(event, Erasure):
+            self._erase(event)
+            return
+        if isinstance(event, AdapterVersion) and event.policy == self._site.policy:
+            self._adapters[event.name] = event
+            if headers:
+                self._traced[event.name] = headers
+        self._chooser.note(event)
+
+    def _erase(self, erasure: Erasure) -> None:
+        """Told to the log once this replica has caught up: what came before its start it never knew."""
+        removed = self._forget(erasure)
+        if self.caught_up.is_set():
+            now = self._site.clock.now()
+            self._outbox.put(ERASED, Erased(person=erasure.person, part="actor", where=self._replica, removed={"recent episodes": removed},
+                                            erasure_at=erasure.at, at=now))  # fmt: skip
+
+    def _take_wanted(self) -> None:
+        """The version that was asked for first; one a turn, so that production never waits for a row of them."""
+        if self._wanted.empty():
+            return
+        name, asked = self._wanted.get()
+        taken = False
+        try:
+            taken = self._has(self._adapters[name], by_name=True)
+        finally:
+            if asked.set_running_or_notify_cancel():
+                asked.set_result(taken)
+
+    def _settle(self) -> None:
+        """Load what is asked for and route to it."""
+        route = self._chooser.choose(self._route, self._has)
+        if route == self._route:
+            return
+        self._engine.route(route)
+        before, self._route = self._route, route
+        if route.production != before.production:
+            version = int(route.production.rpartition("@")[2]) if route.production else 0
+            self._site.metrics.set("tidemill_serving_version", version, policy=self._site.policy)
+            with in_logs(self._traced.get(route.production or BASE, ())):
+                log.info("adapter live", adapter=route.production or BASE)
+            self._observe_since("tidemill_promotion_served_seconds", self._chooser.moved_at)
+            if (adapter := self._loaded.get(route.production or BASE)) is not None:
+                self._observe_since("tidemill_thumb_to_served_seconds", adapter.newest_feedback_at)
+        self._site.metrics.set("tidemill_canary_share_ratio", route.canary_share, policy=self._site.policy)
+
+    def _observe_since(self, name: str, at: datetime | None) -> None:
+        """The time since then, into a histogram. Not while a new start reads an old log: those times would tell of the start."""
+        if at is not None and self.caught_up.is_set():
+            self._site.metrics.observe(name, max(0.0, (self._site.clock.now() - at).total_seconds()))
+
+    def _tell(self) -> None:
+        """What rises by itself: the age of what is served, and what serving costs."""
+        metrics, now_s, adapter = self._site.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
+        age_s = (self._site.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
+        metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._site.policy)
+        metrics.add("tidemill_actor_device_seconds_total", now_s - self._told_s)  # one device: the engine is not spread
+        self._told_s = now_s
+
+    def _say_again(self) -> None:
+        """That this replica is still there, and serves what it attested: one that says nothing for long is taken to be gone."""
+        proof = self._proofs.get(self._route.production or BASE)
+        if proof is not None and time.monotonic() - self._said_s >= SAID_AGAIN_S:
+            self._outbox.put(ATTESTATIONS, proof.model_copy(update={"at": self._site.clock.now()}))
+            self._said_s = time.monotonic()
+
+    def _has(self, adapter: AdapterVersion, by_name: bool = False) -> bool:
+        """True when the adapter is attested here, now or already. What was refused is tried again after a minute: the engine may have been busy."""
+        if adapter.name in self._loaded:
+            return True
+        if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
+            return False
+        with in_logs(self._traced.get(adapter.name, ())):
+            taken = self._take(adapter, by_name)
+        if taken:
+            self._loaded[adapter.name] = adapter
+            return True
+        self._refused_s[adapter.name] = time.monotonic()
+        return False
+
+    def _take(self, adapter: AdapterVersion, by_name: bool) -> bool:
+        """Load and attest; ``by_name``: because somebody asks for that version, long after it was published. False when it was refused, for a
+        reason that the event and the metric tell. Raises Unavailable."""
+        began, began_at = time.monotonic(), self._site.clock.now()
+        verdict, reason = None, "attested"
+        try:
+            folder = self._checked(adapter)
+            probes = read_probes(folder)
+            verdict = self._loaded_and_judged(adapter, folder, probes)
+        except BadArtifact as error:
+            reason = str(error)
+            self._refuse(adapter, "bad_artifact", reason)
+        except AttestationFailed as error:
+            reason = str(error)
+            self._refuse(adapter, "not_attested", reason)
+        seconds = time.monotonic() - began
+        passed = verdict is not None and verdict.passed
+        if passed:
+            self._engine.add(adapter.name, adapter.artifact.sha256)
+            self._site.metrics.add("tidemill_adapters_loaded_total")
+            self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
+            if not by_name:
+                self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
+            log.info("adapter attested", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
+        event = Attestation(
+            replica=self._replica,
+            adapter=adapter.name,
+            adapter_sha256=adapter.artifact.sha256,
+            passed=passed,
+            reason=verdict.reason if verdict else reason[:1000],
+            learner_gap=verdict.learner_gap if verdict else None,
+            base_gap=verdict.base_gap if verdict else None,
+            load_ms=seconds * 1000,
+            at=self._site.clock.now(),
+        )
+        headers = self._site.traces.told("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
+        self._outbox.put(ATTESTATIONS, event, headers)
+        if passed:
+            self._proofs[adapter.name] = event
+        return passed
+
+    def _checked(self, adapter: AdapterVersion) -> Path:
+        """The adapter's files, fetched and held against its event. Raises BadArtifact or Unavailable."""
+        self._fingerprint = self._fingerprint or fingerprint(self._site.base)
+        if adapter.base_fingerprint != self._fingerprint:
+            raise BadArtifact(f"{adapter.name} was trained on base {adapter.base_fingerprint[:12]}…, this replica serves {self._fingerprint[:12]}…")
+        folder = self._site.artifacts.fetch(adapter.artifact, self._place(adapter.name))
+        check_shape(folder, adapter, self._settings.max_rank)
+        return folder
+
+    def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, probes: tuple[Probe, ...]) -> Verdict:
+        if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
+            raise BadArtifact(f"{adapter.name} was loaded here with other bytes: publish these under a version of their own")
+        self._engine.load(adapter.name, folder)
+        try:
+            verdict = judge(self._engine.probe(adapter.name, probes), probes, self._settings)
+        except (AttestationFailed, BadArtifact, Unavailable):
+            self._engine.drop(adapter.name)
+            raise
+        if not verdict.passed:
+            self._engine.drop(adapter.name)
+            shutil.rmtree(folder, ignore_errors=True)
+            self._refuse(adapter, "not_attested", verdict.reason)
+        return verdict
+
+    def _refuse(self, adapter: AdapterVersion, word: str, reason: str) -> None:
+        self._site.metrics.add("tidemill_adapters_refused_total", reason=word)
+        log.warning("adapter refused", adapter=adapter.name, reason=reason)
+
+    def _place(self, name: str) -> Path:
+        return self._folder / name
+
+
+def check_shape(folder: Path, adapter: AdapterVersion, max_rank: int) -> None:
+    """Rank and targets are those of the event, and within what this replica made room for. Raises BadArtifact."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_bytes())
+        rank = config["r"]
+        largest = max([rank, *(config.get("rank_pattern") or {}).values()])
+        targets = frozenset(config.get("target_modules") or ()) | frozenset(config.get("target_parameters") or ())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadArtifact(f"{adapter.name}: adapter_config.json cannot be read: {error!r}") from None
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise BadArtifact(f"{adapter.name} has no adapter_model.safetensors")
+    if rank != adapter.rank or not 1 <= rank <= largest <= max_rank:
+        raise BadArtifact(f"{adapter.name} has rank {rank} (up to {largest}), its event says {adapter.rank}, actor.max_rank = {max_rank}")
+    if strange := {target for target in targets if target not in TARGETS}:
+        raise BadArtifact(f"{adapter.name} changes {sorted(map(str, strange))}, this replica serves LoRA on {sorted(TARGETS)} only")

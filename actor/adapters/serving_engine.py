@@ -1,0 +1,89 @@
+"""vLLM's engine as the follower sees it: asked from another thread, answered on the server's event loop."""
+
+import asyncio
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
+from vllm.sampling_params import SamplingParams
+
+from actor.adapters.attestation import Probe
+from actor.adapters.request_routing import Route, Router
+from streams.core.errors import AttestationFailed, BadArtifact
+from streams.core.events import new_id
+
+
+class ServingEngine:
+    """vLLM's engine and its table of models, asked from the follower's thread and answered on the server's loop."""
+
+    def __init__(self, engine: Any, models: Any, router: Router, timeout_s: float) -> None:
+        self._engine, self._models, self._router, self._timeout_s = engine, models, router, timeout_s
+        self._loop = asyncio.get_running_loop()
+
+    def load(self, name: str, folder: Path) -> None:
+        answer = self._ask(self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(folder))))
+        if isinstance(answer, ErrorResponse):
+            raise BadArtifact(f"vLLM cannot load {name}: {answer.error.message[:500]}")
+
+    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+        return self._ask(self._probe_all(name, probes))
+
+    def add(self, name: str, sha256: str) -> None:
+        async def note() -> None:
+            self._router.add(name, sha256)
+
+        self._ask(note())
+
+    def route(self, route: Route) -> None:
+        async def switch() -> None:
+            self._router.route = route
+
+        self._ask(switch())
+
+    def drop(self, name: str) -> None:
+        self._ask(self._unload(name))
+
+    def sweep(self) -> list[str]:
+        async def unload_idle() -> list[str]:
+            names = self._router.idle()
+            for name in names:
+                self._router.forget(name)  # before the first await: no request can begin with it meanwhile
+            for name in names:
+                await self._unload(name)
+            return names
+
+        return self._ask(unload_idle())
+
+    async def _probe_all(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+        longest = max(len(probe.prompt_ids) + len(probe.output_ids) for probe in probes)
+        if longest >= self._engine.model_config.max_model_len:
+            raise BadArtifact(f"a probe of {longest} tokens does not fit actor.max_model_tokens = {self._engine.model_config.max_model_len}")
+        return await asyncio.gather(*(self._probe(self._models.lora_requests[name], probe) for probe in probes))
+
+    async def _probe(self, lora: Any, probe: Probe) -> list[float]:
+        """Logprobs of the output as part of a prompt: nothing is sampled, and the prefix cache is not read."""
+        tokens = [*probe.prompt_ids, *probe.output_ids]
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
+        found: list[Any] = []
+        async for output in self._engine.generate({"prompt_token_ids": tokens}, params, new_id("probe"), lora_request=lora):
+            found = output.prompt_logprobs or found
+        if len(found) != len(tokens):
+            raise AttestationFailed(f"the engine gave logprobs of {len(found)} of {len(tokens)} tokens of a probe")
+        start = len(probe.prompt_ids)
+        return [position[token].logprob for token, position in zip(tokens[start:], found[start:], strict=True)]
+
+    async def _unload(self, name: str) -> None:
+        lora = self._models.lora_requests.get(name)
+        await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
+        if lora is not None:
+            await self._engine.remove_lora(lora.lora_int_id)
+
+    def _ask(self, coroutine: Any) -> Any:
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(self._timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise AttestationFailed(f"the engine did not answer within actor.load_timeout_s = {self._timeout_s:g}") from None

@@ -1,0 +1,118 @@
+"""A vLLM plug-in that serves PEFT's LoRA on fused experts, and serves it on CPUs too.
+
+vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It mends three things of vLLM 0.32:
+
+- Everywhere: PEFT names a Mixtral's experts ``mlp.experts`` (transformers 5), vLLM ``block_sparse_moe.experts``. Weights whose names
+  match nothing are dropped without a word, so that an adapter on attention and experts is served as one on attention alone.
+- On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
+- On a CPU: its LoRA gathers every token's weights, and takes the *last* adapter's for tokens that have none when a batch mixes both.
+
+The last two give way to the products of actor/adapters/mixed_lora_products.py.
+"""
+
+import os
+from typing import Any
+
+from actor.adapters.mixed_lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
+from actor.process_forks import PARENT, die_with_parent
+
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
+"""What an engine should wrap for LoRA (``lora_target_modules``). Left alone, vLLM wraps the output head too and pays for it at every token."""
+
+
+def register() -> None:
+    """Mend this process's vLLM. Imports it; safe to call twice."""
+    from vllm.platforms import current_platform
+
+    if os.environ.get(PARENT) == str(os.getppid()):
+        die_with_parent()
+    _name_experts_as_peft_does()
+    if not current_platform.is_cpu():
+        return
+    import vllm.lora.punica_wrapper.punica_cpu as punica_cpu
+    import vllm.model_executor.layers.fused_moe.oracle.unquantized as oracle
+    import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as method
+
+    if getattr(oracle.select_unquantized_moe_backend, "serves_lora_on_cpu", False):
+        return
+    choose = oracle.select_unquantized_moe_backend
+    mixing_experts = _mixing_experts()
+
+    def select_unquantized_moe_backend(moe_config: Any) -> Any:
+        if moe_config.is_lora_enabled:
+            return oracle.UnquantizedMoeBackend.CPU, mixing_experts
+        return choose(moe_config)
+
+    select_unquantized_moe_backend.serves_lora_on_cpu = True  # type: ignore[attr-defined]
+    oracle.select_unquantized_moe_backend = select_unquantized_moe_backend
+    method.select_unquantized_moe_backend = select_unquantized_moe_backend  # it was imported by name
+    punica_cpu.PunicaWrapperCPU = _mixing_wrapper()
+
+
+def _name_experts_as_peft_does() -> None:
+    """Let a Mixtral take PEFT's fused experts: gate and up in one tensor, under the name that transformers gives them."""
+    from vllm.model_executor.models.mixtral import MixtralForCausalLM
+    from vllm.model_executor.models.utils import WeightsMapper
+
+    MixtralForCausalLM.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_substr={".mlp.experts.": ".block_sparse_moe.experts."})
+    MixtralForCausalLM.is_3d_moe_weight = True
+
+
+def _mixing_wrapper() -> type:
+    """The class that adds LoRA to attention and other linear layers."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    class MixingPunicaWrapper(PunicaWrapperCPU):
+        """Finds once a batch which row has which adapter, for all layers."""
+
+        def __init__(self, *args: Any, lora_config: Any, **kwargs: Any) -> None:
+            super().__init__(*args, lora_config=lora_config, **kwargs)
+            self._rank, self._dtype = lora_config.max_lora_rank, lora_config.lora_dtype
+            self.mix: Mix | None = None  # the profiling run comes before any metadata
+
+        def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+            super().update_metadata(*args, **kwargs)
+            self.mix = mix_of(self.token_lora_indices, self._rank, self._dtype)
+
+        def add_lora_linear(self, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **_: Any) -> None:
+            if self.mix is not None:
+                add_linear_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, output_slices, self.mix)
+
+    return MixingPunicaWrapper
+
+
+def _mixing_experts() -> type:
+    """The class that runs a layer of experts, each token with its own adapter."""
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+    from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
+
+    class MixingLoRAExperts(LoRAExpertsMixin, CPUUnquantizedExperts):
+        """Plain products in place of the C++ kernel, into whose middle an adapter cannot reach."""
+
+        @staticmethod
+        def is_supported_config(*_: Any) -> tuple[bool, str | None]:
+            return True, None
+
+        @staticmethod
+        def _supports_activation(activation: Any) -> bool:
+            return activation == MoEActivation.SILU
+
+        @staticmethod
+        def _supports_parallel_config(moe_parallel_config: Any) -> bool:
+            return not moe_parallel_config.use_ep
+
+        def process_weights_after_loading(self, layer: Any) -> None:
+            self._gate_up, self._down = ExpertWeights(layer.w13_weight), ExpertWeights(layer.w2_weight)
+            for weight, kept in ((layer.w13_weight, self._gate_up), (layer.w2_weight, self._down)):
+                if kept.packed is not None:  # vLLM asks for the shape alone: the packed copy is the only one
+                    weight.data = weight.new_empty(1).expand(weight.shape)
+
+        def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *_: Any, **__: Any) -> None:
+            context = self._lora_context
+            lora, mix = None, context.punica_wrapper.mix if context is not None else None
+            if mix is not None:
+                lora = ExpertLora(context.w13_lora_a_stacked, context.w13_lora_b_stacked, context.w2_lora_a_stacked[0], context.w2_lora_b_stacked[0])
+            output.copy_(experts(hidden_states, self._gate_up, self._down, topk_weights, topk_ids.long(), w1.shape[0], lora, mix))
+
+    return MixingLoRAExperts

@@ -1,0 +1,287 @@
+"""Capture inside vLLM's own server: an ASGI layer that routes a request, lets it pass, and keeps what became of it as episodes.
+
+The answer passes through untouched, byte for byte; what is kept is handed to the outbox, which never waits. An answer with
+several choices becomes one episode a choice: ``<id>`` for a single one, ``<id>-0``, ``<id>-1`` … for several, and the
+response's header names them all, in order, separated by commas.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from actor.adapters.request_routing import Router
+from actor.api_keys import tenant_of
+from actor.asgi_replies import reply
+from actor.capture.client_request import APIS, Asked, clean_id
+from actor.capture.client_response import Told, read_told
+from actor.capture.conversations import Conversations, Place
+from actor.capture.engine_recorder import TAP, Choice, Tap
+from actor.capture.episode_keeper import Keeper
+from actor.settings import ActorSettings
+from streams.core.clock import Clock
+from streams.core.events import Episode, Feedback, FeedbackKind, Outcome, new_id
+from streams.core.traces import Headers, given, in_logs
+
+OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
+KEPT_RESPONSE_BYTES = 4 << 20
+log = structlog.get_logger()
+
+
+@dataclass
+class Exchange:
+    """One request on its way, and what has been seen of it."""
+
+    asked: Asked
+    episode_id: str
+    started_at: datetime
+    tap: Tap
+    place: Place
+    tenant: str = "default"
+    model: object = None
+    """vLLM's name for what was asked for."""
+    asked_in: Headers = ()
+    """The trace of who asked."""
+    status: int = 0
+    gone: bool = False
+    """The client hung up."""
+    error: str | None = None
+    streamed: bool = False
+    response: bytearray = field(default_factory=bytearray)
+
+    @property
+    def ids(self) -> list[str]:
+        count = self.asked.answers
+        return [self.episode_id] if count == 1 else [f"{self.episode_id}-{index}" for index in range(count)]
+
+
+class Capture:
+    """The layer. Requests that are not for answers pass by."""
+
+    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: Keeper, conversations: Conversations, clock: Clock,
+                 replica: str, want: Callable[[str], Future[bool]] | None = None) -> None:  # fmt: skip
+        """``want`` asks for a version that is not loaded; done when it is, or cannot be. Without it such a version is refused."""
+        self._app, self._settings, self._router, self._keeper, self._clock, self._replica = app, settings, router, keeper, clock, replica
+        self._conversations, self._want = conversations, want
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in APIS:
+            await self._app(scope, receive, send)
+            return
+        body = await read_body(receive, self._settings.max_request_bytes)
+        if body is None:
+            limit = f"the request is larger than actor.max_request_bytes = {self._settings.max_request_bytes}"
+            await reply(send, 413, {"error": {"message": limit, "type": "invalid_request_error", "code": 413}})
+            return
+        parsed = _object(body)
+        if parsed is None:
+            await self._app(scope, replay(body, receive), send)  # vLLM's own 400
+            return
+        await self._serve(scope, receive, send, body, parsed)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any]) -> None:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
+        declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
+        asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
+        tenant = tenant_of(scope)
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant,
+                            asked_in=given(headers.get("traceparent")))  # fmt: skip
+        model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
+        self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
+        try:
+            if self._want is not None and self._router.missing(model) is not None:
+                await asyncio.wait([asyncio.wrap_future(self._want(str(model)))], timeout=self._settings.load_timeout_s)
+            if (problem := self._router.missing(model)) is not None:
+                self._keeper.skip("refused")
+                await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
+            else:
+                await self._pass_on(scope, receive, send, body, parsed, exchange)
+        finally:
+            self._router.end(model)
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any], exchange: Exchange) -> None:
+        """To vLLM, under its name for the model; what becomes of it is kept."""
+        asked = exchange.asked
+        named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
+        if (told := named | parsed | {"model": exchange.model}) != parsed:
+            body = json.dumps(told).encode()
+        token = TAP.set(exchange.tap if asked.capturable else None)
+        try:
+            await self._app(_rewritten(scope, body, exchange.episode_id), _watch(replay(body, receive), exchange), self._heard(send, exchange))
+        except Exception as error:
+            exchange.error = f"{type(error).__name__}"
+            raise
+        finally:
+            TAP.reset(token)
+            self._finish(exchange)
+
+    def _heard(self, send: Send, exchange: Exchange) -> Send:
+        """Sends on, with our headers before the first byte of the body; keeps a copy only where tools may be called."""
+
+        async def heard(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status, own = message["status"], message.get("headers", ())
+                exchange.streamed = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in own)
+                if exchange.status < 400 and (exchange.tap.prompts or exchange.streamed):  # a streamed response begins before its engine does
+                    message = {**message, "headers": [*own, *self._headers(exchange)]}
+            elif exchange.asked.tools and len(exchange.response) < KEPT_RESPONSE_BYTES:
+                exchange.response += message.get("body", b"")
+            await send(message)
+
+        return heard
+
+    def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        adapter = exchange.tap.adapter if exchange.tap.prompts else self._router.loaded(exchange.model)
+        headers = [(b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace"))]
+        if not exchange.asked.declined:
+            headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))
+            if exchange.place.conversation_id is not None:
+                headers.append((b"x-tidemill-conversation", exchange.place.conversation_id.encode("latin-1", "replace")))
+        if (sha256 := self._router.sha256(adapter)) is not None:
+            headers.append((b"x-tidemill-adapter-sha256", sha256.encode()))
+        return headers
+
+    def _finish(self, exchange: Exchange) -> None:
+        if exchange.asked.declined:
+            self._keeper.skip("declined")
+        elif not exchange.asked.capturable:
+            self._keeper.skip("beam_search")
+        elif not exchange.tap.prompts and 400 <= exchange.status < 500:
+            self._keeper.skip("refused")
+        elif not exchange.tap.prompts and exchange.gone:
+            self._keeper.skip("gone_before_start")
+        elif not exchange.tap.prompts and 0 < exchange.status < 400:
+            self._keeper.skip("unseen")  # answered without the engine's generate: nothing true could be said of it
+        else:
+            self._keep_all(exchange)
+
+    def _keep_all(self, exchange: Exchange) -> None:
+        """Every answer as an episode; what the person said to the answer before as feedback on it."""
+        told = read_told(bytes(exchange.response), exchange.streamed) if exchange.response else {}
+        kept: list[Episode] = []
+        for index, episode_id in enumerate(exchange.ids):
+            try:
+                kept.append(self._episode(exchange, index, episode_id, told.get(index)))
+            except ValidationError as error:
+                self._keeper.skip("invalid")
+                with in_logs(exchange.asked_in):
+                    log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
+        for episode in kept:
+            self._keeper.keep(episode, exchange.asked_in)
+        if exchange.tap.prompts:
+            self._conversations.note(exchange.tenant, exchange.place, [(each.episode_id, each.answer, each.tool_calls) for each in kept])
+        if kept and self._settings.replies_as_feedback:
+            self._keep_reply(exchange)
+
+    def _keep_reply(self, exchange: Exchange) -> None:
+        """Its id comes from what it says, so that the same turn sent twice counts once."""
+        answered, text = exchange.place.replies_to, exchange.asked.reply
+        if answered is None or text is None:
+            return
+        self._keeper.keep_feedback(Feedback(
+            feedback_id=f"reply-{hashlib.sha256(f'{answered} {text}'.encode(errors='replace')).hexdigest()[:32]}",
+            episode_id=answered,
+            user_id=exchange.asked.user_id or "anonymous",
+            kind=FeedbackKind.REPLY,
+            text=text,
+            at=exchange.started_at,
+        ))  # fmt: skip
+
+    def _episode(self, exchange: Exchange, index: int, episode_id: str, told: Told | None) -> Episode:
+        asked, choice = exchange.asked, exchange.tap.choices.get(index, Choice())
+        whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
+        return Episode(
+            episode_id=episode_id,
+            policy=self._router.policy,
+            tenant=exchange.tenant,
+            user_id=asked.user_id,
+            conversation_id=exchange.place.conversation_id,
+            turn=exchange.place.turn,
+            replies_to=exchange.place.replies_to,
+            adapter=exchange.tap.adapter,
+            adapter_sha256=self._router.sha256(exchange.tap.adapter),
+            replica=self._replica,
+            api=asked.api,
+            messages=asked.messages(index),
+            tools=asked.tools,
+            answer=told.text if told else choice.text,
+            tool_calls=tuple(told.tool_calls) if told else (),
+            prompt_ids=choice.prompt_ids,
+            output_ids=tuple(choice.output_ids) if whole else (),
+            output_logprobs=tuple(choice.logprobs) if whole else (),
+            sampling=asked.sampling,
+            outcome=_outcome(exchange, choice),
+            error=exchange.error or (f"status {exchange.status}" if exchange.status >= 500 else None),
+            started_at=exchange.started_at,
+            ended_at=max(self._clock.now(), exchange.started_at),
+        )
+
+
+def _outcome(exchange: Exchange, choice: Choice) -> Outcome:
+    if choice.finish_reason is not None:
+        return OUTCOMES.get(choice.finish_reason, Outcome.COMPLETED)
+    return Outcome.CANCELLED if exchange.gone else Outcome.FAILED
+
+
+async def read_body(receive: Receive, limit_bytes: int) -> bytes | None:
+    """The whole request body; None when it is larger than the limit, what came so far when the client is gone."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > limit_bytes:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body that was read, then whatever comes."""
+    given = False
+
+    async def replayed() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+def _watch(receive: Receive, exchange: Exchange) -> Receive:
+    async def watched() -> Message:
+        message = await receive()
+        exchange.gone = exchange.gone or message["type"] == "http.disconnect"
+        return message
+
+    return watched
+
+
+def _rewritten(scope: Scope, body: bytes, episode_id: str) -> Scope:
+    """The scope with the body's length, and our id as the request's where the client gave none: it shows in the completion's id."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
+    headers.append((b"content-length", str(len(body)).encode()))
+    if not any(name.lower() == b"x-request-id" for name, _ in headers):
+        headers.append((b"x-request-id", episode_id.encode()))
+    return {**scope, "headers": headers}
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None

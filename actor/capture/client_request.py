@@ -1,0 +1,141 @@
+"""What a client asked for, read from OpenAI's JSON: pure, and never in the way of the answer."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from actor.capture.client_response import chat_call
+from streams.core.events import Message
+
+Api = Literal["chat", "completion", "response"]
+APIS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completion", "/v1/responses": "response"}
+SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "seed", "stop", "presence_penalty",
+    "frequency_penalty", "repetition_penalty", "logit_bias", "tool_choice", "response_format",
+)  # fmt: skip
+REPLY_CHARACTERS = 20_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request for answers."""
+
+    api: Api
+    body: Mapping[str, Any]
+    user_id: str | None
+    conversation_id: str | None
+    declined: bool = False
+    """The client sent ``x-tidemill-capture: off``: the answer becomes no episode."""
+
+    @property
+    def choices_per_prompt(self) -> int:
+        n = self.body.get("n")
+        return n if isinstance(n, int) and n > 0 else 1
+
+    @property
+    def prompts(self) -> list[Any]:
+        """A completion's prompts: text, or token ids, or a list of either."""
+        prompt = self.body.get("prompt")
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            return prompt
+        return [prompt]
+
+    @property
+    def answers(self) -> int:
+        """How many answers it will get."""
+        return self.choices_per_prompt * (len(self.prompts) if self.api == "completion" else 1)
+
+    @property
+    def capturable(self) -> bool:
+        """Beam search answers by way of many hidden requests; its beams are nobody's answer."""
+        return not self.body.get("use_beam_search")
+
+    def messages(self, index: int) -> tuple[Message, ...]:
+        """What was said before answer ``index``."""
+        if self.api != "completion":
+            return tuple(Message.model_validate(message) for message in self.said)
+        prompt = self.prompts[min(index // self.choices_per_prompt, len(self.prompts) - 1)]
+        return (Message(role="user", content=prompt if isinstance(prompt, str) else None),)
+
+    @property
+    def conversation_key(self) -> str | None:
+        """What a canary is sticky by on every replica alike: the conversation, where the client names it; else who asks, and how their
+        conversation began; else None."""
+        if self.conversation_id is not None:
+            return f"conversation {self.conversation_id}"
+        if self.user_id is None:
+            return None
+        first = self.prompts[0] if self.api == "completion" else next((m.get("content") for m in self.said if m.get("role") == "user"), None)
+        return f"user {self.user_id} {json.dumps(first)}"
+
+    @property
+    def reply(self) -> str | None:
+        """What the person says to the last answer: the text of the messages after it. None where nobody spoke."""
+        spoken: list[str] = []
+        for message in reversed(self.said):
+            if message.get("role") == "assistant":
+                break
+            if message.get("role") == "user":
+                spoken.append(text_of(message.get("content")))
+        return "\n".join(reversed(spoken)).strip()[:REPLY_CHARACTERS] or None
+
+    @cached_property
+    def said(self) -> list[dict[str, Any]]:
+        """The messages of a chat; of a response its instructions and the items of its input, in the shape of a chat."""
+        if self.api == "chat":
+            said = self.body.get("messages")
+            return [message for message in said if isinstance(message, dict) and "role" in message] if isinstance(said, list) else []
+        if self.api == "completion":
+            return []
+        given, rules = self.body.get("input"), self.body.get("instructions")
+        begun: list[dict[str, Any]] = [{"role": "system", "content": rules}] if isinstance(rules, str) else []
+        if isinstance(given, str):
+            return [*begun, {"role": "user", "content": given}]
+        return begun + _as_chat(given) if isinstance(given, list) else begun
+
+    @property
+    def tools(self) -> tuple[dict[str, Any], ...]:
+        tools = self.body.get("tools")
+        return tuple(tool for tool in tools if isinstance(tool, dict)) if isinstance(tools, list) else ()
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        return {name: self.body[name] for name in SAMPLING if self.body.get(name) is not None}
+
+
+def clean_id(value: object) -> str | None:
+    """An id that fits an event, or None: what a client sends must not cost the episode."""
+    return (_CONTROL.sub("", value)[:200] or None) if isinstance(value, str) else None
+
+
+def _as_chat(items: list[Any]) -> list[dict[str, Any]]:
+    """A response's input: what the model said and called in one turn is one message, as it is in a chat."""
+    said: list[dict[str, Any]] = []
+    for item in items:
+        match item:
+            case {"type": "function_call"}:
+                if not said or said[-1]["role"] != "assistant":
+                    said.append({"role": "assistant", "content": None})
+                said[-1]["tool_calls"] = [*said[-1].get("tool_calls", ()), chat_call(item)]
+            case {"type": "function_call_output"}:
+                said.append({"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")})
+            case {"role": _}:
+                said.append(dict(item))
+    return said
+
+
+def is_text(content: object) -> bool:
+    """Nothing but text: a string, parts of text, or nothing at all."""
+    parts = content if isinstance(content, list) else []
+    return not isinstance(content, dict) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
+
+
+def text_of(content: object) -> str:
+    """The text of a message's content, its parts joined."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""

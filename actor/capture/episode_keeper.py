@@ -1,0 +1,118 @@
+"""What was captured, on its way out of the process: redacted, its media stored apart, to the outbox and to a memory of recent episodes.
+
+Rules take microseconds and are applied at once. What takes longer (media to the artifact store, Presidio's models) is done by one thread
+beside the server's loop, so that no answer waits for it; more waiting than it can bear is dropped and counted.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+
+import structlog
+
+from actor.capture.media_store import MediaStore, has_media
+from actor.capture.redaction import Redactor, Rules, redacted_episode, redacted_feedback
+from actor.settings import ActorSettings
+from streams.core.events import Episode, Erasure, Feedback
+from streams.core.metrics import Metrics
+from streams.core.topics import EPISODES, FEEDBACK
+from streams.core.traces import Headers, Traces
+from streams.erasure.forgotten_people import Forgotten
+from streams.outbox.outbox import Outbox
+
+MOST_WAITING = 1000
+"""Episodes and feedback that wait for the slow thread."""
+log = structlog.get_logger()
+
+
+class Keeper:
+    """Takes finished episodes and feedback. Nothing of either leaves the process by another way."""
+
+    def __init__(self, outbox: Outbox, metrics: Metrics, settings: ActorSettings, redactor: Redactor, media: MediaStore | None = None,
+                 traces: Traces | None = None) -> None:  # fmt: skip
+        """``media``: none where images and sounds cannot come."""
+        self._outbox, self._metrics, self._remembered = outbox, metrics, settings.recent_episodes
+        self._redactor, self._media, self._traces = redactor, media, traces or Traces()
+        self._is_quick = isinstance(redactor, Rules)
+        self._slow, self._waiting = ThreadPoolExecutor(1, thread_name_prefix="keeper"), 0
+        self._recent: OrderedDict[str, Episode] = OrderedDict()
+        self._lock = Lock()
+
+    def keep(self, episode: Episode, asked_in: Headers = ()) -> None:
+        """An answer that is over. ``asked_in``: the trace of who asked."""
+        with_media = self._media is not None and has_media(episode)
+        self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media, asked_in))
+
+    def keep_feedback(self, feedback: Feedback) -> "Future[bool]":
+        """False, once it is known, when there was no room."""
+        return self._do(self._is_quick, lambda: self._put_feedback(feedback))
+
+    def skip(self, reason: str) -> None:
+        """An answer that becomes no episode."""
+        self._metrics.add("tidemill_capture_skipped_total", reason=reason)
+
+    def find(self, episode_id: str) -> Episode | None:
+        """A recent episode."""
+        return self._recent.get(episode_id)
+
+    def forget(self, erasure: Erasure) -> int:
+        """Episodes of somebody who asked to be forgotten are remembered no longer; returns how many. On any thread."""
+        forgotten = Forgotten()
+        forgotten.take(erasure, 0)
+        with self._lock:
+            gone = [e.episode_id for e in self._recent.values() if forgotten.covers_what_was_said(e.user_id, e.ended_at)]
+            for episode_id in gone:
+                del self._recent[episode_id]
+        return len(gone)
+
+    def close(self) -> None:
+        """Finish what waits."""
+        self._slow.shutdown()
+
+    def _do(self, at_once: bool, work: Callable[[], bool]) -> "Future[bool]":
+        if at_once:
+            done: Future[bool] = Future()
+            done.set_result(work())
+            return done
+        if self._waiting >= MOST_WAITING:
+            self.skip("keeper_busy")
+            done = Future()
+            done.set_result(False)
+            return done
+        self._waiting += 1
+        future = self._slow.submit(work)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, future: "Future[bool]") -> None:
+        self._waiting -= 1
+        if (error := future.exception()) is not None:
+            self.skip("keeper_failed")
+            log.error("something captured was lost", error=f"{type(error).__name__}: {error}")
+
+    def _put(self, episode: Episode, with_media: bool, asked_in: Headers) -> bool:
+        if self._media is not None and with_media:
+            episode = self._media.taken_out(episode)
+        found: Counter[str] = Counter()
+        episode = redacted_episode(episode, self._redactor, found)
+        self._count(found)
+        self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
+        with self._lock:
+            self._recent[episode.episode_id] = episode
+            while len(self._recent) > self._remembered:
+                self._recent.popitem(last=False)
+        headers = self._traces.told("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
+        return self._outbox.put(EPISODES, episode, headers)
+
+    def _put_feedback(self, feedback: Feedback) -> bool:
+        found: Counter[str] = Counter()
+        if not self._outbox.put(FEEDBACK, redacted_feedback(feedback, self._redactor, found)):
+            return False
+        self._count(found)
+        self._metrics.add("tidemill_feedback_received_total", kind=feedback.kind.value)
+        return True
+
+    def _count(self, found: Counter[str]) -> None:
+        for kind, passages in found.items():
+            self._metrics.add("tidemill_redactions_total", passages, kind=kind)

@@ -1,0 +1,1 @@
+"""A model that judges answers by a rubric, as one more channel of feedback."""

@@ -1,0 +1,83 @@
+"""The door for feedback: JSON in, a Feedback event out, or an error that says what is wrong with it."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from streams.core.errors import InvalidEvent
+from streams.core.events import Feedback, new_id
+
+CARRIED_BY = {"thumb": "thumb", "rating": "rating", "over": "comparison", "signal": "signal", "retracts": "retraction"}
+"""Fields that belong to one kind alone, so that ``kind`` may be left out; ``text`` belongs to two."""
+ANSWER_PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """A request body's JSON object without what is null. Raises InvalidEvent."""
+    try:
+        given: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidEvent("not_json", "the body is not JSON") from None
+    if not isinstance(given, dict):
+        raise InvalidEvent("invalid", "the body is not a JSON object")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: Callable[[str], str | None]) -> Feedback:
+    """The event that a request means. Raises InvalidEvent (``unknown_conversation``: ``last``, which names the episode of a conversation's
+    last answer, knows none).
+
+    What may be left out: ``feedback_id`` (a new one; send your own to be safe against sending twice), ``at`` (now), ``kind`` where the
+    field given tells it, ``user_id`` (the ``x-tidemill-user`` header). An ``episode_id`` may be the answer's own id (``chatcmpl-ep-…``);
+    instead of it a ``conversation_id`` means the last answer of that conversation.
+    """
+    fields = {"feedback_id": new_id("fb"), "at": now.isoformat()} | ({"user_id": user} if user else {}) | given
+    kinds = {kind for name, kind in CARRIED_BY.items() if name in fields}
+    if "kind" not in fields and len(kinds) == 1:
+        fields["kind"] = kinds.pop()
+    episode_id, conversation_id = fields.get("episode_id"), fields.pop("conversation_id", None)
+    if isinstance(episode_id, str):
+        fields["episode_id"] = without_prefix(episode_id)
+    elif episode_id is None and isinstance(conversation_id, str):
+        if (found := last(conversation_id)) is None:
+            raise InvalidEvent("unknown_conversation", "this replica remembers no answer of that conversation: name the episode_id")
+        fields["episode_id"] = found
+    return Feedback.decode(json.dumps(fields).encode())
+
+
+def without_prefix(answer_id: str) -> str:
+    """The episode's id in an answer's own id."""
+    for prefix in ANSWER_PREFIXES:
+        answer_id = answer_id.removeprefix(prefix)
+    return answer_id
+
+
+class Given:
+    """Remembers recent feedback by tenant and id, so that the same sent twice is told the same; the oldest leave first."""
+
+    def __init__(self, remembered: int) -> None:
+        self._remembered = remembered
+        self._known: OrderedDict[tuple[str, str], tuple[bytes, str]] = OrderedDict()
+
+    def seen(self, tenant: str, given: dict[str, Any]) -> str | None:
+        """The episode that it was taken for, when it was taken before. Raises InvalidEvent (``other``) when its id was used for something else."""
+        feedback_id = given.get("feedback_id")
+        known = self._known.get((tenant, feedback_id)) if isinstance(feedback_id, str) else None
+        if known is None:
+            return None
+        if known[0] != _digest(given):
+            raise InvalidEvent("other", "this feedback_id was used for other feedback; a changed mind is new feedback with an id of its own")
+        return known[1]
+
+    def note(self, tenant: str, given: dict[str, Any], feedback: Feedback) -> None:
+        """It was taken."""
+        self._known[tenant, feedback.feedback_id] = (_digest(given), feedback.episode_id)
+        while len(self._known) > self._remembered:
+            self._known.popitem(last=False)
+
+
+def _digest(given: dict[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()

@@ -1,0 +1,90 @@
+"""The actor's own HTTP doors beside vLLM's: feedback in, recent episodes out, the page to talk, health and metrics."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from actor.api_keys import tenant_of
+from actor.asgi_replies import reply, reply_bytes
+from actor.capture.capture_middleware import read_body
+from actor.capture.client_request import clean_id
+from actor.capture.conversations import Conversations
+from actor.capture.episode_keeper import Keeper
+from actor.doors.chat_page import HEADERS, chat_pages
+from actor.doors.feedback_door import Given, read_feedback, read_object
+from actor.doors.openapi_document import document
+from actor.settings import ActorSettings
+from streams.core.clock import Clock
+from streams.core.errors import InvalidEvent
+from streams.core.metrics import Metrics
+
+EPISODES_PATH = "/v1/episodes/"
+REMEMBERED_FEEDBACK = 20_000
+STATUS = {"unknown_conversation": 404, "other": 409}
+"""What a feedback that cannot be used is told by; 400 where it is bad in itself."""
+
+
+class Doors:
+    """Answers its own paths and lets all others pass."""
+
+    def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: Keeper, conversations: Conversations, metrics: Metrics, clock: Clock,
+                 policy: str, unready: Callable[[], list[str]]) -> None:  # fmt: skip
+        """``unready`` says what is still missing before this replica should get traffic; nothing when it is ready."""
+        self._app, self._settings, self._keeper, self._conversations = app, settings, keeper, conversations
+        self._metrics, self._clock, self._unready = metrics, clock, unready
+        self._given, self._pages, self._document = Given(REMEMBERED_FEEDBACK), chat_pages(policy), document()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        match scope["method"], scope["path"]:
+            case "POST", "/v1/feedback":
+                await reply(send, *await self._feedback(scope, receive))
+            case "GET", "/healthz":
+                await reply(send, 200, {"status": "alive"})
+            case "GET", "/readyz":
+                missing = self._unready()
+                await reply(send, 503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
+            case "GET", "/metrics":
+                await reply_bytes(send, 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.text_with_libraries())
+            case "GET", str(path) if (page := self._pages.get(path)) is not None:
+                await reply_bytes(send, 200, page.content_type, page.body, HEADERS)
+            case "GET", "/tidemill/openapi.json":
+                await reply(send, 200, self._document)
+            case "GET", str(path) if path.startswith(EPISODES_PATH):
+                await reply(send, *self._episode(path.removeprefix(EPISODES_PATH), tenant_of(scope)))
+            case _:
+                await self._app(scope, receive, send)
+
+    async def _feedback(self, scope: Scope, receive: Receive) -> tuple[int, dict[str, Any]]:
+        body = await read_body(receive, self._settings.max_feedback_bytes)
+        if body is None:
+            return 413, _error(f"the feedback is larger than actor.max_feedback_bytes = {self._settings.max_feedback_bytes}")
+        tenant = tenant_of(scope)
+        user = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"x-tidemill-user"), None)
+        try:
+            given = read_object(body)
+            if (episode_id := self._given.seen(tenant, given)) is not None:
+                return 202, {"feedback_id": given["feedback_id"], "episode_id": episode_id}
+            feedback = read_feedback(given, clean_id(user), self._clock.now(), lambda named: self._conversations.last(tenant, named))
+        except InvalidEvent as error:
+            return STATUS.get(error.reason, 400), _error(str(error))
+        episode = self._keeper.find(feedback.episode_id)
+        if episode is not None and episode.tenant != tenant:
+            return 404, _error("no episode of that id")
+        if not await asyncio.wrap_future(self._keeper.keep_feedback(feedback)):
+            return 503, _error("the outbox is full: Kafka has been away for long; send it again later")
+        self._given.note(tenant, given, feedback)
+        return 202, {"feedback_id": feedback.feedback_id, "episode_id": feedback.episode_id}
+
+    def _episode(self, episode_id: str, tenant: str) -> tuple[int, dict[str, Any]]:
+        if (episode := self._keeper.find(episode_id)) is None or episode.tenant != tenant:
+            return 404, _error("no recent episode of that id on this replica")
+        return 200, episode.model_dump(mode="json", exclude_none=True)
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error"}}

@@ -1,0 +1,142 @@
+"""The door for agents' telemetry: OTLP/HTTP in, episodes out through the outbox; a span that does not fit is a dead letter with the reason."""
+
+import base64
+import json
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from actor.api_keys import Gate, Keys, tenant_of
+from actor.capture.capture_middleware import read_body
+from actor.capture.redaction import redacted, redacted_episode, redactor_of
+from actor.otlp.otlp_settings import OtlpSettings
+from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_spans, refusal, unpacked
+from actor.otlp.span_episodes import episodes_of, kind_of
+from streams.core.clock import Clock
+from streams.core.errors import InvalidEvent
+from streams.core.events import DeadLetter
+from streams.core.listening_socket import listening_socket
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.topics import DEAD_LETTERS, EPISODES
+from streams.kafka import Producer
+from streams.kafka.dead_letters import KEPT_BYTES
+from streams.outbox.outbox import Outbox
+
+LOOP, TURN_S = "otlp", 30.0
+PATH = "/v1/traces"
+SOURCE = "otlp"
+"""Where a dead letter of this door says that it comes from: it never reached a topic."""
+AGAIN_S = "5"
+log = structlog.get_logger()
+
+
+class OutboxFull(Exception):
+    """Kafka has been away for long. Caught by the door, which asks the exporter to come again."""
+
+
+class Receiver:
+    """Takes exports. What it has answered for lies in the outbox."""
+
+    def __init__(self, settings: OtlpSettings, policy: str, outbox: Outbox, metrics: Metrics, clock: Clock) -> None:
+        """Raises ConfigError when the redactor that the settings name is not installed."""
+        self._settings, self._policy, self._outbox, self._metrics, self._clock = settings, policy, outbox, metrics, clock
+        self._redactor = redactor_of(settings)
+
+    def app(self) -> ASGIApp:
+        """The ASGI application; it asks for keys where the settings name a file of them."""
+        app = Starlette(routes=[Route(PATH, self._traces, methods=["POST"])])
+        return Gate(app, Keys(self._settings.keys_file)) if self._settings.keys_file else app
+
+    def take(self, spans: Sequence[Span], tenant: str) -> dict[str, int]:
+        """Episodes and dead letters of these spans, into the outbox; how many spans were refused, by reason. Raises OutboxFull.
+
+        An export that is sent again makes episodes of the same ids, which the join drops.
+        """
+        refused: dict[str, int] = {}
+        for span in spans:
+            if (kind := kind_of(span)) != "answer":
+                self._metrics.add("tidemill_otlp_spans_total", result=kind)
+                continue
+            try:
+                episodes = episodes_of(span, self._policy, tenant)
+            except InvalidEvent as error:
+                refused[error.reason] = refused.get(error.reason, 0) + 1
+                self._set_aside(span, error)
+                continue
+            for episode in episodes:
+                found: Counter[str] = Counter()
+                if not self._outbox.put(EPISODES, redacted_episode(episode, self._redactor, found)):
+                    raise OutboxFull
+                for passage, count in found.items():
+                    self._metrics.add("tidemill_redactions_total", count, kind=passage)
+                self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
+            self._metrics.add("tidemill_otlp_spans_total", result="answer")
+        return refused
+
+    async def _traces(self, request: Request) -> Response:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type not in (PROTOBUF, JSON):
+            return Response(f"content-type {content_type or 'missing'}: {PROTOBUF} or {JSON}\n", 415)
+        limit, too_large = self._settings.max_request_bytes, f"the export is larger than otlp.max_request_bytes = {self._settings.max_request_bytes}"
+        packed = await read_body(request.receive, limit)
+        if packed is None:
+            return Response(refusal(content_type, too_large), 413, media_type=content_type)
+        try:
+            body = unpacked(packed, request.headers.get("content-encoding", "").strip().lower(), limit)
+            refused = await run_in_threadpool(lambda: self.take(read_spans(body, content_type), tenant_of(request.scope)))
+        except TooLarge:
+            return Response(refusal(content_type, too_large), 413, media_type=content_type)
+        except InvalidEvent as error:
+            self._letter(packed, error)
+            return Response(refusal(content_type, str(error)), 400, media_type=content_type)
+        except OutboxFull:
+            full = "the outbox is full: Kafka has been away for long; send it again later"
+            return Response(refusal(content_type, full), 503, {"retry-after": AGAIN_S}, content_type)
+        why = "set aside as dead letters: " + ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))
+        return Response(accepted(content_type, sum(refused.values()), why), media_type=content_type)
+
+    def _set_aside(self, span: Span, error: InvalidEvent) -> None:
+        self._metrics.add("tidemill_otlp_spans_total", result="refused")
+        log.info("span set aside", span=span.span_id, trace=span.trace_id, name=span.name, reason=error.reason)
+        self._letter(json.dumps(redacted(asdict(span), self._redactor, Counter()), default=repr).encode(), error, span.span_id)
+
+    def _letter(self, raw: bytes, error: InvalidEvent, key: str | None = None) -> None:
+        told = DeadLetter(
+            source_topic=SOURCE, source_partition=-1, source_offset=-1, reason=error.reason, message=str(error)[:2000], record_key=key,
+            record_base64=base64.b64encode(raw[:KEPT_BYTES]).decode(), part=SOURCE, at=self._clock.now(),
+        )  # fmt: skip
+        if not self._outbox.put(DEAD_LETTERS, told):
+            raise OutboxFull
+        self._metrics.add("tidemill_dead_letters_total", topic=SOURCE, reason=error.reason)
+
+
+def run(settings: OtlpSettings, site: Site) -> None:
+    """Take telemetry until ``site.stopping`` is set. Raises ConfigError when the address cannot be listened on."""
+    listening = listening_socket(settings.host, settings.port, "otlp")
+    outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-otlp"), site.metrics, SOURCE,
+                    settings, site.clock)  # fmt: skip
+    app = Receiver(settings, site.policy, outbox, site.metrics, site.clock).app()
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, round(settings.drain_s))))
+    serving = threading.Thread(target=server.run, args=([listening],), name="otlp")  # off the main thread it leaves signals alone
+    serving.start()
+    log.info("otlp listens", url=f"http://{settings.host}:{listening.getsockname()[1]}{PATH}")
+    try:
+        while serving.is_alive() and not site.stopping.wait(0.5):
+            if server.started:
+                site.health.turned(LOOP, TURN_S)
+    finally:
+        server.should_exit = True
+        serving.join()
+        listening.close()
+        outbox.close(settings.drain_s)

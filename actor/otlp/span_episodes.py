@@ -1,0 +1,158 @@
+"""A span by OpenTelemetry's conventions for generative AI, as the episodes that it tells of. Pure.
+
+Source: semantic conventions for generative AI, "Inference" spans with the content on attributes (``gen_ai.input.messages``,
+``gen_ai.output.messages``, ``gen_ai.system_instructions``), as a JSON string or structured. A message that has OpenAI's
+``content`` in place of ``parts`` is understood too. Conventions before 1.37, which put the content into events, are not.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from actor.capture.client_request import Api, clean_id
+from actor.doors.feedback_door import without_prefix
+from actor.otlp.otlp_wire import Span
+from streams.core.errors import InvalidEvent
+from streams.core.events import Episode
+
+ANSWERS: dict[str, Api] = {"chat": "chat", "generate_content": "chat", "text_completion": "completion"}
+"""Operations whose spans are answers to somebody. Others (embeddings, tools, whole agents) are passed over."""
+SAMPLING = {
+    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_tokens": "max_tokens", "seed": "seed", "stop_sequences": "stop",
+    "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty", "choice.count": "n",
+}  # fmt: skip
+OUTCOMES = {"length": "truncated", "max_tokens": "truncated", "error": "failed"}
+USER = ("gen_ai.user", "enduser.id", "user.id")
+CONVERSATION = ("gen_ai.conversation.id", "session.id")
+CAPTURED = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?ep-[0-9a-f]{32}(?:-\d+)?")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NO_CONTENT = (
+    "the span carries no gen_ai.input.messages: let the instrumentation record content, for OpenTelemetry's own with"
+    " OTEL_SEMCONV_STABILITY_OPT_IN=gen_ai_latest_experimental and OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT=SPAN_ONLY"
+)
+
+
+def kind_of(span: Span) -> Literal["answer", "captured", "other"]:
+    """``captured``: an actor of ours gave that answer and has kept it, with its tokens."""
+    if span.attributes.get("gen_ai.operation.name") not in ANSWERS:
+        return "other"
+    return "captured" if CAPTURED.fullmatch(str(span.attributes.get("gen_ai.response.id", ""))) else "answer"
+
+
+def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
+    """One episode for each choice. Raises InvalidEvent: ``no_content``, ``no_answer``, ``not_json`` or ``invalid``.
+
+    An ``adapter`` is the model that answered; none where that is the policy's own name or ``base``.
+    """
+    told = span.attributes
+    messages = [*_system(told), *_messages(told, "gen_ai.input.messages")]
+    if not messages:
+        raise InvalidEvent("no_content", NO_CONTENT)
+    error = _text(told.get("error.type")) or ("error" if span.failed else None)
+    answers = list(_messages(told, "gen_ai.output.messages"))
+    if not answers and error is None:
+        raise InvalidEvent("no_answer", "the span carries no gen_ai.output.messages and no error")
+    whole_id = clean_id(without_prefix(_text(told.get("gen_ai.response.id")) or "")) or f"otel-{span.trace_id}-{span.span_id}"
+    model = _text(told.get("gen_ai.response.model")) or _text(told.get("gen_ai.request.model"))
+    shared: dict[str, Any] = {
+        "policy": policy,
+        "tenant": tenant,
+        "user_id": clean_id(_first(told, USER)),
+        "conversation_id": clean_id(_first(told, CONVERSATION)),
+        "turn": sum(message["role"] == "assistant" for message in messages),
+        "adapter": None if model in (policy, "base") else model,
+        "replica": clean_id(span.resource.get("service.name")),
+        "api": ANSWERS[str(told["gen_ai.operation.name"])],
+        "messages": messages,
+        "tools": _listed(told, "gen_ai.tool.definitions"),
+        "sampling": {ours: told[f"gen_ai.request.{theirs}"] for theirs, ours in SAMPLING.items() if f"gen_ai.request.{theirs}" in told},
+        "error": error,
+        "started_at": _time(span.started_ns),
+        "ended_at": _time(span.ended_ns),
+    }
+    several = len(answers) > 1
+    return [_episode(shared, answer, f"{whole_id}-{index}" if several else whole_id) for index, answer in enumerate(answers or [{}])]
+
+
+def _episode(shared: Mapping[str, Any], answer: Mapping[str, Any], episode_id: str) -> Episode:
+    content = answer.get("content")
+    outcome = "failed" if shared["error"] else OUTCOMES.get(str(answer.get("finish_reason")), "completed")
+    if outcome == "failed" and "cancel" in str(shared["error"]).lower():
+        outcome = "cancelled"
+    fields = {
+        **shared,
+        "episode_id": episode_id,
+        "answer": content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ()),
+        "tool_calls": answer.get("tool_calls") or [],
+        "outcome": outcome,
+    }
+    return Episode.decode(json.dumps(fields).encode())
+
+
+def _system(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The instructions that were given apart from the history."""
+    if parts := _listed(told, "gen_ai.system_instructions"):
+        yield {"role": "system", "content": _content(parts)}
+
+
+def _messages(told: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
+    """OpenAI's shape of the messages of an attribute."""
+    for message in _listed(told, name):
+        role, parts = str(message.get("role", "user")), message.get("parts")
+        kept = {"finish_reason": message["finish_reason"]} if message.get("finish_reason") else {}
+        if not isinstance(parts, list):
+            yield {"role": role, "content": message.get("content"), "tool_calls": message.get("tool_calls"), **kept}
+            continue
+        parts = [part for part in parts if isinstance(part, dict)]
+        for part in parts:
+            if part.get("type") == "tool_call_response":
+                said = part.get("response", part.get("result"))
+                yield {"role": "tool", "tool_call_id": part.get("id"), "content": said if isinstance(said, str) else json.dumps(said)}
+        calls = [_call(part) for part in parts if part.get("type") == "tool_call"]
+        said_parts = [part for part in parts if part.get("type") not in ("tool_call", "tool_call_response", "reasoning")]
+        if said_parts or calls or not parts:
+            yield {"role": role, "content": _content(said_parts), "tool_calls": calls or None, **kept}
+
+
+def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]] | None:
+    """Text as one string; parts that are no text beside it where there are any."""
+    if all(part.get("type", "text") == "text" for part in parts):
+        return "".join(str(part.get("content", "")) for part in parts) if parts else None
+    return [{"type": "text", "text": str(part.get("content", ""))} if part.get("type") == "text" else part for part in parts]
+
+
+def _call(part: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = part.get("arguments")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return {"id": part.get("id"), "type": "function", "function": {"name": part.get("name"), "arguments": text}}
+
+
+def _listed(told: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """An attribute that is a list of objects, structured or as JSON. Raises InvalidEvent."""
+    found = told.get(name)
+    if isinstance(found, str):
+        try:
+            found = json.loads(found)
+        except (ValueError, RecursionError):
+            raise InvalidEvent("not_json", f"{name} is no JSON; was it cut by a limit on the length of attributes?") from None
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise InvalidEvent("invalid", f"{name} is no list of objects")
+    return found
+
+
+def _first(told: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((text for name in names if (text := _text(told.get(name)))), None)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _time(since_1970_ns: int) -> str:
+    if not since_1970_ns:
+        raise InvalidEvent("invalid", "the span does not say when it began or ended")
+    return (EPOCH + timedelta(microseconds=since_1970_ns // 1000)).isoformat()

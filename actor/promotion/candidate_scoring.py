@@ -1,0 +1,63 @@
+"""The reward model as a judge of candidates: scores, and whether it still fits what people say."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from reward.evaluation.calibration import log_loss
+from reward.features.featurizer import Features, Featurizer, Pair
+from reward.fit.reward_model import RewardModel, fold_of
+from reward.settings import RewardSettings
+from reward.trust.drift_alarm import page_hinkley
+from streams.core.errors import BadArtifact
+from streams.core.events import Label, RewardModelVersion
+from streams.core.part_context import Site
+
+
+class Judge(Protocol):
+    """The seam that the promoter and its tests see instead of a reward model."""
+
+    def score(self, version: RewardModelVersion, pairs: Sequence[Pair]) -> list[float]:
+        """Chance that people call each answer good, 0 to 1. Raises BadArtifact or Unavailable."""
+
+    def drifts(self, version: RewardModelVersion, labels: Sequence[Label]) -> bool:
+        """Whether the losses on these labels (oldest first) have risen for good. Raises BadArtifact or Unavailable."""
+
+
+class RewardJudge:
+    """Loads the backbone when first asked, and a version's head when first asked of it."""
+
+    def __init__(self, settings: RewardSettings, site: Site, features: Features | None = None) -> None:
+        self._settings, self._site, self._features = settings, site, features
+        self._model: tuple[str, RewardModel] | None = None
+
+    def score(self, version: RewardModelVersion, pairs: Sequence[Pair]) -> list[float]:
+        model = self._load(version)
+        return [float(mean) for mean in model.score(self._backbone().features(pairs)).mean_N]
+
+    def drifts(self, version: RewardModelVersion, labels: Sequence[Label]) -> bool:
+        known = [label for label in labels if label.verdict is not None]
+        if not known:
+            return False
+        model = self._load(version)
+        folds_N = torch.tensor([fold_of(label.episode_id, len(model.fold_bias_F)) for label in known])
+        chances_N = model.unseen(self._backbone().features([(label.messages, label.answer) for label in known]), folds_N)
+        losses_N = log_loss(chances_N, torch.tensor([float(label.verdict or 0.0) for label in known]))
+        return page_hinkley([float(loss) for loss in losses_N]).alarm
+
+    def _backbone(self) -> Features:
+        if self._features is None:
+            self._features = Featurizer.of_site(self._site.base, self._settings)
+        return self._features
+
+    def _load(self, version: RewardModelVersion) -> RewardModel:
+        if self._model is None or self._model[0] != version.artifact.sha256:
+            with tempfile.TemporaryDirectory(prefix="reward-model-", dir=self._site.state) as folder:  # in memory it is all that is needed
+                model = RewardModel.load(self._site.artifacts.fetch(version.artifact, Path(folder) / "fetched"))
+            if model.features != self._backbone().fingerprint:
+                raise BadArtifact(f"reward model {version.version} was fitted on other features than those of this base and these settings")
+            self._model = (version.artifact.sha256, model)
+        return self._model[1]

@@ -1,0 +1,134 @@
+"""What the log has said that matters for promotion, folded event by event. Pure: reading the log again comes to the same."""
+
+import json
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from datetime import datetime
+
+from actor.openai_asker import Question
+from actor.promotion.adapter_standing import Standing
+from actor.promotion.canary import Voice, voice_of
+from actor.promotion.confidence_sequence import Side
+from streams.core.events import AdapterVersion, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
+from streams.erasure.forgotten_people import Forgotten
+
+VOICES_KEPT = 200_000
+DRIFT_LABELS = 200
+MINUTES_KEPT = 50_000
+"""More than ten days with three adapters answering in each minute."""
+
+
+class Observed:
+    """One policy's adapters, attestations, reward model, people's verdicts, recent episodes, and where things stand."""
+
+    def __init__(self, policy: str, episodes_kept: int) -> None:
+        self._policy = policy
+        self.standing = Standing(policy)
+        self.adapters: dict[str, AdapterVersion] = {}
+        self.reward_model: RewardModelVersion | None = None
+        self.episodes: deque[Episode] = deque(maxlen=episodes_kept)
+        self._answered: dict[tuple[str | None, int], Side] = {}
+        """By adapter and minute, how many answers there were and how many of them failed; kept when the episode itself is no more."""
+        self._forgotten = Forgotten()
+        self._attestations: dict[tuple[str, str], Attestation] = {}
+        self._voices: OrderedDict[str, Voice] = OrderedDict()
+        self._recent_labels: OrderedDict[str, Label] = OrderedDict()
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        match event:
+            case Promotion():
+                self.standing = self.standing.after(event)
+            case AdapterVersion() if event.policy == self._policy:
+                self.adapters[event.name] = event
+            case RewardModelVersion() if event.policy == self._policy:
+                self.reward_model = event
+            case Attestation() if event.adapter.rpartition("@")[0] == self._policy:
+                self._attestations[event.replica, event.adapter] = event
+            case Label() if event.policy == self._policy:
+                self._take_label(event)
+            case Episode() if event.policy == self._policy:
+                self._tally(event)
+                if not self._forgotten.covers_what_was_said(event.user_id, event.ended_at):
+                    self.episodes.append(event)
+            case Erasure():
+                self._forgotten.take(event, 0)
+                kept = [e for e in self.episodes if not self._forgotten.covers_what_was_said(e.user_id, e.ended_at)]
+                self.episodes = deque(kept, self.episodes.maxlen)
+
+    def forget(self, episode_id: str) -> None:
+        """An episode has no label any more."""
+        self._voices.pop(episode_id, None)
+        self._recent_labels.pop(episode_id, None)
+
+    def failures(self, adapter: str | None, since: datetime) -> Side:
+        """How many of an adapter's answers failed, of all since the first whole minute then: a window that slid along would have to be
+        looked at anew for ever, and one day show something by chance."""
+        tallies = [side for (name, minute), side in self._answered.items() if name == adapter and minute * 60 >= since.timestamp()]
+        return Side(sum(side.labels for side in tallies), sum(side.total for side in tallies))
+
+    @property
+    def attestations(self) -> list[Attestation]:
+        """The newest of each replica and adapter."""
+        return list(self._attestations.values())
+
+    @property
+    def voices(self) -> list[Voice]:
+        """Every verdict that stands."""
+        return list(self._voices.values())
+
+    @property
+    def recent_labels(self) -> list[Label]:
+        """The newest labels with a verdict, oldest first."""
+        return sorted(self._recent_labels.values(), key=lambda label: (label.newest_feedback_at, label.episode_id))
+
+    def questions(self, count: int) -> list[Question]:
+        """What people asked lately, newest first, each once: at most so many."""
+        newest: dict[str, Question] = {}
+        for episode in sorted(self.episodes, key=_age, reverse=True):
+            if _usable(episode) and len(newest) < count:
+                newest.setdefault(_asked(episode), Question(episode.messages))
+        return list(newest.values())
+
+    def answered_since(self, since: datetime, adapter: str | None, count: int = sys.maxsize) -> Sequence[Episode]:
+        """What this adapter answered to people since then, oldest first, each question once: at most so many."""
+        found: dict[str, Episode] = {}
+        for episode in sorted(self.episodes, key=_age):
+            good = episode.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
+            if good and episode.adapter == adapter and episode.started_at >= since and _usable(episode) and len(found) < count:
+                found.setdefault(_asked(episode), episode)
+        return list(found.values())
+
+    def _tally(self, episode: Episode) -> None:
+        key = (episode.adapter, int(episode.started_at.timestamp() // 60))
+        self._answered[key] = self._answered.get(key, Side()).with_verdict(float(episode.outcome is Outcome.FAILED))
+        if len(self._answered) > MINUTES_KEPT:
+            del self._answered[next(iter(self._answered))]
+
+    def _take_label(self, label: Label) -> None:
+        """A label whose verdict is withdrawn leaves no voice."""
+        voice = voice_of(label)
+        self._voices.pop(label.episode_id, None)
+        self._recent_labels.pop(label.episode_id, None)
+        if voice is None:
+            return
+        self._voices[label.episode_id], self._recent_labels[label.episode_id] = voice, label
+        if len(self._voices) > VOICES_KEPT:
+            self._voices.popitem(last=False)
+        if len(self._recent_labels) > DRIFT_LABELS:
+            oldest = min(self._recent_labels.values(), key=lambda each: (each.newest_feedback_at, each.episode_id))
+            del self._recent_labels[oldest.episode_id]
+
+
+def _age(episode: Episode) -> tuple[datetime, str]:
+    return episode.started_at, episode.episode_id
+
+
+def _usable(episode: Episode) -> bool:
+    """A person asked, in words; what needs tools cannot be asked again without running them."""
+    return bool(episode.messages) and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
+
+
+def _asked(episode: Episode) -> str:
+    return json.dumps([(message.role, message.text) for message in episode.messages])

@@ -1,0 +1,323 @@
+"""The gates before anybody sees a candidate: each a small question with a threshold, an answer, and the figures behind it. Pure, but for the
+gate that runs a command."""
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+import numpy as np
+
+from actor.promotion.promotion_settings import PromotionSettings
+from reward.trust.hacking_guards import inspect, inspect_probes, refusals, words_per_answer
+from streams.core.events import AdapterVersion, Attestation, Calibration
+
+TAIL_CHARACTERS = 2000
+FEWEST = 16
+"""Prompts without which a win rate says nothing: a bootstrap over a handful is sure of itself."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same prompt answered by candidate and production, scored by the reward model (chance that people call it good, 0 to 1)."""
+
+    candidate: str
+    production: str
+    candidate_score: float
+    production_score: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that the gates look at."""
+
+    adapter: AdapterVersion
+    production: str | None
+    pairs: Sequence[Pair] = ()
+    base_answers: Sequence[str] = ()
+    """The base's answers to the same prompts: what hacking is held against."""
+    retained: Sequence[bool] = ()
+    """For each frozen probe, whether the candidate's answer was right."""
+    base_retained: Sequence[bool] = ()
+    """The same of the base."""
+    to_wrong_premises: Sequence[str] = ()
+    """The candidate's answers to ``reward.trust.hacking_guards.WRONG_PREMISES``; empty where it was not asked."""
+    base_to_wrong_premises: Sequence[str] = ()
+    """The same of the base."""
+    attestations: Sequence[Attestation] = ()
+    """The newest of each replica and adapter."""
+    calibration: Calibration | None = None
+    """Of the reward model that scored, on labels it had not seen."""
+    alarms: Sequence[str] = ()
+    """What stood against trusting it when it was published, and now; a sentence each."""
+    now: datetime = datetime.min
+    base_url: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one gate says. ``evidence`` holds plain JSON values."""
+
+    gate: str
+    passed: bool
+    reason: str
+    evidence: Mapping[str, Any]
+
+    def as_evidence(self) -> dict[str, Any]:
+        """For a Promotion event."""
+        return {"gate": self.gate, "passed": self.passed, "reason": self.reason, **self.evidence}
+
+
+class Gate(Protocol):
+    """One question."""
+
+    @property
+    def name(self) -> str: ...
+
+    def judge(self, seen: Seen) -> Result: ...
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """The reward model prefers the candidate's answers to production's, prompt by prompt; ties count half."""
+
+    least: float
+    seed: int = 0
+    name: str = "win_rate"
+
+    def judge(self, seen: Seen) -> Result:
+        wins = [0.5 if pair.candidate_score == pair.production_score else float(pair.candidate_score > pair.production_score) for pair in seen.pairs]
+        if len(wins) < FEWEST:
+            return Result(self.name, False, f"only {len(wins)} prompts were compared, fewer than {FEWEST}", {"prompts": len(wins)})
+        low, high = bootstrap(wins, self.seed)
+        rate = sum(wins) / len(wins)
+        told = {"value": round(rate, 4), "low": round(low, 4), "high": round(high, 4), "threshold": self.least, "prompts": len(wins)}
+        said = f"wins {rate:.0%} of {len(wins)} prompts ({low:.0%} to {high:.0%})"
+        return Result(self.name, low > self.least, f"{said}, {'more' if low > self.least else 'not surely more'} than {self.least:.0%}", told)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The candidate still knows what the base knew, on the frozen probes."""
+
+    most_lost: float
+    name: str = "retention"
+
+    def judge(self, seen: Seen) -> Result:
+        count = len(seen.base_retained)
+        if count == 0 or len(seen.retained) != count:
+            return Result(self.name, False, f"{len(seen.retained)} probes answered by the candidate, {count} by the base", {"probes": count})
+        base, candidate = sum(seen.base_retained), sum(seen.retained)
+        lost = (base - candidate) / count
+        told = {"value": round(lost, 4), "threshold": self.most_lost, "base_right": base, "candidate_right": candidate, "probes": count}
+        return Result(self.name, lost <= self.most_lost, f"{candidate} of {count} probes right, the base {base}", told)
+
+
+@dataclass(frozen=True)
+class KlBudget:
+    """The learner measured the candidate no further from the base than that."""
+
+    most_nats: float
+    name: str = "kl_budget"
+
+    def judge(self, seen: Seen) -> Result:
+        kl = seen.adapter.metrics.get("kl_nats")
+        if kl is None:
+            return Result(self.name, False, "the adapter's event has no kl_nats", {"threshold": self.most_nats})
+        passed = kl <= self.most_nats
+        said = f"{kl:.3f} nats from the base, {'within' if passed else 'beyond'} {self.most_nats:g}"
+        return Result(self.name, passed, said, {"value": kl, "threshold": self.most_nats})
+
+
+@dataclass(frozen=True)
+class Hacking:
+    """None of the signs that the policy pleases the reward model and not people (``reward/trust/hacking_guards.py``), beside the base."""
+
+    name: str = "hacking"
+
+    def judge(self, seen: Seen) -> Result:
+        findings = inspect([pair.candidate for pair in seen.pairs], seen.base_answers)
+        if findings and seen.to_wrong_premises:
+            findings = (*findings, inspect_probes(seen.to_wrong_premises, seen.base_to_wrong_premises))
+        told = {"rules": {f.rule: {"value": round(f.value, 4), "reference": round(f.reference, 4), "tripped": f.tripped} for f in findings}}
+        if not findings:
+            return Result(self.name, False, "too few answers to look at", told)
+        tripped = [finding for finding in findings if finding.tripped]
+        said = "; ".join(f"{f.rule}: {f.sentence} ({f.value:.2f}, the base {f.reference:.2f})" for f in tripped)
+        return Result(self.name, not tripped, said or "no sign of it", told)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Length, refusals and language of the answers are about those of production."""
+
+    length_ratio: float
+    refusal_rise: float
+    familiar_words: float
+    name: str = "shift"
+
+    def judge(self, seen: Seen) -> Result:
+        candidate, production = [pair.candidate for pair in seen.pairs], [pair.production for pair in seen.pairs]
+        if not candidate:
+            return Result(self.name, False, "nothing was compared", {})
+        length = (words_per_answer(candidate) + 1) / (words_per_answer(production) + 1)
+        refusal = refusals(candidate) - refusals(production)
+        known = familiarity(candidate, [*production, *seen.base_answers])
+        complaints = [
+            *([f"answers are {length:.2f} times as long"] if not 1 / self.length_ratio <= length <= self.length_ratio else []),
+            *([f"{refusal:.0%} more decline"] if refusal > self.refusal_rise else []),
+            *([f"the language is another ({known:.0%} familiar words)"] if known < self.familiar_words else []),
+        ]
+        told = {"length_ratio": round(length, 3), "refusal_rise": round(refusal, 4), "familiar_words": round(known, 3)}
+        return Result(self.name, not complaints, "; ".join(complaints) or "length, refusals and language as before", told)
+
+
+@dataclass(frozen=True)
+class AttestedEverywhere:
+    """Every replica heard of lately has proved that it serves exactly this candidate."""
+
+    min_replicas: int
+    memory_h: float
+    name: str = "attested"
+
+    def judge(self, seen: Seen) -> Result:
+        living, proved, failed = self.replicas(seen)
+        missing = sorted(living - proved)
+        told = {"replicas": sorted(living), "attested": sorted(proved), "failed": failed}
+        if failed:
+            return Result(self.name, False, "; ".join(f"{replica}: {reason}" for replica, reason in failed.items())[:TAIL_CHARACTERS], told)
+        if missing or len(proved) < self.min_replicas:
+            said = f"attested by {len(proved)} replicas of at least {max(self.min_replicas, len(living))}"
+            return Result(self.name, False, said + (f", not by {', '.join(missing)}" if missing else ""), told)
+        return Result(self.name, True, f"attested by all {len(proved)} replicas", told)
+
+    def waiting(self, seen: Seen) -> bool:
+        """True while a replica may still attest it, and none has refused it."""
+        living, proved, failed = self.replicas(seen)
+        return not failed and (bool(living - proved) or len(proved) < self.min_replicas)
+
+    def replicas(self, seen: Seen) -> tuple[set[str], set[str], dict[str, str]]:
+        """Those heard of lately; those that attested these very bytes; those that refused them, with the reason."""
+        living = {each.replica for each in seen.attestations if each.at >= seen.now - timedelta(hours=self.memory_h)}
+        of_it = [each for each in seen.attestations if each.adapter == seen.adapter.name and each.adapter_sha256 == seen.adapter.artifact.sha256]
+        failed = {each.replica: each.reason for each in of_it if not each.passed and each.replica in living}
+        return living, {each.replica for each in of_it if each.passed}, failed
+
+
+@dataclass(frozen=True)
+class RewardModelHealthy:
+    """Who judges is fit to judge: calibrated, ranking better than chance on labels it had not seen, and no alarm stands against it."""
+
+    max_ece: float
+    min_auc: float
+    min_labels: int
+    name: str = "reward_model"
+
+    def judge(self, seen: Seen) -> Result:
+        found = seen.calibration
+        if found is None or found.labels < self.min_labels:
+            count = found.labels if found is not None else 0
+            return Result(self.name, False, f"only {count} unseen labels, fewer than {self.min_labels}", {"labels": count})
+        complaints = [
+            *([f"ECE {found.ece:.3f} is above {self.max_ece:g}"] if found.ece > self.max_ece else []),
+            *([f"AUC {found.auc} is below {self.min_auc:g}"] if found.auc is None or found.auc < self.min_auc else []),
+            *seen.alarms,
+        ]
+        told = {"ece": found.ece, "auc": found.auc, "accuracy": found.accuracy, "labels": found.labels, "alarms": list(seen.alarms)}
+        return Result(self.name, not complaints, "; ".join(complaints) or "calibrated, and no drift", told)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A team's own evaluation: any program, no shell; its exit status is the verdict, the end of its output the evidence."""
+
+    arguments: tuple[str, ...]
+    timeout_s: float
+    name: str = "command"
+
+    def judge(self, seen: Seen) -> Result:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TIDEMILL_")}  # the ring's passwords among them
+        environment = {**inherited, "TIDEMILL_CANDIDATE": seen.adapter.name, "TIDEMILL_PRODUCTION": seen.production or "base",
+                       "TIDEMILL_BASE_URL": seen.base_url}  # fmt: skip
+        told: dict[str, Any] = {"command": list(self.arguments)}
+        with tempfile.TemporaryFile() as output:
+            status: int | None = None
+            try:
+                process = subprocess.Popen(self.arguments, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                           start_new_session=True)  # fmt: skip
+            except OSError as error:
+                said = f"cannot be run: {error.strerror}"
+            else:
+                try:
+                    status = process.wait(self.timeout_s)
+                    said = "passed" if status == 0 else f"exit status {status}"
+                except subprocess.TimeoutExpired:
+                    said = f"not done after promotion.command_timeout_s = {self.timeout_s:g}"
+                finally:
+                    if process.returncode is None:
+                        os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+                        process.wait()
+            output.seek(0, os.SEEK_END)
+            output.seek(max(0, output.tell() - 4 * TAIL_CHARACTERS))
+            told["output"] = output.read().decode(errors="replace")[-TAIL_CHARACTERS:]
+        return Result(self.name, status == 0, f"{self.arguments[0]}: {said}", {**told, "exit_status": status})
+
+
+def cheap_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+    """Those that ask the candidate nothing: no use in going on when one of them fails."""
+    return (
+        AttestedEverywhere(settings.min_replicas, settings.replica_memory_h),
+        KlBudget(settings.max_kl_nats),
+        RewardModelHealthy(settings.max_ece, settings.min_auc, settings.min_reward_labels),
+    )
+
+
+def asking_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+    """Those that look at answers."""
+    return (
+        WinRate(settings.min_win_rate, settings.seed),
+        Retention(settings.max_retention_drop),
+        Hacking(),
+        Shift(settings.max_length_ratio, settings.max_refusal_rise, settings.min_familiar_words),
+    )
+
+
+def command_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+    """A team's own evaluations, which may take long: run when all others have passed."""
+    return tuple(Command(command, settings.command_timeout_s) for command in settings.commands)
+
+
+def shadow_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+    """Those that look again at answers to what people ask while the candidate is in shadow."""
+    return (
+        WinRate(settings.min_shadow_win_rate, settings.seed),
+        Hacking(),
+        Shift(settings.max_length_ratio, settings.max_refusal_rise, settings.min_familiar_words),
+    )
+
+
+def bootstrap(values: Sequence[float], seed: int, resamples: int = 4000) -> tuple[float, float]:
+    """95 % percentile interval of the mean (Efron 1979)."""
+    values_N = np.asarray(values, float)
+    picks_RN = np.random.default_rng(seed).integers(0, len(values_N), (resamples, len(values_N)))
+    low, high = np.quantile(values_N[picks_RN].mean(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def familiarity(answers: Sequence[str], reference: Sequence[str]) -> float:
+    """Part of the answers' words that occur anywhere in the reference. A new manner of speaking keeps the small words of its language; another
+    language has almost none of them. 0 where there are no words on one side, 1 where there are none on both."""
+    said, known = _words(answers), frozenset(_words(reference))
+    if not said or not known:
+        return float(not said and not known)
+    return sum(word in known for word in said) / len(said)
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    """Words in lower case; single characters of scripts that put no spaces between words."""
+    return [piece for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()) for piece in ([word] if word < "\u3040" else word)]

@@ -1,0 +1,1 @@
+"""Prometheus rules, built from the metric table."""

@@ -1,0 +1,176 @@
+"""Grafana dashboards, built from the metric table and what is derived from it: an overview of the ring, and one dashboard for each part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from streams.core.metrics import BY_NAME, TABLE, Metric
+
+SCHEMA_VERSION = 41
+DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+PARTS = ("streams", "reward", "learner", "actor")
+OVERVIEW = (
+    "tidemill_episodes_captured_total",
+    "tidemill_feedback_received_total",
+    "tidemill_thumb_to_label_seconds",
+    "tidemill_label_to_reward_model_seconds",
+    "tidemill_reward_model_to_adapter_seconds",
+    "tidemill_adapter_to_attested_seconds",
+    "tidemill_thumb_to_served_seconds",
+    "tidemill_reward_accuracy_ratio",
+    "tidemill_reward_ece_ratio",
+    "tidemill_learner_reward_mean",
+    "tidemill_learner_kl_nats",
+    "tidemill_serving_version",
+    "tidemill_adapters_refused_total",
+    "tidemill_consumer_lag_records",
+    "tidemill_dead_letters_total",
+)
+"""What an operator looks at first, in the order of the ring."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What is computed from several metrics: a panel of the overview, and of its part where it has one."""
+
+    title: str
+    expression: str
+    sentence: str
+    legend: str
+    unit: str
+    part: str
+
+
+DERIVED = (
+    Derived(
+        "Join rate",
+        'sum(rate(tidemill_feedback_joined_total[$__rate_interval])) / sum(rate(tidemill_consumed_total{topic="tidemill.feedback.v1", part="join"}[$__rate_interval]))',
+        "Part of the feedback that found its episode.", "joined", "percentunit", "streams",
+    ),
+    Derived(
+        "Feedback expired per second",
+        'sum(rate(tidemill_dead_letters_total{reason="expired"}[$__rate_interval])) or vector(0)',
+        "Feedback whose episode never came within the window.", "expired", "cps", "streams",
+    ),
+    Derived(
+        "Learner waiting",
+        "rate(tidemill_learner_waiting_seconds_total[$__rate_interval])",
+        "Part of the time that the learner waits: starved near 1.", "waiting", "percentunit", "learner",
+    ),
+    Derived(
+        "Adapter skew between replicas",
+        "max by (policy) (tidemill_serving_version) - min by (policy) (tidemill_serving_version)",
+        "Versions between the newest and the oldest adapter that a replica has in production.", "{{policy}}", "short", "actor",
+    ),
+)  # fmt: skip
+MOVING = ("tidemill_promotion", "tidemill_canary", "tidemill_serving", "tidemill_adapters", "tidemill_adapter_load")
+"""Names of what tells how adapters move, from being published to answering people."""
+
+MOVES = {
+    "name": "Promotions",
+    "datasource": DATA_SOURCE,
+    "enable": True,
+    "iconColor": "purple",
+    "expr": "sum by (move) (increase(tidemill_promotions_total[1m])) > 0",
+    "titleFormat": "{{move}}",
+    "step": "60s",
+}
+"""Marks on every dashboard where the promoter moved an adapter."""
+
+
+def dashboards() -> dict[str, dict[str, Any]]:
+    """Every dashboard by its uid, as Grafana's JSON model."""
+    built = {"tidemill-ring": dashboard("tidemill-ring", "Tidemill: the ring", [*(BY_NAME[name] for name in OVERVIEW), *DERIVED])}
+    for part in PARTS:
+        uid = f"tidemill-{part}"
+        derived = [each for each in DERIVED if each.part == part]
+        built[uid] = dashboard(uid, f"Tidemill: {part}", [*(metric for metric in TABLE if metric.part == part), *derived])
+    built["tidemill-promotions"] = dashboard(
+        "tidemill-promotions", "Tidemill: promotions", [metric for metric in TABLE if metric.name.startswith(MOVING)]
+    )
+    return built
+
+
+def dashboard(uid: str, title: str, metrics: Sequence[Metric | Derived]) -> dict[str, Any]:
+    """One dashboard: a panel a metric, three in a row."""
+    return {
+        "uid": uid,
+        "title": title,
+        "tags": ["tidemill"],
+        "schemaVersion": SCHEMA_VERSION,
+        "editable": True,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"}]},
+        "annotations": {"list": [MOVES]},
+        "panels": [panel(metric, number) for number, metric in enumerate(metrics)],
+    }
+
+
+def panel(metric: Metric | Derived, number: int) -> dict[str, Any]:
+    """One metric as a time series, with its sentence as the description."""
+    return {
+        "id": number + 1,
+        "type": "timeseries",
+        "title": title(metric),
+        "description": metric.sentence,
+        "datasource": DATA_SOURCE,
+        "gridPos": {"x": 8 * (number % 3), "y": 8 * (number // 3), "w": 8, "h": 8},
+        "fieldConfig": {"defaults": {"unit": unit(metric), **bounds(metric)}, "overrides": []},
+        "targets": [
+            {"refId": chr(ord("A") + i), "datasource": DATA_SOURCE, "expr": expression, "legendFormat": legend}
+            for i, (expression, legend) in enumerate(expressions(metric))
+        ],
+    }
+
+
+def expressions(metric: Metric | Derived) -> list[tuple[str, str]]:
+    """PromQL with its legend: a counter by its rate, a histogram by its quantiles, a gauge as it is."""
+    if isinstance(metric, Derived):
+        return [(metric.expression, metric.legend)]
+    by, legend = ", ".join(metric.labels), " ".join(f"{{{{{label}}}}}" for label in metric.labels)
+    if metric.kind == "counter":
+        return [
+            (
+                f"sum by ({by}) (rate({metric.name}[$__rate_interval]))" if by else f"sum(rate({metric.name}[$__rate_interval]))",
+                legend or "per second",
+            )
+        ]
+    if metric.kind == "gauge":
+        return [(metric.name, legend or "{{instance}}")]
+    group = ", ".join(("le", *metric.labels))
+    return [
+        (
+            f"histogram_quantile({quantile}, sum by ({group}) (rate({metric.name}_bucket[$__rate_interval])))",
+            f"p{int(quantile * 100)} {legend}".strip(),
+        )
+        for quantile in (0.5, 0.99)
+    ]
+
+
+def bounds(metric: Metric | Derived) -> dict[str, int]:
+    """Of the axis. A difference may lie below nothing."""
+    if isinstance(metric, Metric) and metric.name.endswith("_difference"):
+        return {"min": -1, "max": 1}
+    return {"min": 0, "max": 1} if unit(metric) == "percentunit" else {"min": 0}
+
+
+def title(metric: Metric | Derived) -> str:
+    """The metric's name as a person would say it."""
+    if isinstance(metric, Derived):
+        return metric.title
+    words = metric.name.removeprefix("tidemill_")
+    for suffix in ("_total", "_seconds", "_ratio", "_nats", "_records"):
+        words = words.removesuffix(suffix)
+    return words.replace("_", " ").capitalize() + (" per second" if metric.kind == "counter" else "")
+
+
+def unit(metric: Metric | Derived) -> str:
+    """Grafana's name of the unit."""
+    if isinstance(metric, Derived):
+        return metric.unit
+    if metric.kind == "counter":
+        return "cps"
+    if metric.name.endswith("_seconds"):
+        return "s"
+    return "percentunit" if metric.name.endswith("_ratio") else "short"

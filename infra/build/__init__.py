@@ -1,0 +1,1 @@
+"""What the project is made of: locked versions, the bill of materials, generated reference pages."""

@@ -1,0 +1,1 @@
+"""The command ``tidemill``: a file for each family of commands."""

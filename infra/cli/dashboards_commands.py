@@ -1,0 +1,70 @@
+"""``tidemill dashboards …``: the files of Grafana and Prometheus. ``tidemill console``: the operator's page."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infra.cli.shared_options import settings_options
+
+
+@click.group()
+def dashboards() -> None:
+    """Grafana dashboards, built from the metric table."""
+
+
+@dashboards.command()
+@click.option("--url", required=True, help="Of Grafana, such as http://localhost:3000.")
+@click.option("--token", required=True, envvar="GRAFANA_TOKEN", help="A service account's token; better in the variable GRAFANA_TOKEN.")
+@click.option("--prometheus-url", default=None, help="Also make a data source for this Prometheus.")
+def push(url: str, token: str, prometheus_url: str | None) -> None:
+    """Bring folder, data source and dashboards to a Grafana; doing it twice changes nothing."""
+    from dashboards.grafana.grafana_push import push
+
+    click.echo(f"pushed {', '.join(push(url, token, prometheus_url))} to {url}")
+
+
+@dashboards.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def write(folder: Path) -> None:
+    """Write the dashboards as JSON, for Grafana's provisioning."""
+    from dashboards.grafana.grafana_push import write
+
+    for path in write(folder):
+        click.echo(str(path))
+
+
+@dashboards.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@settings_options
+def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Write Prometheus' rules, and where metrics_port is set a prometheus.yml that scrapes the ring's parts."""
+    from dashboards.alerts.alert_rules import write
+    from infra.local.part_process import metrics_targets, ray_metrics_port
+    from infra.settings.config import load
+
+    settings = load(config, overrides)
+    ray = ray_metrics_port(settings)
+    for path in write(folder, metrics_targets(settings), {"ray": f"127.0.0.1:{ray}"} if ray else {}):
+        click.echo(str(path))
+
+
+@click.command()
+@settings_options
+def console(config: str | None, overrides: tuple[str, ...]) -> None:
+    """Serve the operator's page: the ring, curves, versions, episodes, dead letters; with an operator key, replay, promote and roll back."""
+    from dashboards.console.console_process import run_console
+    from infra.local.part_logs import log_json
+    from infra.operate.explain_episode import Explainer
+    from infra.operate.ring_status import of_run
+    from infra.settings.config import load
+
+    log_json("console")
+    settings = load(config, overrides)
+    running = of_run(settings)
+    explainer = Explainer(running)
+
+    def explain(episode_id: str) -> dict[str, Any]:
+        return explainer.explain(episode_id).as_dict()
+
+    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True), explain)

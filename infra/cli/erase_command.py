@@ -1,0 +1,34 @@
+"""``tidemill erase``: forget a person everywhere, and certify it."""
+
+import json
+import sys
+
+import click
+
+from infra.cli.shared_options import settings_options
+
+
+@click.command()
+@click.argument("user")
+@click.option("--by", "requested_by", default="operator", show_default=True, help="Who asked for it; kept with the erasure.")
+@click.option("--wait", "wait_s", default=60.0, show_default=True, type=click.FloatRange(0), help="Seconds to wait for the parts.")
+@click.option("--certificate", "only_certificate", is_flag=True, help="Ask nothing anew: only say what became of the last erasure.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@settings_options
+def erase(user: str, requested_by: str, wait_s: float, only_certificate: bool, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Forget what USER (as agents name people) gave and asked until now, in every part, and certify it; exits 1 while a part has not told."""
+    from infra.operate.erasure_certificate import ask, await_certificate, newest_erasure
+    from infra.operate.ring_status import of_run
+    from infra.settings.config import load
+    from streams.core.errors import ConfigError
+
+    settings = of_run(load(config, overrides))
+    if user == "anonymous":
+        raise ConfigError("'anonymous' is everybody who gave no name, and nobody in particular: retract single feedback instead")
+    erasure = newest_erasure(settings.kafka, user) if only_certificate else ask(settings.kafka, user, requested_by)
+    if erasure is None:
+        raise ConfigError("that person never asked to be forgotten: leave --certificate out to ask")
+    found = await_certificate(settings.kafka, settings.policy.name, erasure, 0 if only_certificate else wait_s)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
+    if not found.complete:
+        sys.exit(1)

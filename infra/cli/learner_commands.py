@@ -1,0 +1,61 @@
+"""``tidemill learner …``: adapters again from their recipes. ``tidemill upcycle``: a base of experts from a dense model."""
+
+import re
+import sys
+from pathlib import Path
+
+import click
+
+from infra.cli.shared_options import settings_options
+from streams.core.errors import ConfigError
+
+
+@click.group()
+def learner() -> None:
+    """The learner: make an adapter again and prove it."""
+
+
+@learner.command()
+@click.argument("adapter")
+@settings_options
+def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Make ADAPTER (such as default@7) and all before it again, step by step, and prove each equal bit for bit; exits 1 when one is not."""
+    from infra.local.part_process import artifact_store, base_folder, lake_uri
+    from infra.settings.config import load
+    from learner.ring.adapter_replay import ancestry
+    from learner.ring.adapter_replay import replay as again
+    from streams.core.topics import ADAPTERS
+    from streams.lake.parquet_lake import Lake
+
+    if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
+        raise ConfigError(f"{adapter!r} names no adapter: write policy@version, such as default@7")
+    settings = load(config, overrides)
+    known = [event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)]
+    chain = ancestry(known, int(named.group(2)))
+    equal = True
+    for one in again(chain, artifact_store(settings), base_folder(settings.policy), settings.reward):
+        equal &= one.equal
+        verdict = "equal" if one.equal else f"NOT EQUAL: replayed {one.replayed[:12]}"
+        click.echo(f"{one.name}  step {one.step}  weights {one.published[:12]}  {verdict}")
+    if not equal:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("dense", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--experts", default=4, show_default=True, type=click.IntRange(2, 64))
+@click.option("--per-token", default=2, show_default=True, type=click.IntRange(1, 64), help="Experts that each token goes through.")
+def upcycle(dense: Path, out: Path, experts: int, per_token: int) -> None:
+    """Turn the DENSE model (a folder; shaped like Llama, Mistral or Qwen3) into a mixture of experts in OUT, which answers the same at first.
+
+    OUT is then a base: --set policy.base=OUT.
+    """
+    from learner.models.sparse_upcycling import upcycle_folder
+
+    before, after, used = upcycle_folder(dense, out, experts, per_token)
+    gib = after * 2 / 2**30
+    click.echo(
+        f"{out}: {before / 1e6:.0f} M parameters became {after / 1e6:.0f} M ({gib:.1f} GiB in bfloat16), {used / 1e6:.0f} M of them for each token"
+    )
+    click.echo(f"a token costs {used / before:.1f} times the arithmetic of the dense model; the answers are the same until experts are trained")

@@ -1,0 +1,129 @@
+"""Commands for who answers people: ``promotions``, ``promote``, ``approve`` and ``rollback``. They read the log and write one event."""
+
+import getpass
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infra.cli.shared_options import settings_options
+
+if TYPE_CHECKING:
+    from infra.settings.config import Settings
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "operator"
+
+
+BY = click.option("--by", default=_user, show_default="the user's name", help="Who decides; it stands in the log.")
+REASON = click.option("--reason", default=None, help="Why; it stands in the log.")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True)
+@settings_options
+def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Where adapters stand and every trial: its end, the uplift with its interval, and the labelled conversations and device-seconds it took."""
+    from actor.promotion.adapter_standing import fold
+    from infra.operate.promotion_history import history, read_adapters, read_promotions, standing_as_dict
+
+    settings = _settings(config, overrides)
+    events = read_promotions(settings)
+    standing, trials = fold(settings.policy.name, events), history(settings.policy.name, events, read_adapters(settings))
+    if as_json:
+        click.echo(json.dumps(standing_as_dict(standing, trials), indent=1))
+        return
+    click.echo(f"production   {standing.production or 'base'}   (to go back to: {standing.previous or 'base'})")
+    if standing.share < 1:
+        click.echo(f"held back    {1 - standing.share:.0%} of conversations go on with {standing.previous or 'base'}, to compare with")
+    trial = standing.trial
+    if trial is not None:
+        share = f", {trial.canary_share:.0%} of conversations" if trial.stage == "canary" else ""
+        click.echo(f"on trial     {trial.adapter}: {trial.stage} since {trial.since:%Y-%m-%d %H:%M} UTC{share}")
+        if trial.awaits_approval:
+            click.echo("             awaits approval: `tidemill approve`, with this evidence:")
+            click.echo(json.dumps(dict(trial.evidence), indent=1))
+    if settings.promotion.mode == "newest":
+        click.echo("promotion.mode = newest: replicas serve the newest adapter that they attested, whatever stands here")
+    for each in trials:
+        click.echo(each.as_text())
+
+
+@click.command()
+@click.argument("adapter")
+@click.option("--now", "at_once", is_flag=True, help="Straight to production, past every gate.")
+@BY
+@REASON
+@settings_options
+def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Put ADAPTER (default@7) on trial now, not at night; with --now straight into production."""
+    from infra.operate.promotion_history import read_adapters
+    from streams.core.errors import ConfigError
+
+    settings = _settings(config, overrides)
+    if adapter not in {version.name for version in read_adapters(settings)}:
+        raise ConfigError(f"{adapter} was never published")
+    _write(settings, adapter, "promoted" if at_once else "candidate", by, reason or "by hand")
+
+
+@click.command()
+@BY
+@REASON
+@settings_options
+def approve(by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Promote the adapter that has shown itself better and awaits a person."""
+    from actor.promotion.adapter_standing import fold
+    from infra.operate.promotion_history import read_promotions
+    from streams.core.errors import ConfigError
+
+    settings = _settings(config, overrides)
+    trial = fold(settings.policy.name, read_promotions(settings)).trial
+    if trial is None or not trial.awaits_approval:
+        raise ConfigError("no adapter awaits approval; `tidemill promotions` shows where things stand")
+    _write(settings, trial.adapter, "promoted", by, reason or "approved", evidence=dict(trial.evidence))
+
+
+@click.command()
+@click.option("--to", default=None, metavar="ADAPTER", help="What answers instead, such as default@5; default@0 is the base.")
+@click.option("--trial", is_flag=True, help="End the trial under way; production stays as it is.")
+@BY
+@REASON
+@settings_options
+def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
+    """Take production back to the adapter before it, or --to another; ends the trial under way. With --trial end that alone."""
+    from actor.promotion.adapter_standing import fold
+    from infra.operate.promotion_history import read_promotions
+    from streams.core.errors import ConfigError
+
+    settings = _settings(config, overrides)
+    standing = fold(settings.policy.name, read_promotions(settings))
+    if trial:
+        if standing.trial is None:
+            raise ConfigError("no adapter is on trial")
+        move = "rolled_back" if standing.trial.stage == "canary" else "rejected"
+        _write(settings, standing.trial.adapter, move, by, reason or "ended by hand")
+        return
+    if standing.production is None:
+        raise ConfigError("the base is in production: there is nothing to go back to")
+    _write(settings, standing.production, "rolled_back", by, reason or "by hand", to=to)
+
+
+def _settings(config: str | None, overrides: tuple[str, ...]) -> "Settings":
+    # Imported when a command runs: a missing package must not keep the others from it.
+    from infra.operate.ring_status import of_run
+    from infra.settings.config import load
+
+    return of_run(load(config, overrides))
+
+
+def _write(settings: "Settings", adapter: str, move: str, by: str, reason: str, **fields: Any) -> None:
+    from infra.operate.promotion_history import write_move
+
+    standing, took_s = write_move(settings, adapter, move, by, reason, **fields)
+    click.echo(f"{adapter} {move} by {by}, on the log after {took_s:.2f} s; in production: {standing.production or 'base'}")
+    if settings.promotion.mode == "newest":
+        click.echo("promotion.mode = newest: replicas do not follow this; set it to gated", err=True)

@@ -1,0 +1,1 @@
+"""The main job: simulated people, one turn of the ring, and the report."""

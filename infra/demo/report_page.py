@@ -1,0 +1,129 @@
+"""``report.html``: one self-contained page with plots, readable without a network."""
+
+import html
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+from infra.demo.report import Report, preference_words
+
+FEWEST_TESTED = 10
+"""Figures of fewer unseen labels are chance, and not drawn."""
+INK, RISE, FALL, SOFT = "#1b3a4b", "#2a9d8f", "#c8553d", "#8d99ae"
+
+STYLE = """
+:root{--ink:#1b3a4b;--paper:#fbfaf7;--soft:#5c6b73;--line:#dfe3e6;--good:#1f7a6f;--bad:#b23a23}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1040px;margin:0 auto;padding:2rem 1.25rem 4rem}h1{font-size:1.7rem;margin:0 0 .25rem}h2{margin:2.25rem 0 .5rem;font-size:1.15rem}
+.verdict{font-size:1.1rem;font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}.note{color:var(--soft);max-width:70ch}
+.big{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:1rem;margin:1.5rem 0}
+.big div{background:#fff;border:1px solid var(--line);border-radius:8px;padding:1rem}.big b{display:block;font-size:1.9rem;line-height:1.15}
+table{border-collapse:collapse;width:100%;background:#fff}th,td{border:1px solid var(--line);padding:.5rem .65rem;text-align:left;vertical-align:top}
+th{font-weight:600;white-space:nowrap}td pre{margin:0;font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:1rem}.plots svg{width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:8px}
+.pairs td{width:38%}.pairs td:first-child{width:24%}
+"""
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the page."""
+    verdict = "The loop closed: the simulated people like the served policy better." if report.closed else "Not shown: " + "; ".join(report.doubts)
+    boxes = [
+        (
+            "approval before",
+            f"{report.approval_before.estimate:.0%}",
+            f"95 % interval {report.approval_before.low:.0%} to {report.approval_before.high:.0%}",
+        ),
+        (
+            "approval after",
+            f"{report.approval_after.estimate:.0%}",
+            f"95 % interval {report.approval_after.low:.0%} to {report.approval_after.high:.0%}",
+        ),
+        ("rise", f"{report.rise.estimate * 100:+.0f} points", f"paired by question: {report.rise.low * 100:+.0f} to {report.rise.high * 100:+.0f}"),
+        ("thumbs", str(report.tally.thumbs), f"on {report.tally.answers} answers, {report.tally.failed} requests failed"),
+    ]
+    pairs = "".join(
+        f"<tr><td>{_e(a.question.text)}</td><td>{_mark(a.approved)} {_e(a.text)}</td><td>{_mark(b.approved)} {_e(b.text)}</td></tr>"
+        for a, b in zip(report.before, report.after, strict=True)
+    )
+    path.write_text(f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Tidemill: one turn of the ring</title><style>{STYLE}</style><main>
+<h1>One turn of the ring</h1><p class="verdict {"good" if report.closed else "bad"}">{_e(verdict)}</p>
+<p class="note">The people are simulated. They like {_e(preference_words(report))}. The learner never saw that rule: it saw thumbs on
+{report.settings.people.vote_ratio:.0%} of the answers, late, and {report.settings.people.noise_ratio:.0%} of them the wrong way round. Approval is that of the served
+policy, under the true preference, on {len(report.before)} questions about subjects that nobody asked about while it learned. Seed {report.settings.people.seed}.</p>
+<div class="big">{"".join(f"<div>{_e(name)}<b>{_e(value)}</b><span class=note>{_e(more)}</span></div>" for name, value, more in boxes)}</div>
+<div class="plots">{_approval_plot(report)}{_curve_plot(report)}{_reward_plot(report)}{_kl_plot(report)}</div>
+<h2>Figures</h2><table>{"".join(f"<tr><th>{_e(n)}<td><pre>{_e(v)}</pre>" for n, v in report.rows())}</table>
+<h2>The same question, before and after</h2><table class="pairs"><tr><th>question<th>before ({_e("base")})<th>after ({_e(", ".join(report.served_after))})</tr>{pairs}</table>
+</main></html>""")
+
+
+def _approval_plot(report: Report) -> str:
+    figure, axes = pyplot.subplots(figsize=(5, 3.2))
+    for x, (interval, colour) in enumerate(((report.approval_before, SOFT), (report.approval_after, RISE))):
+        axes.bar(x, interval.estimate, color=colour, width=0.55)
+        axes.errorbar(x, interval.estimate, yerr=[[interval.estimate - interval.low], [interval.high - interval.estimate]], color=INK, capsize=6)
+    axes.set_xticks([0, 1], ["before (base)", f"after ({', '.join(report.served_after)})"])
+    axes.set_ylim(0, 1)
+    return _finish(figure, axes, "True approval on held-out questions, 95 % intervals", "", "")
+
+
+def _curve_plot(report: Report) -> str:
+    figure, axes = pyplot.subplots(figsize=(5, 3.2))
+    if report.samples:
+        axes.plot([t for t, _, _ in report.samples], [approval for _, approval, _ in report.samples], color=RISE)
+        served = [(t, name) for (t, _, name), (_, _, last) in zip(report.samples[1:], report.samples, strict=False) if name != last]
+        for t, _ in served:
+            axes.axvline(t, color=SOFT, lw=0.6)
+    axes.set_ylim(0, 1)
+    return _finish(figure, axes, "True approval of the last 100 answers; a line: an adapter goes live", "seconds", "")
+
+
+def _reward_plot(report: Report) -> str:
+    figure, axes = pyplot.subplots(figsize=(5, 3.2))
+    models = [model for model in report.facts.reward_models if model.calibration.labels >= FEWEST_TESTED]
+    axes.plot([m.labels for m in models], [m.calibration.accuracy for m in models], color=RISE, label="accuracy on labels not yet seen")
+    ranking = [float("nan") if m.calibration.auc is None else m.calibration.auc for m in models]
+    axes.plot([m.labels for m in models], ranking, color=INK, lw=1, label="ranking of good above bad (AUC)")
+    axes.plot([m.labels for m in models], [m.calibration.baseline for m in models], color=SOFT, ls="--", label="always the more frequent verdict")
+    axes.plot([m.labels for m in models], [m.calibration.ece for m in models], color=FALL, label="calibration error (ECE)")
+    axes.set_ylim(0, 1)
+    if models:
+        axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.36))
+    return _finish(figure, axes, "The reward model, test-then-train", "labels", "")
+
+
+def _kl_plot(report: Report) -> str:
+    figure, axes = pyplot.subplots(figsize=(5, 3.2))
+    adapters = report.facts.adapters
+    steps = [a.step for a in adapters]
+    axes.plot(steps, [a.metrics.get("reward_mean", float("nan")) for a in adapters], color=RISE, label="mean reward of rollouts")
+    axes.plot(steps, [a.metrics.get("kl_nats", float("nan")) for a in adapters], color=FALL, label="KL to the base, nats per token")
+    if adapters:
+        axes.legend(frameon=False, fontsize=8)
+    return _finish(figure, axes, "The learner", "RL step", "")
+
+
+def _finish(figure: pyplot.Figure, axes: pyplot.Axes, title: str, x: str, y: str) -> str:
+    axes.set_title(title, fontsize=9, color=INK)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    out = io.StringIO()
+    figure.savefig(out, format="svg")
+    pyplot.close(figure)
+    return out.getvalue()[out.getvalue().index("<svg") :]
+
+
+def _mark(approved: bool) -> str:
+    return f'<span class="{"good" if approved else "bad"}" title="{"approved" if approved else "not approved"}">{"✓" if approved else "✗"}</span>'
+
+
+def _e(text: str) -> str:
+    return html.escape(text)

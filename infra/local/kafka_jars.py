@@ -1,0 +1,98 @@
+"""Apache Kafka's jars: brought from Maven once, kept in a cache per user, checked against the committed lock before use."""
+
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import jgo
+
+from streams.artifacts.artifact_store import sha256_of
+from streams.core.errors import BadArtifact, ConfigError, Unavailable
+
+# Resolved one by one: asked for both at once, jgo mediates kafka-clients down to 3.9.1, which this broker cannot run on.
+COORDINATES = ("org.apache.kafka:kafka_2.13:4.4.0", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5")
+KAFKA_VERSION = "4.4.0"
+EXPECTED_BYTES = 43_700_000
+
+
+def cache_folder() -> Path:
+    """Where Tidemill keeps what it fetched or built: ``$TIDEMILL_CACHE``, else ``$XDG_CACHE_HOME/tidemill``, else ``~/.cache/tidemill``."""
+    if own := os.environ.get("TIDEMILL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidemill"
+
+
+def locked_checksums() -> dict[str, str]:
+    """SHA-256 by jar name, from ``infra/build/locks/kafka-jars.sha256``."""
+    text = resources.files("infra.build").joinpath("locks/kafka-jars.sha256").read_text()
+    return {name: digest for digest, name in (line.split() for line in text.splitlines())}
+
+
+def kafka_jars(cache: Path, progress: Callable[[float], None] = lambda _: None) -> Path:
+    """The folder of verified jars; fetched on the first call. ``progress`` is told the part done, 0 to 1.
+
+    Raises BadArtifact when a jar is not the locked one, Unavailable when it cannot be fetched.
+    """
+    folder = cache / f"kafka-{KAFKA_VERSION}"
+    if not folder.exists():
+        _fetch(folder, progress)
+    verify(folder, locked_checksums())
+    return folder
+
+
+def verify(folder: Path, locked: dict[str, str]) -> None:
+    """Every locked jar is there with the locked checksum, and no other jar is."""
+    found = {jar.name for jar in folder.glob("*.jar")}
+    if missing := sorted(locked.keys() - found):
+        raise BadArtifact(f"{folder} lacks {', '.join(missing)}; remove the folder and start again")
+    if extra := sorted(found - locked.keys()):
+        raise BadArtifact(f"{folder} holds jars that the lock does not name: {', '.join(extra)}; remove the folder and start again")
+    for name, digest in locked.items():
+        if (actual := sha256_of(folder / name)) != digest:
+            raise BadArtifact(f"{folder / name} has SHA-256 {actual}, the lock says {digest}; remove the folder and start again")
+
+
+def _fetch(folder: Path, progress: Callable[[float], None]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(prefix=".kafka-", dir=folder.parent))
+    done = threading.Event()
+    watch = threading.Thread(target=_watch, args=(working, progress, done), daemon=True)
+    watch.start()
+    try:
+        (working / "jars").mkdir()
+        for coordinate in COORDINATES:
+            with contextlib.redirect_stdout(io.StringIO()):
+                environment = jgo.build(coordinate, cache_dir=working / "environment")
+            for jar in Path(environment.path).rglob("*.jar"):
+                shutil.copy(jar, working / "jars" / jar.name)
+        verify(working / "jars", locked_checksums())
+        with contextlib.suppress(OSError):  # another process was quicker; its jars are checked like ours
+            (working / "jars").rename(folder)
+    except (BadArtifact, ConfigError):
+        raise
+    except Exception as error:
+        raise Unavailable(
+            f"cannot fetch Apache Kafka {KAFKA_VERSION} ({', '.join(COORDINATES)}) from Maven: {type(error).__name__}: {error}. "
+            "Either connect this machine to a Maven repository once (the jars are kept afterwards), "
+            f"or copy the folder {folder} from a machine that has it; to use a Kafka of your own set kafka.bootstrap_servers."
+        ) from error
+    finally:
+        done.set()
+        watch.join()
+        shutil.rmtree(working, ignore_errors=True)
+    progress(1.0)
+
+
+def _watch(folder: Path, progress: Callable[[float], None], done: threading.Event) -> None:
+    while not done.wait(0.5):
+        size = 0
+        for file in folder.rglob("*.jar"):
+            with contextlib.suppress(OSError):
+                size += file.stat().st_size
+        progress(min(0.99, size / EXPECTED_BYTES))

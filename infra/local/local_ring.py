@@ -1,0 +1,128 @@
+"""The whole ring on one machine: the broker, then its parts as processes, from one settings tree. What ``demo`` and ``up`` share."""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+from infra.local.embedded_broker import Broker, free_port
+from infra.local.part_process import base_folder, parts
+from infra.local.processes import Processes, memory_mib
+from infra.local.startable import Startable
+from infra.settings.config import Settings, secrets_as_environment, to_toml
+from streams.core.errors import ConfigError, Unavailable
+from streams.kafka import create_topics, ready
+
+MEASURE_EVERY_S = 10.0
+"""Adding up the memory of all processes takes a while itself."""
+
+
+class Ring(Startable):
+    """Broker and parts, stopped in good order: no process, port or lock is left behind."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.settings = settings
+        self.processes = Processes(settings.run_folder / "logs")
+        self._broker: Broker | None = None
+        self._lock: IO[str] | None = None
+        self.peak_memory_mib = 0.0
+        self._measured_s = 0.0
+
+    @property
+    def base_url(self) -> str:
+        """Where OpenAI clients find the actor."""
+        return f"http://{self.settings.actor.host}:{self.settings.actor.port}/v1"
+
+    def start(self) -> None:
+        """Broker, topics and base, then every part; waits for none of the parts."""
+        folder = self.settings.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_run(folder)
+        if self.settings.kafka.bootstrap_servers is None:
+            self._say("starting Apache Kafka")
+            self._broker = Broker(self.settings.broker, folder / "broker", self._fetching())
+            self._broker.start()
+            self._set("kafka", bootstrap_servers=self._broker.bootstrap_servers)
+        elif not ready(self.settings.kafka):
+            raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
+        if self.settings.actor.port == 0:
+            self._set("actor", port=free_port())
+        create_topics(self.settings.kafka)
+        self._say("preparing the base")
+        self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
+        config = (folder / "config.toml").resolve()
+        config.write_text(to_toml(self.settings))
+        for part in parts(self.settings):
+            self.processes.start(part, ["run", part, "--config", str(config)], secrets_as_environment(self.settings))
+
+    def stop(self) -> None:
+        """The parts against the flow, the broker last."""
+        for together in (("otlp", "critic", "learner", "actor", "promoter"), ("reward",), ("streams",)):
+            self.processes.stop(*together)
+        if self._broker is not None:
+            self._broker.stop()
+            self._broker = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def check(self) -> None:
+        """Restart what died and say so; note the peak of memory."""
+        if self._broker is not None and not self._broker.running():
+            raise Unavailable(f"the embedded Kafka stopped; its log is {self.settings.run_folder / 'broker' / 'kafka.log'}")
+        for name in self.processes.check():
+            self._say(f"{name} died and was started again; see {self.settings.run_folder / 'logs' / name}.log")
+        if time.monotonic() < self._measured_s + MEASURE_EVERY_S:
+            return
+        self._measured_s = time.monotonic()
+        broker_mib = memory_mib([self._broker.pid]) if self._broker is not None and self._broker.pid else 0.0
+        self.peak_memory_mib = max(self.peak_memory_mib, self.processes.memory_mib() + broker_mib)
+
+    def actor_ready(self) -> bool:
+        """True when the actor takes traffic."""
+        try:
+            return httpx.get(f"{self.base_url.removesuffix('/v1')}/readyz", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def await_actor(self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Wait until the actor takes traffic. Raises Unavailable after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not self.actor_ready():
+            if time.monotonic() > deadline:
+                raise Unavailable(f"the actor was not ready within {timeout_s:.0f} s; see {self.settings.run_folder / 'logs' / 'actor.log'}")
+            meanwhile()
+            self.check()
+            time.sleep(0.5)
+
+    def _set(self, section: str, **values: object) -> None:
+        changed = getattr(self.settings, section).model_copy(update=values)
+        self.settings = self.settings.model_copy(update={section: changed})
+
+    def _fetching(self) -> Callable[[float], None]:
+        told = [-1]
+
+        def tell(part: float) -> None:
+            if (tenth := int(part * 10)) > told[0]:
+                told[0] = tenth
+                self._say(f"fetching Apache Kafka (once): {part:.0%}")
+
+        return tell
+
+
+def lock_run(folder: Path) -> IO[str]:
+    """One ring a folder. Raises ConfigError when another is in it."""
+    handle = (folder / "run.lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise ConfigError(f"{folder} is in use by another run; stop it, or choose another run_folder") from None
+    handle.write(str(os.getpid()))
+    handle.flush()
+    return handle

@@ -1,0 +1,131 @@
+"""Asking for an erasure, and the certificate of what came of it: what each part removed, what had learned from it, what is still to do."""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from streams.core.errors import InvalidEvent
+from streams.core.events import Erased, Erasure, RewardModelVersion, person_of
+from streams.core.metrics import Metrics
+from streams.core.topics import DAY_MS, ERASED, ERASURES, LABELS, REWARD_MODELS, TOPICS
+from streams.erasure.erasure_follower import told
+from streams.kafka import KafkaSettings, Producer, end_offsets, read_to_end
+
+NUMBERED = re.compile(r"^(.*[/@])(\d+)$")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What became of an erasure, by what the parts have told the log."""
+
+    person: str
+    asked_at: str
+    removed: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By part and store: how many things of which kind."""
+    learned: tuple[str, ...] = ()
+    """Versions that had seen something of theirs."""
+    rebuilt: str = ""
+    """The reward model that knows nothing of them; empty while there is none."""
+    waiting: tuple[str, ...] = ()
+    """What has not been done yet."""
+
+    @property
+    def complete(self) -> bool:
+        """True when every part that stores has told that it is done."""
+        return not self.waiting
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {**asdict(self), "complete": self.complete}
+
+    def __str__(self) -> str:
+        """For a terminal."""
+        lines = [f"person          {self.person[:16]}… (SHA-256 of the user_id), asked at {self.asked_at}"]
+        for place, kinds in sorted(self.removed.items()):
+            lines.append(f"{place:<24}" + (", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "had nothing"))
+        lines.append(f"had learned from them   {'; '.join(ranges(self.learned)) or 'no version'}")
+        lines.append(f"knows nothing of them   {self.rebuilt or 'no reward model yet'}")
+        lines += [f"not yet                 {each}" for each in self.waiting]
+        kept = {topic.retention_ms // DAY_MS for topic in TOPICS if topic.retention_ms > 0}
+        lines.append(f"Kafka's own files       deleted within {max(kept) + 1} days at most (labels: compacted within about a day)")
+        return "\n".join(lines)
+
+
+def ask(kafka: KafkaSettings, user_id: str, requested_by: str) -> Erasure:
+    """Put the erasure on the log."""
+    erasure = Erasure.of(user_id, requested_by, datetime.now(UTC))
+    producer = Producer(kafka, Metrics(), "tidemill-erase")
+    try:
+        producer.publish(ERASURES, erasure)
+    finally:
+        producer.close()
+    return erasure
+
+
+def await_certificate(kafka: KafkaSettings, policy: str, erasure: Erasure, timeout_s: float) -> Certificate:
+    """The certificate once it is complete, or as it stands when the time is up."""
+    until = time.monotonic() + timeout_s
+    while True:
+        found = certificate(kafka, policy, erasure)
+        if found.complete or time.monotonic() > until:
+            return found
+        time.sleep(0.5)
+
+
+def newest_erasure(kafka: KafkaSettings, user_id: str) -> Erasure | None:
+    """The last time that this person asked."""
+    person, found = person_of(user_id), None
+    for record in read_to_end(kafka, ERASURES, "erase", Metrics()):
+        try:
+            erasure = ERASURES.decode(record.value)
+        except InvalidEvent:
+            continue
+        found = erasure if erasure.person == person else found
+    return found
+
+
+def certificate(kafka: KafkaSettings, policy: str, erasure: Erasure) -> Certificate:
+    """What the log says now."""
+    metrics = Metrics()
+    done = [each for each in told(read_to_end(kafka, ERASED, "erase", metrics)) if each.person == erasure.person and each.erasure_at == erasure.at]
+    newest = None
+    for record in read_to_end(kafka, REWARD_MODELS, "erase", metrics):
+        try:
+            version = REWARD_MODELS.decode(record.value)
+        except InvalidEvent:
+            continue
+        newest = version if version.policy == policy else newest
+    return certified(erasure, done, newest, sorted(end_offsets(kafka, LABELS, metrics)))
+
+
+def certified(erasure: Erasure, done: Sequence[Erased], newest: RewardModelVersion | None, partitions: Sequence[int]) -> Certificate:
+    """The certificate, from what was read."""
+    removed = {f"{each.part} ({each.where})": each.removed for each in done}
+    expected = [*(f"join (partition {number})" for number in partitions), "lake (files)", "learner (prompts)"]
+    waiting = [f"{place} has not told: does it run?" for place in expected if place not in removed]
+    needed = {partition: offset for each in done for partition, offset in each.offsets.get(LABELS.name, {}).items()}
+    rebuilt = ""
+    if newest is not None:
+        seen = newest.offsets.get(LABELS.name, {})
+        if all(seen.get(partition, 0) >= offset for partition, offset in needed.items()):
+            rebuilt = f"reward model {newest.policy}/{newest.version}, and every later one"
+        else:
+            waiting.append(f"reward model: the newest, {newest.policy}/{newest.version}, has not read the labels without them")
+    learned = dict.fromkeys(name for each in done for name in each.learned)
+    return Certificate(erasure.person, erasure.at.isoformat(timespec="seconds"), removed, tuple(learned), rebuilt, tuple(waiting))
+
+
+def ranges(names: Iterable[str]) -> list[str]:
+    """Numbered names that follow each other, as one: ``adapter default@3 to 7``."""
+    runs: list[tuple[str, int, int]] = []
+    for name in names:
+        prefix, number = (named.group(1), int(named.group(2))) if (named := NUMBERED.match(name)) else (name, 0)
+        if runs and runs[-1][0] == prefix and number == runs[-1][2] + 1:
+            runs[-1] = (prefix, runs[-1][1], number)
+        else:
+            runs.append((prefix, number, number))
+    told_as: Callable[[str, int, int], str] = lambda prefix, first, last: f"{prefix}{first}" + (f" to {last}" if last > first else "")  # noqa: E731
+    return [told_as(*run) for run in runs]

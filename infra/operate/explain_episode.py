@@ -1,0 +1,92 @@
+"""Why an episode's answer gets its score, from the lake and the artifact store: what ``tidemill reward explain`` and the console show."""
+
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from infra.local.part_process import artifact_store, base_folder, lake_uri
+from infra.settings.config import Settings
+from streams.core.errors import ConfigError, Refused
+from streams.lake.parquet_lake import Lake
+
+if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first question
+    from reward.evaluation.score_explanation import Explanation
+    from reward.evaluation.version_replay import Replay
+    from reward.features.featurizer import Featurizer
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An episode's score with its reasons."""
+
+    episode_id: str
+    adapter: str | None
+    version: int
+    """Of the reward model."""
+    why: "Explanation"
+
+    def as_text(self) -> list[str]:
+        """For a terminal, a line each."""
+        why = self.why
+        return [
+            f"episode {self.episode_id}, answered by {self.adapter or 'the base'}, scored by version {self.version}",
+            f"score {why.mean:.3f} ± {why.std:.3f} (the ensemble's disagreement); reward {why.lower:.3f}",
+            "nearest labelled answers",
+            *(f"  {n.episode_id}  similarity {n.similarity:+.2f}  verdict {n.verdict:.2f}" for n in why.neighbours),
+            f"labels that moved it, in logits (an answer like all others stands at {why.standing:+.2f})",
+            *(f"  {m.episode_id}  {m.logits:+.3f}" for m in why.moved),
+            f"  all others  {why.others:+.3f}",
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"episode_id": self.episode_id, "version": self.version, **asdict(self.why)}
+
+
+class Explainer:
+    """Explains one episode after the other; what took long to make (backbone, the labels' features) is kept. Thread-safe: one at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._lake = settings, Lake(lake_uri(settings))
+        self._artifacts = artifact_store(settings)
+        self._busy = threading.Lock()
+        self._featurizer: Featurizer | None = None
+        self._reached: tuple[int, Replay] | None = None
+
+    def explain(self, episode_id: str, number: int | None = None) -> Explained:
+        """By version ``number``, or the newest. Raises ConfigError where the lake lacks what it takes, Refused while another is explained."""
+        if not self._busy.acquire(blocking=False):
+            raise Refused("another score is being explained; ask again when it is done")
+        try:
+            return self._explained(episode_id, number)
+        finally:
+            self._busy.release()
+
+    def _explained(self, episode_id: str, number: int | None) -> Explained:
+        from reward.evaluation.score_explanation import explain
+        from reward.evaluation.version_replay import episode_of, published_model, versions_of
+
+        episode = episode_of(self._lake, episode_id)
+        versions = [v for v in versions_of(self._lake, self._settings.policy.name) if number in (None, v.version)]
+        if not versions:
+            raise ConfigError("the lake holds no reward-model version" + (f" {number}" if number else ""))
+        version = versions[-1]
+        if self._reached is None or self._reached[0] != version.version:
+            replay = self._replay()
+            replay.reach(version)
+            self._reached = (version.version, replay)
+        refitter = self._reached[1].refitter
+        features_D = refitter.features.features([(episode.messages, episode.answer)])[0]
+        said = explain(published_model(version, self._artifacts), refitter.weighted(), refitter.recipe(), features_D)
+        return Explained(episode.episode_id, episode.adapter, version.version, said)
+
+    def _replay(self) -> "Replay":
+        import torch
+
+        from reward.evaluation.version_replay import Replay
+        from reward.features.featurizer import Featurizer
+
+        if self._featurizer is None:
+            torch.set_num_threads(self._settings.reward.threads)  # as the updater does: other threads, other last bits
+            self._featurizer = Featurizer.of_site(base_folder(self._settings.policy), self._settings.reward)
+        return Replay(self._lake, self._settings.policy.name, self._settings.reward, self._featurizer)

@@ -1,0 +1,117 @@
+"""The ring as its log tells it: one thread follows the topics and keeps the few facts that progress, report and status show."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from actor.promotion.adapter_standing import Standing
+from streams.core.errors import InvalidEvent, Unavailable
+from streams.core.events import AdapterVersion, Attestation, Event, Label, Promotion, RewardModelVersion
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, DEAD_LETTERS, LABELS, PROMOTIONS, REWARD_MODELS
+from streams.kafka import Consumer, KafkaSettings
+
+
+@dataclass
+class Facts:
+    """What the log has said so far."""
+
+    labels: dict[str, Label] = field(default_factory=dict)
+    """By episode."""
+    reward_models: list[RewardModelVersion] = field(default_factory=list)
+    adapters: list[AdapterVersion] = field(default_factory=list)
+    attestations: list[Attestation] = field(default_factory=list)
+    dead_letters: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    undecodable: int = 0
+    standing: Standing | None = None
+    """Where adapters stand, when production moves by promotions; none when replicas serve the newest they attested."""
+
+    @property
+    def thumbs(self) -> int:
+        """Votes that count in labels now."""
+        return sum(len(label.votes) for label in list(self.labels.values()))
+
+    @property
+    def serving(self) -> str:
+        """Production; without gates the newest adapter that a replica has attested. ``base`` without either."""
+        if self.standing is not None:
+            return self.standing.production or "base"
+        passed = [a for a in self.attestations if a.passed]
+        return passed[-1].adapter if passed else "base"
+
+    def take(self, event: Event) -> None:
+        """One more event."""
+        match event:
+            case Label():
+                self.labels[event.episode_id] = event
+            case RewardModelVersion():
+                self.reward_models.append(event)
+            case AdapterVersion():
+                self.adapters.append(event)
+            case Attestation():
+                self.attestations.append(event)
+            case Promotion() if self.standing is not None:
+                self.standing = self.standing.after(event)
+
+    def first_thumb_to_adapter_s(self) -> float | None:
+        """Seconds from the first thumb to the publication of the first adapter whose reward model had seen it."""
+        first = min((label.first_feedback_at for label in self.labels.values()), default=None)
+        if first is None or not self.adapters:
+            return None
+        return (min(adapter.created_at for adapter in self.adapters) - first).total_seconds()
+
+
+class Watch:
+    """Follows labels, reward models, adapters, attestations, promotions and dead letters from the log's beginning, in a thread of its own."""
+
+    def __init__(self, kafka: KafkaSettings, gated_policy: str | None = None) -> None:
+        """``gated_policy``: the policy whose production moves by promotions."""
+        self.facts = Facts(standing=Standing(gated_policy) if gated_policy else None)
+        self.caught_up_at: datetime | None = None
+        self._kafka = kafka
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to follow. Raises ConfigError when no cluster is named or it lacks the topics, Unavailable when it does not answer."""
+        consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS], "watch", Metrics())
+        self._thread = threading.Thread(target=self._follow, args=(consumer,), name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Read what is there now, then stop."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout=30)
+
+    def _follow(self, consumer: Consumer) -> None:
+        try:
+            while not (self._stopping.is_set() and self._at_end(consumer)):
+                try:
+                    records = consumer.poll(timeout_s=0.5)
+                except Unavailable:
+                    if self._stopping.is_set():
+                        return
+                    continue
+                for record in records:
+                    if record.topic == LABELS.name and record.value is None:
+                        self.facts.labels.pop((record.key or b"").decode(errors="replace"), None)
+                        continue
+                    try:
+                        event = BY_NAME[record.topic].decode(record.value)
+                    except InvalidEvent:
+                        self.facts.undecodable += 1
+                        continue
+                    if record.topic == DEAD_LETTERS.name:
+                        self.facts.dead_letters[DEAD_LETTERS.decode(record.value).reason] += 1
+                    self.facts.take(event)
+        finally:
+            consumer.close()
+
+    def _at_end(self, consumer: Consumer) -> bool:
+        try:
+            return consumer.lag() == 0
+        except Unavailable:
+            return True

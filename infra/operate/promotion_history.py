@@ -1,0 +1,161 @@
+"""The history of promotions as the log tells it, and a person's move written to it: what stands behind the commands."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from actor.promotion.adapter_standing import TIDEMILL, Standing, fold
+from infra.settings.config import Settings
+from streams.core.errors import ConfigError, InvalidEvent
+from streams.core.events import AdapterVersion, Promotion, new_id
+from streams.core.metrics import Metrics
+from streams.core.topics import ADAPTERS, PROMOTIONS
+from streams.kafka import Producer, read_to_end
+
+
+@dataclass(frozen=True)
+class TrialHistory:
+    """One adapter's way, from candidate (or from a person's hand) to its end or to now."""
+
+    adapter: str
+    moves: tuple[Promotion, ...]
+    learned_s: float = 0.0
+    """Device-seconds of the learner since the adapter in production then, as far as its adapters tell them."""
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """The newest that tells an uplift; without one the newest."""
+        with_uplift = [move.evidence for move in self.moves if "uplift" in move.evidence]
+        return dict(with_uplift[-1] if with_uplift else self.moves[-1].evidence)
+
+    @property
+    def labels_spent(self) -> int:
+        """Labelled conversations that the canary took."""
+        side = self.evidence.get("candidate")
+        return int(side.get("labels", 0)) if isinstance(side, dict) else 0
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds that it took: to learn it, and to ask and score it in its trial."""
+        asked = (move.evidence.get("device_s", 0.0) for move in self.moves)
+        return self.learned_s + sum(seconds for seconds in asked if isinstance(seconds, int | float))
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Device-seconds, and where people like it better, device-seconds and labelled conversations for each point of uplift."""
+        uplift = self.evidence.get("uplift")
+        told = {"device_s": round(self.device_s, 1)}
+        if isinstance(uplift, int | float) and uplift > 0:
+            points = 100 * uplift
+            told |= {"device_s_per_point": round(self.device_s / points, 1), "labels_per_point": round(self.labels_spent / points, 1)}
+        return told
+
+    @property
+    def seconds(self) -> float:
+        """From its first move to its last."""
+        return (self.moves[-1].at - self.moves[0].at).total_seconds()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        last = self.moves[-1]
+        uplift: dict[str, Any] = {key: self.evidence[key] for key in ("uplift", "low", "high") if key in self.evidence}
+        return {"adapter": self.adapter, "moves": [move.move for move in self.moves], "reason": last.reason, "by": last.by, "at": last.at.isoformat(),
+                "labels_spent": self.labels_spent, "seconds": self.seconds, **self.cost, **uplift}  # fmt: skip
+
+    def as_text(self) -> str:
+        """One line."""
+        last, told = self.moves[-1], self.as_dict()
+        uplift = f"  uplift {told['uplift']:+.3f} ({told['low']:+.3f} to {told['high']:+.3f}), {self.labels_spent} labels" if "low" in told else ""
+        cost = f", {told['device_s']:g} device-s" if told["device_s"] else ""
+        if "device_s_per_point" in told:
+            cost += f" (a point: {told['labels_per_point']:g} labels, {told['device_s_per_point']:g} device-s)"
+        return f"{last.at:%Y-%m-%d %H:%M}  {self.adapter:<16} {last.move:<12}{uplift}{cost}  by {last.by}: {last.reason[:120]}"
+
+
+def history(policy: str, events: Sequence[Promotion], adapters: Sequence[AdapterVersion] = ()) -> list[TrialHistory]:
+    """Every trial, oldest first, with what it cost to learn; moves that were void are left out, and a later roll-back of a production stands for
+    itself."""
+    standing, learned = Standing(policy), {adapter.version: adapter for adapter in adapters}
+    ways: list[TrialHistory] = []
+    for event in events:
+        if standing.refusal(event) is not None:
+            continue
+        on_trial = standing.trial is not None and standing.trial.adapter == event.adapter
+        goes_on = on_trial or (event.move == "promoted" and event.adapter == standing.production)  # the latter: another share of conversations
+        if goes_on and (earlier := [n for n, way in enumerate(ways) if way.adapter == event.adapter]):
+            ways[earlier[-1]] = replace(ways[earlier[-1]], moves=(*ways[earlier[-1]].moves, event))
+        else:
+            learned_s = (
+                0.0 if event.move == "rolled_back" else _learned_s(learned, standing.version(event.adapter), standing.version(standing.production))
+            )
+            ways.append(TrialHistory(event.adapter, (event,), learned_s))
+        standing = standing.after(event)
+    return ways
+
+
+def _learned_s(adapters: Mapping[int, AdapterVersion], version: int | None, production: int | None) -> float:
+    """Device-seconds of the learner from production (or the base) to this version, adapter by adapter."""
+    seconds = 0.0
+    while version is not None and version != production and version in adapters:
+        seconds += adapters[version].metrics.get("device_s", 0.0)
+        version = adapters[version].parent
+    return seconds
+
+
+def read_promotions(settings: Settings) -> list[Promotion]:
+    """Every move of this policy on the log, oldest first."""
+    return [event for event in _read(settings, PROMOTIONS) if event.policy == settings.policy.name]
+
+
+def read_adapters(settings: Settings) -> list[AdapterVersion]:
+    """Every adapter of this policy on the log."""
+    return [event for event in _read(settings, ADAPTERS) if event.policy == settings.policy.name]
+
+
+def _read(settings: Settings, topic: Any) -> list[Any]:
+    found = []
+    for record in read_to_end(settings.kafka, topic, "commands", Metrics()):
+        try:
+            found.append(topic.decode(record.value))
+        except InvalidEvent:
+            continue  # as every reader of the topic does
+    return found
+
+
+def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str, **fields: Any) -> tuple[Standing, float]:
+    """One event by a person, refused here with its reason where every reader would find it void. Where things stand then, and the seconds from
+    the decision to the log's acknowledgement. Raises ConfigError."""
+    if by == TIDEMILL:
+        raise ConfigError(f"--by {by}: that is the machine's name; give your own")
+    event = Promotion.model_validate({
+        "promotion_id": new_id("pr"), "policy": settings.policy.name, "adapter": adapter, "move": move, "by": by, "reason": reason,
+        "at": datetime.now(UTC), **fields,
+    })  # fmt: skip
+    if (refusal := fold(settings.policy.name, read_promotions(settings)).refusal(event)) is not None:
+        raise ConfigError(f"{adapter} cannot be {move}: {refusal}")
+    producer = Producer(settings.kafka, Metrics(), "tidemill-operator")
+    try:
+        began = time.monotonic()
+        producer.publish(PROMOTIONS, event)
+        took_s = time.monotonic() - began
+    finally:
+        producer.close()
+    return fold(settings.policy.name, read_promotions(settings)), took_s
+
+
+def standing_as_dict(standing: Standing, trials: Sequence[TrialHistory]) -> dict[str, Any]:
+    """For ``--json``."""
+    trial = standing.trial
+    on_trial = None
+    if trial is not None:
+        on_trial = {"adapter": trial.adapter, "stage": trial.stage, "since": trial.since.isoformat(), "canary_share": trial.canary_share,
+                    "awaits_approval": trial.awaits_approval, "evidence": dict(trial.evidence)}  # fmt: skip
+    return {
+        "production": standing.production,
+        "share": standing.share,
+        "previous": standing.previous,
+        "trial": on_trial,
+        "trials": [each.as_dict() for each in trials],
+    }

@@ -1,0 +1,108 @@
+"""What the ring's log says now, for ``tidemill status`` and ``tidemill ledger``."""
+
+import json
+import threading
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import click
+
+from infra.operate.log_watch import Facts, Watch
+from infra.settings.config import Settings, load
+from streams.join.ledger import Ledger, read_ledger
+
+LEDGER_EVERY = 6
+
+
+@dataclass(frozen=True)
+class Status:
+    """One screen of facts."""
+
+    facts: Facts
+    ledger: Ledger
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        facts, model = self.facts, self.facts.reward_models[-1] if self.facts.reward_models else None
+        return {
+            "labels": len(facts.labels),
+            "votes": facts.thumbs,
+            "reward_model": {"version": model.version, **model.calibration.model_dump()} if model else None,
+            "adapters_published": len(facts.adapters),
+            "adapters_attested": sum(a.passed for a in facts.attestations),
+            "adapters_refused": {a.adapter: a.reason for a in facts.attestations if not a.passed},
+            "serving": facts.serving,
+            "dead_letters": dict(facts.dead_letters),
+            "ledger_balanced": self.ledger.balanced,
+        }
+
+    def as_text(self) -> str:
+        """For a terminal."""
+        told = self.as_dict()
+        model = told["reward_model"]
+        model_line = "none yet"
+        if model:
+            model_line = f"v{model['version']}, accuracy {model['accuracy']:.0%} on {model['labels']} unseen labels, ECE {model['ece']:.3f}"
+        refused = "".join(f"\n                {name}: {reason}" for name, reason in told["adapters_refused"].items())
+        return "\n".join([
+            f"serving         {told['serving']}",
+            f"labels          {told['labels']} ({told['votes']} votes)",
+            f"reward model    {model_line}",
+            f"adapters        {told['adapters_published']} published, {told['adapters_attested']} attested, "
+            f"{len(told['adapters_refused'])} refused{refused}",
+            f"dead letters    {', '.join(f'{count} {reason}' for reason, count in told['dead_letters'].items()) or 'none'}",
+            "ledger",
+            str(self.ledger),
+        ])  # fmt: skip
+
+
+def of_run(settings: Settings) -> Settings:
+    """The settings of the run in ``run_folder``, whose broker may be an embedded one on a port it chose; else as they are."""
+    resolved = settings.run_folder / "config.toml"
+    if settings.kafka.bootstrap_servers is None and resolved.exists():
+        servers = tomllib.loads(resolved.read_text())["kafka"]["bootstrap_servers"]
+        return load(resolved, (f"kafka.bootstrap_servers={servers}",))
+    return settings
+
+
+def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
+    """The books of the log, of what arrived ``since`` (included) and ``until`` (not included)."""
+    return read_ledger(of_run(settings).kafka, since, until)
+
+
+def follow_status(settings: Settings, show: Callable[[Status], None], stopping: threading.Event, every_s: float = 5.0) -> None:
+    """Show the status again and again until ``stopping`` is set. The facts are followed; the ledger, which reads all topics, is made anew
+    every ``LEDGER_EVERY`` times. Raises Unavailable when Kafka does not answer."""
+    settings = of_run(settings)
+    watch, turn = Watch(settings.kafka, settings.gated_policy), 0
+    watch.start()
+    ledger = read_ledger(settings.kafka)
+    while not stopping.is_set():
+        show(Status(watch.facts, ledger))
+        turn += 1
+        if stopping.wait(every_s):
+            break
+        if turn % LEDGER_EVERY == 0:
+            ledger = read_ledger(settings.kafka)
+    watch.stop()
+
+
+def status_now(settings: Settings) -> Status:
+    """Read the log to its end."""
+    settings = of_run(settings)
+    watch = Watch(settings.kafka, settings.gated_policy)
+    watch.start()
+    watch.stop()
+    return Status(watch.facts, ledger_now(settings))
+
+
+def show_again(status: Status, as_json: bool) -> None:
+    """In place of the last one on a terminal, below it elsewhere."""
+    if as_json:
+        click.echo(json.dumps(status.as_dict()))
+        return
+    click.clear()  # does nothing where the output is no terminal
+    click.echo(f"{status.as_text()}\n\n{datetime.now().astimezone():%H:%M:%S}, every 5 s; Ctrl-C stops")

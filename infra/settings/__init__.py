@@ -1,0 +1,1 @@
+"""One tree of settings for the whole ring, and the shipped configurations."""

@@ -1,0 +1,191 @@
+"""One frozen tree of settings for the whole ring: defaults < TOML < environment (``TIDEMILL_ACTOR__PORT``) < flags (``--set actor.port=…``)."""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from actor.critic.critic_settings import CriticSettings
+from actor.otlp.otlp_settings import OtlpSettings
+from actor.promotion.promotion_settings import PromotionSettings
+from actor.settings import ActorSettings
+from dashboards.console.console_settings import ConsoleSettings
+from infra.demo.simulated_people import PeopleSettings
+from infra.local.broker_settings import BrokerSettings
+from learner.settings import LearnerSettings
+from reward.settings import RewardSettings
+from streams.artifacts.signing import SigningSettings
+from streams.core.errors import ConfigError
+from streams.core.settings_section import Section
+from streams.core.traces import TracesSettings
+from streams.join.feedback_join import JoinSettings
+from streams.kafka import KafkaSettings
+from streams.lake.lake_settings import LakeSettings
+
+PREFIX = "TIDEMILL_"
+# Read by other things than this tree: the cache of fetched and built files, the tests' Kafka, the capture inside vLLM.
+NOT_SETTINGS = {"TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA", "TIDEMILL_CAPTURE"}
+
+
+class PolicySettings(Section):
+    """The policy people talk to, and the base under it."""
+
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """What clients put into ``model``."""
+    base: Literal["smollm2", "tiny"] | Path = "smollm2"
+    """``smollm2``: SmolLM2-135M-Instruct upcycled to an MoE; ``tiny``: a random 2-layer MoE for tests; or a folder of your own."""
+    experts: int = Field(default=4, ge=1, le=64)
+    """Experts of an upcycled base."""
+    experts_per_token: int = Field(default=2, ge=1, le=64)
+
+
+class PruneSettings(Section):
+    """How much `tidemill prune` leaves of what is no longer in use. The lake and the topics have settings of their own."""
+
+    keep_adapters: int = Field(default=20, ge=2, le=100_000)
+    """Newest adapters kept, besides production, what may be gone back to, what is or may be tried, and what a replica serves."""
+    keep_productions: int = Field(default=10, ge=1, le=100_000)
+    """Earlier productions kept to go back to, newest first; those that were found bad do not count."""
+    keep_reward_models: int = Field(default=50, ge=2, le=100_000)
+    """Newest reward models kept, besides those that kept adapters were made with."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Frozen; unknown keys fail."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    run_folder: Path = Path("runs/default")
+    """Where this run keeps everything: the broker's data, artifacts, lake, state, logs, report."""
+    artifacts_uri: str | None = None
+    """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """First of seven ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp in this order, on
+    loopback, and the learner's Ray; 0 takes free ones.
+    The actor serves them on its own port."""
+    policy: PolicySettings = PolicySettings()
+    signing: SigningSettings = SigningSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    broker: BrokerSettings = BrokerSettings()
+    join: JoinSettings = JoinSettings()
+    lake: LakeSettings = LakeSettings()
+    reward: RewardSettings = RewardSettings()
+    learner: LearnerSettings = LearnerSettings()
+    actor: ActorSettings = ActorSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    critic: CriticSettings = CriticSettings()
+    otlp: OtlpSettings = OtlpSettings()
+    traces: TracesSettings = TracesSettings()
+    people: PeopleSettings = PeopleSettings()
+    console: ConsoleSettings = ConsoleSettings()
+    prune: PruneSettings = PruneSettings()
+
+    @property
+    def gated_policy(self) -> str | None:
+        """The policy, when its production moves by promotions alone."""
+        return self.policy.name if self.promotion.mode == "gated" else None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # ``load`` merges the sources itself: a TOML table and a variable may set the same section
+
+
+def load(config: str | Path | None = None, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Settings:
+    """The resolved tree. ``config`` is a file or the name of a shipped one (demo, laptop, gpu); ``overrides`` are ``section.key=value``.
+
+    Raises ConfigError naming the key, the value's problem, and where to mend it.
+    """
+    tree = _toml(config) if config is not None else {}
+    _merge(tree, _from_environment(os.environ if environment is None else environment))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {override!r}: write section.key=value")
+        _merge(tree, _nest(key.split("."), value))
+    try:
+        return Settings(**tree)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_input=False, include_url=False))
+        raise ConfigError(f"settings{f' ({config})' if config else ''}: {problems}") from None
+
+
+def shipped() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in resources.files("infra.settings").joinpath("configs").iterdir() if f.name.endswith(".toml"))
+
+
+def to_toml(settings: Settings) -> str:
+    """The resolved tree as TOML, without keys that are none and without secrets."""
+    return tomli_w.dumps(_plain(settings.model_dump(exclude_none=True)))
+
+
+def secrets_as_environment(settings: Settings) -> dict[str, str]:
+    """The secrets that ``to_toml`` leaves out, as variables for a child process."""
+    found: dict[str, str] = {}
+    for name in Settings.model_fields:
+        section = getattr(settings, name)
+        if isinstance(section, Section):
+            for key in type(section).model_fields:
+                if isinstance(value := getattr(section, key), SecretStr):
+                    found[f"{PREFIX}{name}__{key}".upper()] = value.get_secret_value()
+    return found
+
+
+def _toml(config: str | Path) -> dict[str, Any]:
+    if str(config) in shipped():
+        return tomllib.loads(resources.files("infra.settings").joinpath(f"configs/{config}.toml").read_text())
+    path = Path(config)
+    if not path.is_file():
+        raise ConfigError(f"--config {config}: no such file, and not one of the shipped {', '.join(shipped())}")
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"--config {config}: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """TIDEMILL_SECTION__KEY variables as a tree; one that names no setting fails, as a misspelled key does."""
+    tree: dict[str, Any] = {}
+    for name, value in environment.items():
+        if not name.upper().startswith(PREFIX) or name.upper() in NOT_SETTINGS:
+            continue
+        keys = name[len(PREFIX) :].lower().split("__")
+        if keys[0] not in Settings.model_fields:
+            raise ConfigError(f"environment variable {name} names no setting; sections are {', '.join(sorted(Settings.model_fields))}")
+        _merge(tree, _nest(keys, value))
+    return tree
+
+
+def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items() if not isinstance(v, SecretStr)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (bool, int, float, str)) else str(value)

@@ -1,0 +1,280 @@
+"""The policy: a frozen base and the LoRA adapter that is trained, on attention and on experts. The one home of PEFT."""
+
+import json
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import ParamWrapper
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint as recompute
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from learner.distributed.base_sharding import split_attention, split_experts
+from learner.distributed.process_mesh import ALONE, Mesh
+from learner.models.attention import ATTENTION
+from learner.models.expert_lora import Factors, FrozenStack, experts_forward
+from learner.models.output_head import TokenScores
+from learner.models.sequence_packing import Packed
+from learner.rollouts.router_replay import Routing
+from learner.settings import LearnerSettings
+from streams.core.errors import BadArtifact, ConfigError
+from streams.core.events import Message
+
+SHARED = "shared_experts"
+"""The module of a layer's shared experts, by DeepSeek's name."""
+HEAD_ROWS = 1024
+"""Tokens that the output head takes at a time where activations are computed again: a vocabulary's worth of numbers for each is the most
+memory that a step needs."""
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What a forward pass says about each output token; zero on padding."""
+
+    logprobs_BT: Tensor
+    """Of the tokens that were sampled, in nats, at the temperature asked for."""
+    entropy_BT: Tensor
+    """Of the distribution they were sampled from, in nats; without gradient."""
+    hidden_KH: Tensor
+    """The state that each output token was predicted from, row by row as in ``Packed.mask_BT``; without gradient."""
+
+
+class Policy:
+    """Base + adapter + tokenizer on one device, or the device's part of the base. The base is frozen; only the adapter's float32 weights
+    take gradients."""
+
+    def __init__(self, base: Path, settings: LearnerSettings, device: torch.device | str = "cpu", mesh: Mesh = ALONE) -> None:
+        self.base, self.mesh = base, mesh
+        self.device = torch.device(device)
+        self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base), dtype=getattr(torch, settings.dtype), attn_implementation=ATTENTION, local_files_only=True
+        )
+        self.targets = _check_targets(model, settings)
+        fused = [f"mlp.experts.{name}" for name in settings.expert_targets]
+        own_rank = fused if settings.expert_rank else []
+        config = LoraConfig(
+            task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
+            target_modules=[*settings.attention_targets, *(f"{SHARED}.{name}" for name in settings.shared_targets)],
+            target_parameters=fused, rank_pattern=dict.fromkeys(own_rank, settings.expert_rank),
+            alpha_pattern=dict.fromkeys(own_rank, settings.alpha * settings.expert_rank / settings.rank),
+        )  # fmt: skip
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")  # PEFT looks for modules; they name parameters
+            torch.manual_seed(settings.seed)
+            self._peft = get_peft_model(model, config, autocast_adapter_dtype=True).eval()
+        self._peft.peft_config["default"].base_model_name_or_path = base.name
+        self.causal_lm = self._peft.base_model.model
+        """The transformers model, adapter included."""
+        self.parameters: dict[str, Tensor] = {name: p for name, p in self._peft.named_parameters() if p.requires_grad}
+        """The adapter's weights by name: all that is trained."""
+        split = split_attention(self.causal_lm, mesh)
+        for module in self._peft.modules():
+            if _is_fused(experts := _innermost(getattr(module, "experts", None))):
+                split_experts(experts, mesh)
+        self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
+        self._factors: list[Factors] = []
+        for module in self._peft.modules():
+            split |= _factor(module, mesh, self._factors)
+            _factor_linear(module, self._factors)
+        self._head, self._head_rows = self._of_targets, 1 << 40
+        if settings.recompute_activations:
+            self._head, self._head_rows = partial(_recomputed, self._of_targets), HEAD_ROWS
+            for layer in self.causal_lm.model.layers:
+                layer.forward = partial(_recomputed, layer.forward)
+        self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
+        """Names of the adapter's weights on parts of the base that every process of a row holds."""
+        self.routing = Routing(self.causal_lm) if settings.replay_routing else None
+
+    @property
+    def hidden_size(self) -> int:
+        """Of the states that ``TokenStats.hidden_KH`` holds."""
+        return int(self.causal_lm.config.hidden_size)
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer, which also pads."""
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The prompt as the engine sees it: chat template and the opening of the answer."""
+        spoken = [{"role": message.role, "content": message.text} for message in messages]
+        return tuple(self.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+
+    def answer_ids(self, text: str, ended: bool, limit: int) -> tuple[int, ...]:
+        """An answer's tokens, ``limit`` of them at most; with the end token when it ``ended`` and was not cut here."""
+        ids = [*self.tokenizer.encode(text, add_special_tokens=False), *([self.eos_id] if ended else [])]
+        return tuple(ids[:limit])
+
+    def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
+        """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""
+        hidden_KH = self._hidden(packed)
+        parts = zip(hidden_KH.split(self._head_rows), packed.target_K.split(self._head_rows), strict=True)
+        logprobs, entropies = zip(*(self._head(hidden, target, temperature) for hidden, target in parts), strict=True)
+        return TokenStats(packed.spread(torch.cat(logprobs)), packed.spread(torch.cat(entropies)), hidden_KH.detach())
+
+    def distributions(self, packed: Packed, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities of the whole vocabulary at every output token, [K, V], in nats."""
+        return torch.log_softmax(self.causal_lm.lm_head(self._hidden(packed)).float() / temperature, dim=-1)
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        hidden_RNH = self.causal_lm.model(
+            input_ids=packed.ids_RN,
+            attention_mask=packed.visible_RNN[:, None],
+            position_ids=packed.positions_RN,
+            use_cache=False,
+            layout=packed.layout,
+        ).last_hidden_state
+        return hidden_RNH.flatten(0, 1)[packed.source_K]
+
+    def _of_targets(self, hidden_KH: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability of each token and entropy of the distribution that it comes from, [K] each."""
+        head = self.causal_lm.lm_head
+        found: tuple[Tensor, Tensor] = TokenScores.apply(hidden_KH, head.weight, head.bias, target_K, temperature)
+        return found
+
+    def next_logits(self, **inputs: Any) -> Tensor:
+        """Logits of what follows each row's last token, [B, V]; arguments as of the transformers model, whose cache they fill.
+
+        The head is given a matrix: for a slice of a batch it would copy its whole weight (0.5 s a prompt on a slow core).
+        """
+        hidden_BH = self.causal_lm.model(use_cache=True, **inputs).last_hidden_state[:, -1]
+        return self.causal_lm.lm_head(hidden_BH.contiguous())
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Within, the adapter does not change, and is cast once for all tokens."""
+        for factors in self._factors:
+            factors.keep(True)
+        try:
+            yield
+        finally:
+            for factors in self._factors:
+                factors.keep(False)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within, the adapter is off: what answers is the base, without a second copy of it."""
+        with self._peft.disable_adapter():
+            yield
+
+    def routed(self, chosen_LNK: Tensor | None) -> AbstractContextManager[None]:
+        """Within, tokens go to these experts (learner/rollouts/router_replay.py); to whom the routers choose when there are none."""
+        return nullcontext() if self.routing is None or chosen_LNK is None else self.routing.replayed(chosen_LNK)
+
+    def adapter(self) -> dict[str, Tensor]:
+        """The adapter's weights under the names that are saved; not copies."""
+        return dict(get_peft_model_state_dict(self._peft, save_embedding_layers=False))
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write PEFT's two files into ``folder``, which vLLM and PEFT read as they are; equal adapters give equal bytes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.detach().contiguous() for name, weight in self.adapter().items()}, folder / ADAPTER_FILES[0], {"format": "pt"})
+        config = self._peft.peft_config["default"].to_dict() | {"inference_mode": True}
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        (folder / ADAPTER_FILES[1]).write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
+
+    def load_adapter(self, folder: Path) -> None:
+        """Take over the weights of a saved adapter of the same shape. Raises BadArtifact, and then has changed nothing."""
+        try:
+            found = load_file(folder / ADAPTER_FILES[0], device=str(self.device))
+        except (OSError, SafetensorError) as error:
+            raise BadArtifact(f"{folder} holds no readable adapter: {error}") from None
+        wanted = {name: tuple(weight.shape) for name, weight in self.adapter().items()}
+        if wanted != {name: tuple(weight.shape) for name, weight in found.items()}:
+            raise BadArtifact(f"the adapter in {folder} has other names or shapes than this policy ({len(found)} tensors, {len(wanted)} expected)")
+        set_peft_model_state_dict(self._peft, found)
+
+
+def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
+    """The names that carry an adapter. PEFT leaves out in silence what it does not find; here it is an error."""
+    modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    experts = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mlp.experts." in name}
+    shared = {name.rpartition(".")[2] for name, _ in model.named_modules() if f".{SHARED}." in name}
+    groups = (
+        ("attention", settings.attention_targets, modules),
+        ("expert", settings.expert_targets, experts),
+        ("shared", settings.shared_targets, shared),
+    )
+    for setting, names, there in groups:
+        if missing := [name for name in names if name not in there]:
+            raise ConfigError(f"learner.{setting}_targets names {', '.join(missing)}, which this base ({model.config.model_type}) does not have")
+    return (
+        *settings.attention_targets,
+        *(f"mlp.experts.{name}" for name in settings.expert_targets),
+        *(f"mlp.{SHARED}.{name}" for name in settings.shared_targets),
+    )
+
+
+def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """A function whose inner activations are not kept for the backward pass, which computes them again."""
+    return recompute(forward, *inputs, use_reentrant=False, **named) if torch.is_grad_enabled() else forward(*inputs, **named)
+
+
+def _innermost(module: Any) -> Any:
+    """What PEFT has wrapped."""
+    while isinstance(module, ParamWrapper):
+        module = module.base_layer
+    return module
+
+
+def _is_fused(experts: Any) -> bool:
+    """True for the experts of one layer in transformers' layout: all in one parameter for each projection."""
+    return isinstance(experts, torch.nn.Module) and {"gate_up_proj", "down_proj"} <= {name for name, _ in experts.named_parameters(recurse=False)}
+
+
+def _factor(module: Any, mesh: Mesh, made: list[Factors]) -> set[int]:
+    """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/models/expert_lora.py``. Returns the ids of
+    their adapter; its factors are added to those ``made``."""
+    outer: Any = getattr(module, "experts", None)
+    layers: dict[str, ParamWrapper] = {}
+    experts: Any = outer
+    while isinstance(experts, ParamWrapper):
+        layers[experts.parameter_name] = experts
+        experts = experts.base_layer
+    if not layers and (mesh.model_size == 1 or not _is_fused(experts)):
+        return set()
+    gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj), FrozenStack(experts.down_proj)
+    first = mesh.model_rank * len(experts.gate_up_proj)
+    adapters = {name: Factors(wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"], wrapper.num_experts)
+                for name, wrapper in layers.items()}  # fmt: skip
+    made += adapters.values()
+
+    def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
+        factors = {name: adapters[name].cast(x_TH.dtype) for name, wrapper in layers.items() if not wrapper.disable_adapters}
+        x_TH, weights_TK = mesh.into_split(x_TH, weights_TK)
+        return mesh.out_of_split(experts_forward(x_TH, chosen_TK, weights_TK, gate_up_stack, down_stack, experts.act_fn,
+                                                 factors.get("gate_up_proj"), factors.get("down_proj"), first))  # fmt: skip
+
+    outer.forward = types.MethodType(forward, outer)
+    return {id(weight) for wrapper in layers.values() for weight in (wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight)}
+
+
+def _factor_linear(module: Any, made: list[Factors]) -> None:
+    """Give a linear layer with an adapter the same forward in the tokens' precision: PEFT's own turns tokens and products into float32 and back."""
+    if not isinstance(module, LoraLinear) or "forward" in module.__dict__:  # learner/distributed/base_sharding.py has given it one
+        return
+    factors = Factors(module.lora_A["default"].weight, module.lora_B["default"].weight, module.scaling["default"], 1)
+    made.append(factors)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        output: Tensor = self.base_layer(x)
+        if self.disable_adapters:
+            return output
+        ((a_RI, b_OR),) = factors.cast(x.dtype)
+        return output + linear(linear(x, a_RI), b_OR)
+
+    module.forward = types.MethodType(forward, module)

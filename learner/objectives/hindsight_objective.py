@@ -1,0 +1,52 @@
+"""What people's words ask of a step: the policy that was told them teaches the policy that was not (hindsight distillation)."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+
+from learner.models.lora_policy import Policy
+from learner.models.sequence_packing import Branches, microbatches, pack
+from learner.objectives import losses
+from learner.ring.judged_answers import JudgedAnswer, advised
+from learner.settings import LearnerSettings
+
+
+class HindsightObjective:
+    """The mean divergence between two minds of one policy on the tokens of an answer: told what people said of it, and not told.
+
+    The teacher is the policy as it is now with the comment or the correction beside the question, without gradient; the student is the policy on
+    the bare question (context distillation, Snell et al. 2022; with feedback as the context: self-distillation policy optimisation, Hübotter et al.
+    2026). Both see the same answer; the whole distribution at each of its tokens teaches, not the token alone.
+    """
+
+    def __init__(self, policy: Policy, settings: LearnerSettings, judged: Sequence[JudgedAnswer],
+                 outputs: Sequence[tuple[tuple[int, ...], ...]]) -> None:  # fmt: skip
+        """``outputs``: of each judged answer, the answers on whose tokens is taught."""
+        self._policy, self._settings = policy, settings
+        self._students = [Branches(policy.prompt_ids(one.prompt), found) for one, found in zip(judged, outputs, strict=True)]
+        self._teachers = [Branches(policy.prompt_ids(advised(one)), found) for one, found in zip(judged, outputs, strict=True)]
+        self._passes = microbatches(self._teachers, settings.microbatch_tokens)
+        self._count = sum(len(output) for found in outputs for output in found)
+        self._kl, self._updates = 0.0, 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one update computes, the teacher's included."""
+        return sum(row.tokens for row in (*self._students, *self._teachers))
+
+    def backward(self) -> None:
+        """Add this objective's gradients to the adapter's."""
+        policy, s = self._policy, self._settings
+        for numbers in self._passes:
+            with torch.no_grad(), policy.reference() if s.hindsight_teacher == "base" else nullcontext():
+                teacher_KV = policy.distributions(pack([self._teachers[n] for n in numbers], policy.eos_id, policy.device), s.temperature)
+            student_KV = policy.distributions(pack([self._students[n] for n in numbers], policy.eos_id, policy.device), s.temperature)
+            kl = losses.distillation_kl(teacher_KV, student_KV).sum() / self._count
+            (s.hindsight_weight * kl).backward()
+            self._kl += float(kl.detach()) if self._updates == 0 else 0.0
+        self._updates += 1
+
+    def metrics(self) -> dict[str, float]:
+        """Of the first update: how far, a token, the policy that was not told is from the one that was."""
+        return {"hindsight_answers": float(len(self._students)), "hindsight_kl_nats": self._kl}

@@ -1,0 +1,76 @@
+"""An adapter goes out: the artifact first, then the event that names it; so an event never names what is not there."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from learner.settings import LearnerSettings
+from streams.artifacts.artifact_store import fingerprint, sha256_of
+from streams.core.events import AdapterVersion, RewardModelVersion
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS
+from streams.core.traces import Headers
+from streams.kafka import Producer, read_to_end
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An adapter's folder (PEFT's files and probes.json), ready to go out."""
+
+    folder: Path
+    targets: tuple[str, ...]
+    step: int
+    metrics: dict[str, float]
+
+
+class AdapterPublisher:
+    """Numbers adapters and publishes them. A number is never used twice: the log says which was the last."""
+
+    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer) -> None:
+        self._settings, self._site, self._producer = settings, site, producer
+        self._base_fingerprint = fingerprint(site.base)
+        newest = newest_adapter(site)
+        self._newest = newest.version if newest else 0
+        self.parent_step = newest.step if newest else 0
+        """The step of the adapter published last, from which the next one goes on."""
+
+    def publish(
+        self, exported: Exported, reward_model: RewardModelVersion, began_at: datetime | None = None, follows: Headers = ()
+    ) -> AdapterVersion:
+        """Store, announce, and return the event once Kafka has acknowledged it. Raises Unavailable; trying again is safe.
+
+        ``began_at``: when the step before it began; ``follows``: the trace of the reward model.
+        """
+        version = self._newest + 1
+        # The path names the content: after a crash between artifact and event, another adapter of this number finds its place free.
+        content = "".join(sha256_of(p) for p in sorted(exported.folder.iterdir()))
+        path = f"adapters/{self._site.policy}/{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        event = AdapterVersion(
+            policy=self._site.policy,
+            version=version,
+            artifact=self._site.artifacts.put(exported.folder, path),
+            base_fingerprint=self._base_fingerprint,
+            parent=self._newest or None,
+            rank=self._settings.rank,
+            targets=exported.targets,
+            reward_model_version=reward_model.version,
+            reward_model_offsets=reward_model.offsets,
+            newest_feedback_at=reward_model.newest_feedback_at,
+            step=exported.step,
+            metrics={name: value for name, value in exported.metrics.items() if math.isfinite(value)},
+            created_at=self._site.clock.now(),
+        )
+        told = self._site.traces.told("step", began_at or event.created_at, event.created_at, [follows], adapter=event.name, step=exported.step)
+        self._producer.publish(ADAPTERS, event, told)
+        self._newest, self.parent_step = version, exported.step
+        self._site.metrics.add("tidemill_adapters_published_total")
+        self._site.metrics.observe("tidemill_reward_model_to_adapter_seconds", (event.created_at - reward_model.created_at).total_seconds())
+        return event
+
+
+def newest_adapter(site: Site) -> AdapterVersion | None:
+    """The one of the highest version on the log of this site's policy."""
+    events = (ADAPTERS.decode(record.value) for record in read_to_end(site.kafka, ADAPTERS, "learner", site.metrics) if record.value)
+    return max((event for event in events if event.policy == site.policy), key=lambda event: event.version, default=None)

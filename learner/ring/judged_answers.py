@@ -1,0 +1,138 @@
+"""Live answers that people judged, as the learner takes them from labels: the verdict of their thumbs, and what they said in words."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from streams.core.events import FeedbackKind, Label, Message, Outcome
+
+REPLY_CHARACTERS = 1000
+"""A person's next turn is cut here: what is longer is mostly the next task, and beside the question it would not fit a step."""
+
+
+class JudgedAnswer(BaseModel):
+    """An answer of a deployed agent with what people think of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    episode_id: str
+    prompt: tuple[Message, ...]
+    answer: str
+    ended: bool = True
+    """False when the answer was cut at the token limit: it then has no end to learn from."""
+    verdict: float | None = Field(default=None, ge=0, le=1)
+    """Mean of the thumbs and ratings: 0 bad, 1 good."""
+    comments: tuple[str, ...] = ()
+    """Oldest first."""
+    correction: str | None = None
+    """The newest whole answer as it should have been."""
+    replies: tuple[str, ...] = ()
+    """What people said next in the conversation, oldest first; none unless asked for."""
+
+    @property
+    def good(self) -> bool | None:
+        """Which way its thumbs point; none when nobody gave one, or as many point up as down."""
+        return None if self.verdict is None or self.verdict == 0.5 else self.verdict > 0.5
+
+    @property
+    def has_words(self) -> bool:
+        """True when somebody said what was wrong or right with it."""
+        return bool(self.comments or self.correction)
+
+    @property
+    def has_hindsight(self) -> bool:
+        """True when something was said after it from which the policy can tell what would have been better."""
+        return self.has_words or bool(self.replies)
+
+    @classmethod
+    def of(cls, label: Label, with_replies: bool = False) -> "JudgedAnswer | None":
+        """None when the label says nothing to learn from: withdrawn, censored, or not text alone."""
+        said = [(vote.kind, vote.text) for vote in label.votes if vote.text]
+        corrections = [text for kind, text in said if kind is FeedbackKind.CORRECTION]
+        found = cls(
+            episode_id=label.episode_id,
+            prompt=label.messages,
+            answer=label.answer,
+            ended=label.outcome is Outcome.COMPLETED,
+            verdict=label.verdict,
+            comments=tuple(text for kind, text in said if kind is FeedbackKind.COMMENT),
+            correction=corrections[-1] if corrections else None,
+            replies=tuple(text[:REPLY_CHARACTERS] for kind, text in said if kind is FeedbackKind.REPLY) if with_replies else (),
+        )
+        usable = bool(label.messages) and label.messages[-1].role == "user" and bool(label.answer.strip()) and label.outcome is not Outcome.FAILED
+        return found if usable and (found.good is not None or found.has_hindsight) else None
+
+
+JUDGED = TypeAdapter(list[JudgedAnswer])
+
+
+class JudgedPool:
+    """The most recently judged answers of one policy. A later label of the same episode takes the place of the one before it."""
+
+    def __init__(self, policy: str, kept: int, with_replies: bool = False) -> None:
+        self._policy, self._kept, self._with_replies = policy, kept, with_replies
+        self._answers: OrderedDict[str, JudgedAnswer] = OrderedDict()
+        self._uses: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def take(self, label: Label) -> None:
+        """Remember what people think now; forget it when they took it back."""
+        if label.policy != self._policy:
+            return
+        self.forget(label.episode_id)
+        if (judged := JudgedAnswer.of(label, self._with_replies)) is not None:
+            self._add(judged)
+
+    def forget(self, episode_id: str) -> None:
+        """An answer that has no label any more."""
+        self._answers.pop(episode_id, None)
+        self._uses.pop(episode_id, None)
+
+    def choose(self, count: int) -> Sequence[JudgedAnswer]:
+        """At most ``count``: those that were learned from least, and of these the newest, so that a fresh word counts in the next adapter.
+
+        Half of them carry words, where there are such: what a person wrote of an answer says more than a thumb or a next turn, and those are many.
+        """
+        newest = list(reversed(self._answers.values()))
+        order = sorted(range(len(newest)), key=lambda n: (self._uses.get(newest[n].episode_id, 0), n))
+        worded = [n for n in order if newest[n].has_words][: max(1, count // 2)]
+        chosen = [newest[n] for n in (worded + [n for n in order if n not in set(worded)])[:count]]
+        for one in chosen:
+            self._uses[one.episode_id] = self._uses.get(one.episode_id, 0) + 1
+        return chosen
+
+    def save(self, path: Path) -> None:
+        """Write the pool, oldest first; renamed into place."""
+        incoming = path.with_suffix(".incoming")
+        incoming.write_bytes(JUDGED.dump_json(list(self._answers.values())))
+        incoming.rename(path)
+
+    def load(self, path: Path) -> None:
+        """Read a saved pool, if there is one."""
+        if path.exists():
+            for judged in JUDGED.validate_json(path.read_bytes()):
+                self._add(judged)
+
+    def _add(self, judged: JudgedAnswer) -> None:
+        self._answers[judged.episode_id] = judged
+        while len(self._answers) > self._kept:
+            self._uses.pop(self._answers.popitem(last=False)[0], None)
+
+
+def advised(judged: JudgedAnswer) -> tuple[Message, ...]:
+    """The prompt with what people said of the answer beside the question: what the policy would have needed to know.
+
+    The plainest word alone: a correction, else the comments, else what was said next.
+    """
+    *before, question = judged.prompt
+    if judged.correction:
+        said = [f"A good answer is: {judged.correction}"]
+    elif judged.comments:
+        said = [f"Remember: {comment}" for comment in judged.comments]
+    else:
+        said = [f"Once this was answered, the person said: {reply}" for reply in judged.replies]
+    return (*before, Message(role=question.role, content="\n\n".join([question.text, *said])))

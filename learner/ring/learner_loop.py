@@ -1,0 +1,97 @@
+"""The learner's loop: prompts and reward models in, adapters out."""
+
+import structlog
+
+from learner.distributed.ray_cluster import LearnerActor, Stopped
+from learner.ring.adapter_publisher import AdapterPublisher, Exported
+from learner.ring.log_feed import Feed, devices
+from learner.runs.learner_process import StepReport
+from learner.runs.trainer import Prompt
+from learner.settings import LearnerSettings
+from reward.settings import RewardSettings
+from streams.core.errors import Unavailable
+from streams.core.metrics import Metrics
+from streams.core.part_context import Site
+from streams.core.traces import in_logs
+from streams.kafka import Producer
+
+log = structlog.get_logger()
+PHASES = ("rollout", "score", "train")
+RETRY_S = 2.0
+TURN_S = 3600.0
+"""A step on a CPU may take many minutes; a loop that has not come round for an hour hangs."""
+
+
+def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
+    """Learn until told to stop, or for ``max_steps``. ``reward`` says which features reward models are fitted on."""
+    producer = Producer(site.kafka, site.metrics, "tidemill-learner")
+    actor = LearnerActor(settings, reward, site.base, site.state, site.stopping)
+    feed: Feed | None = None
+    try:
+        publisher = AdapterPublisher(settings, site, producer)
+        feed = Feed(settings, site, producer, str(actor.call("features")))
+        steps: int | None = None
+        following: list[Prompt] = []
+        device_s = 0.0  # since the last adapter: what the next one cost
+        while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
+            site.health.turned("learning", TURN_S)
+            try:
+                if steps is None:  # at the start, and whenever the process was lost: what did it keep?
+                    steps = int(actor.call("steps"))
+                    continue
+                if not feed.ready():
+                    continue
+                prompts = following or list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
+                if settings.sample_ahead:  # sampled during this step
+                    following = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps + 1))
+                began_at = site.clock.now()
+                judged = list(feed.judged.choose(settings.judged_per_step))
+                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged, following)
+                if report.step == steps:  # nothing fitted
+                    following = []
+                    feed.wait_for_prompts_that_fit()
+                    continue
+                steps = report.step
+                _expose(site.metrics, report, settings)
+                device_s += sum(report.metrics[f"{phase}_s"] for phase in PHASES) * devices(settings)
+                feed.save()
+                if steps % settings.publish_every == 0:
+                    folder = site.state / "outgoing"
+                    targets = actor.call("export", folder, publisher.parent_step)
+                    exported = Exported(folder, targets, steps, report.metrics | {"device_s": device_s})
+                    event = publisher.publish(exported, feed.reward_model, began_at, feed.follows)
+                    device_s = 0.0
+                    with in_logs(feed.follows):
+                        log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
+                log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
+            except Unavailable as error:
+                log.warning("waiting", error=str(error))
+                site.health.lacks("learning")
+                site.stopping.wait(RETRY_S)
+                steps, following = None, []
+    except Stopped:
+        log.info("stopped_in_a_call")
+    finally:
+        actor.close()
+        if feed is not None:
+            feed.close()
+        producer.close()
+
+
+def _expose(metrics: Metrics, report: StepReport, settings: LearnerSettings) -> None:
+    m, held = report.metrics, devices(settings)
+    metrics.add("tidemill_learner_steps_total")
+    for phase in PHASES:
+        metrics.observe("tidemill_learner_step_seconds", m[f"{phase}_s"], phase=phase)
+        metrics.add("tidemill_learner_device_seconds_total", m[f"{phase}_s"] * held, work=phase)
+    metrics.add("tidemill_learner_tokens_total", m["output_tokens"], phase="rollout")
+    metrics.add("tidemill_learner_tokens_total", m["train_tokens"], phase="train")
+    metrics.set("tidemill_learner_reward_mean", m["reward_mean"])
+    metrics.set("tidemill_learner_kl_nats", m["kl_nats"])
+    metrics.set("tidemill_learner_entropy_nats", m["entropy_nats"])
+    metrics.set("tidemill_learner_entropy_alarm", float(m["entropy_nats"] < settings.entropy_alarm_nats))
+    metrics.add("tidemill_learner_stale_rollouts_total", m["stale_rollouts"])
+    metrics.set("tidemill_learner_left_out_ratio", m["left_out_ratio"])
+    metrics.set("tidemill_learner_gradient_norm", m["gradient_norm"])
+    metrics.set("tidemill_learner_engine_ratio", m["engine_ratio_mean"])
+    metrics.set("tidemill_learner_effective_sample_ratio", m["effective_sample_ratio"])

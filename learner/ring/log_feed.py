@@ -1,0 +1,168 @@
+"""What the learner follows on the log: recent prompts, what people said of live answers, and the newest reward model, fetched and verified."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from learner.ring.judged_answers import JudgedPool
+from learner.ring.prompt_pool import PromptPool
+from learner.settings import LearnerSettings
+from reward.fit.reward_model import RewardModel
+from streams.core.errors import BadArtifact, InvalidEvent
+from streams.core.events import Episode, Erased, RewardModelVersion
+from streams.core.part_context import Site
+from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
+from streams.core.traces import Headers
+from streams.erasure.erasure_follower import Erasures, told
+from streams.kafka import Consumer, Producer, Record, read_to_end
+from streams.kafka.dead_letters import DeadLetters
+
+log = structlog.get_logger()
+
+
+class Feed:
+    """Reads episodes, labels (when they are learned from) and reward models without a group: the pools and their offsets are its own state."""
+
+    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer, features: str) -> None:
+        self._settings, self._site, self._features = settings, site, features
+        self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
+        self._producer = producer
+        self._erasures = Erasures(site, "learner")
+        self._forgotten_at = 0
+        self._must_save = False
+        self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_judged else [EPISODES]
+        self._consumer = Consumer(site.kafka, [*self._pooled, REWARD_MODELS], "learner", site.metrics)
+        self.prompts = PromptPool(site.policy, settings.prompts_kept)
+        known = {EPISODES.name: self.prompts.load(site.state / "prompts.json"), LABELS.name: True}
+        self.judged = JudgedPool(site.policy, settings.judged_kept, settings.hindsight_replies)
+        if settings.learns_from_judged:
+            self.judged.load(site.state / "judged.json")
+        for topic in self._pooled:
+            if known[topic.name] and (places := site.state / f"{topic.short_name}-offsets.json").exists():
+                self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
+        self._reward: tuple[RewardModelVersion, Path] | None = None
+        self.follows: Headers = ()
+        """The trace of the reward model at hand."""
+
+    @property
+    def reward_model(self) -> RewardModelVersion:
+        """The newest usable reward model's event. Only once ``ready``."""
+        return self._taken()[0]
+
+    @property
+    def reward_folder(self) -> Path:
+        """Where its files lie. Only once ``ready``."""
+        return self._taken()[1]
+
+    def ready(self) -> bool:
+        """Read what has come; True when there are prompts enough and a reward model. Waits a little when there are not."""
+        newest: tuple[Record, RewardModelVersion] | None = None
+        self._erasures.poll()
+        while records := self._consumer.poll(timeout_s=0.05):
+            for record in records:
+                try:
+                    if record.topic == EPISODES.name:
+                        self._ask(EPISODES.decode(record.value), record.timestamp_ms)
+                    elif record.topic == LABELS.name:
+                        self._judge(record)
+                    elif (event := REWARD_MODELS.decode(record.value)).policy == self._site.policy:
+                        newest = (record, event)
+                except InvalidEvent as error:
+                    if record.topic == REWARD_MODELS.name:  # join and reward set aside what is bad of the others; twice would count it twice
+                        self._dead_letters.set_aside(record, error)
+        if newest is not None:
+            self._take_reward_model(*newest)
+        if self._erasures.end > self._forgotten_at:
+            self._forget()
+        if self._must_save:
+            self.save()
+        lacking = {"prompts": len(self.prompts) < self._settings.prompts_needed, "reward_model": self._reward is None, "prompts_that_fit": False}
+        for what, lacks in lacking.items():
+            self._site.metrics.set("tidemill_learner_waiting", float(lacks), what=what)
+        if not any(lacking.values()):
+            return True
+        self.wait()
+        return False
+
+    def wait_for_prompts_that_fit(self) -> None:
+        """Those that were chosen are too long."""
+        self._site.metrics.set("tidemill_learner_waiting", 1, what="prompts_that_fit")
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait a little, and count it."""
+        start = time.monotonic()
+        self._site.stopping.wait(0.5)
+        waited_s = time.monotonic() - start
+        self._site.metrics.add("tidemill_learner_waiting_seconds_total", waited_s)
+        self._site.metrics.add("tidemill_learner_device_seconds_total", waited_s * devices(self._settings), work="waiting")
+
+    def save(self) -> None:
+        """Keep the pools and how far their topics were read, pools first: what is read twice is in its pool once."""
+        self.prompts.save(self._site.state / "prompts.json")
+        if self._settings.learns_from_judged:
+            self.judged.save(self._site.state / "judged.json")
+        for topic in self._pooled:
+            places = {partition: offset for (name, partition), offset in self._consumer.positions().items() if name == topic.name}
+            incoming = self._site.state / "offsets.incoming"
+            incoming.write_text(json.dumps(places))
+            incoming.rename(self._site.state / f"{topic.short_name}-offsets.json")
+        self._must_save = False
+
+    def close(self) -> None:
+        """Hang up."""
+        self._erasures.close()
+        self._consumer.close()
+
+    def _ask(self, episode: Episode, arrived_ms: int) -> None:
+        if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
+            self.prompts.take(episode)
+
+    def _judge(self, record: Record) -> None:
+        """What an erasure took from a label, or left nothing of, goes from the disk at once."""
+        if record.value is None:
+            self.judged.forget((record.key or b"").decode(errors="replace"))
+            self._must_save = True
+        else:
+            label = LABELS.decode(record.value)
+            self.judged.take(label)
+            self._must_save |= label.erasures > 0
+
+    def _forget(self) -> None:
+        """Prompts of those who asked to be forgotten go, on disk too, before it is told; once, however often the log is read."""
+        done = {(each.person, each.erasure_at) for each in told(read_to_end(self._site.kafka, ERASED, "learner", self._site.metrics))
+                if each.part == "learner"}  # fmt: skip
+        due = [each.erasure for each in self._erasures.since(self._forgotten_at) if (each.erasure.person, each.erasure.at) not in done]
+        removed = [self.prompts.forget(erasure.person) for erasure in due]
+        self.save()
+        for erasure, count in zip(due, removed, strict=True):
+            self._producer.publish(ERASED, Erased(person=erasure.person, part="learner", where="prompts", removed={"prompts": count},
+                                                  erasure_at=erasure.at, at=self._site.clock.now()))  # fmt: skip
+        self._forgotten_at = self._erasures.end
+
+    def _taken(self) -> tuple[RewardModelVersion, Path]:
+        if self._reward is None:
+            raise RuntimeError("asked for the reward model before there was one")
+        return self._reward
+
+    def _take_reward_model(self, record: Record, event: RewardModelVersion) -> None:
+        name = f"{event.version}-{event.artifact.sha256[:12]}"
+        try:
+            folder = self._site.artifacts.fetch(event.artifact, self._site.state / "reward-models" / name)
+            RewardModel.load(folder)  # one that cannot be read is refused here, not in the middle of a step
+        except BadArtifact as error:
+            self._dead_letters.set_aside(record, InvalidEvent("bad_artifact", str(error)))
+            return
+        if self._reward is not None and self._reward[1] != folder:
+            shutil.rmtree(self._reward[1], ignore_errors=True)
+        self._reward, self.follows = (event, folder), record.headers
+        log.info("reward_model_taken", version=event.version, labels=event.labels)
+
+
+def devices(settings: LearnerSettings) -> float:
+    """How many devices the learner's processes hold: their GPUs, or the machine's CPU as one."""
+    return settings.workers * settings.ray_num_gpus or 1.0

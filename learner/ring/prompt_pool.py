@@ -1,0 +1,80 @@
+"""The prompts to learn on: what people asked lately, each once, no more than so many."""
+
+import json
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from learner.runs.trainer import Prompt
+from streams.core.events import Episode, Message, Outcome, person_of
+
+NOBODY = "-"
+
+
+class Kept(BaseModel):
+    """A prompt, and the people who asked it."""
+
+    prompt: tuple[Message, ...]
+    askers: tuple[str, ...]
+
+
+KEPT = TypeAdapter(list[Kept])
+
+
+class PromptPool:
+    """The most recent distinct prompts of one policy. Asking again makes a prompt recent again."""
+
+    def __init__(self, policy: str, kept: int) -> None:
+        self._policy, self._kept = policy, kept
+        self._prompts: OrderedDict[str, Prompt] = OrderedDict()
+        self._askers: dict[str, frozenset[str]] = {}
+        """Who asked each, as hashes; nobody where it was asked without a name."""
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def take(self, episode: Episode) -> None:
+        """Remember what was asked. Faults of the infrastructure, other policies and turns that no person took are left out."""
+        usable = episode.messages and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
+        if episode.policy == self._policy and episode.outcome is not Outcome.FAILED and usable:
+            self._add(episode.messages, frozenset({person_of(episode.user_id)} if episode.user_id is not None else {NOBODY}))
+
+    def forget(self, person: str) -> int:
+        """Drop what this person alone asked (SHA-256 of their user_id); returns how many prompts went."""
+        gone = [key for key, askers in self._askers.items() if askers == {person}]
+        for key in gone:
+            del self._prompts[key], self._askers[key]
+        self._askers = {key: askers - {person} for key, askers in self._askers.items()}
+        return len(gone)
+
+    def choose(self, count: int, seed: int, step: int) -> Sequence[Prompt]:
+        """At most ``count`` prompts, drawn without replacement; the same for the same pool, seed and step."""
+        return random.Random(f"{seed}:{step}").sample(list(self._prompts.values()), min(count, len(self._prompts)))
+
+    def save(self, path: Path) -> None:
+        """Write the pool, oldest first; renamed into place."""
+        incoming = path.with_suffix(".incoming")
+        kept = [Kept(prompt=prompt, askers=tuple(sorted(self._askers[key]))) for key, prompt in self._prompts.items()]
+        incoming.write_bytes(KEPT.dump_json(kept))
+        incoming.rename(path)
+
+    def load(self, path: Path) -> bool:
+        """Read a saved pool. False when there is none, or none that says who asked: the episodes are then to be read again."""
+        try:
+            kept = KEPT.validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return False
+        for each in kept:
+            self._add(each.prompt, frozenset(each.askers))
+        return True
+
+    def _add(self, prompt: Prompt, askers: frozenset[str]) -> None:
+        key = json.dumps([(message.role, message.text) for message in prompt])
+        self._prompts[key] = prompt
+        self._prompts.move_to_end(key)
+        self._askers[key] = self._askers.get(key, frozenset()) | askers
+        while len(self._prompts) > self._kept:
+            del self._askers[self._prompts.popitem(last=False)[0]]

@@ -1,0 +1,1 @@
+"""Sampling answers to learn from: the engines, and router replay."""

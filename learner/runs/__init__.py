@@ -1,0 +1,1 @@
+"""One step of learning, what lives in a learner's process, and its checkpoints."""

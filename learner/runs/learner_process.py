@@ -1,0 +1,169 @@
+"""What lives in the learner's own process: policy, optimizer, engine and reward model side by side on one device."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+
+from learner.distributed.process_mesh import ALONE, join
+from learner.models.lora_policy import Policy
+from learner.models.sequence_packing import Branches, pack
+from learner.ring.adapter_recipe import Notebook, Recipe, TakenStep
+from learner.ring.judged_answers import JudgedAnswer, advised
+from learner.rollouts.rollout_engines import Rollout, make_engine
+from learner.runs import checkpoint
+from learner.runs.trainer import Prompt, StepResult, Trainer
+from learner.settings import LearnerSettings
+from reward.features.featurizer import Featurizer
+from reward.fit.reward_model import RewardModel
+from reward.settings import RewardSettings
+from streams.core.errors import BadArtifact
+from streams.core.events import Artifact
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the worker hears of a step: its number and figures, not its texts."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+class RewardScorer:
+    """The newest reward model's lower confidence bound, in [0, 1]: what it is unsure of is worth less."""
+
+    def __init__(self, featurizer: Featurizer, model: RewardModel) -> None:
+        self._featurizer, self._model = featurizer, model
+
+    def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+        return [float(lower) for lower in self._model.score(self._featurizer.features(pairs)).lower_N]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of how many processes that learn together one is."""
+
+    rank: int
+    size: int
+    meeting_place: Path
+    """A file that all of them see and nobody has used before."""
+
+
+class LearnerProcess:
+    """One learner, or one of several that take every call together. It resumes from the last checkpoint when it is made, and is told
+    everything else with each call."""
+
+    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, place: Place | None = None) -> None:
+        torch.set_num_threads(threads(settings))
+        self._settings, self._state = settings, state
+        device = torch.device("cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu")
+        self._mesh = ALONE
+        if place is not None:
+            self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)
+        self._policy = Policy(base, settings, device, self._mesh)
+        self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
+        step = checkpoint.load(self._trainer, state / "checkpoints")
+        self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
+        self._featurizer = Featurizer.of_site(base, reward)
+        self._reward: tuple[Path, RewardModel] | None = None
+        self._last: StepResult | None = None
+        log.info("learner_ready", step=step, device=device.type, threads=torch.get_num_threads(), engine=self._trainer.engine.name,
+                 rank=place.rank if place else 0, processes=place.size if place else 1)  # fmt: skip
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def features(self) -> str:
+        """Fingerprint of the features that a reward model must have been fitted on to be of use here."""
+        return self._featurizer.fingerprint
+
+    def steps(self) -> int:
+        """Steps taken and kept."""
+        return self._trainer.step_number
+
+    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, judged: Sequence[JudgedAnswer] = (),
+             following: Sequence[Prompt] = ()) -> StepReport:  # fmt: skip
+        """One step on these prompts with the reward model that lies in a folder, and on live answers; checkpointed before it is reported.
+
+        ``following``: the next step's prompts, which are sampled meanwhile."""
+        fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
+        if not fitting:
+            log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
+            return StepReport(self._trainer.step_number, {})
+        told = tuple(one for one in judged if self._trainer.fits(advised(one) if one.has_hindsight else one.prompt))
+        self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
+                                        [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
+        self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))
+        if self._mesh.leads and self._last.step % self._settings.checkpoint_every == 0:
+            checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken)
+        return StepReport(self._last.step, self._last.metrics)
+
+    def export(self, folder: Path, parent_step: int) -> tuple[str, ...]:
+        """Write the adapter, its probes and its recipe from the parent on into ``folder``. Returns the names that the adapter is on."""
+        probes, recipe = self._probes(), self._recipe(parent_step)  # every process of a split base is needed for the probes
+        if self._mesh.leads:
+            incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+            self._policy.save_adapter(incoming)
+            (incoming / "probes.json").write_text(json.dumps({"probes": probes}))
+            recipe.write(incoming)
+            shutil.rmtree(folder, ignore_errors=True)
+            incoming.rename(folder)
+        return self._policy.targets
+
+    def _recipe(self, parent_step: int) -> Recipe:
+        return Recipe(
+            settings=self._settings,
+            features=self._featurizer.fingerprint,
+            engine=self._trainer.engine.name,
+            device=self._policy.device.type,
+            threads=torch.get_num_threads(),
+            after_step=parent_step,
+            steps=self._notebook.since(parent_step),
+        )
+
+    @torch.no_grad()
+    def _probes(self) -> list[dict[str, Any]]:
+        """Rollouts of the last step on which adapter and base differ most, with the logprobs of both, by which a replica is known."""
+        if self._last is None:
+            raise BadArtifact("an adapter is exported after a step, whose rollouts serve as its probes")
+        chosen = self._telling(self._last)[: self._settings.probes]
+        packed = pack([Branches(r.prompt_ids, (r.output_ids,)) for r in chosen], self._policy.eos_id, self._policy.device)
+        adapter_BT = self._policy.stats(packed).logprobs_BT
+        with self._policy.reference():
+            base_BT = self._policy.stats(packed).logprobs_BT
+        return [
+            {
+                "prompt_ids": list(rollout.prompt_ids),
+                "output_ids": list(rollout.output_ids),
+                "adapter_logprobs": adapter_T[: len(rollout.output_ids)].tolist(),
+                "base_logprobs": base_T[: len(rollout.output_ids)].tolist(),
+            }
+            for rollout, adapter_T, base_T in zip(chosen, adapter_BT, base_BT, strict=True)
+        ]
+
+    def _telling(self, last: StepResult) -> list[Rollout]:
+        order = sorted(range(len(last.rollouts)), key=lambda n: -last.base_gaps[n])
+        return [last.rollouts[n] for n in order]
+
+    def _reward_model(self, folder: Path) -> RewardModel:
+        if self._reward is None or self._reward[0] != folder:
+            model = RewardModel.load(folder)
+            if model.features != self._featurizer.fingerprint:
+                raise BadArtifact(f"reward model {folder.name} was fitted on other features: learner and reward updater need equal [reward] settings")
+            self._reward = (folder, model)
+        return self._reward[1]
+
+
+def threads(settings: LearnerSettings) -> int:
+    """Threads of each of the learner's processes: as asked for, else the cores this process may use, shared out."""
+    return settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.workers)

@@ -1,0 +1,255 @@
+"""One step of learning, as data: prompts in, a better adapter and the step's figures out."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from learner.models.lora_policy import Policy
+from learner.models.value_head import ValueHead
+from learner.objectives import advantages, losses
+from learner.objectives.hindsight_objective import HindsightObjective
+from learner.objectives.rollout_objective import RolloutObjective
+from learner.objectives.thumb_objective import ThumbObjective
+from learner.ring.judged_answers import JudgedAnswer, advised
+from learner.rollouts.rollout_engines import Engine, Rollout
+from learner.settings import LearnerSettings
+from streams.core.errors import StalePolicy
+from streams.core.events import Message
+
+Prompt = tuple[Message, ...]
+
+
+class Scorer(Protocol):
+    """Says how good answers are. The reward model behind it, or a plain function in tests."""
+
+    def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> Sequence[float]: ...
+
+
+class Objective(Protocol):
+    """One of the things that a step wants of the policy."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one update computes for it, padding included."""
+
+    def backward(self) -> None:
+        """Add its gradients to the adapter's; called once an update."""
+
+    def metrics(self) -> dict[str, float]:
+        """What it measured; asked for after the last update."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did."""
+
+    step: int
+    """Steps taken so far, this one included."""
+    rollouts: tuple[Rollout, ...]
+    answers: tuple[str, ...]
+    rewards: tuple[float, ...]
+    base_gaps: tuple[float, ...]
+    """Mean distance of each rollout's log-probabilities from the base's before the update, in nats; 0 where it was not measured."""
+    ahead: bool
+    """True when the rollouts were sampled during the step before."""
+    metrics: dict[str, float]
+    """Rewards as given, nats, ratios; seconds and tokens by phase."""
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Rollouts of this row's prompts, of a certain step."""
+
+    prompts: Sequence[Prompt]
+    rollouts: list[Rollout]
+    seconds: float
+
+
+class Trainer:
+    """Holds the optimizer. Everything random comes from (seed, step), so a step is a function of adapter, optimizer and input."""
+
+    def __init__(self, policy: Policy, engine: Engine, settings: LearnerSettings) -> None:
+        self.policy, self.engine, self.settings = policy, engine, settings
+        self.optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.step_number = 0
+        self.kl_coefficient = settings.kl_coefficient
+        """Of the next step; it moves only when ``kl_target_nats`` is set."""
+        self._ahead: _Sampled | None = None
+        self.value_head = ValueHead(policy.hidden_size, settings.value_learning_rate, policy.device) if settings.advantage == "gae" else None
+
+    def step(self, prompts: Sequence[Prompt], scorer: Scorer, judged: Sequence[JudgedAnswer] = (), following: Sequence[Prompt] = ()) -> StepResult:
+        """Sample a group for each prompt, score, and update the adapter, also by what people said of the ``judged`` live answers.
+
+        ``following``: the next step's prompts, to be sampled from this step's policy while it is trained. Prompts that are too long count as an
+        error of the caller.
+        """
+        clock: dict[str, float] = {}
+        mesh = self.policy.mesh
+        asked, judged = mesh.share(prompts), judged if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
+        self.engine.adopt(self.policy, self.step_number)
+        ahead, unwanted = self._sampled_ahead(asked)
+        sampled = ahead or self._sample(asked, self.step_number)
+        asked, rollouts, stale = self._fresh(asked, sampled.rollouts)
+        clock["rollout"] = sampled.seconds
+        with _timed(clock, "rollout"):
+            worded = [one for one in judged if one.has_hindsight] if self.settings.hindsight_weight else []
+            taught_on = self._taught_on(worded)
+            if not following:
+                self.engine.rest()
+        answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
+        with _timed(clock, "score"):
+            rewards = self._rewards(asked, rollouts, answers, scorer)
+        rollouts = [Rollout.of(values) for values in mesh.gathered([astuple(r) for r in rollouts])]
+        answers, rewards = mesh.gathered(answers), torch.tensor(mesh.gathered(rewards.tolist()))
+        with _timed(clock, "train"), _threads(self._training_threads()), self._sampling_ahead(mesh.share(following)):
+            chosen = self._chosen(rewards)
+            rewards_PG = rewards[chosen].view(len(rewards) // self.settings.samples_per_prompt, -1)
+            trained = [rollouts[n] for n in chosen]
+            on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG, self.value_head)
+            objectives: list[Objective] = [on_rollouts]
+            if self.settings.thumb_weight and (thumbs := [one for one in judged if one.good is not None]):
+                objectives.append(ThumbObjective(self.policy, self.settings, thumbs))
+            if worded:
+                objectives.append(HindsightObjective(self.policy, self.settings, worded, taught_on))
+            norm = self._update(objectives)
+        metrics = {name: value for objective in objectives for name, value in objective.metrics().items()}
+        found = dict(zip(chosen, on_rollouts.base_gaps(), strict=True))
+        gaps = tuple(found.get(n, 0.0) for n in range(len(rollouts)))
+        self.step_number += 1
+        if self.kl_coefficient > 0 and self.settings.kl_target_nats > 0:
+            self.kl_coefficient = losses.steered(self.kl_coefficient, metrics["kl_nats"], self.settings.kl_target_nats, self.settings.kl_coefficient)
+        output_tokens = sum(len(r.output_ids) for r in rollouts)
+        train_tokens = sum(mesh.gathered([objective.tokens for objective in objectives])) * self.settings.updates_per_step
+        metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
+            "gradient_norm": norm,
+            "train_tokens": float(train_tokens),
+            "reward_mean": float(rewards.mean()),
+            "reward_std": float(rewards.std()),
+            "stale_rollouts": float(sum(mesh.gathered([stale + unwanted]))),
+            "output_tokens": float(output_tokens),
+            "policy_lag": float(max(self.step_number - 1 - r.policy_version for r in rollouts)),
+            "cut_ratio": sum(r.finish == "cut" for r in rollouts) / len(rollouts),
+            "rollout_tokens_per_s": output_tokens / clock["rollout"],
+            "train_tokens_per_s": train_tokens / clock["train"],
+        }
+        return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, ahead is not None, metrics)
+
+    def fits(self, prompt: Prompt) -> bool:
+        """True when the prompt is within ``max_prompt_tokens``."""
+        return len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens
+
+    def _sample(self, prompts: Sequence[Prompt], step: int) -> _Sampled:
+        """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows draw from seeds of their own."""
+        s, start = self.settings, time.perf_counter()
+        seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + step
+        ids = [self.policy.prompt_ids(prompt) for prompt in prompts]
+        rollouts = self.engine.sample(ids, s.samples_per_prompt, s.max_output_tokens, s.temperature, seed) if ids else []
+        return _Sampled(prompts, rollouts, time.perf_counter() - start)
+
+    def _sampled_ahead(self, prompts: Sequence[Prompt]) -> tuple[_Sampled | None, int]:
+        """What was sampled for these prompts during the step before; and how many rollouts were, but for others or too long ago."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is None:
+            return None, 0
+        oldest = min((rollout.policy_version for rollout in ahead.rollouts), default=self.step_number)
+        if list(ahead.prompts) == list(prompts) and self.step_number - oldest <= self.settings.max_policy_lag:
+            return ahead, 0
+        return None, len(ahead.rollouts)
+
+    def _training_threads(self) -> int:
+        """Half of them where sampling goes on beside: as many for both, since some libraries keep one number for all of a process."""
+        return max(1, torch.get_num_threads() // 2) if self.settings.sample_ahead else self.settings.train_threads
+
+    @contextmanager
+    def _sampling_ahead(self, prompts: Sequence[Prompt]) -> Iterator[None]:
+        """Within, the next step's rollouts are sampled beside; then they are there."""
+        if not prompts:
+            yield
+            return
+        with ThreadPoolExecutor(1, "sampling", torch.set_num_threads, (torch.get_num_threads(),)) as beside:
+            sampling = beside.submit(self._sample, prompts, self.step_number + 1)
+            yield
+            self._ahead = sampling.result()
+
+    def _fresh(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout]) -> tuple[list[Prompt], list[Rollout], int]:
+        """The groups whose every rollout is young enough to learn from, and how many rollouts are not. Raises StalePolicy when none is."""
+        size, oldest = self.settings.samples_per_prompt, self.step_number - self.settings.max_policy_lag
+        kept = [n for n in range(len(prompts)) if min(r.policy_version for r in rollouts[n * size : (n + 1) * size]) >= oldest]
+        if prompts and not kept:
+            raise StalePolicy(
+                f"every rollout is older than learner.max_policy_lag = {self.settings.max_policy_lag} allows at step {self.step_number}"
+            )
+        young = [rollout for n in kept for rollout in rollouts[n * size : (n + 1) * size]]
+        return [prompts[n] for n in kept], young, len(rollouts) - len(young)
+
+    def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
+        """The answers on whose tokens each judged answer's words teach."""
+        s = self.settings
+        told = [one for one in worded if one.comments and not one.correction] if s.hindsight_on == "rewritten" else []
+        rewritten: dict[str, list[tuple[int, ...]]] = {one.episode_id: [] for one in told}
+        if told:
+            prompts = [self.policy.prompt_ids(advised(one)) for one in told]
+            seed = (s.seed << 32) + (1 << 31) + self.step_number
+            for n, rollout in enumerate(self.engine.sample(prompts, s.hindsight_samples, s.max_output_tokens, s.temperature, seed)):
+                rewritten[told[n // s.hindsight_samples].episode_id].append(rollout.output_ids)
+        return [
+            tuple(rewritten.get(one.episode_id, ()))
+            or (self.policy.answer_ids(one.correction or one.answer, bool(one.correction) or one.ended, s.judged_tokens),)
+            for one in worded
+        ]
+
+    def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], answers: Sequence[str], scorer: Scorer) -> Tensor:
+        """The score after the guards that need no model. [P x G]."""
+        s = self.settings
+        asked = [prompts[n // s.samples_per_prompt] for n in range(len(rollouts))]
+        scores = scorer(list(zip(asked, answers, strict=True))) if rollouts else ()
+        return torch.tensor([
+            (float(score) if answer.strip() else s.empty_reward) - (s.cut_penalty if rollout.finish == "cut" else 0.0)
+            for score, answer, rollout in zip(scores, answers, rollouts, strict=True)
+        ])  # fmt: skip
+
+    def _chosen(self, rewards_B: Tensor) -> list[int]:
+        """Which rollouts are trained on."""
+        s = self.settings
+        if not s.trained_per_prompt:
+            return list(range(len(rewards_B)))
+        within_PK = advantages.most_telling(rewards_B.view(-1, s.samples_per_prompt), s.trained_per_prompt)
+        return (within_PK + torch.arange(len(within_PK))[:, None] * s.samples_per_prompt).flatten().tolist()
+
+    def _update(self, objectives: Sequence[Objective]) -> float:
+        """The optimizer's updates on the sum of the objectives. Returns the last gradient's norm before it was scaled down."""
+        norm = torch.zeros(())
+        for _ in range(self.settings.updates_per_step):
+            self.optimizer.zero_grad(set_to_none=True)
+            for objective in objectives:
+                objective.backward()
+            self.policy.mesh.add_gradients(self.policy.parameters, self.policy.whole)
+            norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), self.settings.max_gradient_norm)
+            if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
+                self.optimizer.step()
+        return float(norm)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Within, torch computes with so many threads; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _timed(clock: dict[str, float], phase: str) -> Iterator[None]:
+    """Adds the seconds within to those of a phase."""
+    start = time.perf_counter()
+    yield
+    clock[phase] = clock.get(phase, 0.0) + time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""How good the model is on labels it had not seen, and when a new version may replace the last. Pure arithmetic.
+
+Shapes: ``N`` labels. ``chances`` are probabilities of a good verdict, ``verdicts`` lie between 0 bad and 1 good.
+"""
+
+import torch
+from torch import Tensor
+
+from streams.core.events import Calibration
+
+BINS = 10
+SURE = 1e-6
+"""Probabilities are kept so far from 0 and 1 when their logarithm is taken."""
+
+
+def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
+    """Accuracy, the most frequent verdict's share, Brier score and expected calibration error; all 0 without labels."""
+    if len(chances_N) == 0:
+        return Calibration(labels=0, accuracy=0.0, baseline=0.0, brier=0.0, ece=0.0)
+    chances_N, verdicts_N = chances_N.double(), verdicts_N.double()
+    good_N = verdicts_N >= 0.5
+    share = float(good_N.double().mean())
+    return Calibration(
+        labels=len(chances_N),
+        accuracy=float(((chances_N >= 0.5) == good_N).double().mean()),
+        baseline=max(share, 1 - share),
+        brier=float(((chances_N - verdicts_N) ** 2).mean()),
+        ece=expected_calibration_error(chances_N, verdicts_N),
+        auc=area_under_curve(chances_N, good_N),
+    )
+
+
+def area_under_curve(chances_N: Tensor, good_N: Tensor) -> float | None:
+    """Chance that a good label was predicted above a bad one, ties half (Mann and Whitney 1947); none unless there are both."""
+    good, bad = chances_N[good_N], chances_N[~good_N]
+    if not len(good) or not len(bad):
+        return None
+    return float((torch.sign(good[:, None] - bad[None, :]).double().mean() + 1) / 2)
+
+
+def expected_calibration_error(chances_N: Tensor, verdicts_N: Tensor) -> float:
+    """Mean over 10 equal-width bins of |mean chance - mean verdict|, by the share of labels in each (Naeini et al. 2015)."""
+    bins_N = (chances_N * BINS).long().clamp(0, BINS - 1)
+    error = 0.0
+    for b in range(BINS):
+        inside_N = bins_N == b
+        if bool(inside_N.any()):
+            error += float(inside_N.double().mean()) * abs(float(chances_N[inside_N].mean()) - float(verdicts_N[inside_N].mean()))
+    return error
+
+
+def log_loss(chances_N: Tensor, verdicts_N: Tensor) -> Tensor:
+    """Log loss of each label ``[N]`` in nats, float64."""
+    p = chances_N.double().clamp(SURE, 1 - SURE)
+    y = verdicts_N.double()
+    return -(y * p.log() + (1 - y) * (1 - p).log())
+
+
+def no_worse(new_loss_N: Tensor, old_loss_N: Tensor, tolerance_se: float) -> bool:
+    """The publishing rule: the mean of (new - old) loss is at most ``tolerance_se`` standard errors above 0.
+
+    Both losses are of predictions by fits that had not seen the label. With fewer than two labels nothing can be said against it.
+    """
+    difference_N = (new_loss_N - old_loss_N).double()
+    if len(difference_N) < 2:
+        return True
+    standard_error = float(difference_N.std(correction=1)) / len(difference_N) ** 0.5
+    return float(difference_N.mean()) <= tolerance_se * standard_error

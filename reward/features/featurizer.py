@@ -1,0 +1,237 @@
+"""Frozen backbone to features: what words an answer uses, what it is about, and how it sits with the question.
+
+Shapes: ``N`` pairs of (messages, answer), ``T`` tokens, ``H`` hidden size, ``D`` features. Four blocks, in this order:
+
+- ``words`` (H): input embeddings of the answer's distinct tokens, whitened and summed, over the root of their number. A bag of words
+  that knows synonyms; thumbs of people who like a manner of speaking are learned from it with the fewest labels.
+- ``mean`` (H): mean over the answer of a lower-middle layer: what is being said.
+- ``last`` (H): state at the end of the answer of a later layer: the whole exchange, as the backbone sums it up.
+- ``relation`` (8): how far the answer takes up the words of the question, its length, and how much it repeats itself.
+
+A pair's features do not depend on what else is in the batch: each pair runs on its own. Padding and batching change the last
+bits of a matrix product, and then the same labels in another order would give another reward model.
+"""
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol, Self
+
+import jinja2
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from reward.settings import RewardSettings
+from streams.artifacts.artifact_store import fingerprint
+from streams.core.errors import ConfigError
+from streams.core.events import Message
+
+Pair = tuple[Sequence[Message], str]
+COVERAGES, FORMS = 5, 3
+RELATIONS = COVERAGES + FORMS
+LAYOUT = 2
+"""Raised whenever the features change: models fitted on another layout must not score these."""
+GAINS = (1.0, 0.4, 0.4)
+"""How much each of the large blocks weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
+RELATION_GAIN = 0.6
+"""The same of the relation, all its features together. The answer's length is a block of its own in it."""
+WHITENING_ROWS = 8192
+WHITENING_FLOOR = 1e-2
+
+
+class Features(Protocol):
+    """Turns pairs into features. The seam that the updater and the learner see instead of a backbone."""
+
+    fingerprint: str
+
+    def features(self, pairs: Sequence[Pair]) -> Tensor: ...
+
+    @property
+    def blocks(self) -> tuple[tuple[int, float], ...]:
+        """Size and gain of each block, in order; the sizes sum up to ``D``. A block's total variance is its gain squared."""
+
+
+class Featurizer:
+    """Features of (messages, answer) pairs by a frozen causal language model, cached by content. Thread-safe."""
+
+    def __init__(self, backbone: Path, settings: RewardSettings | None = None) -> None:
+        self._settings = settings = settings or RewardSettings()
+        model, self._mean_layer, self._last_layer = load_trunk(backbone, settings, settings.dtype)
+        self._tokenizer = AutoTokenizer.from_pretrained(str(backbone), local_files_only=True)
+        self._model = model.eval().requires_grad_(False)
+        self._hidden = int(model.config.hidden_size)
+        self._whitening_HH, self._centre_H = _whitening(self._model.get_input_embeddings().weight)
+        named = f"{fingerprint(backbone)} {LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
+        self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._prefix: tuple[tuple[int, ...], Any] | None = None
+        self._lock = Lock()
+
+    @classmethod
+    def of_site(cls, base: Path, settings: RewardSettings) -> Self:
+        """On the backbone that the settings name, beside this base of the policy."""
+        return cls(settings.backbone_of(base), settings)
+
+    @property
+    def blocks(self) -> tuple[tuple[int, float], ...]:
+        relation = tuple((size, RELATION_GAIN * (size / RELATIONS) ** 0.5) for size in (COVERAGES, 1, FORMS - 1))
+        return (*((self._hidden, gain) for gain in GAINS), *relation)
+
+    def features(self, pairs: Sequence[Pair]) -> Tensor:
+        """Features of each pair: float32 ``[N, D]``, finite."""
+        rows = [self._one(messages, answer) for messages, answer in pairs]
+        return torch.stack(rows) if rows else torch.empty(0, 3 * self._hidden + RELATIONS)
+
+    def forget(self) -> None:
+        """Empty the cache: it holds what people said, as numbers and as a prompt's keys and values."""
+        with self._lock:
+            self._cache.clear()
+            self._prefix = None
+
+    def tokens(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
+        """What the backbone reads: the prompt's last tokens, and the answer's first ones with the end of text."""
+        return self._prompt_ids(messages), self._read_ids(self._ids(answer))
+
+    def two_states(self, states: Sequence[Tensor], begin: int) -> tuple[Tensor, Tensor]:
+        """Of the hidden states ``[1, T, H]`` after each layer: ``mean`` and ``last`` ``[H]`` of the answer that begins at token ``begin``."""
+        answer_TH = states[self._mean_layer][0, begin:]
+        return answer_TH[: max(1, len(answer_TH) - 1)].float().mean(0), states[self._last_layer][0, -1].float()
+
+    def _one(self, messages: Sequence[Message], answer: str) -> Tensor:
+        said = (part for m in messages for part in (m.role, m.text))
+        key = hashlib.sha256("\x00".join((*said, answer)).encode(errors="replace")).digest()
+        with self._lock:
+            if (known := self._cache.get(key)) is not None:
+                self._cache.move_to_end(key)
+                return known
+            row_D = self._compute(messages, answer)
+            if self._settings.feature_cache_pairs:
+                self._cache[key] = row_D
+                if len(self._cache) > self._settings.feature_cache_pairs:
+                    self._cache.popitem(last=False)
+        return row_D
+
+    @torch.inference_mode()
+    def _compute(self, messages: Sequence[Message], answer: str) -> Tensor:
+        whole_ids = self._ids(answer)
+        answer_ids = self._read_ids(whole_ids)
+        asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
+        asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
+        mean_H, last_H = self.two_states(self._states(tuple(self._prompt_ids(messages)), tuple(answer_ids)), 0)
+        words_H = self._words(answer_ids[:-1])
+        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + _form(whole_ids), device=words_H.device)
+        row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
+        return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _states(self, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Hidden states ``[1, T, H]`` of the answer after each layer. The last prompt's keys and values are kept: samples come in groups."""
+        if self._prefix is None or self._prefix[0] != prompt_ids:
+            input_T = torch.tensor([prompt_ids], device=self._settings.device)
+            self._prefix = (prompt_ids, self._model(input_ids=input_T, use_cache=True).past_key_values)
+        past = self._prefix[1]
+        past.crop(len(prompt_ids))  # without the answer before this one
+        answer_T = torch.tensor([answer_ids], device=self._settings.device)
+        states: tuple[Tensor, ...] = self._model(input_ids=answer_T, past_key_values=past, use_cache=True, output_hidden_states=True).hidden_states
+        return states
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return self._ids(self._render(messages), special=True)[-self._settings.max_prompt_tokens :] or [self._tokenizer.eos_token_id]
+
+    def _read_ids(self, whole_ids: list[int]) -> list[int]:
+        return [*whole_ids[: self._settings.max_answer_tokens], self._tokenizer.eos_token_id]
+
+    def _words(self, ids: Sequence[int]) -> Tensor:
+        distinct = sorted(set(ids))
+        whitened_TH = self._whitened(distinct)
+        return whitened_TH.sum(0) / math.sqrt(len(distinct) + 1)
+
+    def _relation(self, asked_ids: Sequence[int], answer_ids: Sequence[int]) -> list[float]:
+        """Coverage of the question's tokens by the answer (cosine of whitened embeddings).
+
+        A byte-pair vocabulary is sorted by frequency, so a token's number stands in for its rarity.
+        """
+        if not asked_ids or not answer_ids:
+            return [0.0] * COVERAGES
+        asked = torch.nn.functional.normalize(self._whitened(asked_ids), dim=-1)
+        answered = torch.nn.functional.normalize(self._whitened(sorted(set(answer_ids))), dim=-1)
+        cosine = asked @ answered.T
+        best = cosine.max(1).values
+        rarity = torch.tensor(asked_ids, dtype=torch.float32, device=best.device) / self._whitening_rows()
+        return [
+            best.mean().item(),
+            best.min().item(),
+            (best * rarity).sum().item() / max(1e-6, rarity.sum().item()),
+            best[rarity.argmax()].item(),
+            cosine.max(0).values.mean().item(),
+        ]
+
+    def _whitened(self, ids: Sequence[int]) -> Tensor:
+        embeddings = self._model.get_input_embeddings().weight
+        if not ids:
+            return torch.zeros(1, self._hidden, device=embeddings.device)
+        rows_TH = embeddings[torch.tensor(ids, device=embeddings.device)].float()
+        return (rows_TH - self._centre_H) @ self._whitening_HH
+
+    def _whitening_rows(self) -> int:
+        return int(self._model.get_input_embeddings().weight.shape[0])
+
+    def _ids(self, text: str, special: bool = False) -> list[int]:
+        """Tokens of a text. Only our own rendering may hold special tokens; a person's text is taken at its word."""
+        whole = text.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, the tokenizer does not
+        ids: list[int] = self._tokenizer(whole, add_special_tokens=False, split_special_tokens=not special).input_ids
+        return ids
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        """The prompt by the backbone's chat template; plain lines where it has none or refuses these roles."""
+        turns: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in messages]
+        if turns and self._tokenizer.chat_template is not None:
+            try:
+                text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            except jinja2.TemplateError:
+                pass
+            else:
+                return text
+        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) + "\nassistant: "
+
+
+def load_trunk(backbone: Path, settings: RewardSettings, dtype: str) -> tuple[Any, int, int]:
+    """The part of the backbone that the features run through, and the layers whose mean and last state they take. Raises ConfigError."""
+    if not (backbone / "config.json").is_file():
+        raise ConfigError(f"{backbone} holds no model for the reward features (no config.json)")
+    config = AutoConfig.from_pretrained(str(backbone), local_files_only=True)
+    mean_layer, last_layer = (max(1, round(config.num_hidden_layers * ratio)) for ratio in (settings.mean_layer_ratio, settings.last_layer_ratio))
+    config.num_hidden_layers = max(mean_layer, last_layer)  # what lies above is never loaded nor run
+    return load_model(backbone, config=config, dtype=getattr(torch, dtype)).to(settings.device), mean_layer, last_layer
+
+
+def load_model(backbone: Path, **arguments: Any) -> Any:
+    """The backbone without its head for words, which transformers would report as a fault, as it would the weights of layers left out."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoModel.from_pretrained(str(backbone), local_files_only=True, **arguments)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _form(ids: Sequence[int]) -> list[float]:
+    """Length and repetition of the whole answer, also of what lies beyond ``max_answer_tokens``: people see it all."""
+    return [math.log1p(len(ids)), len(ids) / 50, len(set(ids)) / max(1, len(ids))]
+
+
+def _whitening(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric whitening of the embeddings ``[H, H]`` and their mean ``[H]``, from evenly spaced rows.
+
+    Symmetric (ZCA), since eigenvectors have no sign of their own and another machine may pick the other one.
+    """
+    step = max(1, weight.shape[0] // WHITENING_ROWS)
+    rows = weight[::step].double()
+    centre = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((rows - centre).T))
+    whitening = (vectors / (values.clamp(min=0) + WHITENING_FLOOR * values.max()).sqrt()) @ vectors.T
+    return whitening.float(), centre.float()

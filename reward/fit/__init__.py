@@ -1,0 +1,1 @@
+"""Fitting the heads: labels in a replay buffer, the solver, and the model that comes out. Pure arithmetic."""

@@ -1,0 +1,86 @@
+"""From a label to the entry that the replay buffer keeps: features, what counts, and the slices it belongs to."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from reward.evaluation.label_slices import language_of
+from reward.features.featurizer import Features
+from reward.fit.replay_buffer import FEATURE_LIMIT, Entry, Said
+from streams.core.events import Channel, Evidence, FeedbackKind, Label
+from streams.join.feedback_channels import voices
+from streams.kafka import Record
+
+SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORRECTION, FeedbackKind.COMPARISON})
+
+
+def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> Entry:
+    """The entry of a label, before the model of the day has said what it makes of it."""
+    said, weights = _said(label)
+    total = sum(weight for _, _, weight in said)
+    corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
+    over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
+    bare = Entry(
+        episode_id=label.episode_id,
+        verdict=sum(value * weight for _, value, weight in said) / total if total else None,
+        feedback_count=len(label.feedback_ids),
+        newest_feedback_at=label.newest_feedback_at,
+        features_D=None,
+        voters=_voters(label),
+        evidence=said,
+        ratings=tuple(sorted(round(v.value * 4) + 1 for v in voices(label.votes).values() if v.kind is FeedbackKind.RATING and v.value is not None)),
+        pair_weights=(weights.get(Channel.CORRECTIONS, 0.0), weights.get(Channel.COMPARISONS, 0.0)),
+        vote_weight=vote_weight(label),
+        adapter=label.adapter,
+        words=len(label.answer.split()),
+        language=language_of(label.answer),
+        tenant=label.tenant,
+        said=hashed("\x00".join([*(message.text for message in label.messages), label.answer])),
+        erasures=label.erasures,
+    )
+    corrections, over = (corrections if bare.pair_weights[0] else []), (over if bare.pair_weights[1] else ())
+    if bare.verdict is None and not corrections and not over:
+        return bare
+    features_ND = features.features([(label.messages, answer) for answer in (label.answer, *corrections)]).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
+    return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over)
+
+
+def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[Label], tuple[str, ...]]:
+    """The labels in these records, in order, and the episodes of which none is left before those. ``decode`` gives None for what cannot be read."""
+    labels: list[Label] = []
+    gone: dict[str, None] = {}
+    for record in records:
+        if record.value is None:
+            episode_id = (record.key or b"").decode(errors="replace")
+            labels = [label for label in labels if label.episode_id != episode_id]
+            gone[episode_id] = None
+        elif (label := decode(record)) is not None:
+            labels.append(label)
+    return labels, tuple(gone)
+
+
+def hashed(text: str) -> str:
+    """A text (what was said, or the id of who said it) told apart from others and no more."""
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
+
+
+def _said(label: Label) -> tuple[tuple[Said, ...], dict[str, float]]:
+    """What says how good the answer is, and the weight of each channel. Labels of before channels were told are thumbs and words of weight 1."""
+    if label.evidence is None:
+        rated = any(v.kind is FeedbackKind.RATING for v in voices(label.votes).values())
+        channel = Channel.RATINGS if rated and all(v.kind is FeedbackKind.RATING for v in voices(label.votes).values()) else Channel.THUMBS
+        bare = (Evidence(channel=channel, value=label.verdict, weight=1.0),) if label.verdict is not None else ()
+        return _valued(bare), {Channel.CORRECTIONS: 1.0, Channel.COMPARISONS: 1.0}
+    return _valued(label.evidence), {e.channel: e.weight for e in label.evidence}
+
+
+def _valued(evidence: tuple[Evidence, ...]) -> tuple[Said, ...]:
+    return tuple((str(e.channel), e.value, e.weight) for e in evidence if e.value is not None)
+
+
+def _voters(label: Label) -> tuple[str, ...]:
+    """Who spoke; where nobody did, who did something. Tools and critics are not people: no cap and no reliability applies to them."""
+    tools = {i for e in label.evidence or () if e.channel in (Channel.OUTCOMES, Channel.CRITIC) for i in e.feedback_ids}
+    spoke = {vote.user_id for vote in label.votes if vote.kind in SPOKEN}
+    did = {vote.user_id for vote in label.votes if vote.feedback_id not in tools}
+    return tuple(sorted(hashed(user_id) for user_id in spoke or did))

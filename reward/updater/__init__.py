@@ -1,0 +1,1 @@
+"""The Faust app that refits: batches in, versions out."""

@@ -1,0 +1,133 @@
+"""One batch of records through the updater's steps, each told where it may run. Between Kafka's worker and the pure parts."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from reward.features.featurizer import Featurizer
+from reward.fit.label_entries import standing_labels
+from reward.fit.replay_buffer import LAYOUT, Entry
+from reward.settings import RewardSettings
+from reward.trust.live_answers import AnswersWatch, tell
+from reward.trust.vote_propensity import Propensity
+from reward.updater.refitter import Refitter
+from reward.updater.version_publisher import Versions
+from streams.core.errors import InvalidEvent, Unavailable
+from streams.core.events import Label
+from streams.core.part_context import Site
+from streams.core.topics import LABELS
+from streams.kafka import Producer, Record, committed_offsets, end_offsets
+from streams.kafka.dead_letters import DeadLetters
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records that were read, and the entries that they amount to."""
+
+    records: Sequence[Record]
+    entries: Sequence[Entry]
+    gone: Sequence[str] = ()
+    """Episodes that have no label any more."""
+
+
+class Work:
+    """The batch in hand, and what went wrong with it."""
+
+    def __init__(self) -> None:
+        self.in_hand = asyncio.Lock()
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.whole = False
+        """True while the buffer holds the labels of all partitions."""
+
+    async def dealt_anew(self, *_: object, **__: object) -> None:
+        """Partitions were taken away; what is left may be a part."""
+        self.whole = False
+
+
+class Intake:
+    """Everything the updater holds: backbone, buffer, versions, and a producer of its own."""
+
+    def __init__(self, settings: RewardSettings, site: Site) -> None:
+        self._site = site
+        self._featurizer = featurizer = Featurizer.of_site(site.base, settings)
+        self._producer = Producer(site.kafka, site.metrics, "tidemill-reward")
+        self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
+        self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)
+        propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
+        self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
+        self._watch = AnswersWatch()
+        self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}-{LAYOUT}"
+        """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
+
+    def recover(self, stored: Sequence[bytes], held: int) -> bool:
+        """Begin again from the stored entries, and go on from the newest version, whoever published it.
+
+        ``held`` partitions of the labels are ours; returns whether that is all of them. What was taken in and never published becomes a version
+        now, if the buffer is whole and nothing is left to read that would make one.
+        """
+        self._refitter.recover(stored)
+        try:
+            if self._versions.catch_up():
+                self._refitter.published = self._versions.newest_model()
+            log.info("buffer_recovered", labels=len(stored), version=self._versions.number)
+            taken = {partition: end for (topic, partition), end in committed_offsets(self._site.kafka, self.name).items() if topic == LABELS.name}
+            ends = end_offsets(self._site.kafka, LABELS, self._site.metrics)
+        except Unavailable as error:
+            log.warning("what others have taken in and published is not known: versions may name offsets or numbers too low", error=str(error))
+            return held == self._site.kafka.partitions
+        whole = held == len(ends)
+        news = self._versions.seen([(partition, end - 1) for partition, end in taken.items()])
+        if news and whole and taken == {partition: end for partition, end in ends.items() if end}:
+            self._renew()
+        return whole
+
+    def prepare(self, records: Sequence[Record]) -> Batch:
+        """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""
+        labels, gone = standing_labels(records, self._label)
+        self._producer.flush()
+        self._watch.see(labels)
+        if gone or any(label.erasures for label in labels):
+            self._featurizer.forget()
+            self._watch.forget(gone)
+        return Batch(records, self._refitter.prepare(labels), gone)
+
+    def _label(self, record: Record) -> Label | None:
+        """A label of our policy; what cannot be read is set aside."""
+        self._site.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
+        try:
+            label = LABELS.decode(record.value)
+        except InvalidEvent as error:
+            self._dead.set_aside(record, error)
+            return None
+        return label if label.policy == self._site.policy else None
+
+    def absorb(self, batch: Batch) -> dict[str, bytes | None]:
+        """Into the buffer; returns what to store by episode, None to delete. Fast: where the store is."""
+        return self._refitter.absorb(batch.entries, batch.gone)
+
+    def finish(self, batch: Batch, whole: bool) -> None:
+        """The batch is stored: count it, refit, maybe publish, if the buffer is ``whole``. Slow: on a thread of its own."""
+        self._versions.seen([(record.partition, record.offset) for record in batch.records])
+        self._site.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
+        if self._site.traces.on:
+            self._versions.follow([record.headers for record in batch.records])
+        if not batch.entries and not batch.gone:
+            return
+        if whole:
+            self._renew()
+        else:
+            log.warning("another updater holds some of the labels: no version until one of the two is gone")
+            self._site.metrics.add("tidemill_reward_versions_total", result="shared")
+
+    def _renew(self) -> None:
+        found = self._watch.findings()
+        tell(found, self._site.metrics)
+        self._versions.maybe_publish(self._refitter, found)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._producer.close()

@@ -1,0 +1,212 @@
+"""The updater without its wiring: labels in, and a reward model out when it is fit to be published.
+
+The publishing rule. The newest ``publish_window_labels`` labels that have a verdict are each predicted twice: by the new model's fold head that never
+saw a label of that fold, and by the same fold's head of the model published last, which never saw one either. Neither has seen the label
+it is judged on, so the two log losses compare fairly, however few labels came in between. The new model is published
+unless its mean loss is higher by more than ``publish_tolerance_se`` standard errors of the difference. The first version needs ``min_labels``
+labels, ``min_each_verdict`` of each verdict among them. While the drift alarm stands the last version stays too, for at most
+``drift_hold_labels`` labels after the change: by then the change is what the new labels are like.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reward.evaluation.calibration import calibration, log_loss, no_worse
+from reward.evaluation.label_slices import by_slice
+from reward.features.featurizer import Features
+from reward.fit.head_fit import Recipe, Rows, fit
+from reward.fit.label_entries import entry_of
+from reward.fit.replay_buffer import Entry, ReplayBuffer
+from reward.fit.reward_model import RewardModel, fold_of
+from reward.settings import RewardSettings
+from reward.trust.drift_alarm import Drift, page_hinkley
+from reward.trust.hacking_guards import Finding, divergence
+from reward.trust.vote_caps import capped_rows, largest_share
+from reward.trust.vote_propensity import Propensity
+from reward.trust.voter_trust import reliable, smoothing, trusts
+from streams.core.events import Calibration, Label
+
+TRUST_ROUNDS = 2
+Result = Literal["published", "worse", "unchanged", "too_few", "drift"]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What became of a refit; ``model`` is there when it is to be published."""
+
+    result: Result
+    model: RewardModel | None
+    why: str
+    """The result in a sentence; empty when there is nothing to explain."""
+    calibration: Calibration
+    slices: dict[str, Calibration]
+    drift: Drift
+    divergence: Finding | None
+    labels: int
+    newest_feedback_at: datetime | None
+    largest_person_share: float | None
+    """The largest part of the weight of all labels and pairs that any one person holds; None where nobody is named or nothing was fitted."""
+    capped: dict[str, float]
+    """By rule (``crowds.RULES``), the part of that weight that it moved from where too much came from to all else; empty when nothing was fitted."""
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What stands against trusting the model, a sentence each."""
+        found = [self.drift.sentence] if self.drift.alarm else []
+        return (*found, *([str(self.divergence)] if self.divergence and self.divergence.tripped else []))
+
+
+class Refitter:
+    """Holds the replay buffer and the model published last. Knows nothing of Kafka, files or time."""
+
+    def __init__(
+        self, settings: RewardSettings, features: Features, published: RewardModel | None = None, propensity: Propensity | None = None
+    ) -> None:
+        self._settings, self.features, self._propensity = settings, features, propensity
+        self.published = published if published is not None and published.features == features.fingerprint else None
+        self.buffer = ReplayBuffer(settings.buffer_labels)
+        self._owed = False
+        """A version without somebody who was erased is yet to be published."""
+
+    def prepare(self, labels: Sequence[Label]) -> list[Entry]:
+        """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
+        weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
+        return self._predicted([entry_of(label, self.features, weigh) for label in labels])
+
+    def absorb(self, entries: Sequence[Entry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
+        """Forget episodes that have no label any more, then take the entries in; returns what to store durably by episode, None to delete.
+
+        After an erasure the next version is published by no other rule than that there are labels enough for one: the last one knew the person.
+        """
+        self._owed |= bool(gone) or any(entry.erasures for entry in entries)
+        changed = self.buffer.forget(gone) | self.buffer.take(entries)
+        return {episode_id: entry.encode() if entry else None for episode_id, entry in changed.items()}
+
+    def recover(self, stored: Sequence[bytes]) -> None:
+        """Begin again from what was stored."""
+        self.buffer = ReplayBuffer(self._settings.buffer_labels, (Entry.decode(raw) for raw in stored))
+
+    def refit(self) -> Refit:
+        """Fit on all of the buffer, and judge the result by the publishing rule."""
+        said_N, verdicts_N = self.said()
+        drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
+        model, result, why, share, capped = None, self._first_refusal(), "", None, dict[str, float]()
+        if result is None:
+            rows, capped = capped_rows(self.buffer, self._settings)
+            rows = self._trusted(rows)
+            model, share = fit(rows, self.recipe()), self._largest_share(rows)
+            result = self._judge(model)
+            if (
+                not self._owed
+                and result == "published"
+                and self.published is not None
+                and drift.recent(len(said_N), self._settings.drift_hold_labels)
+            ):
+                result, why = "drift", f"the last version stays: {drift.sentence}"
+            self._owed &= result != "published"
+        return Refit(
+            result=result,
+            model=model if result == "published" else None,
+            why=why,
+            calibration=calibration(said_N, verdicts_N),
+            slices=by_slice([e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]),
+            drift=drift,
+            divergence=divergence(said_N.tolist(), verdicts_N.tolist()),
+            labels=self._labels(),
+            newest_feedback_at=self.buffer.newest_feedback_at(),
+            largest_person_share=share,
+            capped=capped,
+        )
+
+    def disagreement(self) -> float | None:
+        """How far apart the heads of the published ensemble are on the newest labels: mean standard deviation of their chances."""
+        window = [e.features_D.float() for e in self._window(self._settings.publish_window_labels) if e.features_D is not None]
+        if self.published is None or not window:
+            return None
+        return float(self.published.score(torch.stack(window)).std_N.mean())
+
+    def fitted(self) -> RewardModel:
+        """The model of what the buffer holds: a function of the labels alone, whatever was published before."""
+        return fit(self.weighted(), self.recipe())
+
+    def said(self) -> tuple[Tensor, Tensor]:
+        """Test-then-train: what was said of the newest labels before any fit on them, and their verdicts; ``[N]`` each, oldest first."""
+        window = [e for e in self._window(self._settings.validation_window_labels) if e.predicted is not None]
+        return torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window])
+
+    def weighted(self) -> Rows:
+        """The buffer's rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
+        return self._trusted(capped_rows(self.buffer, self._settings)[0])
+
+    def _trusted(self, rows: Rows) -> Rows:
+        s = self._settings
+        if not s.weigh_reliability and not s.smooth_by_reliability:
+            return rows
+        folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
+        for _ in range(TRUST_ROUNDS):  # who is trusted decides what is learned, and what is learned who is trusted
+            judge = fit(judged, replace(self.recipe(), heads=0))
+            trust = trusts(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
+            judged = replace(
+                rows,
+                weights_N=rows.weights_N * reliable(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
+                trust_N=smoothing(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
+            )
+        return judged
+
+    def _largest_share(self, rows: Rows) -> float | None:
+        voters = [*rows.voters, *(self.buffer[episode_id].voters for episode_id in rows.pair_episodes)]
+        return largest_share(voters, torch.cat([rows.weights_N * rows.amounts_N, rows.pair_weights_P]))
+
+    def _labels(self) -> int:
+        counts = self.buffer.counts()
+        return sum(counts[stratum] for stratum in ("good", "bad", "hint good", "hint bad"))
+
+    def _window(self, newest: int) -> list[Entry]:
+        """The newest labels that people gave, oldest first; where none did, the newest hints."""
+        return self.buffer.with_verdict(newest, people_only=True) or self.buffer.with_verdict(newest)
+
+    def _first_refusal(self) -> Result | None:
+        counts = self.buffer.counts()
+        good, bad = (counts[verdict] + counts[f"hint {verdict}"] for verdict in ("good", "bad"))
+        enough = good + bad >= self._settings.min_labels and min(good, bad) >= self._settings.min_each_verdict
+        return None if enough else "too_few"
+
+    def _judge(self, model: RewardModel) -> Result:
+        if self.published is None or self._owed:
+            return "published"
+        if model.checksum() == self.published.checksum():
+            return "unchanged"
+        window = self._window(self._settings.publish_window_labels)
+        features_ND = torch.stack([e.features_D.float() for e in window if e.features_D is not None])
+        verdicts_N = torch.tensor([e.verdict for e in window])
+        folds_N = torch.tensor([fold_of(e.episode_id, self._settings.folds) for e in window])
+        if len(self.published.folds_FD) != self._settings.folds:
+            return "published"  # the setting was changed: nothing of the old version is known to be unseen
+        new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, self.published))
+        return "published" if no_worse(new, old, self._settings.publish_tolerance_se) else "worse"
+
+    def _predicted(self, entries: list[Entry]) -> list[Entry]:
+        features = [e.features_D for e in entries if e.features_D is not None]
+        if self.published is None or not features:
+            return entries
+        said = iter(self.published.score(torch.stack(features).float()).mean_N.tolist())
+        return [replace(e, predicted=next(said)) if e.features_D is not None else e for e in entries]
+
+    def recipe(self) -> Recipe:
+        """How this fits."""
+        s = self._settings
+        return Recipe(
+            features=self.features.fingerprint,
+            blocks=self.features.blocks,
+            heads=s.heads,
+            folds=s.folds,
+            l2=s.l2,
+            l2_in_doubt=s.l2_in_doubt,
+            lower_bound_stds=s.lower_bound_stds,
+            calibration_half_life_labels=s.calibration_half_life_labels,
+        )

@@ -1,0 +1,364 @@
+"""The pipeline's language: every event, frozen and versioned, as JSON on the wire.
+
+Evolution is additive: a reader ignores fields it does not know and refuses a ``schema_version`` it does not know. Any agent
+in any language may publish these; ``docs/reference/events.md`` shows an example of each.
+"""
+
+import hashlib
+import uuid
+from datetime import datetime
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from streams.core.errors import InvalidEvent
+from streams.core.values import Artifact as Artifact
+from streams.core.values import Calibration as Calibration
+from streams.core.values import Channel as Channel
+from streams.core.values import Evidence as Evidence
+from streams.core.values import FeedbackKind as FeedbackKind
+from streams.core.values import Finite as Finite
+from streams.core.values import Id as Id
+from streams.core.values import Instant as Instant
+from streams.core.values import Media as Media
+from streams.core.values import Message as Message
+from streams.core.values import Name as Name
+from streams.core.values import Offsets as Offsets
+from streams.core.values import Outcome as Outcome
+from streams.core.values import Sha256 as Sha256
+from streams.core.values import Vote as Vote
+
+
+def person_of(user_id: str) -> str:
+    """A person by the SHA-256 of their user_id, in hex."""
+    return hashlib.sha256(user_id.encode(errors="surrogatepass")).hexdigest()
+
+
+def new_id(prefix: str) -> str:
+    """A fresh unique id such as ``ep-4f0c…``."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+class Event(BaseModel):
+    """What all events share: they are frozen, know their key, and encode to and from JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    key_fields: ClassVar[tuple[str, ...]]
+
+    schema_version: Literal[1] = 1
+
+    @property
+    def key(self) -> str:
+        """The Kafka key: events of equal key keep their order, and a compacted topic keeps the last."""
+        fields = self.key_fields
+        return str(getattr(self, fields[0])) if len(fields) == 1 else "/".join([str(getattr(self, field)) for field in fields])
+
+    def encode(self) -> bytes:
+        """UTF-8 JSON without the fields that are null."""
+        return self.__pydantic_serializer__.to_json(self, exclude_none=True)  # model_dump_json makes a str of these very bytes
+
+    @classmethod
+    def decode(cls, raw: bytes | None) -> Self:
+        """Parse and validate. Raises InvalidEvent with reason ``empty``, ``not_json``, ``unknown_version`` or ``invalid``."""
+        if not raw:
+            raise InvalidEvent("empty", f"{cls.__name__}: the record has no value")
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise InvalidEvent(_reason(error), f"{cls.__name__}: {_summary(error)}") from None
+        except RecursionError:
+            raise InvalidEvent("not_json", f"{cls.__name__}: nested too deeply") from None
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return "not_json"
+    return "unknown_version" if first["loc"] == ("schema_version",) else "invalid"
+
+
+def _summary(error: ValidationError) -> str:
+    """The first three complaints, without the values: a value may hold what a person said."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in problems[:3])
+    return told + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
+
+
+class Episode(Event):
+    """A deployed agent answered."""
+
+    key_fields = ("episode_id",)
+
+    episode_id: Id
+    policy: Name = "default"
+    tenant: Name = "default"
+    user_id: Id | None = None
+    """Who asked, as the agent names people; needed to let a person be forgotten."""
+    conversation_id: Id | None = None
+    turn: int = Field(default=0, ge=0)
+    """Position in its conversation, from 0."""
+    replies_to: Id | None = None
+    """The episode before it in the conversation: what this one's newest messages (a person's next turn, results of tools) reply to."""
+    adapter: str | None = None
+    """Versioned name of the adapter that answered, such as ``default@7``; none when the base answered."""
+    adapter_sha256: Sha256 | None = None
+    replica: str | None = None
+    api: Literal["chat", "completion", "response", "other"] = "chat"
+    messages: tuple[Message, ...]
+    """Everything said before the answer, oldest first."""
+    tools: tuple[dict[str, Any], ...] = ()
+    answer: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    prompt_ids: tuple[int, ...] = ()
+    output_ids: tuple[int, ...] = ()
+    """Tokens of the answer as the engine sampled them; empty when the agent's server does not tell."""
+    output_logprobs: tuple[Finite, ...] = ()
+    """Log-probability of each output token under the weights that sampled it, in nats."""
+    media: tuple[Media, ...] = ()
+    """Images and sounds that came inside the messages, which keep only ``sha256:…`` in their place."""
+    redacted: dict[str, int] = {}
+    """How many passages were taken out before the episode left the actor, by kind; token ids and logprobs are left out then."""
+    sampling: dict[str, Any] = {}
+    """Temperature, top_p, max_tokens and the like, as asked for."""
+    outcome: Outcome = Outcome.COMPLETED
+    error: str | None = None
+    started_at: Instant
+    ended_at: Instant
+
+    @model_validator(mode="after")
+    def _one_logprob_per_output_token(self) -> Self:
+        if len(self.output_ids) != len(self.output_logprobs):
+            raise ValueError(f"{len(self.output_ids)} output tokens but {len(self.output_logprobs)} logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _ends_after_it_started(self) -> Self:
+        if self.ended_at < self.started_at:
+            raise ValueError("ended_at lies before started_at")
+        return self
+
+
+_CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "reply": "text",
+            "comparison": "over", "signal": "signal", "retraction": "retracts"}  # fmt: skip
+
+
+class Feedback(Event):
+    """One signal from a person about an episode."""
+
+    key_fields = ("episode_id",)
+
+    feedback_id: Id
+    """Chosen by the sender; a second record of the same id is a duplicate and is dropped."""
+    episode_id: Id
+    user_id: Id = "anonymous"
+    kind: FeedbackKind
+    thumb: Literal["up", "down"] | None = None
+    rating: int | None = Field(default=None, ge=1, le=5)
+    """1 (worst) to 5 (best)."""
+    text: str | None = Field(default=None, min_length=1, max_length=100_000)
+    """The comment, the whole answer as it should have been (correction), or what the person said next (reply)."""
+    over: Id | None = None
+    """Comparison: the episode that this one was preferred to."""
+    signal: Name | None = None
+    """Implicit or outcome signal, such as ``copied``, ``retried``, ``abandoned``, ``test-passed``."""
+    retracts: Id | None = None
+    """Retraction: the feedback_id that is taken back."""
+    at: Instant
+    """When the person gave it (event time): the join orders by this, not by arrival."""
+
+    @model_validator(mode="after")
+    def _carries_what_its_kind_needs(self) -> Self:
+        needed = _CARRIES[self.kind]
+        given = {field for field in set(_CARRIES.values()) if getattr(self, field) is not None}
+        if given != {needed}:
+            raise ValueError(f"kind {self.kind.value} carries exactly the field '{needed}', got {sorted(given) or 'none'}")
+        return self
+
+
+class Label(Event):
+    """What all feedback on an episode amounts to, now. A later label of the same episode replaces it."""
+
+    key_fields = ("episode_id",)
+
+    episode_id: Id
+    policy: Name
+    tenant: Name = "default"
+    user_id: Id | None = None
+    """Who asked, so that they can be forgotten."""
+    conversation_id: Id | None = None
+    """Of the episode: labels of one conversation are not independent of each other."""
+    adapter: str | None = None
+    outcome: Outcome
+    messages: tuple[Message, ...]
+    answer: str
+    verdict: float | None = Field(default=None, ge=0, le=1)
+    """Mean of what the people said, one voice each: 0 bad, 1 good. None: no scalar feedback stands (withdrawn or censored)."""
+    votes: tuple[Vote, ...] = ()
+    """The feedback that counts, by event time."""
+    evidence: tuple[Evidence, ...] | None = None
+    """What each channel says and how much it counts; empty when censored, none in labels of before it was told.
+    ``verdict`` is people's thumbs and ratings alone."""
+    superseded: tuple[str, ...] = ()
+    """feedback_ids that were folded in and no longer count: changed, retracted, or retracting."""
+    erasures: int = Field(default=0, ge=0)
+    """How often somebody was erased from it: of two labels the one with more is the later, whatever its feedback's times."""
+    episode_at: Instant
+    """When the episode ended."""
+    first_feedback_at: Instant
+    newest_feedback_at: Instant
+
+    @property
+    def feedback_ids(self) -> tuple[str, ...]:
+        """Every feedback event that this label has taken in."""
+        return tuple(vote.feedback_id for vote in self.votes) + self.superseded
+
+
+class RewardModelVersion(Event):
+    """A reward model was published."""
+
+    key_fields = ("policy",)
+
+    policy: Name
+    version: int = Field(ge=1)
+    artifact: Artifact
+    backbone_fingerprint: Sha256
+    labels: int = Field(ge=0)
+    """Labels in the replay buffer that it was fitted on."""
+    calibration: Calibration
+    slices: dict[str, Calibration] = {}
+    """The same by slice of the labels: ``channel=…``, ``adapter=…``, ``language=…``, ``length=…``; those with too few labels are left out."""
+    alarms: tuple[str, ...] = ()
+    """What stood against trusting it when it was published, a sentence each."""
+    largest_person_share: float | None = Field(default=None, ge=0, le=1)
+    """The largest part of the weight of its labels, comparisons and corrections that any one person holds; ``reward.person_share`` keeps it down."""
+    withheld: dict[str, int] = {}
+    """Refits since the version before that were not published, by the reason."""
+    offsets: Offsets
+    """The labels it has seen: next offset by partition."""
+    newest_feedback_at: Instant
+    created_at: Instant
+
+
+class AdapterVersion(Event):
+    """A LoRA version of a policy was published."""
+
+    key_fields = ("policy", "version")
+
+    policy: Name
+    version: int = Field(ge=1)
+    artifact: Artifact
+    base_fingerprint: Sha256
+    parent: int | None = None
+    rank: int = Field(ge=1)
+    targets: tuple[str, ...]
+    reward_model_version: int = Field(ge=0)
+    reward_model_offsets: Offsets = {}
+    newest_feedback_at: Instant | None = None
+    """Event time of the newest feedback that its reward model had seen."""
+    step: int = Field(ge=0)
+    metrics: dict[str, float] = {}
+    created_at: Instant
+
+    @property
+    def name(self) -> str:
+        """The name it is served by, ``policy@version``."""
+        return f"{self.policy}@{self.version}"
+
+
+class Attestation(Event):
+    """A replica proved that it serves exactly that adapter, or failed to."""
+
+    key_fields = ("replica", "adapter")
+
+    replica: Id
+    adapter: Id
+    adapter_sha256: Sha256
+    passed: bool
+    reason: str
+    """``attested``, or what was wrong."""
+    learner_gap: float | None = None
+    """Mean absolute difference from the learner's logprobs on the probes, in nats per token."""
+    base_gap: float | None = None
+    """The same from the base's logprobs: how far the replica's adapter is from not being there."""
+    load_ms: float = Field(ge=0)
+    at: Instant
+
+
+class Promotion(Event):
+    """An adapter moved."""
+
+    key_fields = ("policy",)
+
+    promotion_id: Id
+    policy: Name
+    adapter: Id
+    move: Literal["candidate", "shadow", "canary", "promoted", "rejected", "rolled_back"]
+    reason: str
+    evidence: dict[str, Any] = {}
+    canary_share: float | None = Field(default=None, ge=0, le=1)
+    """Canary and promoted: part of the conversations that the adapter answers from now on. Promoted: the rest are held back on the production before
+    it, to compare with; none is all of them."""
+    awaits_approval: bool = False
+    """Canary: it has shown itself better, and a person must approve before it is promoted."""
+    to: Id | None = None
+    """Rolled back from production: what answers instead; none: the production before it."""
+    by: str = "tidemill"
+    at: Instant
+
+
+class DeadLetter(Event):
+    """Bytes that could not be used, where they came from, and why."""
+
+    key_fields = ("source_topic",)
+
+    source_topic: str
+    source_partition: int = Field(ge=-1)
+    """-1 when the bytes never reached a topic (refused at a door)."""
+    source_offset: int = Field(ge=-1)
+    reason: str
+    """A countable word: ``not_json``, ``unknown_version``, ``invalid``, ``expired``, ``too_large`` …"""
+    message: str
+    feedback_id: str | None = None
+    record_key: str | None = None
+    record_base64: str
+    """The record's value as it came, cut at 64 KiB."""
+    part: str
+    """Who set it aside: ``join``, ``lake``, ``reward``, ``actor`` …"""
+    at: Instant
+
+
+class Erasure(Event):
+    """A person asked to be forgotten: all that they gave or asked until now."""
+
+    key_fields = ("person",)
+
+    person: Sha256
+    """SHA-256 of their user_id: what is kept for ever must not name them."""
+    requested_by: str
+    at: Instant
+
+    @classmethod
+    def of(cls, user_id: str, requested_by: str, at: datetime) -> Self:
+        """The erasure of whom agents call ``user_id``."""
+        return cls(person=person_of(user_id), requested_by=requested_by, at=at)
+
+
+class Erased(Event):
+    """A part has forgotten a person."""
+
+    key_fields = ("person", "part", "where")
+
+    person: Sha256
+    part: str
+    """Who forgot: ``join``, ``lake``, ``learner``, ``actor``."""
+    where: str
+    """Which of its stores: a partition, a replica, a folder."""
+    removed: dict[str, int]
+    """How many things of which kind were removed."""
+    learned: tuple[str, ...] = ()
+    """Lake: reward models and adapters that had seen something of theirs."""
+    offsets: Offsets = {}
+    """Join: next offset of the labels after those written without them. A reward model that has seen so far knows nothing of them."""
+    erasure_at: Instant
+    """``at`` of the erasure that this answers."""
+    at: Instant

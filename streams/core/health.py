@@ -1,0 +1,81 @@
+"""How a part is: alive while its loops come round, ready when nothing that it needs is missing. Served beside its metrics."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from streams.core.metrics import Metrics
+
+
+class Health:
+    """What one process knows of itself. Thread-safe; one a process, passed in."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s, self._lock = clock_s, threading.Lock()
+        self._turned: dict[str, tuple[float, float]] = {}
+        self._missing: dict[str, None] = {}
+
+    def turned(self, loop: str, allowed_s: float) -> None:
+        """A loop came round; not seen again within ``allowed_s``, it hangs. What was missing by the loop's name is there."""
+        with self._lock:
+            self._turned[loop] = (self._clock_s(), allowed_s)
+            self._missing.pop(loop, None)
+
+    def lacks(self, *names: str) -> None:
+        """The part cannot do its work without these, and they are not there: ``kafka``, or a loop that has yet to come round."""
+        with self._lock:
+            self._missing.update(dict.fromkeys(names))
+
+    def has(self, *names: str) -> None:
+        """They are there."""
+        with self._lock:
+            for name in names:
+                self._missing.pop(name, None)
+
+    def hanging(self) -> list[str]:
+        """Loops that have not come round for longer than they may; a process with one should be started anew."""
+        with self._lock:
+            return sorted(loop for loop, (at_s, allowed_s) in self._turned.items() if self._clock_s() - at_s > allowed_s)
+
+    def missing(self) -> list[str]:
+        """Everything that keeps the part from its work now; nothing when it is ready."""
+        with self._lock:
+            lacking = list(self._missing)
+        return [*lacking, *(loop for loop in self.hanging() if loop not in lacking)]
+
+
+def serve(metrics: Metrics, health: Health, port: int = 0, host: str = "127.0.0.1") -> int:
+    """``/metrics``, ``/healthz`` and ``/readyz`` on a thread of their own; port 0 takes a free one. Returns the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            match self.path.partition("?")[0]:
+                case "/metrics":
+                    self._answer(200, "text/plain; version=0.0.4; charset=utf-8", metrics.text())
+                case "/healthz":
+                    self._state("alive", "hanging", health.hanging())
+                case "/readyz":
+                    self._state("ready", "missing", health.missing())
+                case _:
+                    self._answer(404, "text/plain", b"/metrics, /healthz, /readyz\n")
+
+        def _state(self, well: str, ill: str, names: list[str]) -> None:
+            body = json.dumps({"status": "waiting" if names and well == "ready" else ill if names else well, ill: names}).encode()
+            self._answer(503 if names else 200, "application/json", body)
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = ThreadingHTTPServer((host, port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return int(server.server_port)

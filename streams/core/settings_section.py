@@ -1,0 +1,12 @@
+"""The base of every section of settings: frozen, and a misspelled key fails."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A group of settings that belong to one part.
+
+    Every field's docstring is its documentation (``docs/reference/settings.md`` is generated from it); a unit stands in its name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)

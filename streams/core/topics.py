@@ -1,0 +1,91 @@
+"""The map of the pipeline. Read top to bottom, this table is the data flow."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from streams.core.events import (
+    AdapterVersion,
+    Attestation,
+    DeadLetter,
+    Episode,
+    Erased,
+    Erasure,
+    Event,
+    Feedback,
+    Label,
+    Promotion,
+    RewardModelVersion,
+)
+
+E = TypeVar("E", bound=Event)
+DAY_MS = 86_400_000
+FOR_EVER = -1
+
+
+@dataclass(frozen=True)
+class Topic(Generic[E]):
+    """One arrow of the ring: a Kafka topic, the event it carries, and who stands at its ends."""
+
+    short_name: str
+    event: type[E]
+    sentence: str
+    written_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    compacted: bool = False
+    retention_ms: int = FOR_EVER
+    partitioned: bool = False
+    """Spread over ``kafka.partitions``; the rest have one partition, so that their order is total."""
+
+    @property
+    def name(self) -> str:
+        """The topic's name in Kafka."""
+        return f"tidemill.{self.short_name}.v1"
+
+    def decode(self, raw: bytes | None) -> E:
+        """The event in a record's value. Raises InvalidEvent."""
+        return self.event.decode(raw)
+
+
+EPISODES = Topic(
+    "episodes",
+    Episode,
+    "one answer of a deployed agent, with all that led to it",
+    ("actor", "any agent"),
+    ("streams", "learner"),
+    retention_ms=7 * DAY_MS,
+    partitioned=True,
+)
+FEEDBACK = Topic(
+    "feedback",
+    Feedback,
+    "one signal from a person about an episode",
+    ("actor", "any agent"),
+    ("streams",),
+    retention_ms=30 * DAY_MS,
+    partitioned=True,
+)
+LABELS = Topic(
+    "labels",
+    Label,
+    "what all feedback on an episode amounts to, now",
+    ("streams",),
+    ("reward", "learner", "promotion"),
+    compacted=True,
+    partitioned=True,
+)
+REWARD_MODELS = Topic("reward-models", RewardModelVersion, "a reward-model version", ("reward",), ("learner", "promotion"), compacted=True)
+ADAPTERS = Topic("adapters", AdapterVersion, "a LoRA version of a policy", ("learner",), ("actor", "promotion"), compacted=True)
+ATTESTATIONS = Topic(
+    "attestations", Attestation, "proof that a replica serves exactly that adapter", ("actor",), ("promotion", "operators"), compacted=True
+)
+PROMOTIONS = Topic("promotions", Promotion, "every move of an adapter, with its evidence", ("promotion",), ("actor", "operators"))
+DEAD_LETTERS = Topic(
+    "dead-letters", DeadLetter, "bytes that could not be used, where they came from, and why", ("all",), ("operators",), retention_ms=30 * DAY_MS
+)
+ERASURES = Topic("erasures", Erasure, "a person asked to be forgotten", ("operators",), ("streams", "learner", "actor", "promotion"), compacted=True)
+ERASED = Topic(
+    "erased", Erased, "a part has forgotten a person, and what it removed", ("streams", "learner", "actor"), ("streams", "operators"), compacted=True
+)
+
+TOPICS: tuple[Topic[Event], ...] = (EPISODES, FEEDBACK, LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS, ERASURES, ERASED)  # type: ignore[assignment]
+BY_NAME = {topic.name: topic for topic in TOPICS}

@@ -1,0 +1,117 @@
+"""Traces, when they are asked for: a span for each stage that something goes through, its context carried in Kafka's headers.
+
+The home of OpenTelemetry's SDK, which is imported only when traces are on. A span is told when its stage is over, so that nothing on the way
+has to hold one open; off, a call returns at once.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pydantic import Field
+
+from streams.core.settings_section import Section
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+Headers = tuple[tuple[str, bytes], ...]
+"""Of a Kafka record."""
+TRACEPARENT = "traceparent"
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+
+
+class TracesSettings(Section):
+    """OpenTelemetry spans across capture, join, refit, step and load. Off unless ``url`` is set."""
+
+    url: str = Field(default="", max_length=2000)
+    """Where spans go: OTLP over HTTP, such as ``http://127.0.0.1:4318/v1/traces`` of a collector. Empty: no traces, and no cost."""
+
+
+class Traces:
+    """Spans of one part. Without an exporter it is off."""
+
+    def __init__(self, part: str = "", exporter: "SpanExporter | None" = None) -> None:
+        self._provider: Any = None
+        if exporter is not None:
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import TracerProvider
+            from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+            self._provider = TracerProvider(resource=Resource.create({"service.name": f"tidemill-{part}"}))
+            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+
+    @property
+    def on(self) -> bool:
+        """Whether anybody listens."""
+        return self._provider is not None
+
+    def told(self, stage: str, began_at: datetime, ended_at: datetime, follows: Sequence[Headers] = (), **attributes: str | int) -> Headers:
+        """A stage is over. Headers for the record that comes of it; none when off.
+
+        The span continues the trace of the newest record in ``follows`` that carries one, and links to the others.
+        """
+        if self._provider is None:
+            return ()
+        from opentelemetry.trace import Link, NonRecordingSpan, set_span_in_context
+
+        contexts = [context for headers in reversed(follows) if (context := _context(headers)) is not None]
+        parent = set_span_in_context(NonRecordingSpan(contexts[0])) if contexts else None
+        named = {f"tidemill.{name}": value for name, value in attributes.items()}
+        links = [Link(context) for context in contexts[1:]]
+        span = self._provider.get_tracer("tidemill").start_span(stage, context=parent, links=links, attributes=named, start_time=_ns(began_at))
+        span.end(_ns(max(began_at, ended_at)))
+        told = span.get_span_context()
+        return ((TRACEPARENT, f"00-{told.trace_id:032x}-{told.span_id:016x}-01".encode()),)
+
+    def close(self) -> None:
+        """Send what waits."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def make_traces(settings: TracesSettings, part: str) -> Traces:
+    """As the settings say."""
+    if not settings.url:
+        return Traces()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return Traces(part, OTLPSpanExporter(endpoint=settings.url))
+
+
+def given(value: str | None) -> Headers:
+    """The context that a client sent in its ``traceparent`` header."""
+    return ((TRACEPARENT, value.encode()),) if value and _CONTEXT.fullmatch(value) else ()
+
+
+def written(headers: Headers) -> str:
+    """The context as text, to be kept beside an event; empty without one."""
+    return next((value.decode("latin-1") for name, value in headers if name == TRACEPARENT), "")
+
+
+@contextmanager
+def in_logs(*follows: Headers) -> Iterator[None]:
+    """Lines that are logged meanwhile say their ``trace``: of the newest of these headers that carries one; none of them, no word of it."""
+    found = next((found for headers in reversed(follows) if (found := _CONTEXT.fullmatch(written(headers)))), None)
+    if found is None:
+        yield
+        return
+    with structlog.contextvars.bound_contextvars(trace=found[1]):
+        yield
+
+
+def _context(headers: Headers) -> Any:
+    """OpenTelemetry's SpanContext, by the W3C's trace context; None where there is none."""
+    from opentelemetry.trace import SpanContext, TraceFlags
+
+    if (found := _CONTEXT.fullmatch(written(headers))) is None:
+        return None
+    return SpanContext(int(found[1], 16), int(found[2], 16), is_remote=True, trace_flags=TraceFlags(int(found[3], 16)))
+
+
+def _ns(at: datetime) -> int:
+    return (at - EPOCH) // timedelta(microseconds=1) * 1000

@@ -1,0 +1,157 @@
+"""What events are made of: ids and times, messages, votes, evidence, artifacts, calibrations. Other code takes them from ``streams.core.events``."""
+
+from datetime import UTC
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+Id = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Instant = Annotated[AwareDatetime, AfterValidator(lambda t: t.astimezone(UTC))]
+"""A point in time. A zone is required on the wire; in memory it is UTC."""
+
+# Kafka keys and offsets by topic and partition: {"tidemill.labels.v1": {0: 1041}}; the next offset to be read.
+Offsets = dict[str, dict[int, int]]
+
+
+class Message(BaseModel):
+    """One chat message in OpenAI's shape; fields we do not name are kept."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    role: str
+    content: str | tuple[dict[str, Any], ...] | None = None
+    tool_calls: tuple[dict[str, Any], ...] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the content, its parts joined."""
+        if self.content is None:
+            return ""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(str(part.get("text", "")) for part in self.content if part.get("type", "text").endswith("text"))
+
+
+class Outcome(StrEnum):
+    """How an answer ended. Infrastructure faults are outcomes, never labels."""
+
+    COMPLETED = "completed"
+    TRUNCATED = "truncated"
+    """Stopped at the token limit."""
+    CANCELLED = "cancelled"
+    """The client went away."""
+    FAILED = "failed"
+    """The server failed: censored, never scored."""
+
+
+class FeedbackKind(StrEnum):
+    """What a person may say about an episode; each kind names the one field that it carries."""
+
+    THUMB = "thumb"
+    RATING = "rating"
+    COMMENT = "comment"
+    CORRECTION = "correction"
+    COMPARISON = "comparison"
+    REPLY = "reply"
+    """What the person said next in the conversation; whoever captures the next turn sends it."""
+    SIGNAL = "signal"
+    RETRACTION = "retraction"
+
+
+class Vote(BaseModel):
+    """One feedback event that counts in a label, with what it says as a number where it has one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feedback_id: str
+    user_id: str
+    kind: FeedbackKind
+    value: float | None = Field(default=None, ge=0, le=1)
+    """0 bad, 1 good; none for words and comparisons."""
+    text: str | None = None
+    over: str | None = None
+    signal: str | None = None
+    at: Instant
+
+
+class Channel(StrEnum):
+    """A way in which people, their tools or a critic speak about an episode. The order is that of ``Label.evidence``."""
+
+    THUMBS = "thumbs"
+    RATINGS = "ratings"
+    COMPARISONS = "comparisons"
+    CORRECTIONS = "corrections"
+    IMPLICIT = "implicit"
+    """What people do: copied, retried, abandoned, asked again."""
+    OUTCOMES = "outcomes"
+    """What tools report: test passed, form submitted."""
+    CRITIC = "critic"
+    """A model that answers a rubric about the episode."""
+
+
+class Evidence(BaseModel):
+    """What one channel says about an episode, how much that counts, and the feedback that it comes from."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    channel: Name
+    """One of ``Channel``; a reader passes over what it does not know."""
+    value: float | None = Field(default=None, ge=0, le=1)
+    """0 bad, 1 good; none for comparisons and corrections, which set one answer above another."""
+    weight: float = Field(ge=0, allow_inf_nan=False)
+    """Beside one person's thumb at 1: the channel's weight by how strong what was said is."""
+    feedback_ids: tuple[str, ...] = ()
+
+
+class Artifact(BaseModel):
+    """A folder of files under the artifact store, written once."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@/-]*$", max_length=500)
+    """Relative to the store's URI."""
+    sha256: Sha256
+    """Of the manifest that lists every file with its own SHA-256 and size."""
+    size_bytes: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _stays_inside_the_store(self) -> Self:
+        if any(part in ("", ".", "..") for part in self.path.split("/")):
+            raise ValueError("path must not leave the artifact store")
+        return self
+
+
+class Media(BaseModel):
+    """An image or a sound that came inside a message."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    sha256: Sha256
+    """Of its bytes; it stands as ``sha256:…`` where the bytes were."""
+    size_bytes: int = Field(ge=0)
+    content_type: str = Field(max_length=100)
+    artifact: Artifact | None = None
+    """A folder with the one file; none when it was not kept."""
+    dropped: str | None = None
+    """Why it was not kept."""
+
+
+class Calibration(BaseModel):
+    """How good a reward model was on labels it had not seen (test-then-train)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    labels: int = Field(ge=0)
+    accuracy: float = Field(ge=0, le=1)
+    baseline: float = Field(ge=0, le=1)
+    """Accuracy of always guessing the more frequent verdict."""
+    brier: float = Field(ge=0, le=1)
+    ece: float = Field(ge=0, le=1)
+    """Expected calibration error over 10 equal-width bins."""
+    auc: float | None = Field(default=None, ge=0, le=1)
+    """Chance that a good answer was predicted above a bad one: what learning goes by. None unless there were both."""

@@ -1,0 +1,136 @@
+"""A person asked to be forgotten: whom that covers, and what is left of a record without them. Pure; it has never heard of Kafka.
+
+What a person gave or asked before their erasure is covered, by its own time or by the log's, whichever is kinder to them: a sender's clock may be
+wrong, and an outbox may bring late what was said early. Somebody who comes back afterwards is remembered from then on.
+"""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from streams.core.errors import InvalidEvent
+from streams.core.events import Erasure, Label, person_of
+from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.join.feedback_channels import EvidenceSettings, evidence_of
+from streams.join.feedback_join import CENSORED, verdict_of
+from streams.kafka import Record
+
+NAMED = re.compile(rb'"user_id"\s*:\s*"((?:[^"\\]|\\.)*)"')
+PEOPLES = (EPISODES, FEEDBACK, LABELS, DEAD_LETTERS)
+"""The topics that hold what people said."""
+LATEST_MS = 1 << 62
+NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+class Forgotten:
+    """Who asked to be forgotten, and when."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, tuple[datetime, int]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._asked)
+
+    def take(self, erasure: Erasure, arrived_ms: int) -> None:
+        """One more erasure, and when it came to the log."""
+        at, ms = self._asked.get(erasure.person, (erasure.at, arrived_ms))
+        self._asked[erasure.person] = (max(at, erasure.at), max(ms, arrived_ms))
+
+    @classmethod
+    def ever(cls, user_id: str) -> "Forgotten":
+        """Somebody who was never there: for what would be without them."""
+        made = cls()
+        made.take(Erasure.of(user_id, "", NEVER), LATEST_MS)
+        return made
+
+    def covers(self, user_id: str | None, at: datetime, arrived_ms: int) -> bool:
+        """True when what this person gave at that time, or which came to the log then, is to be forgotten."""
+        if not self._asked or user_id is None or (asked := self._asked.get(person_of(user_id))) is None:
+            return False
+        return at <= asked[0] or arrived_ms <= asked[1]
+
+    def covers_what_was_said(self, user_id: str | None, at: datetime) -> bool:
+        """The same by its own time alone, where the log's is not at hand."""
+        return self.covers(user_id, at, LATEST_MS)
+
+    def names(self, raw: bytes | None, arrived_ms: int = 0) -> bool:
+        """True when these bytes name somebody who asked to be forgotten, after they came. Quick: nothing is decoded but the names."""
+        if not self._asked or raw is None:
+            return False
+        return any(person_of(user_id) in self._asked for user_id in people_in(raw))
+
+
+def people_in(raw: bytes) -> set[str]:
+    """Every user_id that JSON names, whole or broken."""
+    found = set()
+    for quoted in NAMED.findall(raw):
+        try:
+            found.add(str(json.loads(b'"' + quoted + b'"')))
+        except ValueError:
+            found.add(quoted.decode(errors="replace"))
+    return found
+
+
+def without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: EvidenceSettings) -> Label | None:
+    """The label as if whoever is covered had never spoken; itself when nobody is, None when nothing is left of it."""
+    if forgotten.covers(label.user_id, label.episode_at, arrived_ms):
+        return None
+    votes = tuple(vote for vote in label.votes if not forgotten.covers(vote.user_id, vote.at, arrived_ms))
+    if len(votes) == len(label.votes):
+        return label
+    if not votes and not label.superseded:
+        return None
+    censored = label.outcome in CENSORED
+    return label.model_copy(update={
+        "votes": votes,
+        "verdict": None if censored else verdict_of(votes),
+        "evidence": () if censored else evidence_of(votes, settings),
+        "first_feedback_at": min((v.at for v in votes), default=label.first_feedback_at),
+        "newest_feedback_at": max((v.at for v in votes), default=label.newest_feedback_at),
+    })  # fmt: skip
+
+
+def left_of(record: Record, forgotten: Forgotten, settings: EvidenceSettings) -> Record:
+    """What may be kept of a record of any topic: itself, or one at the same place without what is covered. A value of None says that all is gone."""
+    if record.topic == DEAD_LETTERS.name:
+        return _letter(record, forgotten)
+    if not forgotten.names(record.value):
+        return record
+    try:
+        if record.topic == EPISODES.name:
+            episode = EPISODES.decode(record.value)
+            gone = forgotten.covers(episode.user_id, episode.ended_at, record.timestamp_ms)
+        elif record.topic == FEEDBACK.name:
+            feedback = FEEDBACK.decode(record.value)
+            gone = forgotten.covers(feedback.user_id, feedback.at, record.timestamp_ms)
+        elif record.topic == LABELS.name:
+            label = LABELS.decode(record.value)
+            left = without(label, forgotten, record.timestamp_ms, settings)
+            return record if left is label else _valued(record, left.encode() if left else None)
+        else:
+            return record
+    except InvalidEvent:
+        gone = _any_covered(record.value or b"", forgotten, record.timestamp_ms)
+    return _valued(record, None) if gone else record
+
+
+def _letter(record: Record, forgotten: Forgotten) -> Record:
+    """A dead letter keeps its place and its reason, and loses the bytes."""
+    try:
+        letter = DEAD_LETTERS.decode(record.value)
+        raw = base64.b64decode(letter.record_base64)
+    except (InvalidEvent, ValueError):
+        return record
+    if not _any_covered(raw, forgotten, record.timestamp_ms):
+        return record
+    return _valued(record, letter.model_copy(update={"record_base64": ""}).encode())
+
+
+def _any_covered(raw: bytes, forgotten: Forgotten, arrived_ms: int) -> bool:
+    return any(forgotten.covers(user_id, NEVER, arrived_ms) for user_id in people_in(raw))
+
+
+def _valued(record: Record, value: bytes | None) -> Record:
+    return replace(record, value=value)

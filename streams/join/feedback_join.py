@@ -1,0 +1,320 @@
+"""Feedback to episode: late, early, changed, retracted, duplicated. Pure; it has never heard of Kafka.
+
+A label is a fold over all feedback on its episode, so it does not depend on the order in which things arrive nor on how
+often. "When" has two meanings here. *Event time* (``Feedback.at``) says which of two opinions is the newer one. *Arrival* (the
+log's own time of a record) says what came too late; it is the same however often the log is read, so a refold of
+the log gives the labels it gave the first time.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streams.core.errors import InvalidEvent
+from streams.core.events import Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
+from streams.join.feedback_channels import EvidenceSettings, evidence_of, voices
+
+CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
+"""Outcomes that say nothing about the answer: an infrastructure fault is never a verdict."""
+DECLARED = EvidenceSettings()
+
+
+class JoinSettings(EvidenceSettings):
+    """How feedback finds its episode, and how much of what is said counts. An entry of a table replaces that entry alone; 0 silences it."""
+
+    window_days: float = Field(default=7.0, gt=0, le=365)
+    """Feedback counts when it was given, and arrives, within this many days of its episode; what is later, or finds no episode, is expired."""
+    most_feedback: int = Field(default=1000, ge=1, le=100_000)
+    """Feedback events that one episode takes; more are dead-lettered, so that no one can grow a label without bound."""
+    batch_records: int = Field(default=2000, ge=1, le=100_000)
+    """Most records folded before their labels are acknowledged and the state is committed."""
+    cached_episodes: int = Field(default=20_000, ge=0, le=10_000_000)
+    """Episodes kept in memory over all partitions; the rest stay on disk."""
+    expire_every_s: float = Field(default=5.0, gt=0, le=3600)
+    """How often what has grown too old is looked for."""
+
+    @property
+    def window(self) -> timedelta:
+        """The window as a span of time."""
+        return timedelta(days=self.window_days)
+
+
+class Known(BaseModel):
+    """What a label needs to know of its episode."""
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: str
+    tenant: str
+    user_id: str | None = None
+    conversation_id: str | None = None
+    adapter: str | None
+    outcome: Outcome
+    messages: tuple[Message, ...]
+    answer: str
+    ended_at: Instant
+
+
+class Arrived(BaseModel):
+    """One feedback event, and when and where it came in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    feedback: Feedback
+    at: Instant
+    offset: int = -1
+
+
+class Standing(BaseModel):
+    """All that is known about one episode: itself (none while feedback waits for it) and its distinct feedback."""
+
+    model_config = ConfigDict(frozen=True)
+
+    known: Known | None = None
+    feedback: tuple[Arrived, ...] = ()
+    expires_at: Instant
+    """Arrival of the episode (while there is none: of the first feedback) plus the window."""
+    erasures: int = 0
+    """How often somebody was erased from it."""
+
+
+Covers = Callable[[str | None, datetime, datetime], bool]
+"""Whether what a person gave at a time, and which arrived at another, is to be forgotten (streams/erasure/forgotten_people.py)."""
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """What was forgotten of an episode: how much, and what becomes of its label."""
+
+    episodes: int = 0
+    feedback: int = 0
+    label: Label | None = None
+    """The label as it stands now."""
+    label_gone: bool = False
+    """There may be a label on the log that has nothing left to stand on."""
+
+
+class Standings(Protocol):
+    """The join's state: by episode id, and by when it expires."""
+
+    def get(self, episode_id: str, /) -> Standing | None: ...
+    def __setitem__(self, episode_id: str, standing: Standing, /) -> None: ...
+    def __delitem__(self, episode_id: str, /) -> None: ...
+    def due(self, before: datetime) -> list[str]:
+        """Episode ids whose ``expires_at`` lies before that time."""
+
+
+class InMemory(dict[str, Standing]):
+    """The state as a dict. Satisfies Standings."""
+
+    def due(self, before: datetime) -> list[str]:
+        return [episode_id for episode_id, standing in self.items() if standing.expires_at < before]
+
+
+@dataclass
+class Tally:
+    """What was folded in since it was cleared."""
+
+    joined: list[Feedback] = field(default_factory=list)
+    duplicate_feedback: int = 0
+    duplicate_episodes: int = 0
+
+    def clear(self) -> None:
+        """Start counting anew."""
+        self.joined.clear()
+        self.duplicate_feedback = self.duplicate_episodes = 0
+
+
+class FeedbackJoin:
+    """Folds episodes and feedback into labels. ``set_aside`` is handed the feedback that cannot count; nothing is dropped in silence."""
+
+    def __init__(self, state: Standings, settings: JoinSettings, set_aside: Callable[[Arrived, InvalidEvent], None]) -> None:
+        self._state, self._window, self._most, self._set_aside = state, settings.window, settings.most_feedback, set_aside
+        self._evidence = settings
+        self.tally = Tally()
+
+    def on_episode(self, episode: Episode, now: datetime) -> Label | None:
+        """``now`` is when the episode arrived. The label, if feedback was waiting for it."""
+        standing = self._state.get(episode.episode_id)
+        if standing is not None and standing.known is not None:
+            self.tally.duplicate_episodes += 1
+            return None
+        known = Known(
+            policy=episode.policy,
+            tenant=episode.tenant,
+            user_id=episode.user_id,
+            conversation_id=episode.conversation_id,
+            adapter=episode.adapter,
+            outcome=episode.outcome,
+            messages=episode.messages,
+            answer=episode.answer,
+            ended_at=episode.ended_at,
+        )
+        waiting = standing.feedback if standing is not None else ()
+        in_time = tuple(arrived for arrived in waiting if not self._too_late(arrived, known, now))
+        erasures = standing.erasures if standing is not None else 0
+        standing = Standing(known=known, feedback=in_time, expires_at=now + self._window, erasures=erasures)
+        self._state[episode.episode_id] = standing
+        self.tally.joined += [arrived.feedback for arrived in in_time]
+        return self._label(episode.episode_id, standing)
+
+    def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
+        """``now`` is when the feedback arrived. The episode's label as it stands with it; none when it changes nothing or must wait."""
+        standing = self._state.get(feedback.episode_id)
+        arrived = Arrived(feedback=feedback, at=now, offset=offset)
+        if standing is None:
+            self._state[feedback.episode_id] = Standing(feedback=(arrived,), expires_at=now + self._window)
+            return None
+        if any(each.feedback.feedback_id == feedback.feedback_id for each in standing.feedback):
+            self.tally.duplicate_feedback += 1
+            return None
+        if standing.known is not None and self._too_late(arrived, standing.known, standing.expires_at - self._window):
+            return None
+        if len(standing.feedback) >= self._most:
+            why = f"episode {feedback.episode_id} has {self._most} feedback events already (join.most_feedback)"
+            self._set_aside(arrived, InvalidEvent("too_many", f"feedback {feedback.feedback_id}: {why}"))
+            return None
+        standing = standing.model_copy(update={"feedback": (*standing.feedback, arrived)})
+        self._state[feedback.episode_id] = standing
+        if standing.known is None:
+            return None
+        self.tally.joined.append(feedback)
+        return self._label(feedback.episode_id, standing)
+
+    def erase(self, episode_id: str, covers: Covers) -> Erasing:
+        """Forget what is covered of an episode: all of it when its person is, else their feedback."""
+        standing = self._state.get(episode_id)
+        if standing is None:
+            return Erasing()
+        known, window = standing.known, self._window
+        if known is not None and covers(known.user_id, known.ended_at, standing.expires_at - window):
+            del self._state[episode_id]
+            return Erasing(episodes=1, feedback=len(standing.feedback), label_gone=bool(standing.feedback))
+        kept = tuple(each for each in standing.feedback if not covers(each.feedback.user_id, each.feedback.at, each.at))
+        if (removed := len(standing.feedback) - len(kept)) == 0:
+            return Erasing()
+        if known is None and not kept:
+            del self._state[episode_id]
+            return Erasing(feedback=removed)
+        standing = standing.model_copy(update={"feedback": kept, "erasures": standing.erasures + 1})
+        self._state[episode_id] = standing
+        label = self._label(episode_id, standing)
+        return Erasing(feedback=removed, label=label, label_gone=known is not None and label is None)
+
+    def label(self, episode_id: str) -> Label | None:
+        """The episode's label as it stands; none while either side is missing."""
+        standing = self._state.get(episode_id)
+        return None if standing is None else self._label(episode_id, standing)
+
+    def _label(self, episode_id: str, standing: Standing) -> Label | None:
+        """As it stands; none while either side is missing."""
+        if standing.known is None or not standing.feedback:
+            return None
+        label = label_of(episode_id, standing.known, [each.feedback for each in standing.feedback], self._evidence)
+        return label.model_copy(update={"erasures": standing.erasures}) if standing.erasures else label
+
+    def expire(self, now: datetime) -> int:
+        """Let go of what has grown too old; feedback that never found its episode is expired. Returns how many episodes left.
+
+        ``now`` is a time that the arrivals of *both* inputs have passed: with the other's time, a lagging
+        input would lose what it has yet to bring.
+        """
+        due = self._state.due(now)
+        for episode_id in due:
+            standing = self._state.get(episode_id)
+            if standing is not None and standing.known is None:
+                kept = []
+                for arrived in standing.feedback:
+                    if arrived.at + self._window < now:
+                        self._expire(arrived, f"no episode {episode_id} came")
+                    else:
+                        kept.append(arrived)
+                if kept:
+                    expires_at = min(arrived.at for arrived in kept) + self._window
+                    self._state[episode_id] = standing.model_copy(update={"feedback": tuple(kept), "expires_at": expires_at})
+                    continue
+            del self._state[episode_id]
+        return len(due)
+
+    def _too_late(self, arrived: Arrived, known: Known, episode_arrived_at: datetime) -> bool:
+        """True, and told, when the feedback was given or came more than a window after its episode, or the episode after it."""
+        if arrived.feedback.at - known.ended_at > self._window:
+            self._expire(arrived, "it was given too long after its episode ended")
+        elif abs(arrived.at - episode_arrived_at) > self._window:
+            self._expire(arrived, "it and its episode came too far apart")
+        else:
+            return False
+        return True
+
+    def _expire(self, arrived: Arrived, why: str) -> None:
+        days = self._window / timedelta(days=1)
+        self._set_aside(arrived, InvalidEvent("expired", f"feedback {arrived.feedback.feedback_id}: {why} (join.window_days = {days:g})"))
+
+
+def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback], settings: EvidenceSettings = DECLARED) -> Label:
+    """The label that this (distinct, not empty) feedback amounts to, in whatever order it is given.
+
+    For each person the newest of a kind replaces the older ones (ties go to the greater feedback_id), then what its author
+    took back is withdrawn. What was replaced stays replaced: who said good, then bad, then took that back, has no opinion.
+    """
+    everything = sorted(feedback, key=_age)
+    retracted = {(each.user_id, each.retracts) for each in everything if each.kind is FeedbackKind.RETRACTION}
+    newest = {_subject(each): each for each in everything if each.kind is not FeedbackKind.RETRACTION}
+    counted = [each for each in sorted(newest.values(), key=_age) if (each.user_id, each.feedback_id) not in retracted]
+    votes = tuple(_vote(each) for each in counted)
+    ids = {each.feedback_id for each in counted}
+    censored = known.outcome in CENSORED
+    return Label(
+        episode_id=episode_id,
+        policy=known.policy,
+        tenant=known.tenant,
+        user_id=known.user_id,
+        conversation_id=known.conversation_id,
+        adapter=known.adapter,
+        outcome=known.outcome,
+        messages=known.messages,
+        answer=known.answer,
+        verdict=None if censored else verdict_of(votes),
+        votes=votes,
+        evidence=() if censored else evidence_of(votes, settings),
+        superseded=tuple(each.feedback_id for each in everything if each.feedback_id not in ids),
+        episode_at=known.ended_at,
+        first_feedback_at=everything[0].at,
+        newest_feedback_at=everything[-1].at,
+    )
+
+
+def verdict_of(votes: Iterable[Vote]) -> float | None:
+    """Mean over people of the newest number each gave (votes come oldest first): one voice each. None when nobody gave one."""
+    values = sorted(vote.value for vote in voices(votes).values() if vote.value is not None)
+    return sum(values) / len(values) if values else None
+
+
+def _age(feedback: Feedback) -> tuple[datetime, str]:
+    return feedback.at, feedback.feedback_id
+
+
+def _subject(feedback: Feedback) -> tuple[str, str, str | None]:
+    """What a newer word of the same person replaces: a thumb a thumb, but a comparison only one with the same other episode."""
+    return feedback.user_id, feedback.kind.value, feedback.over or feedback.signal
+
+
+def _vote(feedback: Feedback) -> Vote:
+    value = None
+    if feedback.thumb is not None:
+        value = 1.0 if feedback.thumb == "up" else 0.0
+    elif feedback.rating is not None:
+        value = (feedback.rating - 1) / 4
+    return Vote(
+        feedback_id=feedback.feedback_id,
+        user_id=feedback.user_id,
+        kind=feedback.kind,
+        value=value,
+        text=feedback.text,
+        over=feedback.over,
+        signal=feedback.signal,
+        at=feedback.at,
+    )

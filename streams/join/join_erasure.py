@@ -1,0 +1,80 @@
+"""Erasure in one partition of the join: its state, and every label that its state has long let go of.
+
+The labels without a person are acknowledged before the state forgets them, and both before it is told on the log. A kill in between does all
+of it again, to the same end; what is told may then be less than what was removed.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from streams.core.events import Erased, Label
+from streams.core.part_context import Site
+from streams.core.topics import ERASED, LABELS
+from streams.erasure.erasure_follower import Asked
+from streams.erasure.forgotten_people import Forgotten, left_of
+from streams.join.feedback_channels import EvidenceSettings
+from streams.join.feedback_join import FeedbackJoin
+from streams.join.sqlite_state import EPOCH, Store
+from streams.join.stale_label_repair import once_more_erased
+from streams.kafka import Producer, Record, read_to_end
+
+
+def labels_naming(forgotten: Forgotten, site: Site) -> dict[int, dict[str, Record]]:
+    """By partition and episode: the newest label, where it names somebody who is forgotten. One pass over the topic."""
+    found: dict[int, dict[str, Record]] = {}
+    for record in read_to_end(site.kafka, LABELS, "join", site.metrics):
+        episode_id, partition = (record.key or b"").decode(errors="replace"), found.setdefault(record.partition, {})
+        partition.pop(episode_id, None)
+        if forgotten.names(record.value):
+            partition[episode_id] = record
+    return found
+
+
+def forget(store: Store, join: FeedbackJoin, forgotten: Forgotten, on_the_log: Iterable[Record], evidence: EvidenceSettings) -> "Removal":
+    """Out of the state, and what that makes of the labels. The state is changed and not yet committed."""
+    removal = Removal()
+
+    def covers(user_id: str | None, at: datetime, arrived_at: datetime) -> bool:
+        return forgotten.covers(user_id, at, (arrived_at - EPOCH) // timedelta(milliseconds=1))
+
+    for episode_id in store.where(forgotten.names):
+        done = join.erase(episode_id, covers)
+        removal.removed["episodes"] += done.episodes
+        removal.removed["feedback"] += done.feedback
+        if done.label is not None or done.label_gone:
+            removal.labels[episode_id] = done.label
+    for record in on_the_log:
+        episode_id = (record.key or b"").decode(errors="replace")
+        left = left_of(record, forgotten, evidence)
+        if episode_id not in removal.labels and left is not record:
+            removal.labels[episode_id] = once_more_erased(left)
+    removal.removed["labels"] = len(removal.labels)
+    return removal
+
+
+class Removal:
+    """What one partition forgets."""
+
+    def __init__(self) -> None:
+        self.removed: Counter[str] = Counter(episodes=0, feedback=0)
+        self.labels: dict[str, Label | None] = {}
+        """By episode: the label without them, or None when nothing is left of it."""
+
+    def publish(self, producer: Producer) -> int | None:
+        """The labels without them, acknowledged; returns the offset after the last one, None where there was none."""
+        waits = [producer.retract(LABELS, key) if label is None else producer.send(LABELS, label) for key, label in self.labels.items()]
+        return max((wait().offset for wait in waits), default=-1) + 1 or None
+
+    def tell(self, asked: Iterable[Asked], partition: int, end: int | None, producer: Producer, now: datetime) -> None:
+        """That it is done, for each who asked."""
+        for each in asked:
+            producer.publish(ERASED, Erased(
+                person=each.erasure.person,
+                part="join",
+                where=f"partition {partition}",
+                removed=dict(self.removed),
+                offsets={LABELS.name: {partition: end}} if end else {},
+                erasure_at=each.erasure.at,
+                at=now,
+            ))  # fmt: skip

@@ -1,0 +1,108 @@
+"""The join's wiring: episodes and feedback in, labels and dead letters out, read from top to bottom.
+
+A batch is folded, its labels are acknowledged, then its offsets are told to Kafka, then state and offsets are committed in one
+transaction. So no state is ever further than what Kafka was told, and whoever takes over with an older one folds in silence up to
+there: labels and offsets do not go back, and a kill anywhere repeats labels at most.
+"""
+
+import time
+
+import structlog
+
+from streams.core.errors import Unavailable
+from streams.core.part_context import Site
+from streams.core.topics import EPISODES, FEEDBACK, LABELS
+from streams.erasure.erasure_follower import Erasures
+from streams.join.feedback_join import JoinSettings
+from streams.join.join_erasure import labels_naming
+from streams.join.partition_processor import Partition
+from streams.kafka import Consumer, Producer
+from streams.kafka.dead_letters import DeadLetters
+
+GROUP = "tidemill-join"
+REFUSALS = 5
+"""Turns whose offsets Kafka may refuse, one after the other, before the join connects anew; so much may wait in memory."""
+TURN_S = 300.0
+"""A loop that has not come round for this long hangs: longer than Kafka may take to acknowledge or to be called away."""
+log = structlog.get_logger()
+
+
+def run(settings: JoinSettings, site: Site) -> None:
+    """Join until told to stop. Kafka being away is waited out."""
+    while not site.stopping.is_set():
+        try:
+            _session(settings, site)
+        except Unavailable as error:
+            log.warning("join waits", error=str(error))
+            site.health.lacks("join")
+            site.stopping.wait(2.0)
+
+
+def _session(settings: JoinSettings, site: Site) -> None:
+    """From connecting to the first failure; the next session goes on at the last commit."""
+    erasures = Erasures(site, "join")  # first: whoever joins the group takes partitions from others
+    producer = Producer(site.kafka, site.metrics, "tidemill-join")
+    letters = DeadLetters(producer, site.clock, site.metrics, "join")
+    consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
+    parts: dict[int, Partition] = {}
+    told: dict[tuple[str, int], int] = {}
+    refused = 0
+    expire_at = 0.0
+    try:
+        while not site.stopping.is_set():
+            site.health.turned("join", TURN_S)
+            records = consumer.poll(0.5, settings.batch_records)
+            if (owned := consumer.rebalanced()) is not None:
+                close(parts)
+                parts = {number: Partition(number, settings, site, letters, erasures) for number in {partition for _, partition in owned}}
+                consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
+                told, refused = {}, 0
+                log.info("join owns", partitions=sorted(parts), catches_up=sorted(number for number, part in parts.items() if part.catching_up))
+                continue
+            for record in records:
+                parts[record.partition].take(record)
+            for part in parts.values():
+                if part.catching_up:
+                    part.catch_up(consumer)
+            if due := time.monotonic() >= expire_at:
+                expire_at = time.monotonic() + settings.expire_every_s
+                for part in parts.values():
+                    part.expire(consumer)
+                site.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in parts.values()))
+                consumer.lag()
+            changed = [part for part in parts.values() if part.changed]
+            places = {where: offset for part in parts.values() for where, offset in part.places.items()}
+            if changed or places != told:
+                for part in changed:
+                    part.publish(producer)
+                producer.flush()
+                if not consumer.commit(places):  # the next turn has lost the partitions, and drops all this, or tries it again
+                    if (refused := refused + 1) >= REFUSALS:
+                        raise Unavailable(f"Kafka has refused the offsets of {GROUP} {refused} times")
+                    continue
+                told, refused = places, 0
+                for part in changed:
+                    part.commit()
+            current = [part for part in parts.values() if not part.catching_up]
+            if due:
+                ends = consumer.bounds((LABELS.name, part.number) for part in current)
+                if consumer.commit(places):  # nobody has taken over: whoever does so later writes labels behind these ends, and we look there then
+                    for (_, number), (_, end) in ends.items():
+                        parts[number].mend(end, producer)
+            erasures.poll()
+            if forgetting := [part for part in current if part.must_forget]:
+                labels = labels_naming(erasures.forgotten, site)
+                for part in forgetting:
+                    part.forget(labels.get(part.number, {}).values(), producer)
+    finally:
+        close(parts)
+        erasures.close()
+        consumer.close()
+        producer.close(timeout_s=2.0)  # all that was committed is acknowledged; the rest is sent again
+
+
+def close(parts: dict[int, Partition]) -> None:
+    """Let go of the state files; what was not committed will be folded again."""
+    for part in parts.values():
+        part.store.close()
+    parts.clear()

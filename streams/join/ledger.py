@@ -1,0 +1,253 @@
+"""The books: published = joined + pending + expired + dead-lettered + erased, for episodes and feedback, and the ids of what is missing.
+
+It believes nobody: it reads the topics themselves and asks of every record where it is now.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from streams.core.errors import InvalidEvent
+from streams.core.events import Feedback
+from streams.core.metrics import Metrics
+from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
+from streams.erasure.erasure_follower import take
+from streams.erasure.forgotten_people import Forgotten
+from streams.join.join_loop import GROUP
+from streams.join.sqlite_state import EPOCH
+from streams.kafka import KafkaSettings, Record, committed_offsets, end_offsets, read_to_end
+
+SHOWN = 20  # missing ids in the text; all of them are in ``missing``
+Where = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of the records of one topic. Each record is counted in exactly one column."""
+
+    topic: str
+    published: int
+    joined: int
+    """Episodes: folded in. Feedback: named by the newest label of its episode."""
+    pending: int
+    """Not yet read by the join, or (feedback) waiting for its episode."""
+    expired: int
+    dead_lettered: int
+    duplicates: int
+    missing: tuple[str, ...]
+    """The join has passed these and they are nowhere: ids, or topic/partition/offset where a record has none."""
+    erased: int = 0
+    """Of people who asked to be forgotten, or about an answer to one of them."""
+
+    @property
+    def balanced(self) -> bool:
+        """True when every record is accounted for."""
+        return not self.missing and self.published == self.joined + self.pending + self.expired + self.dead_lettered + self.duplicates + self.erased
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The rows of episodes and feedback."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def balanced(self) -> bool:
+        """True when nothing is missing anywhere."""
+        return all(row.balanced for row in self.rows)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What cannot be accounted for, over all rows."""
+        return tuple(name for row in self.rows for name in row.missing)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the rows, and every id that is missing."""
+        return {"balanced": self.balanced, "rows": [asdict(row) for row in self.rows]}
+
+    def __str__(self) -> str:
+        """A line for each topic, and the first of what is missing."""
+        lines = []
+        for row in self.rows:
+            line = f"{row.topic.split('.')[1]:<9}{row.published} published = {row.joined} joined + {row.pending} pending + {row.expired} expired"
+            line += f" + {row.dead_lettered} dead-lettered" + (f" + {row.duplicates} duplicates" if row.duplicates else "")
+            line += f" + {row.erased} erased" if row.erased else ""
+            lines.append(line + (f" + {len(row.missing)} MISSING" if row.missing else ""))
+        shown = self.missing[:SHOWN]
+        lines += [f"missing: {name}" for name in shown]
+        return "\n".join(lines + ([f"and {len(self.missing) - SHOWN} more"] if len(self.missing) > SHOWN else []))
+
+
+class Entry(NamedTuple):
+    """One record: where it is, when it came, and which it is: (episode_id, feedback_id or nothing); None when it cannot be read.
+
+    ``erased``: of somebody who has asked to be forgotten since.
+    """
+
+    partition: int
+    offset: int
+    arrived_ms: int
+    identity: tuple[str, str] | None
+    erased: bool = False
+
+    @property
+    def episode_id(self) -> str:
+        return self.identity[0] if self.identity else ""
+
+    @property
+    def feedback_id(self) -> str:
+        return self.identity[1] if self.identity else ""
+
+
+def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
+    """The books as they stand now, of what arrived ``since`` (included) and ``until`` (not included). Raises Unavailable.
+
+    Causes are read before their effects, so that the books balance at any moment: what the join had passed when it was asked has
+    its label in what is read after that.
+    """
+    metrics, forgotten = Metrics(), Forgotten()
+    erasures = end_offsets(settings, ERASURES, metrics)
+    take(read_to_end(settings, ERASURES, "ledger", metrics), forgotten)
+    feedback = list(entries(read_to_end(settings, FEEDBACK, "ledger", metrics), forgotten))
+    episodes = list(entries(read_to_end(settings, EPISODES, "ledger", metrics), forgotten))
+    passed = committed_offsets(settings, GROUP)
+    labels = read_to_end(settings, LABELS, "ledger", metrics)
+    letters = read_to_end(settings, DEAD_LETTERS, "ledger", metrics)
+    ledger = balance(episodes, feedback, labels, letters, passed, since, until)
+    if end_offsets(settings, ERASURES, metrics) != erasures:  # somebody asked meanwhile: their labels went while we read
+        return read_ledger(settings, since, until)
+    return ledger
+
+
+def balance(
+    episodes: Iterable[Entry],
+    feedback: Iterable[Entry],
+    labels: Iterable[Record],
+    letters: Iterable[Record],
+    passed: Mapping[tuple[str, int], int],
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Ledger:
+    """The books, made from what lies on the topics. ``passed`` is the join's next offset by (topic, partition)."""
+    reasons, named, span = _reasons(letters), _named(labels), _Span(since, until)
+    known: set[str] = set()
+    erased: set[str] = set()
+    episodes_column = _Column(EPISODES.name)
+    for entry in episodes:
+        is_passed = entry.offset < passed.get((EPISODES.name, entry.partition), 0)
+        place = "pending" if not is_passed else "missing" if entry.identity is None else "duplicates" if entry.episode_id in known else "joined"
+        if entry.erased:
+            erased.add(entry.episode_id)
+            place = "erased" if is_passed else "pending"
+        elif is_passed and entry.identity is not None:
+            known.add(entry.episode_id)
+        episodes_column.count(_aside(reasons, EPISODES.name, entry) or place, entry, span)
+    feedback_column = _Column(FEEDBACK.name)
+    seen: set[tuple[str, str]] = set()
+    for entry in feedback:
+        is_passed = entry.offset < passed.get((FEEDBACK.name, entry.partition), 0)
+        aside = _aside(reasons, FEEDBACK.name, entry)
+        if entry.identity is not None and is_passed and (entry.erased or entry.episode_id in erased):
+            place = aside or "erased"
+        elif entry.identity is None:
+            place = aside or ("missing" if is_passed else "pending")
+        elif entry.identity in seen:
+            place = aside or "duplicates"
+        elif entry.feedback_id in named.get(entry.episode_id, ()):
+            place = "joined"
+        else:
+            place = aside or ("missing" if is_passed and entry.episode_id in known else "pending")
+        if entry.identity is not None:
+            seen.add(entry.identity)
+        feedback_column.count(place, entry, span)
+    return Ledger((episodes_column.row(), feedback_column.row()))
+
+
+def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[Entry]:
+    """What the books need of episodes' or feedback's records; the rest of them is let go of."""
+    covers = (forgotten or Forgotten()).covers
+    for record in records:
+        erased = False
+        try:
+            event = EPISODES.decode(record.value) if record.topic == EPISODES.name else FEEDBACK.decode(record.value)
+        except InvalidEvent:
+            identity = None
+        else:
+            identity = (event.episode_id, event.feedback_id if isinstance(event, Feedback) else "")
+            erased = covers(event.user_id, event.at if isinstance(event, Feedback) else event.ended_at, record.timestamp_ms)
+        yield Entry(record.partition, record.offset, record.timestamp_ms, identity, erased)
+
+
+class _Span:
+    """A span of arrival times."""
+
+    def __init__(self, since: datetime | None, until: datetime | None) -> None:
+        self._since_ms = (since - EPOCH).total_seconds() * 1000 if since else float("-inf")
+        self._until_ms = (until - EPOCH).total_seconds() * 1000 if until else float("inf")
+
+    def has(self, entry: Entry) -> bool:
+        return self._since_ms <= entry.arrived_ms < self._until_ms
+
+
+class _Column:
+    """Counts a topic's records by where they are."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic, self._counts = topic, Counter[str]()
+        self._missing: list[str] = []
+
+    def count(self, place: str, entry: Entry, span: _Span) -> None:
+        if span.has(entry):
+            self._counts[place] += 1
+            if place == "missing":
+                self._missing.append(entry.feedback_id or entry.episode_id or f"{self._topic}/{entry.partition}/{entry.offset}")
+
+    def row(self) -> Row:
+        counts = self._counts
+        return Row(
+            self._topic,
+            counts.total(),
+            counts["joined"],
+            counts["pending"],
+            counts["expired"],
+            counts["dead_lettered"],
+            counts["duplicates"],
+            tuple(self._missing),
+            counts["erased"],
+        )
+
+
+def _reasons(letters: Iterable[Record]) -> dict[Where, str]:
+    """Why each record was set aside by the join, by where it came from."""
+    found = {}
+    for record in letters:
+        try:
+            letter = DEAD_LETTERS.decode(record.value)
+        except InvalidEvent:
+            continue
+        if letter.part == "join":
+            found[letter.source_topic, letter.source_partition, letter.source_offset] = letter.reason
+    return found
+
+
+def _named(labels: Iterable[Record]) -> dict[str, frozenset[str]]:
+    """The feedback that the newest label of each episode names."""
+    found: dict[str, frozenset[str]] = {}
+    for record in labels:
+        if record.value is None:  # nothing is left of it
+            found.pop((record.key or b"").decode(errors="replace"), None)
+            continue
+        try:
+            label = LABELS.decode(record.value)
+        except InvalidEvent:
+            continue
+        found[label.episode_id] = frozenset(label.feedback_ids)
+    return found
+
+
+def _aside(reasons: Mapping[Where, str], topic: str, entry: Entry) -> str | None:
+    if (reason := reasons.get((topic, entry.partition, entry.offset))) is None:
+        return None
+    return "expired" if reason == "expired" else "dead_lettered"

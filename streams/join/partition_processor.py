@@ -1,0 +1,210 @@
+"""One partition of the join: its state, how far both its inputs are folded, and what waits to be sent."""
+
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+
+import structlog
+
+from streams.core.errors import InvalidEvent
+from streams.core.events import Label
+from streams.core.part_context import Site
+from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
+from streams.core.traces import Headers
+from streams.erasure.erasure_follower import Erasures
+from streams.join.feedback_join import Arrived, FeedbackJoin, JoinSettings
+from streams.join.join_erasure import forget
+from streams.join.sqlite_state import EPOCH, Reached, Store
+from streams.join.stale_label_repair import LOOKED_AT, after, mended
+from streams.kafka import Consumer, Place, Producer, Publisher, Record, read_between
+from streams.kafka.dead_letters import DeadLetters
+from streams.kafka.partitioning import partition_of
+
+TRACED = 10_000
+INPUTS = (EPISODES.name, FEEDBACK.name)
+KEPT = (*INPUTS, ERASURES.name, LABELS.name)
+LAST_MS = 32_503_680_000_000  # the year 3000: a sender's clock may say anything, where the broker's is not used
+log = structlog.get_logger()
+
+
+class Partition:
+    """One partition of episodes and of feedback: its state, and how far both are folded."""
+
+    def __init__(self, number: int, settings: JoinSettings, site: Site, letters: DeadLetters, erasures: Erasures) -> None:
+        self.number, self._site, self._letters, self._erasures = number, site, letters, erasures
+        self._settings = settings
+        self.store = Store(site.state / f"join-{number}.sqlite3", settings.cached_episodes // site.kafka.partitions)
+        self._join = FeedbackJoin(self.store, settings, self._set_aside)
+        self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
+        self._target = dict.fromkeys(INPUTS, 0)
+        self.catching_up = False
+        """While another has been further: what it called done is folded in silence, since its labels are on the log."""
+        self._labels: dict[str, Label] = {}
+        self._sent: list[Callable[[], Place]] = []
+        self._traced: OrderedDict[str, Headers] = OrderedDict()
+        """Contexts of the newest episodes; empty when traces are off."""
+        self._headers: dict[str, Headers] = {}
+        self._read_at = time.monotonic()
+        self.changed = False
+
+    def start(self, consumer: Consumer) -> dict[tuple[str, int], int]:
+        """Where to read from: where the state stands, or the beginning when it is of another log.
+
+        Where the group has come further, another took over meanwhile, and we fold up to there before we say anything: a label
+        from an older state would replace a newer one.
+        """
+        bounds = {topic: consumer.bounds([(topic, self.number)])[topic, self.number] for topic in INPUTS}
+        if any(self.reached[topic].next > end for topic, (_, end) in bounds.items()):
+            log.warning("join state is of another log and is folded again", partition=self.number)
+            self.store.forget()
+            self.reached = dict.fromkeys(KEPT, Reached())
+        for topic, (first, _) in bounds.items():
+            if 0 < self.reached[topic].next < first:
+                log.error("join was away for longer than the log is kept", topic=topic, partition=self.number, lost=first - self.reached[topic].next)
+        done = consumer.committed((topic, self.number) for topic in INPUTS)
+        self._target = {topic: min(done[topic, self.number], end) for topic, (_, end) in bounds.items()}
+        self.catching_up = any(self.reached[topic].next < target for topic, target in self._target.items())
+        return {(topic, self.number): self.reached[topic].next for topic in INPUTS}
+
+    def catch_up(self, consumer: Consumer) -> None:
+        """From where the group stands we speak again, once both inputs are folded up to there; what was read beyond it is read again."""
+        positions = consumer.positions()
+        if all(positions[topic, self.number] >= target for topic, target in self._target.items()):
+            consumer.seek({(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()})
+            self.catching_up = False
+            log.info("join has caught up", partition=self.number)
+
+    @property
+    def places(self) -> dict[tuple[str, int], int]:
+        """How far the group is in this partition: never back."""
+        return {(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()}
+
+    def take(self, record: Record) -> None:
+        """Fold one record; a bad one is set aside."""
+        place = self.reached[record.topic]
+        if record.offset < place.next or (self.catching_up and record.offset >= self._target[record.topic]):
+            return
+        self.reached[record.topic] = Reached(record.offset + 1, max(place.arrived_ms, record.timestamp_ms))
+        self._read_at, self.changed = time.monotonic(), True
+        now = EPOCH + timedelta(milliseconds=min(max(record.timestamp_ms, 0), LAST_MS))
+        try:
+            label = self._fold(record, now)
+        except InvalidEvent as error:
+            if not self.catching_up:
+                self._letters.set_aside(record, error)
+            return
+        if self.catching_up:
+            self._join.tally.clear()
+            return
+        if self._site.traces.on:
+            self._trace(record, None if label is None else label.episode_id)
+        if label is not None:
+            self._labels[label.episode_id] = label
+
+    def _trace(self, record: Record, labelled: str | None) -> None:
+        """What an episode's record carries is kept for its labels; a label's span continues it, and links to the feedback's."""
+        key, now = (record.key or b"").decode(errors="replace"), self._site.clock.now()
+        if record.topic == EPISODES.name:
+            self._traced[key] = record.headers
+            if len(self._traced) > TRACED:
+                self._traced.popitem(last=False)
+        if labelled is not None:
+            began = EPOCH + timedelta(milliseconds=record.timestamp_ms)
+            follows = (record.headers, self._traced.get(labelled, ()))
+            self._headers[labelled] = self._site.traces.told("join", min(began, now), now, follows, episode=labelled)
+
+    def _fold(self, record: Record, now: datetime) -> Label | None:
+        """What somebody gave before they were forgotten is passed over, however late it comes."""
+        covers = self._erasures.forgotten.covers
+        if record.topic == EPISODES.name:
+            episode = EPISODES.decode(record.value)
+            return None if covers(episode.user_id, episode.ended_at, record.timestamp_ms) else self._join.on_episode(episode, now)
+        feedback = FEEDBACK.decode(record.value)
+        return None if covers(feedback.user_id, feedback.at, record.timestamp_ms) else self._join.on_feedback(feedback, now, record.offset)
+
+    @property
+    def must_forget(self) -> bool:
+        """True while somebody asked to be forgotten and is not yet."""
+        return self.reached[ERASURES.name].next < self._erasures.end
+
+    def forget(self, labels: Iterable[Record], producer: Producer) -> None:
+        """Forget all who asked since, in the state and in ``labels``, the newest on the log that name them. All that was folded is committed."""
+        asked = self._erasures.since(self.reached[ERASURES.name].next)
+        removal = forget(self.store, self._join, self._erasures.forgotten, labels, self._settings)
+        end = removal.publish(producer)
+        self.commit()
+        self.store.vacuum()
+        removal.tell(asked, self.number, end, producer, self._site.clock.now())
+        self.reached[ERASURES.name] = Reached(self._erasures.end)
+        self.commit()
+        log.info("forgotten", partition=self.number, people=len(asked), **removal.removed)
+
+    def expire(self, consumer: Consumer) -> None:
+        """Let go of what is older than the window, by the time that both inputs have passed.
+
+        That is the log's own time, so no jump of a clock expires anything; when both are read to their ends, time goes on from there.
+        """
+        if self.catching_up:
+            return
+        behind = [self.reached[topic].arrived_ms for topic in INPUTS if consumer.is_behind(topic, self.number)]
+        newest = max(self.reached[topic].arrived_ms for topic in INPUTS)
+        passed_ms = min(behind) if behind else newest + (time.monotonic() - self._read_at) * 1000
+        if newest and self._join.expire(EPOCH + timedelta(milliseconds=passed_ms)):
+            self.changed = True
+
+    def publish(self, producer: Publisher) -> None:
+        """Begin to send the newest label of each episode that changed."""
+        self._sent.clear()
+        for label in self._labels.values():
+            try:
+                self._sent.append(producer.send(LABELS, label, self._headers.get(label.episode_id, ())))
+            except InvalidEvent as error:  # too large
+                self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
+
+    def commit(self) -> None:
+        """State and offsets become durable; what was sent is acknowledged."""
+        ours = (place.offset for place in (sent() for sent in self._sent) if place.partition == self.number)
+        self.reached[LABELS.name] = Reached(after(self.reached[LABELS.name].next, ours))
+        self._sent.clear()
+        self.store.commit(self.reached)
+        tally, now, metrics = self._join.tally, self._site.clock.now(), self._site.metrics
+        for feedback in tally.joined:
+            metrics.observe("tidemill_thumb_to_label_seconds", (now - feedback.at).total_seconds())
+        for kind, count in Counter(feedback.kind.value for feedback in tally.joined).items():
+            metrics.add("tidemill_feedback_joined_total", count, kind=kind)
+        metrics.add("tidemill_feedback_duplicates_total", tally.duplicate_feedback)
+        metrics.add("tidemill_episode_duplicates_total", tally.duplicate_episodes)
+        metrics.add("tidemill_labels_total", len(self._labels))
+        self._labels.clear()
+        self._headers.clear()
+        tally.clear()
+        self.changed = False
+
+    def mend(self, end: int, producer: Producer) -> None:
+        """Look at what others wrote to labels, which end at ``end``; send again what that forgot. All that was folded is committed."""
+        first = self.reached[LABELS.name].next
+        if first >= (end := min(end, first + LOOKED_AT)):
+            return
+        written = read_between(self._site.kafka, LABELS, self.number, first, end, "join", self._site.metrics)
+        found = mended(written, self._join, self._erasures.forgotten, self._settings)
+        for episode_id in found:
+            log.warning("an older label is replaced", partition=self.number, episode=episode_id)
+        self._labels.update({episode_id: label for episode_id, label in found.items() if label is not None})
+        self.publish(producer)
+        self._sent += [producer.retract(LABELS, episode_id) for episode_id, label in found.items() if label is None]
+        producer.flush()
+        self.reached[LABELS.name] = Reached(end)
+        self.commit()
+
+    def _set_aside(self, arrived: Arrived, error: InvalidEvent) -> None:
+        if self.catching_up:
+            return
+        feedback = arrived.feedback
+        if error.reason == "expired" and (right := partition_of(feedback.key.encode(), self._site.kafka.partitions)) != self.number:
+            # The commonest reason for an episode that never comes: a client whose own rule puts keys elsewhere.
+            error = InvalidEvent(
+                "expired", f"{error}; it lies in partition {self.number}, Kafka's own rule (murmur2 of the episode_id) gives {right}"
+            )
+        record = Record(FEEDBACK.name, self.number, arrived.offset, 0, feedback.key.encode(), feedback.encode())
+        self._letters.set_aside(record, error, feedback.feedback_id)

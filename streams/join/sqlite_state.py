@@ -1,0 +1,152 @@
+"""The join's state on disk: one SQLite file a partition, with the offsets it has folded up to in the same transaction.
+
+The state is a cache of the log: a file that is lost, or belongs to another log, is folded again from the beginning.
+"""
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from streams.core.errors import Unavailable
+from streams.join.feedback_join import Standing
+
+log = structlog.get_logger()
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS standings (episode_id TEXT PRIMARY KEY, standing BLOB NOT NULL, waiting INTEGER NOT NULL, expires_ms INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS by_expiry ON standings (expires_ms);
+CREATE INDEX IF NOT EXISTS by_waiting ON standings (waiting) WHERE waiting > 0;
+CREATE TABLE IF NOT EXISTS places (topic TEXT PRIMARY KEY, next INTEGER NOT NULL, arrived_ms INTEGER NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far a topic has been folded: the next offset, and when its last record arrived (ms since 1970; 0 before the first)."""
+
+    next: int = 0
+    arrived_ms: int = 0
+
+
+class Store:
+    """Satisfies Standings. What is set is seen at once and lies on disk after ``commit``; ``cached`` standings stay in memory."""
+
+    def __init__(self, path: Path, cached: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._cached = path, cached
+        try:
+            self._database = _open(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise Unavailable(f"cannot open {path}: {error}") from error
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            log.warning("join state is damaged and is folded again", path=str(path), error=str(error))
+            self._database = _open(path)
+        self._clean: dict[str, Standing] = {}
+        self._changed: dict[str, Standing | None] = {}
+        rows = self._database.execute("SELECT topic, next, arrived_ms FROM places")
+        self.reached = {topic: Reached(offset, arrived_ms) for topic, offset, arrived_ms in rows}
+
+    def get(self, episode_id: str, /) -> Standing | None:
+        if episode_id in self._changed:
+            return self._changed[episode_id]
+        if (standing := self._clean.get(episode_id)) is not None:
+            return standing
+        row = self._database.execute("SELECT standing FROM standings WHERE episode_id = ?", (episode_id,)).fetchone()
+        return None if row is None else Standing.model_validate_json(row[0])
+
+    def __setitem__(self, episode_id: str, standing: Standing, /) -> None:
+        self._changed[episode_id] = standing
+
+    def __delitem__(self, episode_id: str, /) -> None:
+        self._changed[episode_id] = None
+
+    def due(self, before: datetime) -> list[str]:
+        """Of what is committed."""
+        rows = self._database.execute("SELECT episode_id FROM standings WHERE expires_ms < ?", (_ms(before),))
+        return [episode_id for (episode_id,) in rows]
+
+    def where(self, holds: Callable[[bytes], bool]) -> list[str]:
+        """Episode ids whose stored standing, as bytes of JSON, is as asked; of what is committed."""
+        rows = self._database.execute("SELECT episode_id, standing FROM standings")
+        return [episode_id for episode_id, standing in rows if holds(standing.encode() if isinstance(standing, str) else standing)]
+
+    def vacuum(self) -> None:
+        """Leave no trace on the disk of what was deleted: SQLite keeps deleted bytes in free pages and in its log until they are needed again."""
+        try:
+            self._database.execute("VACUUM")
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"cannot rewrite {self._path}: {error}") from error
+
+    def waiting(self) -> int:
+        """Feedback on disk that waits for its episode."""
+        return int(self._database.execute("SELECT coalesce(sum(waiting), 0) FROM standings WHERE waiting > 0").fetchone()[0])
+
+    def commit(self, reached: Mapping[str, Reached]) -> None:
+        """State and offsets become durable together. Raises Unavailable when another process has moved this partition on."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            for topic, place in reached.items():
+                before = self.reached.get(topic, Reached())
+                self._database.execute("INSERT OR IGNORE INTO places VALUES (?, 0, 0)", (topic,))
+                update = "UPDATE places SET next = ?, arrived_ms = ? WHERE topic = ? AND next = ?"
+                if self._database.execute(update, (place.next, place.arrived_ms, topic, before.next)).rowcount != 1:
+                    raise Unavailable(f"{self._path} is no longer at offset {before.next} of {topic}: another process joins this partition")
+            self._write()
+            self._database.execute("COMMIT")
+        except sqlite3.OperationalError as error:  # a lock held by another; a full disk, where SQLite has already rolled back
+            raise Unavailable(f"cannot write {self._path}: {error}") from error
+        finally:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+        self.reached = dict(reached)
+        for episode_id, standing in self._changed.items():
+            self._clean.pop(episode_id, None)
+            if standing is not None:
+                self._clean[episode_id] = standing
+        self._changed.clear()
+        for episode_id in list(self._clean)[: max(0, len(self._clean) - self._cached)]:
+            del self._clean[episode_id]
+
+    def forget(self) -> None:
+        """Empty the file: it belongs to another log."""
+        self._clean.clear()
+        self._changed.clear()
+        self.reached = {}
+        self._database.executescript("BEGIN; DELETE FROM standings; DELETE FROM places; COMMIT;")
+
+    def close(self) -> None:
+        self._database.close()
+
+    def _write(self) -> None:
+        kept = [
+            (episode_id, standing.model_dump_json(), 0 if standing.known is not None else len(standing.feedback), _ms(standing.expires_at))
+            for episode_id, standing in self._changed.items()
+            if standing is not None
+        ]
+        self._database.executemany(
+            "INSERT INTO standings VALUES (?, ?, ?, ?) ON CONFLICT (episode_id) DO UPDATE SET"
+            " standing = excluded.standing, waiting = excluded.waiting, expires_ms = excluded.expires_ms",
+            kept,
+        )
+        gone = [(episode_id,) for episode_id, standing in self._changed.items() if standing is None]
+        self._database.executemany("DELETE FROM standings WHERE episode_id = ?", gone)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, timeout=30)
+    database.execute("PRAGMA journal_mode = WAL")
+    # In WAL mode NORMAL loses nothing to a kill and at most the last commits to a power cut, whose offsets go with them.
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.executescript(SCHEMA)
+    return database
+
+
+def _ms(time: datetime) -> int:
+    return (time - EPOCH) // timedelta(milliseconds=1)

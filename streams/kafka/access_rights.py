@@ -1,0 +1,124 @@
+"""Who may do what on Kafka: one table of every part's least rights, and the ACLs made from it. Read top to bottom, the table is the policy.
+
+A topic's name stands for itself, a name that ends in ``*`` for all that begin with it. Reading and writing include being told of a topic.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kafka.admin import (
+    ACL,
+    ACLFilter,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ResourcePattern,
+    ResourcePatternFilter,
+    ResourceType,
+)
+
+from streams.core.errors import ConfigError, Unavailable
+from streams.core.topics import (
+    ADAPTERS,
+    ATTESTATIONS,
+    DEAD_LETTERS,
+    EPISODES,
+    ERASED,
+    ERASURES,
+    FEEDBACK,
+    LABELS,
+    PROMOTIONS,
+    REWARD_MODELS,
+    TOPICS,
+    Topic,
+)
+from streams.kafka.client_errors import as_ours
+from streams.kafka.kafka_settings import KafkaSettings
+from streams.kafka.topic_admin import admin_client
+
+Topics = tuple[Topic[Any], ...]
+
+
+@dataclass(frozen=True)
+class Rights:
+    """What one principal may do, and nothing else."""
+
+    reads: Topics = ()
+    writes: Topics = ()
+    groups: tuple[str, ...] = ()
+    """Consumer groups that it may join."""
+    own: tuple[str, ...] = ()
+    """Topics of its own, which it creates, reads and writes."""
+    watches_groups: tuple[str, ...] = ()
+    """Groups whose progress it may look at."""
+    administers: bool = False
+    """Makes topics, and reads how they are configured."""
+
+
+PARTS: dict[str, Rights] = {
+    "agent": Rights(writes=(EPISODES, FEEDBACK)),
+    "actor": Rights(reads=(ADAPTERS, PROMOTIONS, ERASURES), writes=(EPISODES, FEEDBACK, ATTESTATIONS, DEAD_LETTERS, ERASED)),
+    "otlp": Rights(writes=(EPISODES, DEAD_LETTERS)),
+    "streams": Rights(reads=TOPICS, writes=(LABELS, DEAD_LETTERS, ERASED), groups=("tidemill-join",)),
+    "reward": Rights(reads=(LABELS, REWARD_MODELS), writes=(REWARD_MODELS, DEAD_LETTERS), groups=("tidemill-reward-*",), own=("tidemill-reward-*",)),
+    "learner": Rights(reads=(EPISODES, LABELS, REWARD_MODELS, ADAPTERS, ERASURES, ERASED), writes=(ADAPTERS, DEAD_LETTERS, ERASED)),
+    "promoter": Rights(reads=(EPISODES, LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, ERASURES), writes=(PROMOTIONS,)),
+    "critic": Rights(reads=(EPISODES,), writes=(FEEDBACK,), groups=("tidemill-critic-*",)),
+    "console": Rights(reads=TOPICS, writes=(PROMOTIONS, EPISODES, FEEDBACK)),
+    "operator": Rights(reads=TOPICS, writes=(PROMOTIONS, ERASURES), watches_groups=("tidemill-join",), administers=True),
+}
+"""By part. An agent is whatever publishes episodes by itself; the operator is who calls ``tidemill`` on the command line."""
+
+EVERY_RIGHT = ACLFilter(
+    None, None, ACLOperation.ANY, ACLPermissionType.ANY, ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
+)
+
+
+def principal_of(part: str, pattern: str) -> str:
+    """A part's principal: ``{part}`` in the pattern is its name. Raises ConfigError when the pattern names all alike."""
+    if "{part}" not in pattern or ":" not in pattern:
+        raise ConfigError(f"--principals {pattern!r}: write a type and a name with {{part}} in it, such as User:tidemill-{{part}}")
+    return pattern.replace("{part}", part)
+
+
+def grants(part: str) -> list[tuple[str, str, str]]:
+    """A part's rights one by one: (operation, kind, name), as Kafka's own tools call them."""
+    rights = PARTS[part]
+    found = [("Read", "topic", topic.name) for topic in rights.reads] + [("Write", "topic", topic.name) for topic in rights.writes]
+    found += [(operation, "topic", name) for name in rights.own for operation in ("Create", "Describe", "Read", "Write")]
+    found += [("Read", "group", name) for name in rights.groups] + [("Describe", "group", name) for name in rights.watches_groups]
+    if rights.administers:
+        found += [("Create", "cluster", "kafka-cluster")]
+        found += [(operation, "topic", topic.name) for topic in TOPICS for operation in ("Create", "DescribeConfigs")]
+    return found
+
+
+def give_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = tuple(PARTS)) -> None:
+    """Give each part's principal its rights; those it has already stay. They hold when this returns. Who calls needs Alter on the cluster.
+
+    Raises ConfigError, or Unavailable when the broker does not take them over in time.
+    """
+    acls = [_acl(principal_of(part, pattern), *grant) for part in parts for grant in grants(part)]
+    admin = admin_client(settings)
+    try:
+        with as_ours("give rights on", settings):
+            if failed := admin.create_acls(acls)["failed"]:
+                taken = len(acls) - len(failed)
+                raise ConfigError(f"Kafka took {taken} of {len(acls)} rights: has it an authorizer, and may we alter its cluster?")
+            until = time.monotonic() + settings.request_timeout_s
+            while missing := set(acls).difference(admin.describe_acls(EVERY_RIGHT)[0]):  # the controller knows them before the broker does
+                if time.monotonic() > until:
+                    raise Unavailable(f"the broker does not know {len(missing)} of {len(acls)} rights yet: ask again")
+                time.sleep(0.1)
+    finally:
+        admin.close()
+
+
+def _acl(principal: str, operation: str, kind: str, name: str) -> Any:
+    prefixed = name.endswith("*")
+    shape = ACLResourcePatternType.PREFIXED if prefixed else ACLResourcePatternType.LITERAL
+    which = ResourcePattern(ResourceType[kind.upper()], name.rstrip("*"), shape)
+    does = ACLOperation["DESCRIBE_CONFIGS" if operation == "DescribeConfigs" else operation.upper()]
+    return ACL(principal=principal, host="*", operation=does, permission_type=ACLPermissionType.ALLOW, resource_pattern=which)

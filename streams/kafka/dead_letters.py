@@ -1,0 +1,35 @@
+"""Nothing is dropped in silence: what cannot be used is set aside with where it came from and why."""
+
+import base64
+
+from streams.core.clock import Clock
+from streams.core.errors import InvalidEvent
+from streams.core.events import DeadLetter
+from streams.core.metrics import Metrics
+from streams.core.topics import DEAD_LETTERS
+from streams.kafka import Publisher, Record
+
+KEPT_BYTES = 64 << 10
+
+
+class DeadLetters:
+    """Sets records aside on the dead-letters topic, and counts them by reason."""
+
+    def __init__(self, publisher: Publisher, clock: Clock, metrics: Metrics, part: str) -> None:
+        self._publisher, self._clock, self._metrics, self._part = publisher, clock, metrics, part
+
+    def set_aside(self, record: Record, error: InvalidEvent, feedback_id: str | None = None) -> None:
+        """Begin to publish the dead letter; it is durable after the publisher's next ``flush``."""
+        self._publisher.send(DEAD_LETTERS, DeadLetter(
+            source_topic=record.topic,
+            source_partition=record.partition,
+            source_offset=record.offset,
+            reason=error.reason,
+            message=str(error)[:2000],
+            feedback_id=feedback_id,
+            record_key=record.key.decode(errors="replace")[:200] if record.key else None,
+            record_base64=base64.b64encode((record.value or b"")[:KEPT_BYTES]).decode(),
+            part=self._part,
+            at=self._clock.now(),
+        ))  # fmt: skip
+        self._metrics.add("tidemill_dead_letters_total", topic=record.topic, reason=error.reason)

@@ -1,0 +1,112 @@
+"""The admin: topics as the table has them, and what groups have committed."""
+
+import time
+from typing import Any
+
+import kafka
+from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
+
+from streams.core.errors import Unavailable
+from streams.core.topics import DAY_MS, TOPICS
+from streams.kafka.client_errors import as_ours
+from streams.kafka.kafka_settings import KafkaSettings
+from streams.kafka.login import connecting
+
+
+def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
+    """What a group has committed, by (topic, partition)."""
+    admin, until = admin_client(settings), time.monotonic() + settings.request_timeout_s
+    try:
+        while True:
+            try:
+                with as_ours("ask", settings):
+                    offsets = admin.list_group_offsets([group])[group]
+                break
+            except Unavailable as error:  # the first question of its life makes a cluster create the topic of the answers
+                if not isinstance(error.__cause__, CoordinatorNotAvailableError | NotCoordinatorError) or time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+    finally:
+        admin.close()
+    return {(p.topic, p.partition): o.offset for p, o in offsets.items() if o.offset >= 0}
+
+
+def ready(settings: KafkaSettings) -> bool:
+    """True when a metadata request is answered."""
+    try:
+        admin = admin_client(settings)
+    except Unavailable:
+        return False
+    try:
+        admin.list_topics()
+    except KafkaError:
+        return False
+    finally:
+        admin.close()
+    return True
+
+
+def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
+    """The topics as they should be: partitions, replication and configuration by name."""
+    return {
+        topic.name: {
+            "num_partitions": settings.partitions if topic.partitioned else 1,
+            "replication_factor": settings.replication,
+            "configs": {
+                "cleanup.policy": "compact" if topic.compacted else "delete",
+                "retention.ms": str(topic.retention_ms),
+                "message.timestamp.type": "LogAppendTime",  # the broker's clock says when a record came, not a sender's
+                "max.message.bytes": str(settings.max_message_bytes),
+                # Only closed segments are deleted or compacted, and by default one is closed after a week: bytes would stay so much longer.
+                **({"max.compaction.lag.ms": str(DAY_MS)} if topic.compacted else {"segment.ms": str(DAY_MS)} if topic.retention_ms > 0 else {}),
+            },
+        }
+        for topic in TOPICS
+    }
+
+
+def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
+    """What differs between the table and the cluster, in words, by topic; ``missing`` when it is not there."""
+    admin = admin_client(settings)
+    try:
+        with as_ours("ask", settings):
+            wanted, found = wanted_topics(settings), {t["name"]: t for t in admin.describe_topics() if t["name"] in wanted_topics(settings)}
+            resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(found)]
+            configs = admin.describe_configs(resources, config_filter="all")["topic"] if found else {}
+    finally:
+        admin.close()
+    return {name: rows for name in wanted if (rows := _differences(wanted[name], found.get(name), configs.get(name, {})))}
+
+
+def create_topics(settings: KafkaSettings) -> list[str]:
+    """Create the topics that are missing; returns their names. What exists is left as it is."""
+    missing = [name for name, rows in topic_differences(settings).items() if rows == ["missing"]]
+    if missing:
+        admin = admin_client(settings)
+        try:
+            with as_ours("create topics on", settings):
+                admin.create_topics({name: wanted_topics(settings)[name] for name in missing}, wait_for_metadata=True)
+        finally:
+            admin.close()
+    return missing
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any] | None, configs: dict[str, Any]) -> list[str]:
+    if found is None:
+        return ["missing"]
+    rows = []
+    if (count := len(found["partitions"])) != wanted["num_partitions"]:
+        rows.append(f"partitions: {count}, should be {wanted['num_partitions']}")
+    for key, value in wanted["configs"].items():
+        is_now = configs.get(key)
+        now = is_now.get("value") if isinstance(is_now, dict) else is_now
+        if now != value:
+            rows.append(f"{key}: {now}, should be {value}")
+    return rows
+
+
+def admin_client(settings: KafkaSettings) -> Any:
+    """A client to administer with; close it."""
+    with connecting(settings):
+        return kafka.KafkaAdminClient(**settings.client_options(), client_id="tidemill-admin")

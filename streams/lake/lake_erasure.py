@@ -1,0 +1,111 @@
+"""Erasure in the lake: files that hold what somebody gave are written again without it, under the same name and with the same offsets.
+
+So the names stay the lake's commit log, and a reader sees a file as it was or as it is. Of a partition the oldest file is rewritten
+last: after a kill the next start still finds from where on versions had seen the person.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.errors import InvalidEvent
+from streams.core.events import AdapterVersion, Erased, Erasure, RewardModelVersion
+from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
+from streams.erasure.forgotten_people import PEOPLES, Forgotten, left_of
+from streams.join.feedback_channels import EvidenceSettings
+from streams.kafka import Record
+from streams.lake.parquet_lake import Lake
+
+log = structlog.get_logger()
+
+
+class LakeErasure:
+    """Rewrites the lake's files for those who asked to be forgotten, and says what it removed."""
+
+    def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, alive: Callable[[], None] = lambda: None) -> None:
+        """``alive`` is called before every file: a large lake takes its time."""
+        self._lake, self._artifacts, self._evidence, self._alive = lake, artifacts, evidence, alive
+        self.forgotten = Forgotten()
+        """Everybody who ever asked, for what comes late."""
+
+    def kept(self, records: list[Record]) -> list[Record]:
+        """What may be written of these records."""
+        return [left_of(record, self.forgotten, self._evidence) for record in records] if self.forgotten else records
+
+    def erase(self, erasure: Erasure, arrived_ms: int, now: datetime) -> Erased:
+        """Rewrite every file that holds something of theirs. Raises Unavailable; doing it again ends the same."""
+        alone = Forgotten()
+        alone.take(erasure, arrived_ms)
+        removed: Counter[str] = Counter({topic.short_name: 0 for topic in PEOPLES})
+        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards nobody knows what was theirs
+        first_label: dict[int, int] = {}
+        first_ms: int | None = None
+        for topic in PEOPLES:
+            for file in reversed(self._lake.files(topic)):
+                self._alive()
+                before = list(self._lake.records_of(topic, file))
+                after = [left_of(record, alone, self._evidence) for record in before]
+                changed = [old for old, new in zip(before, after, strict=True) if new is not old]
+                if not changed:
+                    continue
+                if topic is LABELS:
+                    first_label[file.partition] = min(changed[0].offset, first_label.get(file.partition, changed[0].offset))
+                if topic is EPISODES:
+                    first_ms = min(changed[0].timestamp_ms, changed[0].timestamp_ms if first_ms is None else first_ms)
+                self._lake.rewrite(file, after)
+                removed[topic.short_name] += len(changed)
+        log.info("lake rewritten", **{name.replace("-", "_"): count for name, count in removed.items()})
+        return Erased(
+            person=erasure.person,
+            part="lake",
+            where="files",
+            removed=dict(removed),
+            learned=self._learned(first_label, first_ms),
+            erasure_at=erasure.at,
+            at=now,
+        )
+
+    def _media_of(self, forgotten: Forgotten) -> list[str]:
+        """Artifacts of pictures and sounds that they alone sent. A path is taken from an event only where it is that of its own checksum."""
+        theirs: set[str] = set()
+        others: set[str] = set()
+        for record in self._lake.records(EPISODES):
+            if record.value is None or b'"media/' not in record.value:
+                continue
+            try:
+                media = EPISODES.decode(record.value).media
+            except InvalidEvent:
+                continue
+            kept = left_of(record, forgotten, self._evidence) is record
+            (others if kept else theirs).update(
+                f"media/{each.sha256}" for each in media if each.artifact and each.artifact.path == f"media/{each.sha256}"
+            )
+        return sorted(theirs - others)
+
+    def _learned(self, first_label: dict[int, int], first_ms: int | None) -> tuple[str, ...]:
+        """Reward models that had read a label of theirs; adapters of such a reward model, or made since they asked for the first time."""
+        models, names = set(), []
+        for record in self._lake.records(REWARD_MODELS):
+            version = _event(record)
+            if isinstance(version, RewardModelVersion):
+                seen = version.offsets.get(LABELS.name, {})
+                if any(seen.get(partition, 0) > offset for partition, offset in first_label.items()):
+                    models.add((version.policy, version.version))
+                    names.append(f"reward model {version.policy}/{version.version}")
+        for record in self._lake.records(ADAPTERS):
+            adapter = _event(record)
+            if isinstance(adapter, AdapterVersion):
+                asked = first_ms is not None and record.timestamp_ms >= first_ms
+                if asked or (adapter.policy, adapter.reward_model_version) in models:
+                    names.append(f"adapter {adapter.name}")
+        return tuple(dict.fromkeys(names))
+
+
+def _event(record: Record) -> RewardModelVersion | AdapterVersion | None:
+    try:
+        return REWARD_MODELS.decode(record.value) if record.topic == REWARD_MODELS.name else ADAPTERS.decode(record.value)
+    except InvalidEvent:
+        return None

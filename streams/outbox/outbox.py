@@ -1,0 +1,218 @@
+"""A durable local spool between a part that must not wait and a Kafka that may be away.
+
+``put`` only appends to memory (unless ``outbox_fsync`` is ``each``). One thread moves events to a SQLite file, another sends them from there in
+order and deletes what Kafka has acknowledged. So an answer is never delayed and a broker away for minutes costs nothing. What a kill took
+from memory is told by the next start, as is everything that was dropped for want of room. What was sent and not yet deleted is sent again
+after a restart: events carry ids and their readers drop duplicates.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from streams.core.clock import Clock, SystemClock
+from streams.core.errors import InvalidEvent, Unavailable
+from streams.core.events import Event
+from streams.core.metrics import Metrics
+from streams.core.topics import Topic
+from streams.core.traces import Headers, given, written
+from streams.kafka import Place, Publisher, Record
+from streams.kafka.dead_letters import DeadLetters
+from streams.outbox.outbox_settings import OutboxSettings
+from streams.outbox.sqlite_spool import Gone, Spool, Waiting
+
+BATCH_EVENTS = 500
+BATCH_BYTES = 8 << 20
+RETRY_S = 1.0
+log = structlog.get_logger()
+
+
+class RawPublisher(Publisher, Protocol):
+    """A publisher that also takes bytes as they are."""
+
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]: ...
+
+    def close(self, timeout_s: float = 10.0) -> None: ...
+
+
+class Outbox:
+    """Takes events at once, keeps them on disk, sends them in order. Thread-safe."""
+
+    def __init__(self, path: Path, connect: Callable[[], RawPublisher], metrics: Metrics, part: str, settings: OutboxSettings | None = None,
+                 clock: Clock | None = None) -> None:  # fmt: skip
+        """``connect`` opens a producer (it may raise Unavailable, and is tried again)."""
+        self._connect, self._metrics, self._part = connect, metrics, part
+        self._settings, self._clock = settings or OutboxSettings(), clock or SystemClock()
+        self._most_bytes = self._settings.outbox_mib << 20
+        self._spool = Spool(path, synced=self._settings.outbox_fsync != "off")
+        self._fresh: deque[Waiting] = deque()  # in memory alone; in the order of ids
+        self._waiting, self._waiting_bytes = self._spool.events, self._spool.bytes  # in memory and on disk
+        self._producer: RawPublisher | None = None
+        self._sent = 0  # acknowledged up to this id, whether or not it could be deleted yet
+        self._lock = threading.RLock()
+        self._spool_work, self._send_work = threading.Event(), threading.Event()
+        self._closing, self._deadline = threading.Event(), threading.Event()
+        if self._spool.lost:
+            metrics.add("tidemill_outbox_lost_total", self._spool.lost)
+        self._tell_depth()
+        self._threads = self._start()
+
+    @property
+    def depth(self) -> int:
+        """Events waiting to be acknowledged by Kafka."""
+        return self._waiting
+
+    @property
+    def lost(self) -> int:
+        """Events that were accepted before this start and did not survive a kill."""
+        return self._spool.lost
+
+    def put(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> bool:
+        """Take an event, without ever waiting unless each is synced. False when it was dropped, which is counted."""
+        key, value = event.key.encode(), event.encode()
+        with self._lock:
+            if not self._has_room():
+                self._metrics.add("tidemill_outbox_dropped_total", reason="full")
+                return False
+            waiting = Waiting(self._spool.counters.accepted + 1, topic.name, key, value, written(headers))
+            self._spool.counters.note(accepted=waiting.id)
+            if self._settings.outbox_fsync == "each":
+                if not self._write([waiting]):
+                    self._spool.counters.note(let_go=waiting.id)
+                    self._metrics.add("tidemill_outbox_dropped_total", reason="disk")
+                    return False
+                self._send_work.set()
+            else:
+                self._fresh.append(waiting)
+                if not self._spool_work.is_set():  # waking a thread costs the one that wakes it more than all of the above
+                    self._spool_work.set()
+            self._waiting += 1
+            self._waiting_bytes += waiting.bytes
+        self._tell_depth()
+        return True
+
+    def drained(self, timeout_s: float) -> bool:
+        """Wait until nothing waits; False when the time is up."""
+        waited = threading.Event()
+        for _ in range(max(1, int(timeout_s / 0.02))):
+            if self.depth == 0:
+                return True
+            waited.wait(0.02)
+        return self.depth == 0
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Put everything on disk, try to send it for so long, and stop. What is left is sent after the next start."""
+        self._closing.set()
+        for thread, work in zip(self._threads, (self._spool_work, self._send_work), strict=False):
+            work.set()
+            thread.join(timeout_s)
+        self._deadline.set()
+
+    def _start(self) -> Sequence[threading.Thread]:
+        threads = [threading.Thread(target=target, name=f"outbox-{name}", daemon=True) for name, target in
+                   (("spool", self._run_spool), ("send", self._run_send))]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _run_spool(self) -> None:
+        while not (self._closing.is_set() and not self._fresh):
+            self._spool_work.wait()
+            self._gather()
+            self._spool_work.clear()
+            if self._spool_fresh():
+                self._send_work.set()
+            elif self._closing.wait(RETRY_S):
+                break
+            else:
+                self._spool_work.set()
+
+    def _run_send(self) -> None:
+        while not self._deadline.is_set():
+            if not self._send_oldest():
+                if self._closing.is_set():
+                    break
+                self._closing.wait(RETRY_S)
+            elif not self._spool.events:
+                if self._closing.is_set() and not self._threads[0].is_alive():
+                    break
+                if self._send_work.wait(0.5):
+                    self._gather()
+                self._send_work.clear()
+        if self._producer is not None:
+            self._producer.close()
+
+    def _gather(self) -> None:
+        """Let others come before the work begins: its cost is that of a batch, and it is paid by whoever answers people."""
+        self._closing.wait(self._settings.outbox_linger_ms / 1000)
+
+    def _spool_fresh(self) -> bool:
+        """From memory to disk. A full disk leaves events in memory, within the bounds, until there is room."""
+        with self._lock:
+            batch = list(self._fresh)
+        if batch and not self._write(batch):
+            return False
+        with self._lock:
+            for _ in batch:
+                self._fresh.popleft()
+        return True
+
+    def _write(self, batch: Sequence[Waiting]) -> bool:
+        try:
+            self._spool.append(batch)
+            if self._settings.outbox_when_full == "keep_newest":
+                self._left(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
+        except Unavailable as error:
+            log.warning("outbox cannot write its spool", error=str(error))
+            return False
+        return True
+
+    def _send_oldest(self) -> bool:
+        """One batch from disk to Kafka, oldest first; nothing overtakes what could not be sent. False when it must be tried again later."""
+        try:
+            self._left(self._spool.drop_older(self._settings.outbox_age_h * 3600), "old")
+            if rows := self._spool.oldest(self._sent, BATCH_EVENTS, BATCH_BYTES):
+                self._producer = self._producer or self._connect()
+                self._publish(self._producer, rows)
+                self._sent = rows[-1].id
+                self._spool.counters.note(sent=self._sent)
+            self._left(self._spool.delete_through(self._sent))
+        except Unavailable as error:
+            log.warning("outbox waits", waiting=self.depth, error=str(error))
+            if self._producer is not None:
+                self._producer.close(timeout_s=0)
+            self._producer = None
+            return False
+        finally:
+            self._tell_depth()
+        return True
+
+    def _publish(self, producer: RawPublisher, rows: Sequence[Waiting]) -> None:
+        letters = DeadLetters(producer, self._clock, self._metrics, self._part)
+        for _, topic, key, value, trace in rows:
+            try:
+                producer.send_raw(topic, key, value, given(trace))
+            except InvalidEvent as error:
+                letters.set_aside(Record(topic, -1, -1, int(self._clock.now().timestamp() * 1000), key, value), error)
+        producer.flush()
+
+    def _has_room(self) -> bool:
+        """With ``keep_newest`` the oldest on disk give way as the new one is written; while it cannot be, memory takes as many as the disk does."""
+        if self._settings.outbox_when_full == "keep_newest":
+            return len(self._fresh) < self._settings.outbox_events and self._waiting_bytes - self._spool.bytes < self._most_bytes
+        return self._waiting < self._settings.outbox_events and self._waiting_bytes < self._most_bytes
+
+    def _left(self, gone: Gone, reason: str | None = None) -> None:
+        """Count what is no longer on disk; ``reason`` when it was dropped."""
+        with self._lock:
+            self._waiting -= gone.events
+            self._waiting_bytes -= gone.bytes
+        if reason and gone.events:
+            self._metrics.add("tidemill_outbox_dropped_total", gone.events, reason=reason)
+
+    def _tell_depth(self) -> None:
+        self._metrics.set("tidemill_outbox_depth", self._waiting)

@@ -1,0 +1,212 @@
+"""The outbox's file: events in order in SQLite (write-ahead log), and counters beside it that a kill does not take.
+
+An event is counted when it is accepted, in a page of memory that belongs to the kernel and so outlives the process. What was counted and never
+reached the file is what a kill took: the next start knows how many.
+"""
+
+import mmap
+import os
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import structlog
+
+from streams.core.errors import Unavailable
+from streams.core.topics import BY_NAME
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS spool (id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT, key BLOB, value BLOB, put_at_s REAL NOT NULL DEFAULT 0,
+  trace TEXT NOT NULL DEFAULT '');
+CREATE TABLE IF NOT EXISTS lived (seconds REAL NOT NULL);
+INSERT INTO lived SELECT 0 WHERE NOT EXISTS (SELECT * FROM lived);
+"""
+BEYOND = 1 << 62
+"""No outbox ever comes to such an id: a file or a counter that says so is damaged."""
+SHAPELESS = """
+SELECT EXISTS (SELECT * FROM spool WHERE id < 1 OR typeof(topic) != 'text' OR typeof(key) != 'blob' OR typeof(value) != 'blob'
+  OR typeof(put_at_s) != 'real' OR typeof(trace) != 'text') OR EXISTS (SELECT * FROM lived WHERE typeof(seconds) != 'real')
+"""
+SIZE = "length(value) + length(coalesce(key, ''))"
+log = structlog.get_logger()
+
+
+class Waiting(NamedTuple):
+    """One event on its way to Kafka. Ids rise by one with each event that is accepted."""
+
+    id: int
+    topic: str
+    key: bytes
+    value: bytes
+    trace: str = ""
+    """The context of its trace; empty when traces are off."""
+
+    @property
+    def bytes(self) -> int:
+        return len(self.key) + len(self.value)
+
+
+class Gone(NamedTuple):
+    """What was deleted."""
+
+    events: int
+    bytes: int
+
+
+class Counters:
+    """Three numbers in a file mapped into memory: the last id accepted, the last one let go of before it was on disk, the last one Kafka has."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = Lock()
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.ftruncate(self._handle, 24)
+        self._page = mmap.mmap(self._handle, 24)
+        read = struct.unpack("<3Q", self._page)
+        self.accepted, self.let_go, self.sent = read if max(read) < BEYOND else (0, 0, 0)
+
+    def note(self, *, accepted: int = 0, let_go: int = 0, sent: int = 0) -> None:
+        """Raise what is given; none ever falls."""
+        with self._lock:
+            self.accepted, self.let_go, self.sent = max(self.accepted, accepted), max(self.let_go, let_go), max(self.sent, sent)
+            struct.pack_into("<3Q", self._page, 0, self.accepted, self.let_go, self.sent)
+
+    def close(self) -> None:
+        self._page.close()
+        os.close(self._handle)
+
+
+class Spool:
+    """The file. Thread-safe; everything raises Unavailable when the disk is full or the file cannot be used."""
+
+    def __init__(self, path: Path, synced: bool) -> None:
+        """``synced``: a write is on the disk when it returns, not only with the kernel."""
+        self._path, self._lock = path, Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.counters = Counters(path.with_name(path.name + ".counters"))
+        try:
+            self._database, written = _open(path, synced)
+            self.lost = max(0, self.counters.accepted - max(written, self.counters.let_go))
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise Unavailable(f"cannot open {path}: {error}") from error
+            self.lost = max(0, self.counters.accepted - max(self.counters.sent, self.counters.let_go))
+            aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
+            for suffix in ("", "-wal", "-shm"):
+                if (part := Path(f"{path}{suffix}")).exists():
+                    part.rename(f"{aside}{suffix}")
+            log.error("the outbox's file is damaged and was put aside", path=str(aside), error=str(error), lost_at_most=self.lost)
+            self._database, written = _open(path, synced)
+        if self.lost:
+            log.error("the outbox was killed and lost events that were not on disk yet", lost=self.lost, accepted=self.counters.accepted)
+        newest = max(written, self.counters.accepted)
+        self.counters.note(accepted=newest, let_go=newest if self.lost else 0)
+        self._lived_s: float = self._database.execute("SELECT seconds FROM lived").fetchone()[0]
+        self._opened_s = time.monotonic()
+        self.events, self.bytes = self._database.execute(f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM spool").fetchone()
+
+    def lived_s(self) -> float:
+        """How long this file has been in use, in seconds; what an event's age is measured by."""
+        return self._lived_s + time.monotonic() - self._opened_s
+
+    def append(self, events: Sequence[Waiting]) -> None:
+        """All of them or none."""
+        at = self.lived_s()
+        with self._transaction():
+            self._database.executemany(
+                "INSERT INTO spool (id, topic, key, value, trace, put_at_s) VALUES (?, ?, ?, ?, ?, ?)", [(*event, at) for event in events]
+            )
+            self._database.execute("UPDATE lived SET seconds = ?", (at,))
+        self._count(len(events), sum(event.bytes for event in events))
+
+    def oldest(self, after: int, most: int, most_bytes: int) -> list[Waiting]:
+        """The oldest beyond that id: at most so many, and no more bytes than that unless one alone has more."""
+        found: list[Waiting] = []
+        size = 0
+        with self._transaction():
+            rows = self._database.execute("SELECT id, topic, key, value, trace FROM spool WHERE id > ? ORDER BY id LIMIT ?", (after, most))
+            for row in rows:
+                waiting = Waiting(*row)
+                size += waiting.bytes
+                if found and size > most_bytes:
+                    break
+                found.append(waiting)
+            rows.close()
+        return found
+
+    def delete_through(self, last: int) -> Gone:
+        """Delete up to and with that id."""
+        with self._transaction():
+            gone = self._delete(last)
+        self._count(-gone.events, -gone.bytes)
+        return gone
+
+    def drop_beyond(self, events: int, size_bytes: int) -> Gone:
+        """Delete the oldest until no more than that is left."""
+        before = Gone(self.events, self.bytes)
+        while (self.events > events or self.bytes > size_bytes) and (oldest := self.oldest(0, max(1, self.events - events), 1 << 20)):
+            self.delete_through(oldest[-1].id)
+        return Gone(before.events - self.events, before.bytes - self.bytes)
+
+    def drop_older(self, age_s: float) -> Gone:
+        """Delete what has waited for longer."""
+        before = self.lived_s() - age_s
+        with self._transaction():
+            oldest = self._database.execute("SELECT put_at_s FROM spool ORDER BY id LIMIT 1").fetchone()
+            if oldest is None or oldest[0] >= before:
+                return Gone(0, 0)
+            gone = self._delete(self._database.execute("SELECT max(id) FROM spool WHERE put_at_s < ?", (before,)).fetchone()[0])
+        self._count(-gone.events, -gone.bytes)
+        return gone
+
+    def close(self) -> None:
+        with self._lock:
+            self._database.close()
+            self.counters.close()
+
+    def _delete(self, last: int) -> Gone:
+        gone = Gone(*self._database.execute(f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM spool WHERE id <= ?", (last,)).fetchone())
+        self._database.execute("DELETE FROM spool WHERE id <= ?", (last,))
+        return gone
+
+    def _count(self, events: int, size_bytes: int) -> None:
+        """After the commit, so that what failed to be written is not counted."""
+        with self._lock:
+            self.events += events
+            self.bytes += size_bytes
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                with self._database:
+                    yield
+            except sqlite3.DatabaseError as error:
+                raise Unavailable(f"cannot use {self._path}: {error}") from error
+
+
+def _open(path: Path, synced: bool) -> tuple[sqlite3.Connection, int]:
+    """The file, and the last id that was ever written to it."""
+    database = sqlite3.connect(path, timeout=30, check_same_thread=False)
+    database.execute("PRAGMA journal_mode=WAL")
+    # In WAL mode NORMAL syncs at checkpoints alone: a power cut takes the newest writes and never damages the file.
+    database.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
+    columns = {name for _, name, *_ in database.execute("PRAGMA table_info(spool)")}
+    if columns and "put_at_s" not in columns:
+        database.execute("ALTER TABLE spool ADD COLUMN put_at_s REAL NOT NULL DEFAULT 0")
+    if columns and "trace" not in columns:
+        database.execute("ALTER TABLE spool ADD COLUMN trace TEXT NOT NULL DEFAULT ''")
+    database.text_factory = lambda raw: raw.decode(errors="replace")
+    database.executescript(SCHEMA)
+    newest = database.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence").fetchone()[0]
+    largest = database.execute("SELECT coalesce(max(id), 0) FROM spool").fetchone()[0]
+    topics = {topic for (topic,) in database.execute("SELECT DISTINCT topic FROM spool")}
+    shapeless = database.execute(SHAPELESS).fetchone()[0] or not isinstance(newest, int) or not largest <= newest < BEYOND
+    if shapeless or not topics <= BY_NAME.keys():
+        database.close()
+        raise sqlite3.DatabaseError("it holds something that no outbox has put there")  # sending would stop at it for ever
+    return database, newest

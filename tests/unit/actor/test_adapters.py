@@ -1,0 +1,463 @@
+"""The follower keeps a replica on the newest adapter that proves itself, whatever comes on the topic."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actor.adapters.adapter_loader import Follower
+from actor.adapters.attestation import Probe
+from actor.adapters.request_routing import Route
+from actor.settings import ActorSettings
+from streams.artifacts.artifact_store import ArtifactStore, fingerprint
+from streams.core.clock import FixedClock
+from streams.core.errors import AttestationFailed, BadArtifact, Unavailable
+from streams.core.events import AdapterVersion, Artifact, Attestation, Event, Promotion, new_id
+from streams.core.part_context import Site
+from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
+from streams.kafka import KafkaSettings
+
+PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
+CONFIG = {"r": 8, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+
+
+class Engine:
+    """Serves what it is told to; may refuse, hang, or answer as something else."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.added: list[str] = []
+        self.routes: list[Route] = []
+        self.dropped: list[str] = []
+        self.answers: dict[str, list[float]] = {}
+        self.refuses: set[str] = set()
+        self.hangs: set[str] = set()
+
+    def load(self, name: str, folder: Path) -> None:
+        if name in self.refuses:
+            raise BadArtifact("vLLM cannot load it")
+        self.loaded.append(name)
+
+    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+        if name in self.hangs:
+            raise AttestationFailed("no answer")
+        return [self.answers.get(name, [-1.0, -2.0])]
+
+    def add(self, name: str, sha256: str) -> None:
+        self.added.append(name)
+
+    def route(self, route: Route) -> None:
+        assert {name for name in (route.production, route.candidate, *route.kept) if name} <= set(self.added)
+        self.routes.append(route)
+
+    @property
+    def live(self) -> list[str | None]:
+        """What was in production, one after the other."""
+        return [route.production for n, route in enumerate(self.routes) if n == 0 or self.routes[n - 1].production != route.production]
+
+    def drop(self, name: str) -> None:
+        self.dropped.append(name)
+
+    def sweep(self) -> list[str]:
+        return []
+
+
+class Spool:
+    def __init__(self) -> None:
+        self.events: list[Attestation] = []
+
+    def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
+        assert isinstance(event, Attestation)
+        self.events.append(event)
+        return True
+
+
+class World:
+    def __init__(self, folder: Path, gated: bool = False) -> None:
+        self.folder, self.engine, self.spool = folder, Engine(), Spool()
+        base = folder / "base"
+        base.mkdir()
+        (base / "config.json").write_text("{}")
+        self.fingerprint = fingerprint(base)
+        self.store = ArtifactStore(str(folder / "store"))
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.clock = FixedClock(self.now)
+        self.site = Site(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
+        self.follower = Follower(ActorSettings(), self.site, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
+
+    def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = b"weights", **changes: Any) -> AdapterVersion:
+        source = self.folder / f"made-{version}-{weights.hex()}"
+        source.mkdir()
+        (source / "adapter_config.json").write_text(json.dumps(config))
+        (source / "adapter_model.safetensors").write_bytes(weights)
+        (source / "probes.json").write_text(json.dumps({"probes": [PROBE]}))
+        artifact = self.store.put(source, f"adapters/{version}-{weights.hex()}")
+        fields = {"policy": "default", "version": version, "artifact": artifact, "rank": 8, "step": 1,
+                  "base_fingerprint": self.fingerprint, "targets": ("q_proj",), "reward_model_version": 1,
+                  "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
+        adapter = AdapterVersion(**(fields | changes))
+        self.follower._note(ADAPTERS.name, adapter.encode())
+        return adapter
+
+    def move(self, adapter: str, move: str, **fields: Any) -> None:
+        event = Promotion.model_validate({"promotion_id": new_id("pr"), "policy": "default", "adapter": adapter, "move": move, "reason": "test",
+                                          "at": datetime(2026, 1, 1, tzinfo=UTC)} | fields)  # fmt: skip
+        self.follower._note(PROMOTIONS.name, event.encode())
+
+    def turn(self) -> None:
+        self.follower._settle()
+
+    @property
+    def verdicts(self) -> dict[str, bool]:
+        return {event.adapter: event.passed for event in self.spool.events}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def test_the_newest_of_several_is_taken_and_the_rest_are_never_loaded(world: World) -> None:
+    for version in (1, 3, 2):
+        world.publish(version)
+    world.turn()
+    assert world.engine.loaded == world.engine.live == ["default@3"]
+    assert world.verdicts == {"default@3": True}
+    assert world.site.metrics.value("tidemill_serving_version", policy="default") == 3
+
+
+def test_times_from_thumb_and_publication_to_service_are_told_once_the_old_log_is_read(world: World) -> None:
+    def counted() -> dict[str, float]:
+        names = ("adapter_to_attested", "thumb_to_served", "adapter_load")
+        return {name: world.site.metrics.value(f"tidemill_{name}_seconds_count") for name in names}
+
+    heard = datetime(2026, 1, 1, tzinfo=UTC)
+    world.publish(1, newest_feedback_at=heard)
+    world.turn()
+    assert counted() == {"adapter_to_attested": 0, "thumb_to_served": 0, "adapter_load": 1}
+    world.follower.caught_up.set()
+    world.publish(2, newest_feedback_at=heard)
+    world.turn()
+    assert counted() == {"adapter_to_attested": 1, "thumb_to_served": 1, "adapter_load": 2}
+    world.clock.advance(seconds=7)
+    world.follower._tell()
+    assert world.site.metrics.value("tidemill_policy_age_seconds", policy="default") == 7
+
+
+def test_an_older_version_that_comes_late_changes_nothing(world: World) -> None:
+    world.publish(3)
+    world.turn()
+    world.publish(2)
+    world.turn()
+    assert world.engine.live == ["default@3"]
+
+
+def test_after_a_restart_a_bad_newest_version_leaves_the_good_one_before_it_serving(world: World) -> None:
+    world.publish(1)
+    world.publish(2)
+    world.engine.answers["default@2"] = [-2.0, -1.0]  # the base in its place
+    world.turn()
+    assert world.engine.live == ["default@1"]
+    assert world.engine.dropped == ["default@2"]
+    assert world.verdicts == {"default@2": False, "default@1": True}
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> World:
+    world = World(tmp_path, gated=True)
+    for version in (1, 2, 3):
+        world.publish(version)
+    return world
+
+
+def test_with_gates_nothing_is_loaded_or_served_until_a_promotion_says_so(gated: World) -> None:
+    gated.turn()
+    assert gated.engine.loaded == gated.engine.routes == []
+
+
+def test_a_replica_follows_an_adapter_through_every_stage_and_back(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.move("default@2", "candidate")
+    gated.turn()
+    assert gated.verdicts == {"default@1": True, "default@2": True}  # attested before it sees any traffic
+    gated.move("default@2", "shadow")
+    gated.move("default@2", "canary", canary_share=0.25)
+    gated.turn()
+    gated.move("default@2", "promoted")
+    gated.turn()
+    gated.move("default@2", "rolled_back")
+    gated.turn()
+    assert gated.engine.routes == [
+        Route("default@1"),
+        Route("default@1", "default@2"),
+        Route("default@1", "default@2", 0.25),
+        Route("default@2", kept=("default@1",)),
+        Route("default@1"),
+    ]
+    assert gated.engine.loaded == ["default@1", "default@2"]  # going back needs no loading
+
+
+def test_a_replica_that_starts_late_stands_where_the_others_do(gated: World) -> None:
+    for adapter, move in [(f"default@{v}", move) for v in (1, 2) for move in ("candidate", "shadow", "canary", "promoted")]:
+        gated.move(adapter, move)
+    gated.move("default@3", "candidate")
+    gated.turn()
+    assert gated.engine.routes == [Route("default@2", "default@3", kept=("default@1",))]
+    assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 2
+
+
+def test_a_candidate_that_fails_its_attestation_gets_no_traffic_whatever_the_log_says(gated: World) -> None:
+    gated.engine.answers["default@2"] = [-2.0, -1.0]  # the base in its place
+    gated.move("default@1", "promoted", by="ann")
+    for move in ("candidate", "shadow"):
+        gated.move("default@2", move)
+    gated.move("default@2", "canary", canary_share=0.5)
+    gated.turn()
+    gated.turn()
+    assert gated.engine.routes == [Route("default@1")]
+    assert gated.verdicts == {"default@1": True, "default@2": False}
+    assert len(gated.spool.events) == 2  # a refused one is not tried again at once
+
+
+def test_where_a_replica_cannot_serve_production_what_came_before_goes_on_and_no_canary_is_compared_with_it(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.engine.refuses.add("default@2")
+    gated.move("default@2", "promoted", by="ann")
+    gated.turn()
+    for move in ("candidate", "shadow"):
+        gated.move("default@3", move)
+    gated.move("default@3", "canary", canary_share=0.5)
+    gated.turn()
+    assert gated.engine.live == ["default@1"]
+    assert gated.engine.routes[-1].canary_share == 0
+
+
+def heard(world: World, replica: str, adapter: str, passed: bool = True, minutes: float = 0) -> None:
+    """Another replica has said so, minutes after the promotion."""
+    event = Attestation(replica=replica, adapter=adapter, adapter_sha256="0" * 64, passed=passed, reason="told", load_ms=1.0,
+                        at=world.now + timedelta(minutes=minutes))  # fmt: skip
+    world.follower._note(ATTESTATIONS.name, event.encode())
+
+
+def promoted_beside_others(world: World) -> None:
+    """Production is 1 at three replicas; then a person promotes 2, which nobody has loaded yet."""
+    world.move("default@1", "promoted", by="ann", at=world.now - timedelta(days=1))
+    for replica in ("r", "s", "t"):
+        heard(world, replica, "default@1", minutes=-30)
+    world.turn()
+    world.move("default@2", "promoted", by="ann", at=world.now)
+    world.turn()
+    assert world.engine.routes[-1] == Route("default@1", kept=("default@2", "default@1"))  # loaded and attested here, and waiting
+
+
+def test_all_replicas_go_over_to_a_new_production_together(gated: World) -> None:
+    promoted_beside_others(gated)
+    for replica in ("r", "s"):
+        heard(gated, replica, "default@2", minutes=1)
+        gated.turn()
+    assert gated.engine.live == ["default@1"]
+    heard(gated, "t", "default@2", minutes=1)
+    gated.turn()
+    assert gated.engine.live == ["default@1", "default@2"]
+    heard(gated, "t", "default@2", passed=False, minutes=2)  # as after a restart: the promoter's to judge, not each replica's for itself
+    gated.turn()
+    assert gated.engine.live == ["default@1", "default@2"]
+
+
+def test_a_replica_that_refuses_a_new_production_leaves_the_old_one_serving_everywhere(gated: World) -> None:
+    promoted_beside_others(gated)
+    heard(gated, "r", "default@2")
+    heard(gated, "s", "default@2", passed=False, minutes=1)
+    heard(gated, "t", "default@2")
+    gated.clock.advance(hours=1)
+    gated.turn()
+    assert gated.engine.live == ["default@1"]
+    gated.move("default@2", "rolled_back", to="default@1")
+    gated.turn()
+    assert gated.engine.routes[-1].production == "default@1"
+
+
+def test_a_replica_that_says_nothing_is_waited_for_only_so_long(gated: World) -> None:
+    promoted_beside_others(gated)
+    for replica in ("r", "s"):
+        heard(gated, replica, "default@2")
+    gated.clock.advance(seconds=ActorSettings().load_timeout_s - 1)
+    gated.turn()
+    assert gated.engine.live == ["default@1"]
+    gated.clock.advance(seconds=2)
+    gated.turn()
+    assert gated.engine.live == ["default@1", "default@2"]
+
+
+def test_a_replica_that_was_gone_for_long_and_those_of_other_policies_are_not_waited_for(gated: World) -> None:
+    heard(gated, "gone", "default@1", minutes=-3000)
+    heard(gated, "elsewhere", "other@1")
+    gated.move("default@2", "promoted", by="ann", at=gated.now)
+    gated.turn()
+    assert gated.engine.live == ["default@2"]
+
+
+def test_a_new_production_leaves_a_part_to_the_one_before_where_both_are_attested(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.move("default@2", "promoted", by="ann", canary_share=0.9)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route("default@2", production_share=0.9, before="default@1", kept=("default@1",))
+    gated.move("default@2", "promoted", canary_share=1.0)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route("default@2", kept=("default@1",))
+
+
+def test_where_the_one_before_cannot_be_served_nothing_is_held_back(gated: World) -> None:
+    gated.engine.refuses.add("default@1")
+    gated.move("default@1", "promoted", by="ann")
+    gated.move("default@2", "promoted", by="ann", canary_share=0.9)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route("default@2")
+
+
+def test_a_roll_back_to_the_base_is_served_by_the_base(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.follower.caught_up.set()
+    gated.move("default@1", "rolled_back", at=gated.now)
+    gated.turn()
+    assert gated.engine.routes[-1] == Route()
+    assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 0
+    assert b"tidemill_promotion_served_seconds_count 1.0" in gated.site.metrics.text()
+
+
+def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what_is_refused_is_not_tried_at_once_again(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.engine.refuses.add("default@3")
+    gated.turn()
+    asked = [gated.follower.want(name) for name in ("default@2", "default@2", "default@3", "default@3", "default@9", "other@2")]
+    for _ in asked:
+        gated.follower._take_wanted()
+    assert [each.result(0) for each in asked] == [True, True, False, False, False, False]
+    assert gated.engine.loaded == gated.engine.added == ["default@1", "default@2"]
+    assert [(event.adapter, event.passed) for event in gated.spool.events] == [("default@1", True), ("default@2", True), ("default@3", False)]
+    assert gated.engine.routes == [Route("default@1")]  # being asked for changes nothing for anybody else
+
+
+def test_a_replica_says_from_time_to_time_that_it_serves_what_it_attested(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gated.turn()
+    monkeypatch.setattr("actor.adapters.adapter_loader.SAID_AGAIN_S", 0.0)
+    gated.follower._say_again()
+    assert gated.spool.events == []  # of the base there is nothing to say
+    gated.move("default@1", "promoted", by="ann")
+    gated.turn()
+    gated.clock.advance(minutes=20)
+    gated.follower._say_again()
+    first, again = gated.spool.events
+    assert again == first.model_copy(update={"at": gated.now + timedelta(minutes=20)})
+    monkeypatch.setattr("actor.adapters.adapter_loader.SAID_AGAIN_S", 600.0)
+    gated.follower._say_again()
+    assert len(gated.spool.events) == 2
+
+
+def test_who_gave_up_asking_is_no_trouble_and_a_store_that_is_away_is_told_to_who_asked(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = gated.follower.want("default@1")
+    gone.cancel()
+    gated.follower._take_wanted()
+    assert gated.engine.loaded == ["default@1"]
+
+    def away(*_: object) -> Path:
+        raise Unavailable("the artifact store is away")
+
+    monkeypatch.setattr(gated.store, "fetch", away)
+    asked = gated.follower.want("default@2")
+    with pytest.raises(Unavailable):
+        gated.follower._take_wanted()
+    assert asked.result(0) is False
+
+
+Spoil = Callable[[World], AdapterVersion]
+
+
+def _altered(world: World) -> AdapterVersion:
+    adapter = world.publish(1)
+    (world.folder / "store" / adapter.artifact.path / "adapter_model.safetensors").write_bytes(b"weightz")
+    return adapter
+
+
+def _truncated(world: World) -> AdapterVersion:
+    adapter = world.publish(1)
+    weights = world.folder / "store" / adapter.artifact.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-3])
+    return adapter
+
+
+def _refused(world: World) -> AdapterVersion:
+    world.engine.refuses.add("default@1")
+    return world.publish(1)
+
+
+def _silent(world: World) -> AdapterVersion:
+    world.engine.hangs.add("default@1")
+    return world.publish(1)
+
+
+BAD: dict[str, tuple[Spoil, str]] = {
+    "altered bytes": (_altered, "truncated or altered"),
+    "a truncated file": (_truncated, "truncated or altered"),
+    "a missing artifact": (lambda world: world.publish(1, artifact=Artifact(path="gone", sha256="0" * 64, size_bytes=1)), "no manifest"),
+    "another base": (lambda world: world.publish(1, base_fingerprint="0" * 64), "trained on base"),
+    "a rank beyond the limit": (lambda world: world.publish(1, config=CONFIG | {"r": 512}, rank=512), "max_rank"),
+    "a rank of its experts beyond the limit": (
+        lambda world: world.publish(1, config=CONFIG | {"rank_pattern": {"mlp.experts.down_proj": 512}}),
+        "up to 512",
+    ),
+    "a rank that is not its event's": (lambda world: world.publish(1, rank=4), "its event says 4"),
+    "a target that is not served": (lambda world: world.publish(1, config=CONFIG | {"target_modules": ["lm_head"]}), "lm_head"),
+    "an engine that refuses it": (_refused, "cannot load"),
+    "an engine that does not answer": (_silent, "no answer"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD.values(), ids=BAD.keys())
+def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world: World, spoil: Spoil, told: str) -> None:
+    adapter = spoil(world)
+    world.turn()
+    assert world.engine.live == []
+    (event,) = world.spool.events
+    assert (event.adapter, event.passed) == (adapter.name, False)
+    assert told in event.reason
+    refused = sum(world.site.metrics.value("tidemill_adapters_refused_total", reason=word) for word in ("bad_artifact", "not_attested"))
+    assert refused == 1
+
+
+def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_prefix_cache_goes_by_the_name(gated: World) -> None:
+    gated.move("default@1", "promoted", by="ann")
+    gated.move("default@2", "candidate")
+    gated.turn()
+    gated.move("default@2", "rejected")
+    gated.turn()
+    del gated.follower._loaded["default@2"]  # as when it was swept
+    gated.publish(2, weights=b"of another run")
+    gated.move("default@2", "candidate")
+    gated.turn()
+    assert [event.passed for event in gated.spool.events] == [True, True, False]
+    assert "other bytes" in gated.spool.events[-1].reason
+    assert gated.engine.loaded == ["default@1", "default@2"]
+    assert gated.engine.routes[-1] == Route("default@1")
+
+
+def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: World) -> None:
+    world.publish(1, policy="other")
+    world.follower._note(ADAPTERS.name, b"{")
+    world.follower._note(ADAPTERS.name, None)
+    world.turn()
+    assert world.engine.loaded == []
+    assert world.site.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1
+
+
+def test_a_bug_in_the_follower_is_not_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.follower, "_follow", lambda: {}["no such key"])
+    with pytest.raises(KeyError):
+        world.follower._run()
+    assert isinstance(world.follower.over.exception(), KeyError)

@@ -1,0 +1,202 @@
+"""What passes by unharmed and what is kept of it, with a server and an engine of a few lines."""
+
+import json
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from actor.adapters.request_routing import Route
+from tests.support.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, streaming_late, whole
+
+
+async def test_the_response_is_passed_on_byte_for_byte_with_headers_before_it() -> None:
+    world = World(whole)
+    start, body = await world.post(CHAT)
+    assert body == {"type": "http.response.body", "body": b'{"answer": "Ahoy"}'}
+    (episode,) = world.spool.episodes
+    assert dict(start["headers"]) == {
+        b"content-type": b"application/json",
+        b"x-tidemill-episode": episode.episode_id.encode(),
+        b"x-tidemill-conversation": (episode.conversation_id or "").encode(),
+        b"x-tidemill-adapter": b"base",
+    }
+
+
+@pytest.mark.parametrize("script", [whole, streaming])
+async def test_the_engines_tokens_and_logprobs_are_kept_whether_streamed_or_not(script: Script) -> None:
+    world = World(script)
+    await world.post(CHAT)
+    (episode,) = world.spool.episodes
+    assert (episode.prompt_ids, episode.output_ids, episode.output_logprobs) == ((1, 2, 3), (5, 6, 7), (-0.5, -0.6, -0.7))
+    assert (episode.answer, episode.outcome, episode.user_id) == ("Ahoy", "completed", "ann")
+    assert world.engine.asked_logprobs == [0]
+
+
+async def test_the_live_adapter_answers_for_the_policy_and_the_episode_says_so() -> None:
+    world = World(whole)
+    world.router.add("default@7", "b" * 64)
+    world.router.route = Route("default@7")
+    start, _ = await world.post(CHAT)
+    assert json.loads(world.bodies[0])["model"] == "default@7"
+    assert dict(start["headers"])[b"x-tidemill-adapter-sha256"] == b"b" * 64
+    assert (world.spool.episodes[0].adapter, world.spool.episodes[0].adapter_sha256) == ("default@7", "b" * 64)
+    assert world.router.idle() == []
+
+
+async def test_an_answer_whose_head_is_sent_before_the_engine_is_asked_is_named_all_the_same() -> None:
+    world = World(streaming_late)
+    world.router.add("default@7", "b" * 64)
+    world.router.route = Route("default@7")
+    start, *_ = await world.post({"model": "default", "input": "hi"}, "/v1/responses")
+    (episode,) = world.spool.episodes
+    assert dict(start["headers"])[b"x-tidemill-episode"].decode() == episode.episode_id
+    assert (dict(start["headers"])[b"x-tidemill-adapter"], episode.adapter) == (b"default@7", "default@7")
+    assert json.loads(world.bodies[0])["request_id"] == f"resp_{episode.episode_id}"
+
+
+async def test_a_conversation_stays_with_the_canary_and_the_header_names_it() -> None:
+    world = World(whole)
+    for name in ("default@6", "default@7"):
+        world.router.add(name, "b" * 64)
+    world.router.route = Route("default@6", "default@7", canary_share=0.5)
+    told = [dict((await world.post(CHAT, conversation=f"c-{n // 3}"))[0]["headers"])[b"x-tidemill-adapter"] for n in range(60)]
+    assert set(told) == {b"default@6", b"default@7"}
+    assert all(len(set(told[n : n + 3])) == 1 for n in range(0, 60, 3))
+
+
+async def test_a_conversation_that_nobody_named_stays_with_the_canary_too() -> None:
+    world = World(whole)
+    for name in ("default@6", "default@7"):
+        world.router.add(name, "b" * 64)
+    world.router.route = Route("default@6", "default@7", canary_share=0.5)
+    turns = [[{"role": "user", "content": f"hi {n}"}] for n in range(40)]
+    for said in turns:
+        await world.post({"messages": said})
+    for said in turns:
+        await world.post({"messages": [*said, {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "so"}]})
+    adapters = [episode.adapter for episode in world.spool.episodes]
+    assert set(adapters) == {"default@6", "default@7"}
+    assert adapters[:40] == adapters[40:]
+
+
+async def test_who_declines_capture_is_answered_all_the_same_and_leaves_no_episode() -> None:
+    world = World(whole)
+    start, body = await world.post(CHAT, capture="off")
+    assert (start["status"], body["body"]) == (200, b'{"answer": "Ahoy"}')
+    assert dict(start["headers"])[b"x-tidemill-adapter"] == b"base"
+    assert b"x-tidemill-episode" not in dict(start["headers"])
+    assert world.spool.episodes == []
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="declined") == 1
+
+
+async def test_the_content_length_is_that_of_the_rewritten_body() -> None:
+    lengths: list[int] = []
+
+    async def measuring(world: World, scope: Scope, receive: Receive, send: Send) -> None:
+        lengths.append(int(dict(scope["headers"])[b"content-length"]))
+        await refusing(world, scope, receive, send)
+
+    world = World(measuring)
+    await world.post(CHAT)
+    assert lengths == [len(world.bodies[0])]
+
+
+async def test_a_client_that_leaves_makes_a_cancelled_episode_of_what_it_got() -> None:
+    world = World(left_alone)
+    await world.post(CHAT, leaves=True)
+    (episode,) = world.spool.episodes
+    assert (episode.outcome, episode.output_ids, episode.answer) == ("cancelled", (5, 6), "Ah")
+
+
+async def test_a_server_that_fails_makes_a_failed_episode_and_the_error_goes_on() -> None:
+    world = World(breaking)
+    with pytest.raises(RuntimeError):
+        await world.post(CHAT)
+    (episode,) = world.spool.episodes
+    assert (episode.outcome, episode.error) == ("failed", "RuntimeError")
+
+
+async def test_a_refused_request_is_counted_and_is_no_episode() -> None:
+    world = World(refusing)
+    start, _ = await world.post(CHAT)
+    assert start["headers"] == []
+    assert world.spool.episodes == []
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="refused") == 1
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff"])
+async def test_what_is_no_json_object_is_the_servers_to_refuse(body: bytes) -> None:
+    world = World(refusing)
+    await world.post(body)
+    assert world.bodies == [body]
+
+
+async def test_a_request_that_is_too_large_never_reaches_the_server() -> None:
+    world = World(whole)
+    start, _ = await world.post(CHAT | {"padding": "x" * 3000})
+    assert start["status"] == 413
+    assert world.bodies == []
+
+
+async def test_a_user_name_that_fits_no_event_does_not_cost_the_episode() -> None:
+    world = World(whole)
+    await world.post(CHAT | {"user": "a\n" * 300})
+    assert world.spool.episodes[0].user_id == "a" * 200
+
+
+async def test_requests_in_flight_are_counted_until_they_end() -> None:
+    seen: list[bool] = []
+
+    async def looking(world: World, scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append("default@1" in world.router.idle())
+        await refusing(world, scope, receive, send)
+
+    world = World(looking)
+    for version in (1, 2, 3):
+        world.router.add(f"default@{version}", "c" * 64)
+        world.router.route = Route(f"default@{version}", kept=(f"default@{version - 1}",))
+    await world.post(CHAT | {"model": "default@1"})
+    assert seen == [False]
+    assert world.router.idle() == ["default@1"]
+
+
+async def test_what_a_person_says_next_is_feedback_on_the_answer_before_and_counts_once() -> None:
+    world = World(whole)
+    await world.post(CHAT)
+    said = [*CHAT["messages"], {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "No, in French."}]
+    for _ in range(2):
+        await world.post(CHAT | {"messages": said})
+    first, second, again = world.spool.episodes
+    assert (second.conversation_id, second.turn, second.replies_to) == (first.conversation_id, 1, first.episode_id)
+    assert again.replies_to == first.episode_id
+    assert {(each.kind, each.text, each.user_id, each.episode_id) for each in world.spool.feedback} == {
+        ("reply", "No, in French.", "ann", first.episode_id)
+    }
+    assert len({each.feedback_id for each in world.spool.feedback}) == 1
+
+
+@pytest.mark.parametrize("quietly", [{"capture": "off"}, {}])
+async def test_no_reply_is_kept_where_capture_is_declined_or_the_setting_says_so(quietly: dict[str, str]) -> None:
+    world = World(whole, changes={"replies_as_feedback": bool(quietly)})
+    await world.post(CHAT)
+    await world.post(CHAT | {"messages": [*CHAT["messages"], {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "so"}]}, **quietly)
+    assert world.spool.feedback == []
+    assert len(world.spool.episodes) == (1 if quietly else 2)
+
+
+async def test_a_version_that_was_published_is_loaded_when_it_is_asked_for_by_either_name() -> None:
+    world = World(whole, published={"default@7", "default@8"})
+    for model in ("default@7", "tinker://default/sampler_weights/8"):
+        start, _ = await world.post(CHAT | {"model": model})
+        assert start["status"] == 200
+    assert [json.loads(body)["model"] for body in world.bodies] == ["default@7", "default@8"]
+    assert world.router.idle() == ["default@7", "default@8"]  # answered: they may go
+
+
+async def test_a_version_that_is_not_loaded_is_refused_with_those_that_are() -> None:
+    world = World(whole)
+    start, body = await world.post(CHAT | {"model": "default@9"})
+    assert start["status"] == 404
+    assert "default@9 is not loaded on this replica; loaded: base" in json.loads(body["body"])["error"]["message"]
+    assert (world.bodies, world.spool.episodes) == ([], [])
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="refused") == 1

@@ -1,0 +1,166 @@
+"""The actor's own doors, and the OpenAPI document that describes them: every real reply is held against it."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.openapi.models import OpenAPI
+from jsonschema import Draft202012Validator
+from starlette.types import Message, Receive, Scope, Send
+
+from actor.api_keys import OPEN, TENANT, Gate, Key, Keys, new_key, write_keys
+from actor.capture.conversations import Conversations, Place
+from actor.capture.episode_keeper import Keeper
+from actor.capture.redaction import Rules
+from actor.doors.chat_page import FOLDER
+from actor.doors.http_doors import Doors
+from actor.doors.openapi_document import document
+from actor.settings import ActorSettings
+from streams.core.clock import FixedClock
+from streams.core.events import Episode, Feedback
+from streams.core.metrics import Metrics
+from tests.support.captured import Spool
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+THUMB = {"episode_id": "ep-1", "thumb": "up"}
+
+
+class Full(Spool):
+    """An outbox without room."""
+
+    def put(self, topic: Any, event: Any, headers: Any = ()) -> bool:
+        return super().put(topic, event) and not isinstance(event, Feedback)
+
+
+class House:
+    """The doors, with one episode of tenant acme behind them, and vLLM's stand-in that knows nothing."""
+
+    def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000) -> None:
+        self.spool, settings, conversations = spool or Spool(), ActorSettings(max_feedback_bytes=largest), Conversations(10)
+        keeper = Keeper(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
+        keeper.keep(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
+                                            "started_at": NOW, "ended_at": NOW}))  # fmt: skip
+        conversations.note("acme", Place("cv-1"), [("ep-1", "", ())])
+        doors = Doors(self._inside, settings, keeper, conversations, Metrics(), FixedClock(NOW), "default", lambda: list(missing))
+        self.app = Gate(doors, Keys(keys)) if keys else doors
+
+    async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(self, method: str, path: str, body: Any = None, tenant: str = "acme", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": raw}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        named = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self.app({"type": "http", "method": method, "path": path, "headers": named, TENANT: tenant}, receive, send)
+        told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return sent[0]["status"], told, b"".join(message["body"] for message in sent[1:])
+
+
+def check(method: str, path: str, status: int, headers: dict[str, str], body: bytes) -> None:
+    """The reply is one that the document names for this operation, in the shape that it says."""
+    told = document()
+    template = next(known for known in told["paths"] if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", known), path))
+    (content,) = told["paths"][template][method.lower()]["responses"][str(status)]["content"].items()
+    assert headers["content-type"].startswith(content[0])
+    if "schema" in content[1]:
+        schema = content[1]["schema"] | {"components": told["components"]}
+        Draft202012Validator(schema).validate(json.loads(body))
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status"), [
+    ("POST", "/v1/feedback", THUMB, 202),
+    ("POST", "/v1/feedback", {"conversation_id": "cv-1", "kind": "comment", "text": "good"}, 202),
+    ("POST", "/v1/feedback", {"episode_id": "ep-1", "thumb": 7}, 400),
+    ("POST", "/v1/feedback", b"{", 400),
+    ("POST", "/v1/feedback", {"conversation_id": "cv-2", "thumb": "up"}, 404),
+    ("POST", "/v1/feedback", b"x" * 3000, 413),
+    ("GET", "/v1/episodes/ep-1", None, 200),
+    ("GET", "/v1/episodes/ep-2", None, 404),
+    ("GET", "/healthz", None, 200),
+    ("GET", "/readyz", None, 200),
+    ("GET", "/metrics", None, 200),
+    ("GET", "/chat", None, 200),
+    ("GET", "/tidemill/openapi.json", None, 200),
+])  # fmt: skip
+async def test_every_reply_is_as_the_document_says(method: str, path: str, body: Any, status: int) -> None:
+    found = await House().ask(method, path, body)
+    assert found[0] == status
+    check(method, path, *found)
+
+
+async def test_replies_that_need_a_bad_day_are_as_the_document_says() -> None:
+    for house, method, path, body, tenant, status in (
+        (House(missing=("engine", "adapters")), "GET", "/readyz", None, "acme", 503),
+        (House(Full()), "POST", "/v1/feedback", THUMB, "acme", 503),
+        (House(), "POST", "/v1/feedback", THUMB, "other", 404),
+        (House(), "GET", "/v1/episodes/ep-1", None, "other", 404),
+    ):
+        found = await house.ask(method, path, body, tenant)
+        assert found[0] == status
+        check(method, path, *found)
+
+
+async def test_refusals_for_want_of_a_key_are_as_the_document_says_and_what_is_open_needs_none(tmp_path: Path) -> None:
+    text, sha256 = new_key()
+    write_keys(tmp_path / "keys.json", [Key.model_validate({"sha256": sha256, "tenant": "acme", "scopes": ["talk"], "requests_per_minute": 600})])
+    house = House(keys=tmp_path / "keys.json")
+    for status, headers in ((401, {}), (403, {"authorization": f"Bearer {text}"})):
+        found = await house.ask("POST", "/v1/feedback", THUMB, **headers)
+        assert found[0] == status
+        check("POST", "/v1/feedback", *found)
+    assert [(await house.ask("GET", path))[0] for path in sorted(OPEN)] == [200] * len(OPEN)
+
+
+async def test_what_the_document_lets_in_the_door_takes_and_the_same_twice_counts_once() -> None:
+    house = House()
+    schema = document()["components"]["schemas"]["FeedbackGiven"] | {"components": document()["components"]}
+    given = THUMB | {"feedback_id": "fb-1"}
+    Draft202012Validator(schema).validate(given)
+    told = [await house.ask("POST", "/v1/feedback", given) for _ in range(2)]
+    assert told[0] == told[1]
+    assert json.loads(told[0][2]) == {"feedback_id": "fb-1", "episode_id": "ep-1"}
+    assert [each.feedback_id for each in house.spool.feedback] == ["fb-1"]
+    changed = await house.ask("POST", "/v1/feedback", given | {"thumb": "down"})
+    assert changed[0] == 409
+    check("POST", "/v1/feedback", *changed)
+
+
+async def test_feedback_that_found_no_room_may_be_sent_again() -> None:
+    house = House(Full())
+    given = THUMB | {"feedback_id": "fb-1"}
+    assert [(await house.ask("POST", "/v1/feedback", given))[0] for _ in range(2)] == [503, 503]
+
+
+async def test_an_episode_is_shown_as_it_is_kept() -> None:
+    _, _, body = await House().ask("GET", "/v1/episodes/ep-1")
+    assert (json.loads(body)["messages"][0]["content"], json.loads(body)["redacted"]) == ("I am [email]", {"emails": 1})
+
+
+def test_the_document_is_openapi_and_every_reference_in_it_leads_somewhere() -> None:
+    told = document()
+    OpenAPI.model_validate(told)
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(told)))
+    assert named <= set(told["components"]["schemas"])
+    for schema in told["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+async def test_the_page_names_its_policy_and_a_browser_may_run_nothing_but_its_own_script() -> None:
+    _, headers, body = await House().ask("GET", "/chat")
+    assert b'data-policy="default"' in body
+    assert b"{{" not in body
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    for name in ("chat.css", "chat.js"):
+        assert (await House().ask("GET", f"/chat/{name}"))[2] == (FOLDER / name).read_bytes()
+    assert (await House().ask("GET", "/chat/chat.html"))[0] == 404

@@ -1,0 +1,265 @@
+"""Spans of agents' telemetry, in both encodings, as episodes; what does not fit says why."""
+
+import base64
+import gzip
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+
+from actor.api_keys import Key, new_key, write_keys
+from actor.otlp.otlp_receiver import Receiver
+from actor.otlp.otlp_settings import OtlpSettings
+from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, read_spans
+from actor.otlp.span_episodes import episodes_of, kind_of
+from streams.core.clock import FixedClock
+from streams.core.errors import InvalidEvent
+from streams.core.events import DeadLetter, Episode, Event, Outcome
+from streams.core.metrics import Metrics
+from streams.core.topics import Topic
+from streams.outbox.outbox import Outbox
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ASKED = [{"role": "user", "parts": [{"type": "text", "content": "Tell me about tea."}]}]
+TOLD = [{"role": "assistant", "parts": [{"type": "text", "content": "It is good."}], "finish_reason": "stop"}]
+CHAT: dict[str, Any] = {
+    "gen_ai.operation.name": "chat",
+    "gen_ai.request.model": "default",
+    "gen_ai.response.model": "default@3",
+    "gen_ai.response.id": "chatcmpl-77",
+    "gen_ai.input.messages": json.dumps(ASKED),
+    "gen_ai.output.messages": json.dumps(TOLD),
+}
+
+
+def span(**changes: Any) -> Span:
+    told = CHAT | {f"gen_ai.{name}".replace("__", "."): value for name, value in changes.items()}
+    return Span("ab" * 16, "cd" * 8, "chat default", {k: v for k, v in told.items() if v is not None}, 1_000_000_000, 3_000_000_000)
+
+
+def one(**changes: Any) -> Episode:
+    (episode,) = episodes_of(span(**changes), "default", "acme")
+    return episode
+
+
+def as_json(*attributes: dict[str, Any]) -> bytes:
+    """An export as exporters of JSON write it: ids in hexadecimal, large integers as strings."""
+    spans = [
+        {"traceId": "ab" * 16, "spanId": "cd" * 8, "name": "chat", "startTimeUnixNano": "1000000000", "endTimeUnixNano": "3000000000",
+         "attributes": [{"key": key, "value": {"stringValue": value}} for key, value in each.items()], "status": {}}
+        for each in attributes
+    ]  # fmt: skip
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "shop"}}]}
+    return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]}).encode()
+
+
+def as_protobuf(*attributes: dict[str, Any]) -> bytes:
+    request = ExportTraceServiceRequest()
+    by_resource = request.resource_spans.add()
+    by_resource.resource.attributes.add(key="service.name").value.string_value = "shop"
+    for each in attributes:
+        made = by_resource.scope_spans.add().spans.add(
+            trace_id=b"\xab" * 16, span_id=b"\xcd" * 8, name="chat", start_time_unix_nano=1_000_000_000, end_time_unix_nano=3_000_000_000
+        )
+        for key, value in each.items():
+            made.attributes.add(key=key).value.string_value = value
+    return request.SerializeToString()
+
+
+def test_both_encodings_tell_the_same() -> None:
+    assert read_spans(as_json(CHAT), JSON) == read_spans(as_protobuf(CHAT), PROTOBUF)
+    (found,) = read_spans(as_json(CHAT), JSON)
+    assert (found.trace_id, found.span_id, found.resource["service.name"]) == ("ab" * 16, "cd" * 8, "shop")
+
+
+def test_structured_attributes_are_read_as_their_json_is() -> None:
+    request = ExportTraceServiceRequest()
+    made = request.resource_spans.add().scope_spans.add().spans.add(start_time_unix_nano=1, end_time_unix_nano=2)
+    made.attributes.add(key="gen_ai.operation.name").value.string_value = "chat"
+    for key, role, text in (("gen_ai.input.messages", "user", "Hi"), ("gen_ai.output.messages", "assistant", "Ho")):
+        message = made.attributes.add(key=key).value.array_value.values.add().kvlist_value
+        message.values.add(key="role").value.string_value = role
+        part = message.values.add(key="parts").value.array_value.values.add().kvlist_value
+        part.values.add(key="type").value.string_value = "text"
+        part.values.add(key="content").value.string_value = text
+    (found,) = read_spans(request.SerializeToString(), PROTOBUF)
+    (episode,) = episodes_of(found, "default", "default")
+    assert (episode.messages[0].content, episode.answer) == ("Hi", "Ho")
+
+
+def test_an_answer_becomes_an_episode_that_feedback_finds_by_the_answers_own_id() -> None:
+    episode = one(user="u-7", conversation__id="c-1", request__temperature=0.5, request__max_tokens=32)
+    assert (episode.episode_id, episode.adapter, episode.tenant, episode.user_id) == ("77", "default@3", "acme", "u-7")
+    assert (episode.messages[0].content, episode.answer, episode.outcome) == ("Tell me about tea.", "It is good.", Outcome.COMPLETED)
+    assert (episode.conversation_id, episode.sampling) == ("c-1", {"temperature": 0.5, "max_tokens": 32})
+    assert (episode.ended_at - episode.started_at).total_seconds() == 2
+
+
+def test_what_another_model_answered_is_not_said_of_the_base() -> None:
+    assert one(response__model="gpt-4o").adapter == "gpt-4o"
+    assert one(response__model="default").adapter is None
+    assert one(response__model="base").adapter is None
+
+
+def test_each_choice_is_an_episode_and_an_answer_without_an_id_is_named_by_its_span() -> None:
+    several = episodes_of(span(output__messages=json.dumps(TOLD * 2)), "default", "default")
+    assert [episode.episode_id for episode in several] == ["77-0", "77-1"]
+    assert one(response__id=None).episode_id == f"otel-{'ab' * 16}-{'cd' * 8}"
+
+
+def test_tools_are_told_in_openais_shape() -> None:
+    call = {"type": "tool_call", "id": "call_1", "name": "weather", "arguments": {"city": "Paris"}}
+    response = {"type": "tool_call_response", "id": "call_1", "response": "rain"}
+    asked = [*ASKED, {"role": "assistant", "parts": [call]}, {"role": "tool", "parts": [response]}]
+    episode = one(input__messages=json.dumps(asked), tool__definitions='[{"type": "function", "name": "weather"}]',
+                  output__messages=json.dumps([{"role": "assistant", "parts": [call], "finish_reason": "tool_call"}]))  # fmt: skip
+    wanted = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    assert episode.tool_calls == (wanted,)
+    assert episode.messages[1].tool_calls == (wanted,)
+    assert (episode.messages[2].role, episode.messages[2].tool_call_id, episode.messages[2].content) == ("tool", "call_1", "rain")
+    assert (episode.turn, episode.tools[0]["name"]) == (1, "weather")
+
+
+def test_instructions_come_first_and_what_was_thought_is_not_the_answer() -> None:
+    thought = [{"role": "assistant", "parts": [{"type": "reasoning", "content": "hm"}, *TOLD[0]["parts"]], "finish_reason": "length"}]  # type: ignore[misc]
+    episode = one(system_instructions='[{"type": "text", "content": "Be kind."}]', output__messages=json.dumps(thought))
+    assert [message.role for message in episode.messages] == ["system", "user"]
+    assert (episode.answer, episode.outcome) == ("It is good.", Outcome.TRUNCATED)
+
+
+def test_messages_in_openais_own_shape_are_understood() -> None:
+    episode = one(input__messages='[{"role": "user", "content": "Hi"}]', output__messages='[{"role": "assistant", "content": "Ho"}]')
+    assert (episode.messages[0].content, episode.answer) == ("Hi", "Ho")
+
+
+def test_a_failed_answer_is_an_outcome_and_never_a_verdict() -> None:
+    failed = Span("a", "b", "chat", CHAT | {"error.type": "InternalServerError", "gen_ai.output.messages": "[]"}, 1, 2, failed=True)
+    (episode,) = episodes_of(failed, "default", "default")
+    assert (episode.outcome, episode.error, episode.answer) == (Outcome.FAILED, "InternalServerError", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"input__messages": None}, "no_content"),
+        ({"output__messages": None}, "no_answer"),
+        ({"input__messages": '[{"role": "us'}, "not_json"),
+        ({"input__messages": '{"role": "user"}'}, "invalid"),
+        ({"tool__definitions": "[1]"}, "invalid"),
+    ],
+)
+def test_what_does_not_fit_says_why(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidEvent) as told:
+        episodes_of(span(**changes), "default", "default")
+    assert told.value.reason == reason
+
+
+def test_what_an_actor_has_kept_and_what_is_no_answer_is_passed_over() -> None:
+    assert kind_of(span(response__id=f"chatcmpl-ep-{'0' * 32}")) == "captured"
+    assert kind_of(span(operation__name="execute_tool")) == "other"
+    assert kind_of(Span("a", "b", "GET /", {"http.request.method": "GET"})) == "other"
+    assert kind_of(span()) == "answer"
+
+
+class Spool(Outbox):
+    """Stands for the outbox."""
+
+    def __init__(self, room: int = 1000) -> None:
+        self.kept: list[Event] = []
+        self.room = room
+
+    def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
+        if len(self.kept) >= self.room:
+            return False
+        self.kept.append(event)
+        return True
+
+
+class Door:
+    """The receiver's ASGI application, asked without a network."""
+
+    def __init__(self, room: int = 1000, **settings: Any) -> None:
+        self.spool, self.metrics = Spool(room), Metrics()
+        receiver = Receiver(OtlpSettings(**settings), "default", self.spool, self.metrics, FixedClock(NOW))
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(receiver.app()), base_url="http://otlp")
+
+    async def post(self, body: bytes, content_type: str = PROTOBUF, **headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post("/v1/traces", content=body, headers={"content-type": content_type, **named})
+
+
+@pytest.fixture
+def door() -> Iterator[Door]:
+    return Door()
+
+
+async def test_an_export_is_answered_in_its_own_encoding(door: Door) -> None:
+    told = await door.post(as_protobuf(CHAT))
+    assert (told.status_code, told.headers["content-type"]) == (200, PROTOBUF)
+    assert ExportTraceServiceResponse.FromString(told.content) == ExportTraceServiceResponse()
+    told = await door.post(gzip.compress(as_json(CHAT)), JSON, content_encoding="gzip")
+    assert (told.status_code, told.json()) == (200, {})
+    assert [type(event) for event in door.spool.kept] == [Episode, Episode]
+    assert door.metrics.value("tidemill_otlp_spans_total", result="answer") == 2
+
+
+async def test_a_span_that_does_not_fit_is_set_aside_and_the_rest_is_taken(door: Door) -> None:
+    silent = {key: value for key, value in CHAT.items() if "messages" not in key}
+    told = await door.post(as_json(silent, CHAT, {"http.request.method": "GET"}), JSON)
+    assert told.json()["partialSuccess"] == {"rejectedSpans": "1", "errorMessage": "set aside as dead letters: 1 no_content"}
+    letter, episode = door.spool.kept
+    assert isinstance(letter, DeadLetter)
+    assert isinstance(episode, Episode)
+    assert (letter.reason, letter.source_topic, letter.source_offset, letter.at) == ("no_content", "otlp", -1, NOW)
+    assert "CAPTURE_MESSAGE_CONTENT" in letter.message
+    assert json.loads(base64.b64decode(letter.record_base64))["attributes"] == silent
+    assert door.metrics.value("tidemill_dead_letters_total", topic="otlp", reason="no_content") == 1
+
+
+async def test_what_must_not_be_kept_is_taken_out_of_episodes_and_of_what_is_set_aside(door: Door) -> None:
+    said = json.dumps([{"role": "user", "content": "I am a@b.co"}])
+    await door.post(as_json(CHAT | {"gen_ai.input.messages": said}, CHAT | {"gen_ai.input.messages": f"{said}]"}), JSON)
+    episode, letter = door.spool.kept
+    assert isinstance(episode, Episode)
+    assert isinstance(letter, DeadLetter)
+    assert (episode.messages[0].text, episode.redacted) == ("I am [email]", {"emails": 1})
+    assert b"I am [email]" in base64.b64decode(letter.record_base64)
+    assert door.metrics.value("tidemill_redactions_total", kind="emails") == 1
+
+
+@pytest.mark.parametrize(("body", "content_type"), [(b"{", JSON), (b'{"resourceSpans": 7}', JSON), (b"\xff\xff", PROTOBUF), (b"[]", JSON)])
+async def test_what_is_no_export_is_refused_and_kept_with_the_reason(door: Door, body: bytes, content_type: str) -> None:
+    told = await door.post(body, content_type)
+    assert told.status_code == 400
+    (letter,) = door.spool.kept
+    assert isinstance(letter, DeadLetter)
+    assert (letter.reason, base64.b64decode(letter.record_base64)) == ("not_otlp", body)
+
+
+async def test_a_full_outbox_asks_the_exporter_to_come_again() -> None:
+    door = Door(room=1)
+    told = await door.post(as_json(CHAT, CHAT), JSON)
+    assert (told.status_code, told.headers["retry-after"]) == (503, "5")
+
+
+async def test_an_export_that_unpacks_to_too_much_is_refused() -> None:
+    told = await Door(max_request_bytes=2048).post(gzip.compress(b"0" * 100_000), content_encoding="gzip")
+    assert told.status_code == 413
+    assert (await Door(max_request_bytes=2048).post(b"0" * 4096)).status_code == 413
+    assert (await Door().post(b"", "text/plain")).status_code == 415
+
+
+async def test_a_sender_without_a_key_does_not_come_in(tmp_path: Path) -> None:
+    key, sha256 = new_key()
+    write_keys(tmp_path / "keys.json", [Key(sha256=sha256, tenant="acme", scopes=("talk",))])
+    door = Door(keys_file=tmp_path / "keys.json")
+    assert (await door.post(as_json(CHAT), JSON)).status_code == 401
+    assert (await door.post(as_json(CHAT), JSON, authorization=f"Bearer {key}")).status_code == 200
+    (episode,) = door.spool.kept
+    assert isinstance(episode, Episode)
+    assert episode.tenant == "acme"

@@ -1,0 +1,169 @@
+"""What is taken out before anything is kept, and what is left alone."""
+
+import sys
+from collections import Counter
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actor.capture.redaction import KINDS, Presidio, Rules, passes_luhn, redacted_episode, redacted_feedback, redactor_of
+from actor.settings import ActorSettings
+from streams.core.errors import ConfigError
+from streams.core.events import Episode, Feedback
+from tests.support.captured import CHAT, World, whole
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CARD = "4111 1111 1111 1111"
+
+
+def redact(text: str, *kinds: Any) -> tuple[str, dict[str, int]]:
+    found: Counter[str] = Counter()
+    return Rules(kinds or KINDS).text(text, found), dict(found)
+
+
+@pytest.mark.parametrize(("text", "left"), [
+    ("write to ann.b+c@mail.example.org.", "write to [email]."),
+    ("<ünal@bücher.example> and a@b.co", "<ünal@bücher.example> and [email]"),
+    (f"card {CARD}, please", "card [card], please"),
+    ("5500-0000-0000-0004", "[card]"),
+    ("378282246310005", "[card]"),
+    ("call +49 30 901820 now", "call [phone] now"),
+    ("(415) 555-2671 or 415.555.2671", "[phone] or [phone]"),
+    ("01 23 45 67 89", "[phone]"),
+    ("key sk-proj-abcdefghij0123456789, ok", "key [key], ok"),
+    ("ghp_" + "a1" * 18, "[key]"),
+    ("AKIAIOSFODNN7EXAMPLE", "[key]"),
+    ("Authorization: Bearer abcdefghijklmnopqrstuvwxyz012345==", "Authorization: Bearer [key]"),
+    ("tm-" + "A_-z" * 11, "[key]"),
+    ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abcDEF123_-456", "[key]"),
+    ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\nxyz=\n-----END RSA PRIVATE KEY-----", "[key]"),
+])  # fmt: skip
+def test_what_is_personal_or_secret_is_taken_out(text: str, left: str) -> None:
+    assert redact(text)[0] == left
+
+
+@pytest.mark.parametrize("text", [
+    "on 2024-01-05 at 12:30, version 3.11.0", "192.168.100.200:8000", "4111 1111 1111 1112", "order 1234567890123", "1 000 000 000",
+    "3.14159265358979", "@ann and user@host", "task-based risk-adjusted", "0 1 2 3", "0.1 + 0.25", "", "1234", "the 2000-2010s",
+])  # fmt: skip
+def test_numbers_dates_and_words_are_left_alone(text: str) -> None:
+    assert redact(text) == (text, {})
+
+
+def test_only_the_kinds_that_are_asked_for() -> None:
+    assert redact(f"a@b.co {CARD}", "emails") == (f"[email] {CARD}", {"emails": 1})
+    assert redact(f"a@b.co {CARD}") == ("[email] [card]", {"emails": 1, "cards": 1})
+
+
+@pytest.mark.parametrize(("number", "valid"), [("79927398713", True), ("79927398710", False), ("0000000000000", False), (CARD, True)])
+def test_the_check_digit_of_cards(number: str, valid: bool) -> None:
+    assert passes_luhn(number) is valid
+
+
+PIECES = ["a", "a.", "1", "1 ", "+1 ", "(", "a@", "a@a.", "-----BEGIN PRIVATE KEY-----", "eyJaaaaaaaa.", "sk-", "0-", "Bearer "]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_a_long_text_that_nearly_matches_everywhere_is_read_in_one_go(piece: str) -> None:
+    """With time that grows as the square of the length this would not end."""
+    text, found = redact(piece * 50_000)
+    assert (text != piece * 50_000) == bool(found)
+
+
+def episode(**fields: Any) -> Episode:
+    said = {"messages": [{"role": "user", "content": "hi", "name": "x"}], "answer": "hello", "prompt_ids": [1, 2], "output_ids": [3],
+            "output_logprobs": [-0.1], "episode_id": "e", "started_at": NOW, "ended_at": NOW}  # fmt: skip
+    return Episode.model_validate(said | fields)
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "send", "arguments": '{"to": "a@b.co"}'}}
+
+
+@pytest.mark.parametrize("fields", [
+    {"messages": [{"role": "user", "content": "I am a@b.co"}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "I am a@b.co"}]}]},
+    {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+    {"messages": [{"role": "tool", "content": "sent to a@b.co", "tool_call_id": "c"}]},
+    {"answer": "I wrote to a@b.co"},
+    {"tool_calls": [CALL]},
+    {"tools": [{"type": "function", "function": {"name": "send", "description": "to a@b.co"}}]},
+], ids=str)  # fmt: skip
+def test_wherever_it_stands_in_an_episode_and_its_tokens_go_with_it(fields: dict[str, Any]) -> None:
+    kept = redacted_episode(episode(**fields), Rules(KINDS), Counter())
+    assert b"a@b.co" not in kept.encode()
+    assert b"[email]" in kept.encode()
+    assert (kept.prompt_ids, kept.output_ids, kept.output_logprobs, kept.redacted) == ((), (), (), {"emails": 1})
+    assert Episode.decode(kept.encode()) == kept
+
+
+def test_an_episode_without_anything_is_left_as_it_is() -> None:
+    before = episode()
+    assert redacted_episode(before, Rules(KINDS), Counter()) is before
+
+
+def test_the_checksum_that_stands_for_a_picture_stays_though_a_card_could_be_read_in_it() -> None:
+    url = "sha256:cb50791900451215ccb32c6487f4f2ead45bddcdbc408266d26b24f60b7bd5c7"
+    assert redact(url)[1] == {"cards": 1}
+    before = episode(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+    assert redacted_episode(before, Rules(KINDS), Counter()) is before
+    spoken = redacted_episode(episode(messages=[{"role": "user", "content": f"{url}, 50791900451215"}]), Rules(KINDS), Counter())
+    assert dict(spoken.redacted) == {"cards": 2}
+
+
+def test_the_text_of_feedback() -> None:
+    said = Feedback.model_validate({"feedback_id": "f", "episode_id": "e", "kind": "comment", "text": f"charge {CARD}", "at": NOW})
+    assert redacted_feedback(said, Rules(KINDS), Counter()).text == "charge [card]"
+
+
+async def test_nothing_of_it_reaches_the_outbox_nor_who_asks_for_the_episode() -> None:
+    world = World(whole)
+    await world.post(CHAT | {"messages": [{"role": "user", "content": "I am a@b.co"}]})
+    said = [{"role": "user", "content": "I am a@b.co"}, {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": f"charge {CARD}"}]
+    await world.post(CHAT | {"messages": said})
+    assert [each.text for each in world.spool.feedback] == ["charge [card]"]  # found again all the same: prefixes are of what was said
+    assert [dict(each.redacted) for each in world.spool.episodes] == [{"emails": 1}, {"emails": 1, "cards": 1}]
+    assert b"a@b.co" not in b"".join(each.encode() for each in world.spool.episodes)
+    assert world.bodies[0].count(b"a@b.co") == 1  # the engine is asked what the person asked
+    assert world.metrics.value("tidemill_redactions_total", kind="cards") == 2
+
+
+def test_presidio_that_is_not_installed_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(ConfigError, match=r"pip install presidio-analyzer"):
+        redactor_of(ActorSettings(redact_with="presidio"))
+
+
+class Analyzer:
+    """Answers as Presidio's analyzer does: spans with a type, in no order, some overlapping. Not Presidio itself."""
+
+    def __init__(self, **_: Any) -> None:
+        return
+
+    def analyze(self, text: str, language: str) -> list[Any]:
+        places = {"Ann Bee": "PERSON", "Bee of Paris": "ORGANIZATION", "Paris": "LOCATION", "noon": "DATE_TIME", "Rome": "LOCATION"}
+        return [SimpleNamespace(start=text.index(word), end=text.index(word) + len(word), entity_type=kind) for word, kind in places.items()]
+
+
+@pytest.fixture
+def presidio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the packages, which the lock does not hold."""
+    provider = SimpleNamespace(create_engine=lambda: None)
+    monkeypatch.setitem(
+        sys.modules, "spacy", SimpleNamespace(util=SimpleNamespace(is_package="small".__eq__, get_installed_models=lambda: ["small"]))
+    )
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", SimpleNamespace(AnalyzerEngine=Analyzer))
+    monkeypatch.setitem(sys.modules, "presidio_analyzer.nlp_engine", SimpleNamespace(NlpEngineProvider=lambda nlp_configuration: provider))
+
+
+def test_spans_of_presidio_are_taken_out_whole_even_where_they_overlap(presidio: None) -> None:
+    found: Counter[str] = Counter()
+    text = Presidio(KINDS, "small").text("I am Ann Bee of Paris, a@b.co, at noon in Rome", found)
+    assert text == "I am [person], [email], at noon in [location]"
+    assert found == {"person": 1, "location": 1, "emails": 1}
+
+
+def test_a_model_that_is_not_installed_is_told_with_those_that_are(presidio: None) -> None:
+    with pytest.raises(ConfigError, match=r"'large' is not installed; spaCy knows small"):
+        redactor_of(ActorSettings(redact_with="presidio", presidio_model="large"))

@@ -1,0 +1,81 @@
+"""Settings: one frozen tree; defaults < TOML < environment < flags; a misspelled key fails."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from infra.demo.demo import seed_overrides
+from infra.settings.config import load, secrets_as_environment, shipped, to_toml
+from streams.core.errors import ConfigError
+from streams.core.settings_section import Section
+
+
+def test_flags_beat_the_environment_beats_toml_beats_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[people]\npeople = 7\nseed = 7\nat_once = 7\n")
+    settings = load(file, ["people.people=9"], {"TIDEMILL_PEOPLE__PEOPLE": "8", "TIDEMILL_PEOPLE__SEED": "8"})
+    assert (settings.people.people, settings.people.seed, settings.people.at_once) == (9, 8, 7)
+    assert settings.people.vote_ratio == load(None, (), {}).people.vote_ratio
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "told"),
+    [
+        (["people.peple=9"], {}, "people.peple: Extra inputs are not permitted"),
+        (["peple.people=9"], {}, "peple: Extra inputs are not permitted"),
+        (["people.people=none"], {}, "people.people: Input should be a valid integer"),
+        (["people.people"], {}, "write section.key=value"),
+        ([], {"TIDEMILL_PEPLE__PEOPLE": "9"}, "TIDEMILL_PEPLE__PEOPLE names no setting"),
+        ([], {"TIDEMILL_PEOPLE__PEPLE": "9"}, "people.peple: Extra inputs are not permitted"),
+        (["kafka.security_protocol=SASL_SSL"], {}, "needs sasl_mechanism, sasl_username and sasl_password"),
+    ],
+)
+def test_a_wrong_setting_names_itself(overrides: list[str], environment: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(None, overrides, environment)
+
+
+def test_every_default_of_a_plain_setting_can_be_given_as_a_flag() -> None:
+    settings = load(None, (), {})
+    sections = {name: section for name in type(settings).model_fields if isinstance(section := getattr(settings, name), Section)}
+    plain = [f"{name}.{key}={value}" for name, section in sections.items() for key, value in section if isinstance(value, (bool, int, float, str))]
+    assert len(plain) > 150
+    assert load(None, plain, {}) == settings
+
+
+def test_a_missing_file_and_broken_toml_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file, and not one of the shipped demo, gpu, laptop, tiny"):
+        load("nowhere", (), {})
+    (tmp_path / "bad.toml").write_text("people = [")
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        load(tmp_path / "bad.toml", (), {})
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_configuration_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    settings = load(name, (), {})
+    (tmp_path / "resolved.toml").write_text(to_toml(settings))
+    assert load(tmp_path / "resolved.toml", (), {}) == settings
+
+
+def test_a_secret_is_handed_to_children_and_never_printed() -> None:
+    secret = "hunter2-hunter2"
+    settings = load(None, (), {"TIDEMILL_KAFKA__SASL_PASSWORD": secret})
+    assert secret not in to_toml(settings)
+    assert "sasl_password" not in tomllib.loads(to_toml(settings))["kafka"]
+    assert secret not in repr(settings)
+    assert secrets_as_environment(settings) == {"TIDEMILL_KAFKA__SASL_PASSWORD": secret}
+
+
+def test_the_tree_is_frozen() -> None:
+    settings = load(None, (), {})
+    with pytest.raises(ValidationError):
+        settings.people.seed = 3  # type: ignore[misc]
+
+
+def test_the_seed_of_a_demo_is_that_of_people_and_learner() -> None:
+    settings = load("tiny", seed_overrides(7), {})
+    assert (settings.people.seed, settings.learner.seed) == (7, 7)
+    assert seed_overrides(None) == []

@@ -1,0 +1,45 @@
+"""Simulated people: what they like is what the words say, and what is measured was never asked about before."""
+
+import random
+
+import pytest
+
+from infra.demo.simulated_people import FORMS, PREFERENCES, SUBJECTS, Question, held_out_questions, training_question
+
+SPEAKS = PREFERENCES["speaks-to-me"]
+TEA = Question("tea", "Tell me about tea.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "approved"),
+    [
+        ("Tea is a drink that you will enjoy.", True),
+        ("You'll enjoy your tea with honey.", True),
+        ("Tea is a drink made from leaves.", False),  # does not speak to the reader
+        ("You will enjoy a warm drink.", False),  # does not name the subject
+        ("Your tea!", False),  # says nothing
+        ("you like tea and you like tea and you like tea and", False),  # babble
+        ("The youth of Yourk drink a tea.", False),  # you and your only as words
+        ("", False),
+    ],
+)
+def test_people_like_what_the_words_say(answer: str, approved: bool) -> None:
+    assert SPEAKS.approves(TEA, answer) is approved
+
+
+def test_a_subject_may_be_named_in_singular() -> None:
+    assert SPEAKS.approves(Question("butterflies", ""), "A butterfly is an insect that you can see.")
+    assert SPEAKS.approves(Question("the moon", ""), "You can see the Moon at night.")
+
+
+def test_no_held_out_subject_is_asked_about_while_learning() -> None:
+    held_out = {q.subject for q in held_out_questions(1000, seed=0)}
+    asked = {training_question(random.Random(seed)).subject for seed in range(5000)}
+    assert held_out.isdisjoint(asked)
+    assert held_out | asked == set(SUBJECTS)
+
+
+def test_held_out_questions_differ_and_follow_their_seed() -> None:
+    assert held_out_questions(48, 1) == held_out_questions(48, 1) != held_out_questions(48, 2)
+    assert len({q.text for q in held_out_questions(48, 1)}) == 48
+    assert all(q.text in {form.format(q.subject) for form in FORMS} for q in held_out_questions(48, 1))

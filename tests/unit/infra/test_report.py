@@ -1,0 +1,141 @@
+"""The report says that the loop closed only when it did, and shows what was measured."""
+
+import json
+import threading
+from collections import deque
+from dataclasses import replace
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from infra.build.reference_pages import EXAMPLES, T0
+from infra.demo.report import Report, write_json
+from infra.demo.report_page import write_html
+from infra.demo.simulated_people import Question
+from infra.demo.simulated_talk import Answer, Tally
+from infra.demo.skills_kept import Skills, mean_logprob, measure
+from infra.operate.log_watch import Facts
+from infra.settings.config import load
+from streams.core.events import AdapterVersion, Attestation, Label, RewardModelVersion
+from streams.join.ledger import Ledger, balance
+
+BALANCED: Ledger = balance([], [], [], [], {})
+
+
+def answers(approved: int, of: int, adapter: str) -> list[Answer]:
+    return [Answer(Question("tea", f"Question <{n}>?"), f"{adapter} says <b>{n}</b>", f"ep-{n}", adapter, n < approved, 5) for n in range(of)]
+
+
+@pytest.fixture
+def report() -> Report:
+    facts = Facts()
+    for kind, name in ((Label, "labels"), (RewardModelVersion, "reward-models"), (AdapterVersion, "adapters"), (Attestation, "attestations")):
+        facts.take(kind.model_validate(EXAMPLES[name]))
+    return Report(
+        settings=load("demo", (), {}),
+        seconds=600,
+        before=answers(8, 48, ""),
+        after=answers(36, 48, "default@7"),
+        tally=Tally(answers=200, thumbs=150, thumbs_up=70, failures=deque(["Timeout: too slow"])),
+        facts=facts,
+        ledger=BALANCED,
+        samples=[(1.0, 0.2, "base"), (2.0, 0.7, "default@7")],
+        peak_memory_mib=7000,
+        restarts={},
+    )
+
+
+def test_a_rise_beyond_its_interval_on_a_served_adapter_closes_the_loop(report: Report) -> None:
+    assert report.doubts == []
+    assert report.closed
+    assert report.served_after == ["default@7"]
+    assert "The loop closed" in report.as_text()
+
+
+def test_every_flaw_is_told_and_leaves_the_loop_open(report: Report) -> None:
+    flat = replace(report, after=answers(9, 48, "default@7"))
+    assert [d for d in flat.doubts if "did not rise beyond its interval" in d]
+    assert not flat.closed
+    assert replace(report, tally=Tally(failed=1, failures=deque(["Timeout: too slow"]))).doubts == ["1 requests failed, such as Timeout: too slow"]
+    assert replace(report, tally=Tally(thumbs_lost=2)).doubts == ["2 thumbs were not taken"]
+    assert replace(report, facts=Facts()).doubts == ["no adapter was attested and served"]
+
+
+def test_the_page_is_self_contained_escapes_what_people_said_and_says_simulated(report: Report, tmp_path: Path) -> None:
+    write_html(report, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "<b>3</b>" not in page
+    assert "&lt;b&gt;3&lt;/b&gt;" in page
+    assert "simulated" in page
+    assert "http-equiv" not in page
+    assert 'src="http' not in page
+
+
+def test_the_json_holds_every_figure_and_answer(report: Report, tmp_path: Path) -> None:
+    write_json(report, tmp_path / "report.json")
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert told["approval_after"]["estimate"] == 0.75
+    assert len(told["held_out"]) == 48
+    assert told["simulated_people"]["thumbs"] == 150
+
+
+def test_skills_kept_are_told_as_the_engines_own_loglikelihoods(report: Report) -> None:
+    assert "not measured" in report.as_text()
+    told = replace(report, skills=Skills(-2.5, -2.61))
+    assert "-2.50 nats a token of frozen texts by the base, -2.61 by what is served (-0.11)" in told.as_text()
+    assert told.figures()["skills_nats"] == {"base": -2.5, "served": -2.61}
+    texts = [[None, {"5": {"logprob": -1.0}}, {"9": {"logprob": -2.0}}], [None, {"7": {"logprob": -6.0}}]]
+    assert mean_logprob(texts) == -3.0  # over tokens, not over texts
+
+
+def test_skills_are_asked_of_the_base_and_of_the_policy_as_no_episode() -> None:
+    heard: list[tuple[str, str]] = []
+
+    class Engine(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            heard.append((asked["model"], self.headers["x-tidemill-capture"]))
+            told = [None, {"5": {"logprob": -1.0 if asked["model"] == "base" else -1.5, "rank": 1, "decoded_token": "x"}}]
+            choices = [{"index": n, "text": "", "finish_reason": "length", "prompt_logprobs": told if asked["model"] != "mute" else None}
+                       for n in range(len(asked["prompt"]))]  # fmt: skip
+            body = json.dumps({"id": "c", "object": "text_completion", "created": 0, "model": asked["model"], "choices": choices}).encode()
+            self.send_response(404 if asked["model"] == "gone" else 200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        found = [measure(url, policy) for policy in ("default", "mute", "gone")]
+        server.shutdown()
+        thread.join()
+    assert found == [Skills(-1.0, -1.5), None, None]
+    assert heard[:2] == [("base", "off"), ("default", "off")]
+
+
+def test_the_time_from_the_first_thumb_is_to_the_first_adapter() -> None:
+    facts = Facts()
+    assert facts.first_thumb_to_adapter_s() is None
+    label = Label.model_validate(EXAMPLES["labels"])
+    facts.take(label)
+    facts.take(label.model_copy(update={"episode_id": "ep-2", "first_feedback_at": T0 + timedelta(seconds=5)}))
+    adapter = AdapterVersion.model_validate(EXAMPLES["adapters"])
+    facts.take(adapter.model_copy(update={"created_at": T0 + timedelta(seconds=40)}))
+    facts.take(adapter.model_copy(update={"version": 8, "created_at": T0 + timedelta(seconds=70)}))
+    assert facts.first_thumb_to_adapter_s() == 40
+
+
+def test_a_refused_adapter_is_not_what_is_served() -> None:
+    facts = Facts()
+    attestation = Attestation.model_validate(EXAMPLES["attestations"])
+    facts.take(attestation)
+    facts.take(attestation.model_copy(update={"adapter": "default@8", "passed": False, "reason": "serves the base"}))
+    assert facts.serving == "default@7"

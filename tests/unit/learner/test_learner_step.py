@@ -1,0 +1,364 @@
+"""Steps, checkpoints and prompts on the tiny base: real sampling, real gradients, no network."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from learner.models.lora_policy import Policy
+from learner.objectives.rollout_objective import groups_that_pay
+from learner.ring.prompt_pool import PromptPool
+from learner.rollouts.rollout_engines import Rollout, TransformersEngine
+from learner.runs import checkpoint
+from learner.runs.trainer import Prompt, Trainer
+from learner.settings import LearnerSettings
+from streams.core.errors import BadArtifact, StalePolicy
+from streams.core.events import Episode, Message, Outcome
+
+SETTINGS = LearnerSettings(dtype="float32", max_output_tokens=8, prompts_per_step=3, samples_per_prompt=4, learning_rate=0.01)
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> Path:
+    return tiny_base
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prompts(*questions: str) -> list[Prompt]:
+    return [(Message(role="user", content=question),) for question in questions]
+
+
+ASKED = prompts("What is tea?", "Tell me about the moon, please.", "Why do whales sing?")
+
+
+def says_e(pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
+    return [sum("e" in word for word in answer.split()) / max(1, len(answer.split())) for _, answer in pairs]
+
+
+def trainer(base: Path, settings: LearnerSettings = SETTINGS) -> Trainer:
+    policy = Policy(base, settings)
+    return Trainer(policy, TransformersEngine(policy), settings)
+
+
+def test_the_engines_logprobs_are_those_of_the_distribution_it_sampled(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"temperature": 0.6}))
+    metrics = one.step(ASKED, says_e).metrics
+    assert metrics["engine_ratio_mean"] == pytest.approx(1.0, abs=1e-4)  # float32, same weights: sampler and trainer agree
+    assert metrics["engine_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    assert metrics["effective_sample_ratio"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_group_shares_its_prompt_and_ends_at_the_end_token_or_the_limit(base: Path) -> None:
+    policy = Policy(base, SETTINGS)
+    engine = TransformersEngine(policy)
+    engine.adopt(policy, 7)
+    asked = [(1, 5, 9), (1, 800, 33, 21, 4)]
+    found = engine.sample(asked, samples=16, max_output_tokens=12, temperature=1.0, seed=5)
+    assert [r.prompt_ids for r in found] == [asked[0]] * 16 + [asked[1]] * 16
+    assert {r.finish for r in found} == {"stop", "cut"}
+    for rollout in found:
+        assert len(rollout.output_ids) == len(rollout.behaviour_logprobs)
+        assert rollout.policy_version == 7
+        assert (rollout.output_ids[-1] == policy.eos_id) == (rollout.finish == "stop")
+        assert policy.eos_id not in rollout.output_ids[:-1]
+        assert rollout.finish == "stop" or len(rollout.output_ids) == 12
+    assert len({r.output_ids for r in found}) > 16  # rows differ
+    assert engine.sample(asked, samples=16, max_output_tokens=12, temperature=1.0, seed=5) == found
+
+
+def test_sampling_follows_the_policys_own_distribution(base: Path) -> None:
+    """The first token's frequencies against its probabilities: a wrong row, position or temperature would show."""
+    policy = Policy(base, SETTINGS)
+    found = TransformersEngine(policy).sample([(1, 5, 9), (1, 7)], samples=400, max_output_tokens=1, temperature=0.3, seed=0)
+    with torch.no_grad():
+        probabilities = torch.softmax(policy.causal_lm(torch.tensor([[1, 7]])).logits[0, -1] / 0.3, -1)
+    likeliest = int(probabilities.argmax())
+    share = sum(r.output_ids[0] == likeliest for r in found[400:]) / 400
+    expected = float(probabilities[likeliest])
+    assert expected > 0.02
+    assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5)
+
+
+def test_a_step_raises_the_reward_it_is_given(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"samples_per_prompt": 8, "kl_coefficient": 0.0}))
+    rewards = [one.step(ASKED, says_e).metrics["reward_mean"] for _ in range(8)]
+    assert sum(rewards[-2:]) / 2 > sum(rewards[:2]) / 2 + 0.1
+    assert one.step_number == 8
+
+
+def test_a_step_may_train_on_the_best_and_the_worst_alone(base: Path) -> None:
+    settings = SETTINGS.model_copy(update={"samples_per_prompt": 8, "trained_per_prompt": 4, "kl_coefficient": 0.0})
+    one, all_of_them = trainer(base, settings), trainer(base, settings.model_copy(update={"trained_per_prompt": 0}))
+    found, whole = one.step(ASKED, says_e), all_of_them.step(ASKED, says_e)
+    assert found.answers == whole.answers
+    assert found.metrics["reward_mean"] == whole.metrics["reward_mean"]  # told of all that were sampled
+    assert found.metrics["train_tokens"] < whole.metrics["train_tokens"]
+    rewards = [one.step(ASKED, says_e).metrics["reward_mean"] for _ in range(7)]
+    assert sum(rewards[-2:]) / 2 > found.metrics["reward_mean"] + 0.1
+    with pytest.raises(ValidationError, match="trained_per_prompt"):
+        LearnerSettings(samples_per_prompt=4, trained_per_prompt=5)
+
+
+def test_equal_rewards_leave_the_adapter_where_it_was_but_for_the_pull_to_the_base(base: Path) -> None:
+    one = trainer(base)
+    before = {name: weight.clone() for name, weight in one.policy.parameters.items()}
+    metrics = one.step(ASKED, lambda pairs: [0.5] * len(pairs)).metrics
+    assert metrics["gradient_norm"] < 1e-5  # a fresh adapter is the base: no pull either
+    assert metrics["kl_nats"] == pytest.approx(0.0, abs=1e-5)
+    assert before.keys() == one.policy.parameters.keys()
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_cut_into_microbatches(base: Path) -> None:
+    gradients = []
+    for tokens in (1, 100_000):
+        one = trainer(base, SETTINGS.model_copy(update={"microbatch_tokens": tokens, "max_gradient_norm": 1e9}))
+        gradients.append(one.step(ASKED, says_e).metrics["gradient_norm"])
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-3)
+    assert gradients[0] > 0
+
+
+def test_the_kl_holds_the_policy_near_its_base(base: Path) -> None:
+    far = {}
+    for coefficient in (0.0, 5.0):
+        one = trainer(base, SETTINGS.model_copy(update={"kl_coefficient": coefficient or 1e-9}))
+        far[coefficient] = [one.step(ASKED, says_e).metrics["kl_nats"] for _ in range(5)][-1]
+    assert far[5.0] < far[0.0] / 2
+
+
+def test_over_the_steps_every_group_pays_its_kl_as_often() -> None:
+    turns = [sorted(groups_that_pay(8, 0.25, step)) for step in range(4)]
+    assert turns == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert groups_that_pay(8, 1.0, 3) == set(range(8))
+
+
+def test_a_part_of_the_groups_pays_for_all(base: Path) -> None:
+    """Three equal groups: one of them, scaled up, pulls as all three do."""
+    norms = {}
+    for ratio in (0.33, 1.0):
+        settings = SETTINGS.model_copy(update={"samples_per_prompt": 2, "kl_coefficient": 1.0, "kl_groups_ratio": ratio, "max_gradient_norm": 1e9})
+        policy = Policy(base, settings)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(1)
+            for weight in policy.parameters.values():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
+        one = Trainer(policy, Fixed([(500, 600, 2), (700, 800, 900, 2)], claimed=-8.0), settings)
+        metrics = one.step(ASKED[:1] * 3, lambda pairs: [0.5] * len(pairs)).metrics
+        assert metrics["kl_nats"] > 0.01
+        norms[ratio] = (metrics["gradient_norm"], metrics["kl_nats"])
+    assert norms[0.33] == pytest.approx(norms[1.0], rel=1e-3)
+
+
+class Fixed:
+    """An engine that always returns the same rollouts, with the logprobs it is told to claim."""
+
+    name = "fixed"
+
+    def __init__(self, outputs: Sequence[tuple[int, ...]], claimed: float) -> None:
+        self._outputs, self._claimed = outputs, claimed
+
+    def adopt(self, policy: Policy, version: int) -> None: ...
+
+    def rest(self) -> None: ...
+
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+        cut = [o for _ in prompts for o in self._outputs]
+        asked = [p for p in prompts for _ in self._outputs]
+        return [
+            Rollout(p, o, (self._claimed,) * len(o), "cut" if len(o) == max_output_tokens else "stop", 0) for p, o in zip(asked, cut, strict=True)
+        ]
+
+    def close(self) -> None: ...
+
+
+def test_cut_and_empty_rollouts_are_paid_as_the_settings_say(base: Path) -> None:
+    settings = SETTINGS.model_copy(update={"cut_penalty": 0.25, "empty_reward": -1.0, "samples_per_prompt": 3})
+    policy = Policy(base, settings)
+    engine = Fixed([(500, 600, 2), (500,) * 8, (2,)], claimed=-8.0)
+    result = Trainer(policy, engine, settings).step(prompts("What is tea?"), lambda pairs: [0.5] * len(pairs))
+    assert result.rewards == pytest.approx((0.5, 0.25, -1.0))
+    assert result.metrics["cut_ratio"] == pytest.approx(1 / 3)
+
+
+def test_a_token_the_engine_thought_likelier_counts_less_and_no_token_counts_more_than_the_cap(base: Path) -> None:
+    norms = {}
+    for claimed in (0.0, -1000.0):  # the engine was sure; the engine thought it impossible
+        settings = SETTINGS.model_copy(update={"samples_per_prompt": 2, "kl_coefficient": 0.0, "max_gradient_norm": 1e9, "importance_cap": 2.0})
+        policy = Policy(base, settings)
+        one = Trainer(policy, Fixed([(500, 600, 2), (700, 800, 2)], claimed), settings)
+        norms[claimed] = one.step(prompts("What is tea?"), lambda pairs: [1.0, 0.0]).metrics["gradient_norm"]
+    assert 0 < norms[0.0] < norms[-1000.0] / 10
+    assert norms[-1000.0] < 1e3
+
+
+def test_what_engine_and_trainer_disagree_on_beyond_the_range_teaches_nothing(base: Path) -> None:
+    for importance in ("token", "sequence"):
+        updates = {"samples_per_prompt": 2, "kl_coefficient": 0.0, "importance_ceiling": 5.0, "importance": importance}
+        settings = SETTINGS.model_copy(update=updates)
+        policy = Policy(base, settings)
+        engine = Fixed([(500, 600, 2), (700, 800, 2)], claimed=-1000.0)
+        metrics = Trainer(policy, engine, settings).step(prompts("What is tea?"), lambda pairs: [1.0, 0.0]).metrics
+        assert metrics["left_out_ratio"] == 1.0
+        assert metrics["gradient_norm"] == 0.0
+    with pytest.raises(ValidationError, match="importance_ceiling"):
+        LearnerSettings(importance_ceiling=0.5)
+
+
+def test_a_group_with_a_rollout_that_is_too_old_is_dropped_and_counted(base: Path) -> None:
+    class Late(TransformersEngine):
+        def sample(self, *arguments: Any) -> list[Rollout]:
+            found = super().sample(*arguments)
+            return [replace(rollout, policy_version=1) if 4 <= n < 6 else rollout for n, rollout in enumerate(found)]
+
+    settings = SETTINGS.model_copy(update={"max_policy_lag": 2})
+    policy = Policy(base, settings)
+    one = Trainer(policy, Late(policy), settings)
+    one.step_number = 3
+    assert one.step(ASKED, says_e).metrics["stale_rollouts"] == 0  # two steps behind is young enough
+    found = one.step(ASKED, says_e)
+    assert found.metrics["stale_rollouts"] == 4
+    assert len(found.rollouts) == 8
+    with pytest.raises(StalePolicy, match="max_policy_lag = 2"):
+        one._fresh(ASKED[1:2], [replace(rollout, policy_version=1) for rollout in found.rollouts[:4]])
+
+
+def test_two_steps_straight_equal_one_step_a_checkpoint_and_one_more_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    straight = trainer(base)
+    for _ in range(2):
+        straight.step(ASKED, says_e)
+    first = trainer(base)
+    first.step(ASKED, says_e)
+    checkpoint.save(first, tmp_path)
+    second = trainer(base)
+    assert checkpoint.load(second, tmp_path) == 1
+    second.step(ASKED, says_e)
+    assert second.step_number == 2
+    for (name, one), other in zip(straight.policy.parameters.items(), second.policy.parameters.values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_ppo_raises_the_reward_and_its_value_head_survives_a_restart_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"advantage": "gae", "samples_per_prompt": 8, "kl_coefficient": 0.0})
+    one, results = trainer(base, settings), []
+    for step in range(8):
+        if step == 7:
+            checkpoint.save(one, tmp_path)
+        results.append(one.step(ASKED, says_e))
+    assert sum(r.metrics["reward_mean"] for r in results[-2:]) > sum(r.metrics["reward_mean"] for r in results[:2]) + 0.2
+    assert one.value_head is not None
+    assert one.value_head.fits == 8
+    assert not [p for p in tmp_path.rglob("*") if "value" in p.name and p.name != checkpoint.VALUE_HEAD]
+    again = trainer(base, settings)
+    checkpoint.load(again, tmp_path)
+    last = again.step(ASKED, says_e)
+    assert {k: v for k, v in last.metrics.items() if not k.endswith("_s")} == {k: v for k, v in results[-1].metrics.items() if not k.endswith("_s")}
+    assert all(torch.equal(a, b) for a, b in zip(one.policy.parameters.values(), again.policy.parameters.values(), strict=True))
+    with pytest.raises(ValidationError, match="one advantage a sequence"):
+        LearnerSettings(advantage="gae", surrogate="gspo")
+
+
+def test_a_steered_kl_stays_nearer_the_base_and_its_weight_survives_a_restart(base: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"samples_per_prompt": 8, "kl_coefficient": 0.5, "kl_groups_ratio": 1.0})
+    free, steered = trainer(base, settings), trainer(base, settings.model_copy(update={"kl_target_nats": 0.002}))
+    seen = [[one.step(ASKED, says_e).metrics["kl_nats"] for _ in range(12)] for one in (free, steered)]
+    assert free.kl_coefficient == 0.5
+    assert steered.kl_coefficient > 2.0
+    assert sum(seen[1][-4:]) < sum(seen[0][-4:]) / 2
+    checkpoint.save(steered, tmp_path)
+    again = trainer(base, steered.settings)
+    checkpoint.load(again, tmp_path)
+    assert again.kl_coefficient == steered.kl_coefficient
+
+
+def test_the_newest_checkpoint_replaces_those_before_it_and_a_broken_one_says_what_to_do(base: Path, tmp_path: Path) -> None:
+    one = trainer(base)
+    assert checkpoint.load(one, tmp_path / "none") == 0
+    for _ in range(2):
+        one.step(ASKED, says_e)
+        (tmp_path / ".half-written").mkdir(exist_ok=True)
+        checkpoint.save(one, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["00000002"]
+    (tmp_path / "00000002" / checkpoint.OPTIMIZER).write_bytes(b"rubbish")
+    with pytest.raises(BadArtifact, match="delete it"):
+        checkpoint.load(trainer(base), tmp_path)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nobody catches it, and nothing is tidied up."""
+
+
+def test_a_kill_at_any_point_of_writing_a_checkpoint_leaves_the_one_before_it_or_the_new_one_whole(base: Path, tmp_path: Path) -> None:
+    old, new = trainer(base), trainer(base)
+    old.step(ASKED, says_e)
+    for _ in range(2):
+        new.step(ASKED, says_e)
+    wanted = {one.step_number: {name: weight.detach().clone() for name, weight in one.policy.parameters.items()} for one in (old, new)}
+    again, found = trainer(base), []
+    for kept in range(12):  # calls that write, rename or delete before the one that is not reached
+        folder = tmp_path / str(kept)
+        checkpoint.save(old, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            left = iter(range(kept))
+
+            def reached(call: Callable[..., Any], left: Iterator[int] = left) -> Callable[..., Any]:
+                def counted(*given: Any, **named: Any) -> Any:
+                    if next(left, None) is None:
+                        raise Killed
+                    return call(*given, **named)
+
+                return counted
+
+            patch.setattr(checkpoint, "save_file", reached(checkpoint.save_file))
+            for of, name in ((Path, "write_text"), (Path, "write_bytes"), (Path, "rename"), (Path, "mkdir"), (checkpoint.shutil, "rmtree")):
+                patch.setattr(of, name, reached(getattr(of, name)))
+            with suppress(Killed):
+                checkpoint.save(new, folder)
+        found.append(checkpoint.load(again, folder))
+        assert all(torch.equal(weight, wanted[found[-1]][name]) for name, weight in again.policy.parameters.items())
+    assert found == sorted(found)
+    assert {*found} == {1, 2}
+
+
+def episode(question: str, **fields: object) -> Episode:
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    return Episode.model_validate(
+        {"episode_id": question, "messages": [{"role": "user", "content": question}], "answer": "x", "started_at": at, "ended_at": at} | fields
+    )
+
+
+def asked(pool: PromptPool) -> set[str]:
+    return {prompt[-1].text for prompt in pool.choose(1000, 0, 0)}
+
+
+def test_the_pool_holds_the_latest_distinct_prompts_of_its_policy(tmp_path: Path) -> None:
+    pool = PromptPool("default", kept=3)
+    for question in ("a", "b", "c", "a", "d"):
+        pool.take(episode(question))
+    assert asked(pool) == {"c", "a", "d"}  # b was the oldest: asking a again made it recent
+    pool.take(episode("e", policy="other"))
+    pool.take(episode("f", outcome=Outcome.FAILED))
+    pool.take(episode("g", messages=[{"role": "assistant", "content": "hi"}]))
+    assert asked(pool) == {"c", "a", "d"}
+    pool.save(tmp_path / "prompts.json")
+    again = PromptPool("default", kept=3)
+    again.load(tmp_path / "prompts.json")
+    assert again.choose(2, seed=1, step=5) == pool.choose(2, seed=1, step=5)
+    assert len(again) == 3
+
+
+def test_a_prompt_that_is_too_long_does_not_fit(base: Path) -> None:
+    one = trainer(base, SETTINGS.model_copy(update={"max_prompt_tokens": 60}))
+    assert one.fits(ASKED[0])
+    assert not one.fits(prompts("word " * 100)[0])
