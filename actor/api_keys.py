@@ -144,7 +144,7 @@ class Keys:
         return status.st_mtime_ns, status.st_ino
 
 
-class Gate:
+class KeyGate:
     """The layer: lets in who has a key for what the path needs, and notes the tenant for the layers inside."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:

@@ -16,7 +16,7 @@ PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "sto
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedPrompt:
     """What to ask, and how to sample the answer where that is not the promoter's to choose."""
 
     messages: tuple[Message, ...]
@@ -26,7 +26,7 @@ class Question:
 class Asker(Protocol):
     """Asks a version by its name. The seam that the promoter and its tests see instead of HTTP."""
 
-    def ask(self, model: str, questions: Sequence[Question]) -> list[str | None]:
+    def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
         """An answer to each question; None where the server will not have this one. Raises Unavailable when it cannot be asked at all."""
 
 
@@ -44,11 +44,11 @@ class OpenAiAsker:
         self._client = client(base_url, api_key, timeout_s)
         self._at_once, self._answer_tokens, self._temperature, self._seed = at_once, answer_tokens, temperature, seed
 
-    def ask(self, model: str, questions: Sequence[Question]) -> list[str | None]:
+    def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
         with ThreadPoolExecutor(self._at_once) as pool:
             return list(pool.map(lambda numbered: self._one(model, *numbered), enumerate(questions)))
 
-    def _one(self, model: str, number: int, question: Question) -> str | None:
+    def _one(self, model: str, number: int, question: AskedPrompt) -> str | None:
         sampling: dict[str, Any] = {"max_tokens": self._answer_tokens, "temperature": self._temperature, "seed": self._seed + number}
         chosen = {key: question.sampling[key] for key in PASSED_ON if key in question.sampling}
         if "max_completion_tokens" in chosen:

@@ -11,21 +11,21 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer, create_server_socket
 
-from actor.adapters.adapter_loader import Follower
+from actor.adapters.adapter_loader import AdapterLoader
 from actor.adapters.request_routing import Router
 from actor.adapters.serving_engine import ServingEngine
-from actor.api_keys import Gate, Keys
+from actor.api_keys import KeyGate, Keys
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Redactor
 from actor.capture.sampled_logprobs import leave_out_text
 from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
 from streams.core.errors import Unavailable
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.kafka import Producer
 from streams.outbox.outbox import Outbox
 
@@ -33,7 +33,7 @@ STOP_POLL_S = 0.2
 KEEP_ALIVE_S = 60
 
 
-async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, site: Site, redactor: Redactor) -> None:
+async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, context: PartContext, redactor: Redactor) -> None:
     """Serve until stopped; then put every event on disk or on Kafka. Raises Unavailable when the engine dies."""
     replica = settings.replica or f"{socket.gethostname()}:{settings.port}"
     tasks = await engine.get_supported_tasks()
@@ -42,14 +42,14 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
     leave_out_text()
     wrap_engine(engine)
 
-    outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-actor"), site.metrics, "actor",
-                    settings, site.clock)  # fmt: skip
-    router, conversations = Router(site.policy, room=settings.max_loras), Conversations(settings.remembered_answers)
-    keeper = Keeper(outbox, site.metrics, settings, redactor, MediaStore(site.artifacts, settings.max_media_bytes), site.traces)
-    shutil.rmtree(site.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
-    follower = Follower(
+    outbox = Outbox(context.state / "outbox.sqlite", lambda: Producer(context.kafka, context.metrics, "tidemill-actor"), context.metrics, "actor",
+                    settings, context.clock)  # fmt: skip
+    router, conversations = Router(context.policy, room=settings.max_loras), Conversations(settings.remembered_answers)
+    keeper = EpisodeKeeper(outbox, context.metrics, settings, redactor, MediaStore(context.artifacts, settings.max_media_bytes), context.traces)
+    shutil.rmtree(context.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
+    follower = AdapterLoader(
         settings,
-        site,
+        context,
         ServingEngine(engine, app.state.openai_serving_models, router, settings.load_timeout_s),
         outbox,
         replica,
@@ -63,34 +63,34 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, si
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
     stack = app.middleware_stack or app.build_middleware_stack()
-    captured = Capture(stack, settings, router, keeper, conversations, site.clock, replica, follower.want)
-    doors = Doors(captured, settings, keeper, conversations, site.metrics, site.clock, site.policy, unready)
-    app.middleware_stack = Gate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
+    captured = Capture(stack, settings, router, keeper, conversations, context.clock, replica, follower.want)
+    doors = Doors(captured, settings, keeper, conversations, context.metrics, context.clock, context.policy, unready)
+    app.middleware_stack = KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()
     try:
-        await _serve_http(app, engine, follower, settings, site)
+        await _serve_http(app, engine, follower, settings, context)
     finally:
         await asyncio.to_thread(follower.join, settings.poll_s + 5)
         await asyncio.to_thread(keeper.close)
         await asyncio.to_thread(outbox.close, settings.drain_s)
 
 
-async def _serve_http(app: Any, engine: Any, follower: Follower, settings: ActorSettings, site: Site) -> None:
+async def _serve_http(app: Any, engine: Any, follower: AdapterLoader, settings: ActorSettings, context: PartContext) -> None:
     """Answer until told to stop, then let the answers in the making finish. Raises Unavailable when the engine dies."""
     died = False
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, site.stopping.set)
+        asyncio.get_running_loop().add_signal_handler(number, context.stopping.set)
     server = NoSignalServer(uvicorn.Config(app, log_level=settings.log_level.lower(), access_log=False, timeout_keep_alive=KEEP_ALIVE_S,
                                            timeout_graceful_shutdown=max(1, round(settings.drain_s))))  # fmt: skip
     app.state.server = server
     serving = asyncio.create_task(server.serve(sockets=[create_server_socket((settings.host, settings.port), reuse_port=False)]))
-    while not (site.stopping.is_set() or serving.done() or died or follower.over.done()):
+    while not (context.stopping.is_set() or serving.done() or died or follower.over.done()):
         await asyncio.sleep(STOP_POLL_S)
         died = engine.errored
     server.should_exit = True
     await serving
     if follower.over.done():
         follower.over.result()  # raises what ended it
-    if died and not site.stopping.is_set():
-        site.stopping.set()  # for the follower, which is about to be waited for
+    if died and not context.stopping.is_set():
+        context.stopping.set()  # for the follower, which is about to be waited for
         raise Unavailable("vLLM's engine died; its own log says why")

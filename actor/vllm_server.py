@@ -17,15 +17,15 @@ from actor.process_forks import PARENT, fork_is_safe, forks_die_with_parent
 from actor.settings import ActorSettings
 from streams.core.errors import ConfigError
 from streams.core.listening_socket import listening_socket
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 
 NOWHERE = "nowhere.invalid"
 """A host that never is (RFC 2606)."""
 log = structlog.get_logger()
 
 
-def run(settings: ActorSettings, site: Site, gated: bool = False) -> None:
-    """Serve the policy until ``site.stopping`` is set or SIGTERM or SIGINT comes. Must be called on the main thread.
+def run(settings: ActorSettings, context: PartContext, gated: bool = False) -> None:
+    """Serve the policy until ``context.stopping`` is set or SIGTERM or SIGINT comes. Must be called on the main thread.
 
     ``gated``: by the promotions alone, not the newest adapter.
     Raises ConfigError when the port is taken, Presidio is not installed, or the base does not fit the settings, Unavailable when the engine dies.
@@ -35,15 +35,15 @@ def run(settings: ActorSettings, site: Site, gated: bool = False) -> None:
     os.environ.update(environment(settings) | {PARENT: str(os.getpid())})
     gc.disable()  # importing vLLM makes millions of objects, none of them garbage: collecting costs seconds
     try:
-        with _stops_while_starting(site):
-            engine, args = _start_engine(settings, site)
+        with _stops_while_starting(context):
+            engine, args = _start_engine(settings, context)
             from actor.server_wiring import serve
     except _Stopped:
         return
     finally:
         gc.enable()
     try:
-        asyncio.run(serve(engine, args, settings, gated, site, redactor))
+        asyncio.run(serve(engine, args, settings, gated, context, redactor))
     finally:
         engine.shutdown(timeout=settings.drain_s)
 
@@ -73,12 +73,12 @@ def environment(settings: ActorSettings) -> dict[str, str]:
     }
 
 
-def arguments(settings: ActorSettings, site: Site) -> list[str]:
+def arguments(settings: ActorSettings, context: PartContext) -> list[str]:
     """vLLM's command line."""
     from actor.adapters.vllm_cpu_lora import LORA_MODULES
 
     flags: dict[str, object] = {
-        "--model": site.base,
+        "--model": context.base,
         "--host": settings.host,
         "--port": settings.port,
         "--dtype": settings.dtype,
@@ -92,7 +92,7 @@ def arguments(settings: ActorSettings, site: Site) -> list[str]:
         "--generation-config": "vllm",  # the request says how to sample, not a file beside the weights
     }
     words = [str(word) for flag, value in flags.items() for word in (flag, value)]
-    words += ["--served-model-name", BASE, site.policy, "--enable-lora", "--lora-target-modules", *LORA_MODULES]
+    words += ["--served-model-name", BASE, context.policy, "--enable-lora", "--lora-target-modules", *LORA_MODULES]
     words += ["--disable-uvicorn-access-log"]
     words += ["--allowed-media-domains", *(settings.media_hosts or (NOWHERE,))]  # an empty list would mean everywhere
     if not settings.engine_metrics:
@@ -104,7 +104,7 @@ def arguments(settings: ActorSettings, site: Site) -> list[str]:
     return words
 
 
-def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
+def _start_engine(settings: ActorSettings, context: PartContext) -> tuple[Any, Any]:
     """The engine's client, its process started and loaded, and vLLM's parsed arguments."""
     import torch._dynamo
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -114,13 +114,13 @@ def _start_engine(settings: ActorSettings, site: Site) -> tuple[Any, Any]:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(settings, site))
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments(settings, context))
     validate_parsed_serve_args(args)
     engine_args = AsyncEngineArgs.from_cli_args(args)
     try:
         config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except ValueError as error:
-        raise ConfigError(f"vLLM refuses the base {site.base} with these actor settings: {error}") from None
+        raise ConfigError(f"vLLM refuses the base {context.base} with these actor settings: {error}") from None
     if current_platform.is_cpu():
         # With LoRA on, a CPU's model is never compiled; what is left are helpers of logprobs, half a minute for the first answer.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
@@ -137,11 +137,11 @@ class _Stopped(BaseException):
 
 
 @contextmanager
-def _stops_while_starting(site: Site) -> Iterator[None]:
+def _stops_while_starting(context: PartContext) -> Iterator[None]:
     """Loading a model can take a minute; a stop in the middle of it must not wait for the end."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        site.stopping.set()
+        context.stopping.set()
         raise _Stopped
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

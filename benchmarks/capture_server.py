@@ -21,7 +21,7 @@ from actor.asgi_replies import reply
 from actor.capture.capture_middleware import Capture, read_body
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import redactor_of
 from actor.doors.http_doors import Doors
@@ -29,7 +29,7 @@ from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import SystemClock
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.kafka import KafkaSettings, Producer
 from streams.outbox.outbox import Outbox
 
@@ -81,7 +81,7 @@ def trivial(given: dict[str, Any]) -> None:
     settings, metrics, clock = ActorSettings(), Metrics(), SystemClock()
     outbox = Outbox(Path(given["state"]) / "outbox.sqlite", lambda: Producer(KafkaSettings(**given["kafka"]), metrics, "bench"), metrics, "actor",
                     settings, clock)  # fmt: skip
-    keeper = Keeper(outbox, metrics, settings, redactor_of(settings), MediaStore(ArtifactStore(given["artifacts"]), settings.max_media_bytes))
+    keeper = EpisodeKeeper(outbox, metrics, settings, redactor_of(settings), MediaStore(ArtifactStore(given["artifacts"]), settings.max_media_bytes))
     conversations = Conversations(settings.remembered_answers)
     captured = Capture(bare, settings, Router("default"), keeper, conversations, clock, "bench")
     doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
@@ -107,9 +107,9 @@ def on_vllm(given: dict[str, Any]) -> None:
             await (super().__call__ if on else self._app)(scope, receive, send)
 
     layer.Capture = Switched  # type: ignore[misc]  # before actor.server_wiring, and vLLM with it, is imported
-    site = Site(kafka=KafkaSettings(**given["kafka"]), artifacts=ArtifactStore(given["artifacts"]), policy="default", base=Path(given["base"]),
-                state=Path(given["state"]))  # fmt: skip
-    server.run(ActorSettings(port=given["port"], max_model_tokens=1024, drain_s=30), site)
+    kafka, artifacts = KafkaSettings(**given["kafka"]), ArtifactStore(given["artifacts"])
+    context = PartContext(kafka=kafka, artifacts=artifacts, policy="default", base=Path(given["base"]), state=Path(given["state"]))
+    server.run(ActorSettings(port=given["port"], max_model_tokens=1024, drain_s=30), context)
 
 
 if __name__ == "__main__":

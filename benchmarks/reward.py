@@ -22,10 +22,10 @@ from torch import Tensor
 from benchmarks.judged import DELAY_S, NOISE, PEOPLE, START, VOTE_RATIO, Answer, Split, Vote, features_of, read, votes_on
 from reward.evaluation.calibration import calibration
 from reward.features.featurizer import Featurizer
-from reward.fit.replay_buffer import Entry
+from reward.fit.replay_buffer import BufferEntry
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
-from reward.trust.vote_propensity import Asked, effect_of, fit_propensity
+from reward.trust.vote_propensity import AskedTurn, effect_of, fit_propensity
 from reward.updater.refitter import Refitter
 from streams.core.events import Message
 
@@ -50,13 +50,13 @@ class Given:
         return lambda answer: float(model.score(self.rows[answer.number][None]).mean_N[0])
 
 
-def entries(votes: Sequence[Vote], refitter: Refitter, given: Given, weights: dict[int, float] | None = None) -> Iterator[Entry]:
+def entries(votes: Sequence[Vote], refitter: Refitter, given: Given, weights: dict[int, float] | None = None) -> Iterator[BufferEntry]:
     """What the updater would make of these votes."""
     for vote in votes:
         x_D = given.rows[vote.answer.number].half()
         said = None if refitter.published is None else float(refitter.published.score(x_D[None].float()).mean_N[0])
         weight = weights[vote.answer.number] if weights else 1.0
-        yield Entry(f"{vote.answer.number}", float(vote.up), 1, vote.at, x_D, voters=(vote.person,), predicted=said, vote_weight=weight)
+        yield BufferEntry(f"{vote.answer.number}", float(vote.up), 1, vote.at, x_D, voters=(vote.person,), predicted=said, vote_weight=weight)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def shrinkage(split: Split, settings: RewardSettings, given: Given, seeds: int) 
 
 def who_votes(split: Split, settings: RewardSettings, given: Given, seeds: int, harsh: float = 0.3) -> dict[str, Any]:
     """Who votes more than others is harder to please: how far the model is from what all people would say, with and without weights."""
-    asked = [Asked((Message(role="user", content=a.prompt),), f"{a.person}", a.voted) for a in sorted(split.stream, key=lambda a: a.number)]
+    asked = [AskedTurn((Message(role="user", content=a.prompt),), f"{a.person}", a.voted) for a in sorted(split.stream, key=lambda a: a.number)]
     model = fit_propensity("default", asked)
     weights = {a.number: model.weight((Message(role="user", content=a.prompt),), f"{a.person}") for a in split.stream if a.voted}
     middle = sorted(a.vote_chance for a in split.stream)[len(split.stream) // 2]

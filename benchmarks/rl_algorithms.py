@@ -22,7 +22,7 @@ import torch
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from infra.demo.simulated_people import PREFERENCES, Question, training_question
+from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training_question
 from infra.local.part_process import base_folder
 from infra.settings.config import load
 from learner.models.lora_policy import Policy
@@ -108,7 +108,7 @@ def reward(pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
     return [sum("e" in word for word in answer.lower().split()) / max(1, len(answer.split())) for _, answer in pairs]
 
 
-def judged(episode_id: str, question: Question, answer: str, source: random.Random) -> JudgedAnswer:
+def judged(episode_id: str, question: SimulatedQuestion, answer: str, source: random.Random) -> JudgedAnswer:
     """A thumb, and where it points down the answer as the person would have liked it."""
     good = LIKED.approves(question, answer)
     return JudgedAnswer(

@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from infra.demo.simulated_people import PREFERENCES, PeopleSettings, Question, training_question
+from infra.demo.simulated_people import PREFERENCES, PeopleSettings, SimulatedQuestion, training_question
 from learner.settings import LearnerSettings
 from streams.core.events import Message
 
@@ -30,7 +30,7 @@ class Task:
     rank: int = 8
     alpha: int = 16
 
-    def questions(self) -> list[list[Question]]:
+    def questions(self) -> list[list[SimulatedQuestion]]:
         """By step."""
         source = random.Random(self.seed)
         return [[training_question(source) for _ in range(self.prompts)] for _ in range(self.steps)]
@@ -76,11 +76,11 @@ class Curve:
         path.write_text(json.dumps(asdict(self)))
 
 
-def true_reward(question: Question, answer: str) -> float:
+def true_reward(question: SimulatedQuestion, answer: str) -> float:
     """The part of the simulated people's wishes that an answer meets: 0, 1/3, 2/3 or 1."""
     return sum(PREFERENCE.clause(number, question, answer) for number in range(len(PREFERENCE.clauses))) / len(PREFERENCE.clauses)
 
 
-def prompt(question: Question) -> tuple[Message, ...]:
+def prompt(question: SimulatedQuestion) -> tuple[Message, ...]:
     """As the demo's people send it."""
     return (Message(role="system", content=SYSTEM), Message(role="user", content=question.text))

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.rl_task import Curve, Task, prompt, true_reward
-from infra.demo.simulated_people import Question
+from infra.demo.simulated_people import SimulatedQuestion
 
 
 def main(task: Task, base: Path, out: Path) -> None:
@@ -23,7 +23,7 @@ def main(task: Task, base: Path, out: Path) -> None:
 
     def reward(completions: list[Any], subject: list[str], text: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         said = [completion[0]["content"] for completion in completions]
-        found = [true_reward(Question(s, t), answer) for s, t, answer in zip(subject, text, said, strict=True)]
+        found = [true_reward(SimulatedQuestion(s, t), answer) for s, t, answer in zip(subject, text, said, strict=True)]
         curve.rewards.append(sum(found) / len(found))
         curve.tokens.append(sum(len(ids) for ids in completion_ids))
         return found

@@ -30,7 +30,7 @@ from infra.local.embedded_broker import Broker, BrokerSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Event, Feedback, FeedbackKind, Message
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK, LABELS, Topic
 from streams.join import join_loop as joiner
 from streams.join.feedback_join import JoinSettings
@@ -169,14 +169,14 @@ def create(settings: KafkaSettings, *names: str) -> None:
 
 def joining(settings: KafkaSettings, folder: Path, count: int) -> list[Figure]:
     """From the first record to the last acknowledged label, the start left out; ours in this process, Faust in its own."""
-    site = Site(settings, ArtifactStore(str(folder)), "default", folder, folder / "state")
-    thread = threading.Thread(target=joiner.run, args=(JoinSettings(), site))
+    context = PartContext(settings, ArtifactStore(str(folder)), "default", folder, folder / "state")
+    thread = threading.Thread(target=joiner.run, args=(JoinSettings(), context))
     figures: list[Figure] = []
     thread.start()
-    wait_until(lambda: site.metrics.value("tidemill_consumed_total", topic=EPISODES.name, part="join") > 0)
+    wait_until(lambda: context.metrics.value("tidemill_consumed_total", topic=EPISODES.name, part="join") > 0)
     with timed(figures, "join and label", 2 * count):
-        wait_until(lambda: site.metrics.value("tidemill_feedback_joined_total", kind="thumb") >= count)
-    site.stopping.set()
+        wait_until(lambda: context.metrics.value("tidemill_feedback_joined_total", kind="thumb") >= count)
+    context.stopping.set()
     thread.join()
     assert sum(end_offsets(settings, LABELS, Metrics()).values()) >= count
     create(settings, "bench.faust-labels")

@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class LearnerSettings(Section):
+class LearnerSettings(SettingsSection):
     """How rewards become adapters. The defaults suit a small base on two cores."""
 
     # what is trained

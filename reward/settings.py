@@ -5,10 +5,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class RewardSettings(Section):
+class RewardSettings(SettingsSection):
     """The streaming reward model: frozen backbone, ensemble head, replay buffer."""
 
     backbone: Path | None = None

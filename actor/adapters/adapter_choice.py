@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from actor.adapters.request_routing import Route
-from actor.promotion.adapter_standing import Standing
+from actor.promotion.adapter_standing import AdapterStanding
 from streams.core.clock import Clock
 from streams.core.events import AdapterVersion, Attestation, Event, Promotion
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
@@ -17,7 +17,7 @@ HEARD_FOR = timedelta(hours=1)
 """A replica that has said nothing for so long is taken to be gone."""
 
 
-class Newest:
+class NewestAdapter:
     """The newest adapter that proves itself. What it skips is never loaded; an older one has its turn only when a newer one is refused."""
 
     topics: tuple[Topic[Any], ...] = (ADAPTERS,)
@@ -47,7 +47,7 @@ class Newest:
         return route
 
 
-class Gated:
+class GatedAdapter:
     """What the promotions say: production, the one on trial, and the one to go back to.
 
     All replicas go over to a new production, or none: it is kept loaded, and what came before it answers, until the log holds the proof of
@@ -61,7 +61,7 @@ class Gated:
         self._clock, self._patience = clock, timedelta(seconds=patience_s)
         self._adapters: dict[str, AdapterVersion] = {}
         self._attestations: dict[tuple[str, str], Attestation] = {}
-        self.standing = Standing(policy)
+        self.standing = AdapterStanding(policy)
         self.moved_at: datetime | None = None
         """When the last event was written."""
 

@@ -17,14 +17,14 @@ from typing import Protocol
 
 import structlog
 
-from actor.adapters.adapter_choice import Gated, Newest
-from actor.adapters.attestation import Probe, Verdict, judge, read_probes
+from actor.adapters.adapter_choice import GatedAdapter, NewestAdapter
+from actor.adapters.attestation import AttestationProbe, Verdict, judge, read_probes
 from actor.adapters.request_routing import BASE, Route
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import AdapterVersion, Attestation, Erased, Erasure
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
 from streams.core.traces import Headers, in_logs
 from streams.kafka import Consumer
@@ -38,13 +38,13 @@ SAID_AGAIN_S = 600.0
 log = structlog.get_logger()
 
 
-class Engine(Protocol):
+class AdapterEngine(Protocol):
     """What the follower asks of the server. Every method may be called from any thread and waits for its answer."""
 
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name while requests go on. Raises BadArtifact when the engine refuses it."""
 
-    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         """The engine's logprobs of each probe's output under that adapter, in nats."""
 
     def add(self, name: str, sha256: str) -> None:
@@ -60,14 +60,14 @@ class Engine(Protocol):
         """Unload the adapters that nobody needs; returns their names."""
 
 
-class Follower:
+class AdapterLoader:
     """One thread that reads the log from its beginning and keeps this replica on what it says."""
 
-    def __init__(self, settings: ActorSettings, site: Site, engine: Engine, outbox: Outbox, replica: str, gated: bool = False,
+    def __init__(self, settings: ActorSettings, context: PartContext, engine: AdapterEngine, outbox: Outbox, replica: str, gated: bool = False,
                  forget: Callable[[Erasure], int] = lambda _: 0) -> None:  # fmt: skip
         """``forget`` drops what this replica remembers of somebody, and says how much that was."""
-        self._settings, self._site, self._engine, self._outbox, self._replica = settings, site, engine, outbox, replica
-        self._folder, self._forget = site.state / "adapters", forget
+        self._settings, self._site, self._engine, self._outbox, self._replica = settings, context, engine, outbox, replica
+        self._folder, self._forget = context.state / "adapters", forget
         self._fingerprint: str | None = None
         self._route = Route()
         self._loaded: dict[str, AdapterVersion] = {}
@@ -81,8 +81,10 @@ class Follower:
         """SHA-256 of what the engine was ever given under each name."""
         self._refused_s: dict[str, float] = {}
         """When each name was last refused."""
-        self._chooser: Newest | Gated = (
-            Gated(site.policy, site.clock, settings.load_timeout_s) if gated else Newest(site.policy, settings.refusals_before_waiting)
+        self._chooser: NewestAdapter | GatedAdapter = (
+            GatedAdapter(context.policy, context.clock, settings.load_timeout_s)
+            if gated
+            else NewestAdapter(context.policy, settings.refusals_before_waiting)
         )
         self.caught_up = threading.Event()
         """Set once the log was read to its end and what it asks for was taken or refused."""
@@ -106,7 +108,7 @@ class Follower:
         return asked
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the thread, which ends when the site stops."""
+        """Wait for the thread, which ends when the part is stopped."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -281,7 +283,7 @@ class Follower:
         check_shape(folder, adapter, self._settings.max_rank)
         return folder
 
-    def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, probes: tuple[Probe, ...]) -> Verdict:
+    def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, probes: tuple[AttestationProbe, ...]) -> Verdict:
         if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
             raise BadArtifact(f"{adapter.name} was loaded here with other bytes: publish these under a version of their own")
         self._engine.load(adapter.name, folder)

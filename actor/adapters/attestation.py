@@ -16,7 +16,7 @@ from streams.core.events import Finite
 PROBES = "probes.json"
 
 
-class Probe(BaseModel):
+class AttestationProbe(BaseModel):
     """A fixed prompt and answer, and what the learner's weights said of the answer's tokens, in nats."""
 
     model_config = ConfigDict(frozen=True)
@@ -27,14 +27,14 @@ class Probe(BaseModel):
     base_logprobs: tuple[Finite, ...]
 
     @model_validator(mode="after")
-    def _one_logprob_per_token(self) -> "Probe":
+    def _one_logprob_per_token(self) -> "AttestationProbe":
         if not len(self.output_ids) == len(self.adapter_logprobs) == len(self.base_logprobs):
             raise ValueError("output_ids, adapter_logprobs and base_logprobs differ in length")
         return self
 
 
 class _Probes(BaseModel):
-    probes: Annotated[tuple[Probe, ...], Field(min_length=1)]
+    probes: Annotated[tuple[AttestationProbe, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Verdict:
     base_gap: float
 
 
-def read_probes(folder: Path) -> tuple[Probe, ...]:
+def read_probes(folder: Path) -> tuple[AttestationProbe, ...]:
     """The probes stored with an adapter. Raises BadArtifact."""
     try:
         return _Probes.model_validate(json.loads((folder / PROBES).read_bytes())).probes
@@ -57,7 +57,7 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
         raise BadArtifact(f"{PROBES} is not what it should be: {str(error)[:500]}") from None
 
 
-def judge(replica_logprobs: Sequence[Sequence[float]], probes: Sequence[Probe], settings: ActorSettings) -> Verdict:
+def judge(replica_logprobs: Sequence[Sequence[float]], probes: Sequence[AttestationProbe], settings: ActorSettings) -> Verdict:
     """Compare this replica's logprobs of each probe's output with the learner's, with the adapter and without.
 
     Near the learner's alone does not do: a small adapter is near the base too, and a replica that serves the base in its

@@ -9,7 +9,7 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.sampling_params import SamplingParams
 
-from actor.adapters.attestation import Probe
+from actor.adapters.attestation import AttestationProbe
 from actor.adapters.request_routing import Route, Router
 from streams.core.errors import AttestationFailed, BadArtifact
 from streams.core.events import new_id
@@ -27,7 +27,7 @@ class ServingEngine:
         if isinstance(answer, ErrorResponse):
             raise BadArtifact(f"vLLM cannot load {name}: {answer.error.message[:500]}")
 
-    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         return self._ask(self._probe_all(name, probes))
 
     def add(self, name: str, sha256: str) -> None:
@@ -56,13 +56,13 @@ class ServingEngine:
 
         return self._ask(unload_idle())
 
-    async def _probe_all(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+    async def _probe_all(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         longest = max(len(probe.prompt_ids) + len(probe.output_ids) for probe in probes)
         if longest >= self._engine.model_config.max_model_len:
             raise BadArtifact(f"a probe of {longest} tokens does not fit actor.max_model_tokens = {self._engine.model_config.max_model_len}")
         return await asyncio.gather(*(self._probe(self._models.lora_requests[name], probe) for probe in probes))
 
-    async def _probe(self, lora: Any, probe: Probe) -> list[float]:
+    async def _probe(self, lora: Any, probe: AttestationProbe) -> list[float]:
         """Logprobs of the output as part of a prompt: nothing is sampled, and the prefix cache is not read."""
         tokens = [*probe.prompt_ids, *probe.output_ids]
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)

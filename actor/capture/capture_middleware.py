@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actor.adapters.request_routing import Router
 from actor.api_keys import tenant_of
 from actor.asgi_replies import reply
-from actor.capture.client_request import APIS, Asked, clean_id
-from actor.capture.client_response import Told, read_told
-from actor.capture.conversations import Conversations, Place
-from actor.capture.engine_recorder import TAP, Choice, Tap
-from actor.capture.episode_keeper import Keeper
+from actor.capture.client_request import APIS, ClientRequest, clean_id
+from actor.capture.client_response import ClientResponse, read_response
+from actor.capture.conversations import ConversationPlace, Conversations
+from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome, new_id
@@ -41,11 +41,11 @@ log = structlog.get_logger()
 class Exchange:
     """One request on its way, and what has been seen of it."""
 
-    asked: Asked
+    asked: ClientRequest
     episode_id: str
     started_at: datetime
-    tap: Tap
-    place: Place
+    tap: EngineRecorder
+    place: ConversationPlace
     tenant: str = "default"
     model: object = None
     """vLLM's name for what was asked for."""
@@ -67,7 +67,7 @@ class Exchange:
 class Capture:
     """The layer. Requests that are not for answers pass by."""
 
-    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: Keeper, conversations: Conversations, clock: Clock,
+    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: EpisodeKeeper, conversations: Conversations, clock: Clock,
                  replica: str, want: Callable[[str], Future[bool]] | None = None) -> None:  # fmt: skip
         """``want`` asks for a version that is not loaded; done when it is, or cannot be. Without it such a version is refused."""
         self._app, self._settings, self._router, self._keeper, self._clock, self._replica = app, settings, router, keeper, clock, replica
@@ -92,10 +92,11 @@ class Capture:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
         declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
-        asked = Asked(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
+        asked = ClientRequest(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
         tenant = tenant_of(scope)
-        exchange = Exchange(asked, new_id("ep"), self._clock.now(), Tap(asked.choices_per_prompt), self._conversations.place(tenant, asked), tenant,
-                            asked_in=given(headers.get("traceparent")))  # fmt: skip
+        place, recorder = self._conversations.place(tenant, asked), EngineRecorder(asked.choices_per_prompt)
+        asked_in = given(headers.get("traceparent"))
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), recorder, place, tenant, asked_in=asked_in)
         model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
         self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
         try:
@@ -115,14 +116,14 @@ class Capture:
         named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
         if (told := named | parsed | {"model": exchange.model}) != parsed:
             body = json.dumps(told).encode()
-        token = TAP.set(exchange.tap if asked.capturable else None)
+        token = RECORDER.set(exchange.tap if asked.capturable else None)
         try:
             await self._app(_rewritten(scope, body, exchange.episode_id), _watch(replay(body, receive), exchange), self._heard(send, exchange))
         except Exception as error:
             exchange.error = f"{type(error).__name__}"
             raise
         finally:
-            TAP.reset(token)
+            RECORDER.reset(token)
             self._finish(exchange)
 
     def _heard(self, send: Send, exchange: Exchange) -> Send:
@@ -167,7 +168,7 @@ class Capture:
 
     def _keep_all(self, exchange: Exchange) -> None:
         """Every answer as an episode; what the person said to the answer before as feedback on it."""
-        told = read_told(bytes(exchange.response), exchange.streamed) if exchange.response else {}
+        told = read_response(bytes(exchange.response), exchange.streamed) if exchange.response else {}
         kept: list[Episode] = []
         for index, episode_id in enumerate(exchange.ids):
             try:
@@ -197,7 +198,7 @@ class Capture:
             at=exchange.started_at,
         ))  # fmt: skip
 
-    def _episode(self, exchange: Exchange, index: int, episode_id: str, told: Told | None) -> Episode:
+    def _episode(self, exchange: Exchange, index: int, episode_id: str, told: ClientResponse | None) -> Episode:
         asked, choice = exchange.asked, exchange.tap.choices.get(index, Choice())
         whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
         return Episode(

@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClientRequest:
     """A request for answers."""
 
     api: Api

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass
-class Told:
+class ClientResponse:
     """One answer as its client got it."""
 
     text: str = ""
@@ -15,7 +15,7 @@ class Told:
     """In the shape of chat completions, whatever the API."""
 
 
-def read_told(response: bytes, streamed: bool) -> dict[int, Told]:
+def read_response(response: bytes, streamed: bool) -> dict[int, ClientResponse]:
     """Answers by choice; empty where the response is not what it should be."""
     try:
         if not streamed:
@@ -31,16 +31,16 @@ def _events(response: bytes) -> Iterator[dict[str, Any]]:
             yield json.loads(line[6:])
 
 
-def _whole(response: dict[str, Any]) -> dict[int, Told]:
+def _whole(response: dict[str, Any]) -> dict[int, ClientResponse]:
     if "output" in response:
         return {0: _of_response(response)}
     messages = {choice["index"]: choice["message"] for choice in response["choices"]}
-    return {index: Told(message.get("content") or "", list(message.get("tool_calls") or ())) for index, message in messages.items()}
+    return {index: ClientResponse(message.get("content") or "", list(message.get("tool_calls") or ())) for index, message in messages.items()}
 
 
-def _of_response(response: dict[str, Any]) -> Told:
+def _of_response(response: dict[str, Any]) -> ClientResponse:
     """What the items of a response say."""
-    told = Told()
+    told = ClientResponse()
     for item in response["output"]:
         if item.get("type") == "message":
             told.text += "".join(part.get("text") or "" for part in item.get("content") or ())
@@ -54,14 +54,14 @@ def chat_call(item: dict[str, Any]) -> dict[str, Any]:
     return {"id": item.get("call_id"), "type": "function", "function": {"name": item.get("name") or "", "arguments": item.get("arguments") or ""}}
 
 
-def _streamed(events: list[dict[str, Any]]) -> dict[int, Told]:
+def _streamed(events: list[dict[str, Any]]) -> dict[int, ClientResponse]:
     for event in events:
         if event.get("type") in ("response.completed", "response.incomplete"):
             return {0: _of_response(event["response"])}
-    found: dict[int, Told] = {}
+    found: dict[int, ClientResponse] = {}
     for event in events:
         for choice in event.get("choices", ()):
-            delta, told = choice.get("delta") or {}, found.setdefault(choice["index"], Told())
+            delta, told = choice.get("delta") or {}, found.setdefault(choice["index"], ClientResponse())
             told.text += delta.get("content") or ""
             for part in delta.get("tool_calls") or ():
                 while len(told.tool_calls) <= part["index"]:

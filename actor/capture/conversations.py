@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from actor.capture.client_request import Asked, is_text, text_of
+from actor.capture.client_request import ClientRequest, is_text, text_of
 from streams.core.events import new_id
 
 RULES = ("system", "developer")
@@ -21,7 +21,7 @@ MOST_MESSAGES = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConversationPlace:
     """Where a request stands."""
 
     conversation_id: str | None = None
@@ -39,7 +39,7 @@ class _Answer:
     """One answer that was given."""
 
     episode_id: str
-    place: Place
+    place: ConversationPlace
 
 
 class Conversations:
@@ -50,17 +50,17 @@ class Conversations:
         self._by_prefix: defaultdict[str, OrderedDict[bytes, _Answer]] = defaultdict(OrderedDict)
         self._last: defaultdict[str, OrderedDict[str, _Answer]] = defaultdict(OrderedDict)
 
-    def place(self, tenant: str, asked: Asked) -> Place:
+    def place(self, tenant: str, asked: ClientRequest) -> ConversationPlace:
         """Where this request stands; a conversation begins where none is found."""
         if asked.api == "completion" or len(asked.said) > MOST_MESSAGES:  # text without turns, or no conversation: only the client knows
-            return Place(asked.conversation_id, key=asked.conversation_key)
+            return ConversationPlace(asked.conversation_id, key=asked.conversation_key)
         said = _prefixes(asked)
         prefix = said[-1][1] if said else b""
         answers = [known for role, known in said if role == "assistant"]
         by_prefix = self._by_prefix[tenant]
         found = next((by_prefix[answer] for answer in reversed(answers) if answer in by_prefix), None)
         conversation_id = asked.conversation_id or (found.place.conversation_id if found else None) or new_id("cv")
-        place = Place(conversation_id, len(answers), None, prefix, asked.conversation_key or f"conversation {conversation_id}")
+        place = ConversationPlace(conversation_id, len(answers), None, prefix, asked.conversation_key or f"conversation {conversation_id}")
         if answers and answers[-1] in by_prefix:
             return _after(place, by_prefix[answers[-1]])
         last = self._last[tenant].get(conversation_id)
@@ -70,7 +70,7 @@ class Conversations:
             return replace(place, turn=last.place.turn, replies_to=last.place.replies_to)
         return _after(place, last)
 
-    def note(self, tenant: str, place: Place, given: Iterable[tuple[str, str, Iterable[Any]]]) -> None:
+    def note(self, tenant: str, place: ConversationPlace, given: Iterable[tuple[str, str, Iterable[Any]]]) -> None:
         """The answers to a request: episode, text and tool calls of each choice. The first is the conversation's last answer."""
         for index, (episode_id, text, tool_calls) in enumerate(given):
             answer = _Answer(episode_id, place)
@@ -85,7 +85,7 @@ class Conversations:
         return answer.episode_id if answer else None
 
 
-def _after(place: Place, answer: _Answer) -> Place:
+def _after(place: ConversationPlace, answer: _Answer) -> ConversationPlace:
     return replace(place, turn=max(place.turn, answer.place.turn + 1), replies_to=answer.episode_id)
 
 
@@ -96,7 +96,7 @@ def _remember(known: OrderedDict[Any, _Answer], name: Any, answer: _Answer, most
         known.popitem(last=False)
 
 
-def _prefixes(asked: Asked) -> list[tuple[Any, bytes]]:
+def _prefixes(asked: ClientRequest) -> list[tuple[Any, bytes]]:
     """Role of each message, and the hash of all that was said to this person and by them until then."""
     found: list[tuple[Any, bytes]] = []
     prefix = hashlib.sha256((asked.user_id or "").encode(errors="replace")).digest()

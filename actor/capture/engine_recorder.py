@@ -23,7 +23,7 @@ class Choice:
 
 
 @dataclass
-class Tap:
+class EngineRecorder:
     """Collects the choices of one HTTP request, over all its prompts."""
 
     per_prompt: int = 1
@@ -69,7 +69,7 @@ class Tap:
             choice.finish_reason = part.finish_reason or choice.finish_reason
 
 
-TAP: ContextVar[Tap | None] = ContextVar("tap", default=None)
+RECORDER: ContextVar[EngineRecorder | None] = ContextVar("tap", default=None)
 """The tap of the request that this task serves; tasks that a handler starts inherit it."""
 
 
@@ -78,7 +78,7 @@ def wrap_engine(engine: Any) -> None:
     generate = engine.generate
 
     def listened(prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> Any:
-        tap = TAP.get()
+        tap = RECORDER.get()
         if tap is None:
             return generate(prompt, sampling_params, request_id, **options)
         return tap.listen(generate, prompt, sampling_params, request_id, options)

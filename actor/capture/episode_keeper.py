@@ -26,7 +26,7 @@ MOST_WAITING = 1000
 log = structlog.get_logger()
 
 
-class Keeper:
+class EpisodeKeeper:
     """Takes finished episodes and feedback. Nothing of either leaves the process by another way."""
 
     def __init__(self, outbox: Outbox, metrics: Metrics, settings: ActorSettings, redactor: Redactor, media: MediaStore | None = None,

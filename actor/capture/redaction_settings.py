@@ -4,12 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 Kind = Literal["emails", "phones", "cards", "keys"]
 
 
-class RedactionSettings(Section):
+class RedactionSettings(SettingsSection):
     """What must not leave the process."""
 
     redact: tuple[Kind, ...] = ("emails", "phones", "cards", "keys")

@@ -18,7 +18,7 @@ from actor.critic.critic_settings import CriticSettings
 from actor.openai_asker import client
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.kafka import Consumer, Producer, Record
 
@@ -32,7 +32,7 @@ INSTRUCTION = "You judge answers. Reply with one word: yes or no."
 log = structlog.get_logger()
 
 
-class Judge(Protocol):
+class RubricJudge(Protocol):
     """Says how likely a sentence is true of an answer. The seam that the critic and its tests see instead of HTTP."""
 
     def chance(self, question: str, answer: str, sentence: str, reply: str | None = None) -> float | None:
@@ -99,8 +99,8 @@ def signal_of(chances: Sequence[float | None], margin: float) -> str | None:
 class Critic:
     """Judges one episode after the other."""
 
-    def __init__(self, settings: CriticSettings, judge: Judge, site: Site) -> None:
-        self._settings, self._judge, self._site = settings, judge, site
+    def __init__(self, settings: CriticSettings, judge: RubricJudge, context: PartContext) -> None:
+        self._settings, self._judge, self._site = settings, judge, context
 
     def feedback(self, episode: Episode) -> list[Feedback]:
         """What to publish of it: on its own answer, and on the one that its person replied to. Raises Unavailable."""
@@ -135,38 +135,38 @@ class Critic:
         )
 
 
-def run(settings: CriticSettings, base_url: str, site: Site) -> None:
-    """Judge episodes as they come until ``site.stopping`` is set. Offsets are committed after the verdicts are acknowledged."""
-    producer = Producer(site.kafka, site.metrics, "tidemill-critic")
-    consumer = Consumer(site.kafka, [EPISODES], "critic", site.metrics, group=f"tidemill-critic-{site.policy}", start="latest")
-    critic = Critic(settings, OpenAiJudge(settings, base_url), site)
+def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
+    """Judge episodes as they come until ``context.stopping`` is set. Offsets are committed after the verdicts are acknowledged."""
+    producer = Producer(context.kafka, context.metrics, "tidemill-critic")
+    consumer = Consumer(context.kafka, [EPISODES], "critic", context.metrics, group=f"tidemill-critic-{context.policy}", start="latest")
+    critic = Critic(settings, OpenAiJudge(settings, base_url), context)
     try:
-        while not site.stopping.is_set():
+        while not context.stopping.is_set():
             try:
                 records = consumer.poll(timeout_s=1.0, max_records=settings.at_once)
-                for feedback in (each for record in records for each in _judged(critic, record, site)):
+                for feedback in (each for record in records for each in _judged(critic, record, context)):
                     producer.send(FEEDBACK, feedback)
                 producer.flush()
-                if not site.stopping.is_set():
+                if not context.stopping.is_set():
                     consumer.commit()
-                site.health.turned(LOOP, TURN_S)
+                context.health.turned(LOOP, TURN_S)
             except Unavailable as error:  # Kafka; what was not committed comes again, and its ids make it count once
                 log.warning("the critic waits", error=str(error))
-                site.stopping.wait(RETRY_S)
+                context.stopping.wait(RETRY_S)
     finally:
         consumer.close()
         producer.close()
 
 
-def _judged(critic: Critic, record: Record, site: Site) -> list[Feedback]:
+def _judged(critic: Critic, record: Record, context: PartContext) -> list[Feedback]:
     """Patient with a judge that is away: an episode is passed over only when it is none, and the join sets those aside."""
-    while not site.stopping.is_set():
+    while not context.stopping.is_set():
         try:
             return critic.feedback(EPISODES.decode(record.value))
         except InvalidEvent:
             return []
         except Unavailable as error:
             log.warning("the critic waits", error=str(error))
-            site.health.lacks(LOOP)
-            site.stopping.wait(RETRY_S)
+            context.health.lacks(LOOP)
+            context.stopping.wait(RETRY_S)
     return []

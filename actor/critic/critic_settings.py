@@ -2,10 +2,10 @@
 
 from pydantic import Field, SecretStr
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class CriticSettings(Section):
+class CriticSettings(SettingsSection):
     """A model that answers a rubric about episodes: one more signal, which is never mixed up with people's. Off without any rubric."""
 
     rubric: tuple[str, ...] = ()

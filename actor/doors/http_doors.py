@@ -11,7 +11,7 @@ from actor.asgi_replies import reply, reply_bytes
 from actor.capture.capture_middleware import read_body
 from actor.capture.client_request import clean_id
 from actor.capture.conversations import Conversations
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.doors.chat_page import HEADERS, chat_pages
 from actor.doors.feedback_door import Given, read_feedback, read_object
 from actor.doors.openapi_document import document
@@ -29,7 +29,7 @@ STATUS = {"unknown_conversation": 404, "other": 409}
 class Doors:
     """Answers its own paths and lets all others pass."""
 
-    def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: Keeper, conversations: Conversations, metrics: Metrics, clock: Clock,
+    def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: EpisodeKeeper, conversations: Conversations, metrics: Metrics, clock: Clock,
                  policy: str, unready: Callable[[], list[str]]) -> None:  # fmt: skip
         """``unready`` says what is still missing before this replica should get traffic; nothing when it is ready."""
         self._app, self._settings, self._keeper, self._conversations = app, settings, keeper, conversations

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from actor.api_keys import Gate, Keys, tenant_of
+from actor.api_keys import KeyGate, Keys, tenant_of
 from actor.capture.capture_middleware import read_body
 from actor.capture.redaction import redacted, redacted_episode, redactor_of
 from actor.otlp.otlp_settings import OtlpSettings
@@ -27,7 +27,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import DeadLetter
 from streams.core.listening_socket import listening_socket
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES
 from streams.kafka import Producer
 from streams.kafka.dead_letters import KEPT_BYTES
@@ -56,7 +56,7 @@ class Receiver:
     def app(self) -> ASGIApp:
         """The ASGI application; it asks for keys where the settings name a file of them."""
         app = Starlette(routes=[Route(PATH, self._traces, methods=["POST"])])
-        return Gate(app, Keys(self._settings.keys_file)) if self._settings.keys_file else app
+        return KeyGate(app, Keys(self._settings.keys_file)) if self._settings.keys_file else app
 
     def take(self, spans: Sequence[Span], tenant: str) -> dict[str, int]:
         """Episodes and dead letters of these spans, into the outbox; how many spans were refused, by reason. Raises OutboxFull.
@@ -121,20 +121,20 @@ class Receiver:
         self._metrics.add("tidemill_dead_letters_total", topic=SOURCE, reason=error.reason)
 
 
-def run(settings: OtlpSettings, site: Site) -> None:
-    """Take telemetry until ``site.stopping`` is set. Raises ConfigError when the address cannot be listened on."""
+def run(settings: OtlpSettings, context: PartContext) -> None:
+    """Take telemetry until ``context.stopping`` is set. Raises ConfigError when the address cannot be listened on."""
     listening = listening_socket(settings.host, settings.port, "otlp")
-    outbox = Outbox(site.state / "outbox.sqlite", lambda: Producer(site.kafka, site.metrics, "tidemill-otlp"), site.metrics, SOURCE,
-                    settings, site.clock)  # fmt: skip
-    app = Receiver(settings, site.policy, outbox, site.metrics, site.clock).app()
+    outbox = Outbox(context.state / "outbox.sqlite", lambda: Producer(context.kafka, context.metrics, "tidemill-otlp"), context.metrics, SOURCE,
+                    settings, context.clock)  # fmt: skip
+    app = Receiver(settings, context.policy, outbox, context.metrics, context.clock).app()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=max(1, round(settings.drain_s))))
     serving = threading.Thread(target=server.run, args=([listening],), name="otlp")  # off the main thread it leaves signals alone
     serving.start()
     log.info("otlp listens", url=f"http://{settings.host}:{listening.getsockname()[1]}{PATH}")
     try:
-        while serving.is_alive() and not site.stopping.wait(0.5):
+        while serving.is_alive() and not context.stopping.wait(0.5):
             if server.started:
-                site.health.turned(LOOP, TURN_S)
+                context.health.turned(LOOP, TURN_S)
     finally:
         server.should_exit = True
         serving.join()

@@ -7,7 +7,7 @@
         └──────────────► rejected ◄───┤            └──► rolled_back, for harm, by alarm or by hand: the production before it answers again
                                       └──► rolled_back, for harm
 
-Every move is a Promotion event. Whoever reads the topic from its beginning comes to the same Standing: an event that is no legal
+Every move is a Promotion event. Whoever reads the topic from its beginning comes to the same AdapterStanding: an event that is no legal
 move from where things stand is void for every reader alike, so that two writers, a writer killed between deciding and knowing
 that it was heard, and an event sent twice do no harm.
 """
@@ -34,7 +34,7 @@ production, and changes the share of the conversations that it answers."""
 
 
 @dataclass(frozen=True)
-class Move:
+class PromotionMove:
     """A move to make, with its evidence."""
 
     move: str
@@ -60,7 +60,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Standing:
+class AdapterStanding:
     """Where the adapters of one policy stand."""
 
     policy: str
@@ -118,7 +118,7 @@ class Standing:
             return None if changed else "it changes nothing"
         return None
 
-    def after(self, event: Promotion) -> "Standing":
+    def after(self, event: Promotion) -> "AdapterStanding":
         """Where things stand after this event; the same where it is no legal move."""
         if self.refusal(event) is not None:
             return replace(self, seen=self.seen | {event.promotion_id}) if event.policy == self.policy else self
@@ -169,7 +169,7 @@ class Standing:
         share = event.canary_share if event.canary_share is not None else trial.canary_share if trial is not None and going_on else 0.0
         return Trial(event.adapter, "canary", since, share, event.awaits_approval, event.evidence)
 
-    def _promoted(self, event: Promotion) -> "Standing":
+    def _promoted(self, event: Promotion) -> "AdapterStanding":
         """A new production, or the share that it answers from now on."""
         share = 1.0 if event.canary_share is None else event.canary_share
         if event.adapter == self.production:
@@ -177,7 +177,7 @@ class Standing:
         return replace(self, production=event.adapter, since=event.at, share=share, evidence=event.evidence, trial=None,
                        earlier=(*self.earlier, self.production), bad=self.bad - {event.adapter})  # fmt: skip
 
-    def _back(self, event: Promotion) -> "Standing":
+    def _back(self, event: Promotion) -> "AdapterStanding":
         """The adapter leaves canary or production. With production gone, what was on trial against it has nothing to be compared with."""
         now = replace(self, trial=None, bad=self.bad | {event.adapter})
         if event.adapter != self.production:
@@ -189,9 +189,9 @@ class Standing:
         return replace(now, production=to, since=None, share=1.0, evidence={}, earlier=earlier, bad=now.bad - {to} if to else now.bad)
 
 
-def fold(policy: str, events: Iterable[Promotion]) -> Standing:
+def fold(policy: str, events: Iterable[Promotion]) -> AdapterStanding:
     """Where a policy's adapters stand after these events, oldest first."""
-    standing = Standing(policy)
+    standing = AdapterStanding(policy)
     for event in events:
         standing = standing.after(event)
     return standing

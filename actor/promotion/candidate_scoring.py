@@ -14,10 +14,10 @@ from reward.settings import RewardSettings
 from reward.trust.drift_alarm import page_hinkley
 from streams.core.errors import BadArtifact
 from streams.core.events import Label, RewardModelVersion
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 
 
-class Judge(Protocol):
+class CandidateJudge(Protocol):
     """The seam that the promoter and its tests see instead of a reward model."""
 
     def score(self, version: RewardModelVersion, pairs: Sequence[Pair]) -> list[float]:
@@ -30,8 +30,8 @@ class Judge(Protocol):
 class RewardJudge:
     """Loads the backbone when first asked, and a version's head when first asked of it."""
 
-    def __init__(self, settings: RewardSettings, site: Site, features: Features | None = None) -> None:
-        self._settings, self._site, self._features = settings, site, features
+    def __init__(self, settings: RewardSettings, context: PartContext, features: Features | None = None) -> None:
+        self._settings, self._site, self._features = settings, context, features
         self._model: tuple[str, RewardModel] | None = None
 
     def score(self, version: RewardModelVersion, pairs: Sequence[Pair]) -> list[float]:
@@ -50,7 +50,7 @@ class RewardJudge:
 
     def _backbone(self) -> Features:
         if self._features is None:
-            self._features = Featurizer.of_site(self._site.base, self._settings)
+            self._features = Featurizer.for_part(self._site.base, self._settings)
         return self._features
 
     def _load(self, version: RewardModelVersion) -> RewardModel:

@@ -6,12 +6,22 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from actor.openai_asker import Asker, Question
-from actor.promotion.adapter_standing import Move, Trial
+from actor.openai_asker import AskedPrompt, Asker
+from actor.promotion.adapter_standing import PromotionMove, Trial
 from actor.promotion.canary import Decision, decide, prior_in, prior_of, side_of
-from actor.promotion.candidate_scoring import Judge
-from actor.promotion.promotion_evidence import Observed
-from actor.promotion.promotion_gates import AttestedEverywhere, Gate, Pair, Result, Seen, asking_gates, cheap_gates, command_gates, shadow_gates
+from actor.promotion.candidate_scoring import CandidateJudge
+from actor.promotion.promotion_evidence import PromotionEvidence
+from actor.promotion.promotion_gates import (
+    AttestedEverywhere,
+    Pair,
+    PromotionGate,
+    Result,
+    Seen,
+    asking_gates,
+    cheap_gates,
+    command_gates,
+    shadow_gates,
+)
 from actor.promotion.promotion_settings import PromotionSettings
 from actor.promotion.retention_probes import RetentionProbe
 from reward.trust.hacking_guards import WRONG_PREMISES
@@ -27,17 +37,17 @@ class Trials:
     answered by the same devices meanwhile.
     """
 
-    def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: Judge, probes: Sequence[RetentionProbe], base_url: str,
+    def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: CandidateJudge, probes: Sequence[RetentionProbe], base_url: str,
                  tell: Callable[[Decision], None] = lambda _: None) -> None:  # fmt: skip
         """``tell`` hears what a canary shows at each look, decided or not."""
         self._settings, self._policy, self._asker, self._judge = settings, policy, asker, judge
         self._probes, self._base_url, self._tell = probes, base_url, tell
 
-    def next(self, observed: Observed, trial: Trial, now: datetime) -> Move | None:
+    def next(self, observed: PromotionEvidence, trial: Trial, now: datetime) -> PromotionMove | None:
         """The next move of the adapter on trial."""
         adapter = observed.adapters.get(trial.adapter)
         if adapter is None:
-            return Move("rejected", f"{trial.adapter} is not on the adapters topic")
+            return PromotionMove("rejected", f"{trial.adapter} is not on the adapters topic")
         seen = Seen(adapter, observed.standing.production, attestations=observed.attestations, now=now, base_url=self._base_url)
         if trial.stage == "candidate":
             return self._gates(observed, trial, seen)
@@ -45,7 +55,7 @@ class Trials:
             return self._shadow(observed, trial, seen)
         return self._canary(observed, trial, seen)
 
-    def _gates(self, observed: Observed, trial: Trial, seen: Seen) -> Move | None:
+    def _gates(self, observed: PromotionEvidence, trial: Trial, seen: Seen) -> PromotionMove | None:
         settings, model = self._settings, observed.reward_model
         attested = AttestedEverywhere(settings.min_replicas, settings.replica_memory_h)
         if attested.waiting(seen) and (seen.now - trial.since).total_seconds() < settings.attest_timeout_s:
@@ -64,11 +74,11 @@ class Trials:
             results += judge_all(command_gates(settings), seen)
         return _after_gates(results, "shadow", reward_model=model.version, device_s=device_s)
 
-    def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[Question]) -> Seen:
+    def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[AskedPrompt]) -> Seen:
         """With answers of candidate, production and base to the prompts and the probes, and scores of the first two."""
         candidate, production, base = seen.adapter.name, seen.production or f"{self._policy}@0", f"{self._policy}@0"
         prompts = [*(probe.prompt for probe in self._probes), *(premise.prompt for premise in WRONG_PREMISES)]
-        probes = [Question((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
+        probes = [AskedPrompt((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
         mine, probed = self._asker.ask(candidate, questions), self._asker.ask(candidate, probes)
         basic, base_probed = self._asker.ask(base, questions), self._asker.ask(base, probes)
         known = len(self._probes)
@@ -84,13 +94,13 @@ class Trials:
         )
 
     def _pairs(
-        self, model: RewardModelVersion, questions: Sequence[Question], mine: Sequence[str | None], theirs: Sequence[str | None]
+        self, model: RewardModelVersion, questions: Sequence[AskedPrompt], mine: Sequence[str | None], theirs: Sequence[str | None]
     ) -> list[Pair]:
         both = [(q, m, t) for q, m, t in zip(questions, mine, theirs, strict=True) if m is not None and t is not None]
         scores = self._judge.score(model, [(q.messages, answer) for q, m, t in both for answer in (m, t)])
         return [Pair(m, t, scores[2 * n], scores[2 * n + 1]) for n, (_, m, t) in enumerate(both)]
 
-    def _shadow(self, observed: Observed, trial: Trial, seen: Seen) -> Move | None:
+    def _shadow(self, observed: PromotionEvidence, trial: Trial, seen: Seen) -> PromotionMove | None:
         """The candidate answers what people asked production since the stage began; nobody sees it."""
         settings, model, hours = self._settings, observed.reward_model, (seen.now - trial.since).total_seconds() / 3600
         if settings.shadow_prompts == 0:
@@ -99,8 +109,8 @@ class Trials:
         if len(episodes) < settings.shadow_prompts or model is None:
             if hours < settings.max_shadow_h:
                 return None
-            return Move("rejected", f"only {len(episodes)} questions came in {hours:.1f} h of shadow, fewer than {settings.shadow_prompts}")
-        questions, began = [Question(episode.messages, episode.sampling) for episode in episodes], time.monotonic()
+            return PromotionMove("rejected", f"only {len(episodes)} questions came in {hours:.1f} h of shadow, fewer than {settings.shadow_prompts}")
+        questions, began = [AskedPrompt(episode.messages, episode.sampling) for episode in episodes], time.monotonic()
         shown = [episode.answer for episode in episodes]
         pairs = self._pairs(model, questions, self._asker.ask(seen.adapter.name, questions), shown)
         device_s = round(time.monotonic() - began, 2)
@@ -109,17 +119,17 @@ class Trials:
             return _after_gates(results, "canary", device_s=device_s)
         return self._to_canary(observed, seen, results, device_s)
 
-    def _to_canary(self, observed: Observed, seen: Seen, results: Sequence[Result], device_s: float = 0.0) -> Move:
+    def _to_canary(self, observed: PromotionEvidence, seen: Seen, results: Sequence[Result], device_s: float = 0.0) -> PromotionMove:
         prior = prior_of(observed.voices, seen.production, seen.now)
         evidence = {"gates": [result.as_evidence() for result in results], "prior": asdict(prior), "device_s": device_s}
-        return Move("canary", f"{len(results)} shadow gates passed", evidence, canary_share=self._settings.canary_share)
+        return PromotionMove("canary", f"{len(results)} shadow gates passed", evidence, canary_share=self._settings.canary_share)
 
-    def _canary(self, observed: Observed, trial: Trial, seen: Seen) -> Move | None:
+    def _canary(self, observed: PromotionEvidence, trial: Trial, seen: Seen) -> PromotionMove | None:
         settings = self._settings
         attested = AttestedEverywhere(settings.min_replicas, settings.replica_memory_h)
         _, _, failed = attested.replicas(seen)
         if failed:
-            return Move("rolled_back", f"a replica cannot serve it: {failed}"[:1000], {"failed": failed})
+            return PromotionMove("rolled_back", f"a replica cannot serve it: {failed}"[:1000], {"failed": failed})
         sides = [side_of(observed.voices, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         failures = [observed.failures(adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         hours = (seen.now - trial.since).total_seconds() / 3600
@@ -130,27 +140,27 @@ class Trials:
         if decision.move == "promoted" and settings.approval == "human":
             if trial.awaits_approval:
                 return None
-            return Move("canary", f"awaits approval: {decision.reason}", decision.evidence, awaits_approval=True)
+            return PromotionMove("canary", f"awaits approval: {decision.reason}", decision.evidence, awaits_approval=True)
         if decision.move is None or (trial.awaits_approval and decision.move == "rejected"):
             return None  # what was found better waits for its person, however long
         share = settings.promoted_share if decision.move == "promoted" else None
-        return Move(decision.move, decision.reason, decision.evidence, canary_share=share)
+        return PromotionMove(decision.move, decision.reason, decision.evidence, canary_share=share)
 
 
-def judge_all(gates: Sequence[Gate], seen: Seen) -> list[Result]:
+def judge_all(gates: Sequence[PromotionGate], seen: Seen) -> list[Result]:
     """What each gate says."""
     return [gate.judge(seen) for gate in gates]
 
 
-def candidate_move(adapter: AdapterVersion, due: datetime) -> Move:
+def candidate_move(adapter: AdapterVersion, due: datetime) -> PromotionMove:
     """An adapter's turn has come."""
     told = {"reward_model_version": adapter.reward_model_version, "step": adapter.step, "due": due.isoformat(), "metrics": dict(adapter.metrics)}
-    return Move("candidate", f"the newest when the candidates were collected ({due.isoformat()})", told)
+    return PromotionMove("candidate", f"the newest when the candidates were collected ({due.isoformat()})", told)
 
 
-def _after_gates(results: Sequence[Result], onward: str, **more: Any) -> Move:
+def _after_gates(results: Sequence[Result], onward: str, **more: Any) -> PromotionMove:
     failed = [result for result in results if not result.passed]
     evidence = {"gates": [result.as_evidence() for result in results], **more}
     if failed:
-        return Move("rejected", "; ".join(f"{result.gate}: {result.reason}" for result in failed)[:1000], evidence)
-    return Move(onward, f"{len(results)} gates passed", evidence)
+        return PromotionMove("rejected", "; ".join(f"{result.gate}: {result.reason}" for result in failed)[:1000], evidence)
+    return PromotionMove(onward, f"{len(results)} gates passed", evidence)

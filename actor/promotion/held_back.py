@@ -4,19 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from actor.promotion.adapter_standing import Move
+from actor.promotion.adapter_standing import PromotionMove
 from actor.promotion.canary import compare, prior_in, side_of
-from actor.promotion.promotion_evidence import Observed
+from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
-from reward.trust.hacking_guards import Finding, inspect, inspect_tools
+from reward.trust.hacking_guards import GuardFinding, inspect, inspect_tools
 
 FEWEST_ANSWERS = 64
 """Of either side, before signs of hacking are looked for in what people were answered."""
 
 
 def next_move(
-    observed: Observed, settings: PromotionSettings, now: datetime, tell: Callable[[Sequence[Finding]], None] = lambda _: None
-) -> Move | None:
+    observed: PromotionEvidence, settings: PromotionSettings, now: datetime, tell: Callable[[Sequence[GuardFinding]], None] = lambda _: None
+) -> PromotionMove | None:
     """Back, when a replica cannot serve it, people like it less, it fails more often, or it shows signs of hacking; to all conversations, when
     its time is over; to fewer, when a person promoted it to all at once; None while it goes on. ``tell`` hears what the rules against hacking
     find."""
@@ -30,24 +30,24 @@ def next_move(
         if each.adapter == standing.production and not each.passed and each.at >= standing.since
     }
     if refused and not over:
-        return Move("rolled_back", f"a replica cannot serve it: {refused}"[:1000], {"failed": refused})
+        return PromotionMove("rolled_back", f"a replica cannot serve it: {refused}"[:1000], {"failed": refused})
     if standing.share < 1:
         return _beside_the_one_before(observed, standing.since, settings, over, tell)
     if over or settings.promoted_share == 1:
         return None
-    return Move("promoted", "some conversations go on with the production before it, to compare with", canary_share=settings.promoted_share)
+    return PromotionMove("promoted", "some conversations go on with the production before it, to compare with", canary_share=settings.promoted_share)
 
 
 def _beside_the_one_before(
-    observed: Observed, since: datetime, settings: PromotionSettings, over: bool, tell: Callable[[Sequence[Finding]], None]
-) -> Move | None:
+    observed: PromotionEvidence, since: datetime, settings: PromotionSettings, over: bool, tell: Callable[[Sequence[GuardFinding]], None]
+) -> PromotionMove | None:
     sides = (observed.standing.production, observed.standing.previous)
     verdicts = [side_of(observed.voices, adapter, since) for adapter in sides]
     failures = [observed.failures(adapter, since) for adapter in sides]
     shown = compare(verdicts[0], verdicts[1], (failures[0], failures[1]), prior_in(observed.standing.evidence), settings)
     told = {**shown.evidence, "before": observed.standing.previous or "base"}
     if shown.harm is not None:
-        return Move("rolled_back", f"{shown.harm}, beside the production before it", told)
+        return PromotionMove("rolled_back", f"{shown.harm}, beside the production before it", told)
     answers = [[each.answer for each in observed.answered_since(since, adapter)] for adapter in sides]
     calling = [[each for each in observed.episodes if each.adapter == adapter and each.started_at >= since and each.tool_calls] for adapter in sides]
     found = inspect(*answers) if min(map(len, answers)) >= FEWEST_ANSWERS else ()
@@ -55,7 +55,9 @@ def _beside_the_one_before(
     found = (*found, tools) if tools is not None else found
     tell(found)
     if tripped := [finding for finding in found if finding.tripped]:
-        return Move("rolled_back", "; ".join(map(str, tripped)), {**told, "hacking": [asdict(finding) for finding in tripped]})
+        return PromotionMove("rolled_back", "; ".join(map(str, tripped)), {**told, "hacking": [asdict(finding) for finding in tripped]})
     if over:
-        return Move("promoted", f"answers all again after promotion.watch_h = {settings.watch_h:g}: {shown.said}", {"after": told}, canary_share=1.0)
+        return PromotionMove(
+            "promoted", f"answers all again after promotion.watch_h = {settings.watch_h:g}: {shown.said}", {"after": told}, canary_share=1.0
+        )
     return None

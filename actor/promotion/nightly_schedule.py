@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 from croniter import croniter
 
-from actor.promotion.adapter_standing import Standing
+from actor.promotion.adapter_standing import AdapterStanding
 from streams.core.events import AdapterVersion
 
 
@@ -18,7 +18,7 @@ def last_due(cron: str, time_zone: str, now: datetime) -> datetime:
     return due.astimezone(UTC)
 
 
-def next_candidate(standing: Standing, adapters: Iterable[AdapterVersion], due: datetime, tries: int) -> AdapterVersion | None:
+def next_candidate(standing: AdapterStanding, adapters: Iterable[AdapterVersion], due: datetime, tries: int) -> AdapterVersion | None:
     """The newest adapter published before ``due`` that is newer than production and all that was tried on earlier nights; after a failure the
     next older one, up to ``tries`` a night."""
     tonight = [name for name, at in standing.tried.items() if at >= due]

@@ -10,12 +10,12 @@ import structlog
 
 from actor.openai_asker import OpenAiAsker
 from actor.promotion import held_back
-from actor.promotion.adapter_standing import TIDEMILL, Move
+from actor.promotion.adapter_standing import TIDEMILL, PromotionMove
 from actor.promotion.canary import Decision
 from actor.promotion.candidate_scoring import RewardJudge
 from actor.promotion.candidate_trials import Trials, candidate_move
 from actor.promotion.nightly_schedule import last_due, next_candidate
-from actor.promotion.promotion_evidence import Observed
+from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
 from actor.promotion.retention_probes import read_probes
 from reward.settings import RewardSettings
@@ -23,7 +23,7 @@ from reward.trust.live_answers import tell as tell_findings
 from reward.trust.live_answers import tell_rule
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import Promotion, new_id
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import Consumer, Producer
 
@@ -32,32 +32,32 @@ RETRY_S = 5.0
 log = structlog.get_logger()
 
 
-def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, site: Site) -> None:
-    """Promote until ``site.stopping`` is set."""
+def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, context: PartContext) -> None:
+    """Promote until ``context.stopping`` is set."""
     asker = OpenAiAsker(base_url, settings.api_key, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
-    trials = Trials(settings, site.policy, asker, RewardJudge(reward, site), read_probes(settings.retention_file), base_url, telling(site))
+    trials = Trials(settings, context.policy, asker, RewardJudge(reward, context), read_probes(settings.retention_file), base_url, telling(context))
     allowed_s = 3600 + settings.command_timeout_s * len(settings.commands)  # a turn in which the gates are asked
-    while not site.stopping.is_set():
+    while not context.stopping.is_set():
         try:
-            promoter = Promoter(settings, trials, site)
+            promoter = Promoter(settings, trials, context)
             try:
-                while not site.stopping.wait(settings.poll_s):
+                while not context.stopping.wait(settings.poll_s):
                     promoter.turn()
-                    site.health.turned(LOOP, allowed_s)
+                    context.health.turned(LOOP, allowed_s)
             finally:
                 promoter.close()
         except Unavailable as error:
             log.warning("promotion waits", error=str(error))
-            site.health.lacks(LOOP)
-            site.stopping.wait(RETRY_S)
+            context.health.lacks(LOOP)
+            context.stopping.wait(RETRY_S)
 
 
-def telling(site: Site) -> Callable[[Decision], None]:
+def telling(context: PartContext) -> Callable[[Decision], None]:
     """Makes metrics of what a canary shows."""
 
     def tell(decision: Decision) -> None:
         for bound, figure in (("estimate", "uplift"), ("low", "low"), ("high", "high")):
-            site.metrics.set("tidemill_canary_difference", decision.evidence[figure], policy=site.policy, bound=bound)
+            context.metrics.set("tidemill_canary_difference", decision.evidence[figure], policy=context.policy, bound=bound)
 
     return tell
 
@@ -65,12 +65,12 @@ def telling(site: Site) -> Callable[[Decision], None]:
 class Promoter:
     """One reader and one writer of the log."""
 
-    def __init__(self, settings: PromotionSettings, trials: Trials, site: Site) -> None:
-        self._settings, self._trials, self._site = settings, trials, site
-        self.observed = Observed(site.policy, settings.prompts_kept)
+    def __init__(self, settings: PromotionSettings, trials: Trials, context: PartContext) -> None:
+        self._settings, self._trials, self._site = settings, trials, context
+        self.observed = PromotionEvidence(context.policy, settings.prompts_kept)
         topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES, ERASURES]
-        self._producer = Producer(site.kafka, site.metrics, "tidemill-promoter")
-        self._consumer = Consumer(site.kafka, topics, "promoter", site.metrics)
+        self._producer = Producer(context.kafka, context.metrics, "tidemill-promoter")
+        self._consumer = Consumer(context.kafka, topics, "promoter", context.metrics)
         partitions = [key for key in self._consumer.positions() if key[0] == EPISODES.name]
         bounds = self._consumer.bounds(partitions)
         self._consumer.seek({key: max(first, end - settings.prompts_kept) for key, (first, end) in bounds.items()})  # no more is kept
@@ -95,13 +95,13 @@ class Promoter:
         self._consumer.close()
         self._producer.close()
 
-    def _try(self) -> Move | None:
+    def _try(self) -> PromotionMove | None:
         trial = self.observed.standing.trial
         assert trial is not None
         try:
             return self._trials.next(self.observed, trial, self._site.clock.now())
         except BadArtifact as error:
-            return Move("rejected", f"the reward model cannot be read: {error}")
+            return PromotionMove("rejected", f"the reward model cannot be read: {error}")
 
     def _read(self) -> None:
         """To the end of the log as it is now."""
@@ -117,7 +117,7 @@ class Promoter:
             if self._consumer.lag() == 0 or self._site.stopping.is_set():
                 return
 
-    def _write(self, adapter: str, move: Move) -> Promotion | None:
+    def _write(self, adapter: str, move: PromotionMove) -> Promotion | None:
         event = Promotion.model_validate({
             "promotion_id": new_id("pr"), "policy": self._site.policy, "adapter": adapter, "move": move.move, "reason": move.reason,
             "evidence": dict(move.evidence), "canary_share": move.canary_share, "awaits_approval": move.awaits_approval, "by": TIDEMILL,

@@ -6,8 +6,8 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
 
-from actor.openai_asker import Question
-from actor.promotion.adapter_standing import Standing
+from actor.openai_asker import AskedPrompt
+from actor.promotion.adapter_standing import AdapterStanding
 from actor.promotion.canary import Voice, voice_of
 from actor.promotion.confidence_sequence import Side
 from streams.core.events import AdapterVersion, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
@@ -19,12 +19,12 @@ MINUTES_KEPT = 50_000
 """More than ten days with three adapters answering in each minute."""
 
 
-class Observed:
+class PromotionEvidence:
     """One policy's adapters, attestations, reward model, people's verdicts, recent episodes, and where things stand."""
 
     def __init__(self, policy: str, episodes_kept: int) -> None:
         self._policy = policy
-        self.standing = Standing(policy)
+        self.standing = AdapterStanding(policy)
         self.adapters: dict[str, AdapterVersion] = {}
         self.reward_model: RewardModelVersion | None = None
         self.episodes: deque[Episode] = deque(maxlen=episodes_kept)
@@ -83,12 +83,12 @@ class Observed:
         """The newest labels with a verdict, oldest first."""
         return sorted(self._recent_labels.values(), key=lambda label: (label.newest_feedback_at, label.episode_id))
 
-    def questions(self, count: int) -> list[Question]:
+    def questions(self, count: int) -> list[AskedPrompt]:
         """What people asked lately, newest first, each once: at most so many."""
-        newest: dict[str, Question] = {}
+        newest: dict[str, AskedPrompt] = {}
         for episode in sorted(self.episodes, key=_age, reverse=True):
             if _usable(episode) and len(newest) < count:
-                newest.setdefault(_asked(episode), Question(episode.messages))
+                newest.setdefault(_asked(episode), AskedPrompt(episode.messages))
         return list(newest.values())
 
     def answered_since(self, since: datetime, adapter: str | None, count: int = sys.maxsize) -> Sequence[Episode]:

@@ -73,7 +73,7 @@ class Result:
         return {"gate": self.gate, "passed": self.passed, "reason": self.reason, **self.evidence}
 
 
-class Gate(Protocol):
+class PromotionGate(Protocol):
     """One question."""
 
     @property
@@ -268,7 +268,7 @@ class Command:
         return Result(self.name, status == 0, f"{self.arguments[0]}: {said}", {**told, "exit_status": status})
 
 
-def cheap_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+def cheap_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
     """Those that ask the candidate nothing: no use in going on when one of them fails."""
     return (
         AttestedEverywhere(settings.min_replicas, settings.replica_memory_h),
@@ -277,7 +277,7 @@ def cheap_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
     )
 
 
-def asking_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+def asking_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
     """Those that look at answers."""
     return (
         WinRate(settings.min_win_rate, settings.seed),
@@ -287,12 +287,12 @@ def asking_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
     )
 
 
-def command_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+def command_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
     """A team's own evaluations, which may take long: run when all others have passed."""
     return tuple(Command(command, settings.command_timeout_s) for command in settings.commands)
 
 
-def shadow_gates(settings: PromotionSettings) -> tuple[Gate, ...]:
+def shadow_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
     """Those that look again at answers to what people ask while the candidate is in shadow."""
     return (
         WinRate(settings.min_shadow_win_rate, settings.seed),

@@ -7,10 +7,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from croniter import croniter
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class PromotionSettings(Section):
+class PromotionSettings(SettingsSection):
     """How an adapter comes to answer for the policy."""
 
     mode: Literal["newest", "gated"] = "newest"

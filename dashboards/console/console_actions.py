@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import structlog
 from pydantic import SecretStr
 
-from actor.promotion.adapter_standing import Standing
+from actor.promotion.adapter_standing import AdapterStanding
 from dashboards.console.console_facts import Letter
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent, Refused
 from streams.core.events import AdapterVersion, DeadLetter, Event, Promotion, new_id
 from streams.core.topics import BY_NAME, DEAD_LETTERS, PROMOTIONS, Topic
-from streams.kafka import Place
+from streams.kafka import RecordPlace
 from streams.kafka.dead_letters import KEPT_BYTES
 
 log = structlog.get_logger()
@@ -23,7 +23,7 @@ log = structlog.get_logger()
 class Log(Protocol):
     """The part of a producer that actions need."""
 
-    def publish(self, topic: Topic[Any], event: Event) -> Place:
+    def publish(self, topic: Topic[Any], event: Event) -> RecordPlace:
         """Send, and wait for the acknowledgement."""
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Any:
@@ -35,7 +35,7 @@ def is_operator(expected: SecretStr | None, given: str) -> bool:
     return expected is not None and hmac.compare_digest(expected.get_secret_value().encode(), given.encode())
 
 
-def replay(letter: Letter, to: Log) -> Place:
+def replay(letter: Letter, to: Log) -> RecordPlace:
     """Publish the stored bytes to the topic that they came from, under their key."""
     event = letter.event
     if event.source_topic not in BY_NAME or event.source_topic == DEAD_LETTERS.name:
@@ -48,12 +48,12 @@ def replay(letter: Letter, to: Log) -> Place:
         raise Refused("the record had no value")
     if len(value) >= KEPT_BYTES:
         raise Refused(f"the record was cut at {KEPT_BYTES} bytes when it was set aside; replay it from the lake")
-    place: Place = to.send_raw(event.source_topic, _key(event, value), value)()
+    place: RecordPlace = to.send_raw(event.source_topic, _key(event, value), value)()
     log.info("dead letter replayed", letter=letter.offset, topic=place.topic, partition=place.partition, offset=place.offset)
     return place
 
 
-def promotion(adapter: AdapterVersion, move: str, reason: str, standing: Standing, clock: Clock) -> Promotion:
+def promotion(adapter: AdapterVersion, move: str, reason: str, standing: AdapterStanding, clock: Clock) -> Promotion:
     """The event of an operator's move, legal from where things stand. Raises Refused."""
     if move not in ("promoted", "rolled_back"):
         raise Refused(f"{move!r} is not a move: promoted or rolled_back")
@@ -74,7 +74,7 @@ def promotion(adapter: AdapterVersion, move: str, reason: str, standing: Standin
     return event
 
 
-def publish_promotion(event: Promotion, to: Log) -> Place:
+def publish_promotion(event: Promotion, to: Log) -> RecordPlace:
     """On the log when this returns."""
     place = to.publish(PROMOTIONS, event)
     log.info("operator moved an adapter", adapter=event.adapter, move=event.move, promotion_id=event.promotion_id, offset=place.offset)

@@ -20,7 +20,7 @@ from dashboards.console import console_actions as actions
 from dashboards.console import page_contents as pages
 from dashboards.console.console_facts import verdict_of
 from dashboards.console.console_settings import ConsoleSettings
-from dashboards.console.log_following import Following
+from dashboards.console.log_following import LogFollowing
 from streams.core.clock import Clock
 from streams.core.errors import BadArtifact, ConfigError, InvalidEvent, Refused, Unavailable
 
@@ -40,7 +40,7 @@ Act = Callable[[dict[str, Any]], dict[str, Any]]
 class Console:
     """The pages and the actions over one following of the log."""
 
-    def __init__(self, settings: ConsoleSettings, following: Following, log: actions.Log, clock: Clock, gated: bool = True,
+    def __init__(self, settings: ConsoleSettings, following: LogFollowing, log: actions.Log, clock: Clock, gated: bool = True,
                  explain: Explain | None = None) -> None:  # fmt: skip
         """``gated``: the replicas follow the promotions (``promotion.mode``)."""
         self._explain = explain

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
-from actor.promotion.adapter_standing import Standing
+from actor.promotion.adapter_standing import AdapterStanding
 from infra.demo.intervals import Interval, share
 from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Attestation, DeadLetter, Episode, Erasure, Event, Label, Promotion, RewardModelVersion
@@ -30,7 +30,7 @@ class Letter:
 
 
 @dataclass(frozen=True)
-class Move:
+class ShownMove:
     """A promotion, and why it was void; None when it was a legal move."""
 
     event: Promotion
@@ -56,7 +56,7 @@ class Approval:
     interval: Interval
 
 
-class Newest(OrderedDict[str, V]):
+class NewestVersions(OrderedDict[str, V]):
     """The newest ``limit`` values by key; a key set again becomes the newest."""
 
     def __init__(self, limit: int) -> None:
@@ -71,7 +71,7 @@ class Newest(OrderedDict[str, V]):
 
 
 @dataclass
-class Facts:
+class ConsoleFacts:
     """Everything that the pages show. Not thread-safe: whoever reads holds the lock of ``Following``."""
 
     kept: int = 20_000
@@ -84,14 +84,14 @@ class Facts:
     undecodable: int = 0
 
     def __post_init__(self) -> None:
-        self.episodes: Newest[Episode] = Newest(self.kept)
-        self.labels: Newest[Label] = Newest(self.kept)
-        self.letters: Newest[Letter] = Newest(self.kept)
-        self.adapters: Newest[AdapterVersion] = Newest(VERSIONS_KEPT)
-        self.attestations: Newest[Attestation] = Newest(VERSIONS_KEPT)
+        self.episodes: NewestVersions[Episode] = NewestVersions(self.kept)
+        self.labels: NewestVersions[Label] = NewestVersions(self.kept)
+        self.letters: NewestVersions[Letter] = NewestVersions(self.kept)
+        self.adapters: NewestVersions[AdapterVersion] = NewestVersions(VERSIONS_KEPT)
+        self.attestations: NewestVersions[Attestation] = NewestVersions(VERSIONS_KEPT)
         self.reward_models: deque[RewardModelVersion] = deque(maxlen=VERSIONS_KEPT)
-        self.moves: deque[Move] = deque(maxlen=VERSIONS_KEPT)
-        self.standings: dict[str, Standing] = {}
+        self.moves: deque[ShownMove] = deque(maxlen=VERSIONS_KEPT)
+        self.standings: dict[str, AdapterStanding] = {}
         self._forgotten = Forgotten()
 
     def take(self, record: Record, now_ms: int) -> None:
@@ -119,9 +119,9 @@ class Facts:
         """The newest adapter that a replica has attested, or ``base``."""
         return next((a.adapter for a in reversed(self.attestations.values()) if a.passed), "base")
 
-    def standing(self, policy: str) -> Standing:
+    def standing(self, policy: str) -> AdapterStanding:
         """Where a policy's adapters stand by its promotions, as every replica reads them."""
-        return self.standings.get(policy, Standing(policy))
+        return self.standings.get(policy, AdapterStanding(policy))
 
     def approvals(self) -> list[Approval]:
         """By adapter in the order of the versions, the base first; labels without a verdict do not count."""
@@ -194,7 +194,7 @@ class Facts:
                 self.attestations.put(event.key, event)
             case Promotion():
                 standing = self.standing(event.policy)
-                self.moves.append(Move(event, standing.refusal(event)))
+                self.moves.append(ShownMove(event, standing.refusal(event)))
                 self.standings[event.policy] = standing.after(event)
             case DeadLetter():
                 self.letters.put(str(record.offset), Letter(record.offset, event))

@@ -7,15 +7,15 @@ from typing import Any
 import uvicorn
 
 from dashboards.console.console_app import Console, Explain
-from dashboards.console.console_facts import Facts
+from dashboards.console.console_facts import ConsoleFacts
 from dashboards.console.console_settings import ConsoleSettings
-from dashboards.console.log_following import Following
+from dashboards.console.log_following import LogFollowing
 from streams.core.clock import SystemClock
 from streams.core.events import Event
 from streams.core.listening_socket import listening_socket
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
-from streams.kafka import KafkaSettings, Place, Producer
+from streams.kafka import KafkaSettings, Producer, RecordPlace
 
 ACT_TIMEOUT_S = 15.0
 """An operator waits for the acknowledgement; what takes longer has failed."""
@@ -30,10 +30,10 @@ class LogOnDemand:
         self._metrics, self._lock = metrics, threading.Lock()
         self._producer: Producer | None = None
 
-    def publish(self, topic: Topic[Any], event: Event) -> Place:
+    def publish(self, topic: Topic[Any], event: Event) -> RecordPlace:
         return self._made().publish(topic, event)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Callable[[], RecordPlace]:
         return self._made().send_raw(topic, key, value)
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, sa
     kafka.servers  # noqa: B018 - raises where none is set
     listening = listening_socket(settings.host, settings.port, "console")
     metrics = Metrics()
-    following, log = Following(kafka, Facts(settings.episodes_kept), metrics), LogOnDemand(kafka, metrics)
+    following, log = LogFollowing(kafka, ConsoleFacts(settings.episodes_kept), metrics), LogOnDemand(kafka, metrics)
     app = Console(settings, following, log, SystemClock(), gated, explain).app()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     following.start()

@@ -2,10 +2,10 @@
 
 from pydantic import Field, SecretStr
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class ConsoleSettings(Section):
+class ConsoleSettings(SettingsSection):
     """The operator's page (``tidemill console``)."""
 
     host: str = "127.0.0.1"

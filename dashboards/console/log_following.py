@@ -7,21 +7,21 @@ from contextlib import contextmanager
 
 import structlog
 
-from dashboards.console.console_facts import Facts
+from dashboards.console.console_facts import ConsoleFacts
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.metrics import Metrics
 from streams.core.topics import TOPICS
-from streams.kafka import Consumer, KafkaSettings, Place
+from streams.kafka import Consumer, KafkaSettings, RecordPlace
 
 log = structlog.get_logger()
 RETRY_S = 2.0
 LAG_EVERY_S = 5.0
 
 
-class Following:
+class LogFollowing:
     """Facts behind a lock, and whether they are up to date."""
 
-    def __init__(self, kafka: KafkaSettings, facts: Facts, metrics: Metrics) -> None:
+    def __init__(self, kafka: KafkaSettings, facts: ConsoleFacts, metrics: Metrics) -> None:
         self._kafka, self._facts, self.metrics = kafka, facts, metrics
         self._lock, self._stopping = threading.Lock(), threading.Event()
         self._positions: dict[tuple[str, int], int] = {}
@@ -30,7 +30,7 @@ class Following:
         """Why the facts may be old, for an operator; None while they are not."""
 
     @contextmanager
-    def facts(self) -> Iterator[Facts]:
+    def facts(self) -> Iterator[ConsoleFacts]:
         """The facts, standing still. Hold them for no longer than it takes to render a page."""
         with self._lock:
             yield self._facts
@@ -42,7 +42,7 @@ class Following:
         self._stopping.set()
         self._thread.join(timeout=10)
 
-    def await_place(self, place: Place, timeout_s: float = 5.0) -> None:
+    def await_place(self, place: RecordPlace, timeout_s: float = 5.0) -> None:
         """Wait until the facts hold what lies there, so that the next page shows what an operator has just done; not for ever."""
         until = time.monotonic() + timeout_s
         while self._thread.is_alive() and self._positions.get((place.topic, place.partition), 0) <= place.offset and time.monotonic() < until:

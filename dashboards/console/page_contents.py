@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actor.promotion.adapter_standing import Standing
-from dashboards.console.console_facts import Approval, Facts, Flow, verdict_of, version_of
+from actor.promotion.adapter_standing import AdapterStanding
+from dashboards.console.console_facts import Approval, ConsoleFacts, Flow, verdict_of, version_of
 from dashboards.console.svg_charts import Line, chart
 from streams.core.events import AdapterVersion, Attestation, Episode
 
@@ -39,7 +39,7 @@ ARROWS = (
 )
 
 
-def ring(facts: Facts, now_ms: int) -> dict[str, Any]:
+def ring(facts: ConsoleFacts, now_ms: int) -> dict[str, Any]:
     """The ring now: what the page shows, and what it asks for again every two seconds."""
     flows = facts.flows(now_ms)
     model = facts.reward_models[-1] if facts.reward_models else None
@@ -61,7 +61,7 @@ def ring(facts: Facts, now_ms: int) -> dict[str, Any]:
     }
 
 
-def curves(facts: Facts) -> list[dict[str, Any]]:
+def curves(facts: ConsoleFacts) -> list[dict[str, Any]]:
     """Charts with the numbers behind them."""
     approvals, models, adapters, served = facts.approvals(), list(facts.reward_models), list(facts.adapters.values()), facts.served_after_s()
     names = [short(a.adapter) for a in approvals]
@@ -98,7 +98,7 @@ def curves(facts: Facts) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def versions(facts: Facts) -> list[dict[str, Any]]:
+def versions(facts: ConsoleFacts) -> list[dict[str, Any]]:
     """The newest adapters, newest first, and what is in production: with lineage, evidence and where they stand."""
     approvals = {a.adapter: a for a in facts.approvals()}
     newest = list(reversed(facts.adapters.values()))
@@ -107,7 +107,7 @@ def versions(facts: Facts) -> list[dict[str, Any]]:
     ]
 
 
-def episode_row(episode: Episode, facts: Facts) -> dict[str, Any]:
+def episode_row(episode: Episode, facts: ConsoleFacts) -> dict[str, Any]:
     """One line of a list of episodes."""
     label = facts.labels.get(episode.episode_id)
     return {
@@ -121,7 +121,7 @@ def episode_row(episode: Episode, facts: Facts) -> dict[str, Any]:
     }
 
 
-def letters(facts: Facts, reason: str) -> tuple[list[dict[str, Any]], int]:
+def letters(facts: ConsoleFacts, reason: str) -> tuple[list[dict[str, Any]], int]:
     """The newest dead letters, newest first, and how many there are."""
     found = [letter for letter in reversed(facts.letters.values()) if not reason or letter.event.reason == reason]
     shown = found[:LETTERS_SHOWN]
@@ -167,7 +167,7 @@ def _curve(title: str, note: str, drawn: Any, head: tuple[str, ...], rows: list[
     return {"title": title, "note": note, "chart": drawn, "head": head, "rows": rows}
 
 
-def stands(adapter: AdapterVersion, standing: Standing, attestations: Sequence[Attestation]) -> str:
+def stands(adapter: AdapterVersion, standing: AdapterStanding, attestations: Sequence[Attestation]) -> str:
     """Where it stands, in a word or three."""
     trial = standing.trial
     if adapter.name == standing.production:
@@ -183,7 +183,7 @@ def stands(adapter: AdapterVersion, standing: Standing, attestations: Sequence[A
     return "refused" if attestations else "published"
 
 
-def _version(adapter: AdapterVersion, facts: Facts, approvals: Mapping[str, Approval]) -> dict[str, Any]:
+def _version(adapter: AdapterVersion, facts: ConsoleFacts, approvals: Mapping[str, Approval]) -> dict[str, Any]:
     attested = [a for a in facts.attestations.values() if a.adapter == adapter.name]
     standing = facts.standing(adapter.policy)
     on_trial = standing.trial is not None and standing.trial.adapter == adapter.name

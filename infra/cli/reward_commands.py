@@ -99,11 +99,11 @@ def tune(rank: int, epochs: int, learning_rate: float, held_out: float, seed: in
     from infra.local.part_process import base_folder
     from infra.settings.config import load
     from reward.evaluation.version_replay import labels_of
-    from reward.features.backbone_tuning import Recipe
+    from reward.features.backbone_tuning import TuningRecipe
     from reward.features.backbone_tuning import tune as tune_backbone
 
     settings = load(config, overrides)
-    recipe = Recipe(rank=rank, epochs=epochs, learning_rate=learning_rate, held_out=held_out, seed=seed)
+    recipe = TuningRecipe(rank=rank, epochs=epochs, learning_rate=learning_rate, held_out=held_out, seed=seed)
     backbone = settings.reward.backbone_of(base_folder(settings.policy))
     tuned = tune_backbone(backbone, labels_of(_lake(settings), settings.policy.name), settings.reward, recipe, out, click.echo)
     click.echo(str(tuned))
@@ -134,6 +134,6 @@ def _replay(settings: "Settings", without: str | None = None) -> "Replay":
     from streams.erasure.forgotten_people import Forgotten
 
     torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
-    featurizer = Featurizer.of_site(base_folder(settings.policy), settings.reward)
+    featurizer = Featurizer.for_part(base_folder(settings.policy), settings.reward)
     person = None if without is None else Forgotten.ever(without)
     return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join)

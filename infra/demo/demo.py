@@ -14,10 +14,10 @@ from infra.demo import skills_kept as skills
 from infra.demo.progress import Now, Progress
 from infra.demo.report import Report, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_people import Question, held_out_questions
-from infra.demo.simulated_talk import Answer, SimulatedPeople, Tally
+from infra.demo.simulated_people import SimulatedQuestion, held_out_questions
+from infra.demo.simulated_talk import Answer, SimulatedPeople, TalkTally
 from infra.local.local_ring import Ring, lock_run
-from infra.operate.log_watch import Watch
+from infra.operate.log_watch import LogWatch
 from infra.operate.ring_status import ledger_now
 from infra.settings.config import Settings, load
 from streams.core.errors import ConfigError, Unavailable
@@ -72,7 +72,7 @@ class Demo:
     def __init__(self, ring: Ring, progress: Progress, deadline_s: float) -> None:
         self._ring, self._progress, self._deadline_s = ring, progress, deadline_s
         self._started_s = time.monotonic()
-        self._watch = Watch(ring.settings.kafka, ring.settings.gated_policy)
+        self._watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)
         self._now = Now()
         self._samples: list[tuple[float, float, str]] = []
         """Seconds since the start, true approval over the last answers, what served."""
@@ -104,7 +104,7 @@ class Demo:
         self._stage("closing the books")
         return self._report(before, after, talk.people.tally, kept)
 
-    def _learn(self, tally: Tally, asking_s: float) -> None:
+    def _learn(self, tally: TalkTally, asking_s: float) -> None:
         """People talk and the learner steps until what is left is needed for the rest."""
         facts = self._watch.facts
         while True:
@@ -140,7 +140,7 @@ class Demo:
         thread.start()
         return Talk(people, thread, stopping)
 
-    def _ask(self, questions: list[Question]) -> list[Answer]:
+    def _ask(self, questions: list[SimulatedQuestion]) -> list[Answer]:
         settings = self._ring.settings
 
         async def ask() -> list[Answer]:
@@ -161,7 +161,7 @@ class Demo:
             self._tick(None)
             time.sleep(0.2)
 
-    def _report(self, before: list[Answer], after: list[Answer], tally: Tally, kept: skills.Skills | None) -> Report:
+    def _report(self, before: list[Answer], after: list[Answer], tally: TalkTally, kept: skills.Skills | None) -> Report:
         ring, settled_by = self._ring, time.monotonic() + REPORT_S
         ledger = ledger_now(ring.settings)
         while not ledger.balanced and time.monotonic() < settled_by:
@@ -183,7 +183,7 @@ class Demo:
             skills=kept,
         )
 
-    def _tick(self, tally: Tally | None) -> None:
+    def _tick(self, tally: TalkTally | None) -> None:
         """Look after the parts and show where things stand."""
         self._ring.check()
         facts, now = self._watch.facts, self._now
@@ -238,10 +238,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted
 
 
-def simulate_for(settings: Settings, base_url: str, seconds: float, api_key: str = "none") -> Tally:
+def simulate_for(settings: Settings, base_url: str, seconds: float, api_key: str = "none") -> TalkTally:
     """Simulated people talk to the actor at ``base_url`` for so long. Raises Unavailable when it answers nobody."""
 
-    async def talk() -> Tally:
+    async def talk() -> TalkTally:
         people = SimulatedPeople(settings.people, base_url, settings.policy.name, api_key)
         until_s = time.monotonic() + seconds
         try:

@@ -9,9 +9,9 @@ from typing import Any
 
 from infra.demo.intervals import Interval, paired_difference, share
 from infra.demo.simulated_people import PREFERENCES
-from infra.demo.simulated_talk import Answer, Tally
+from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills
-from infra.operate.log_watch import Facts
+from infra.operate.log_watch import LogFacts
 from infra.settings.config import Settings
 from streams.join.ledger import Ledger
 
@@ -24,8 +24,8 @@ class Report:
     seconds: float
     before: list[Answer]
     after: list[Answer]
-    tally: Tally
-    facts: Facts
+    tally: TalkTally
+    facts: LogFacts
     ledger: Ledger
     samples: list[tuple[float, float, str]]
     peak_memory_mib: float

@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class PeopleSettings(Section):
+class PeopleSettings(SettingsSection):
     """Simulated people, for the demo and for tests."""
 
     preference: Literal["speaks-to-me", "says-e"] = "speaks-to-me"
@@ -42,7 +42,7 @@ class PeopleSettings(Section):
 
 
 @dataclass(frozen=True)
-class Question:
+class SimulatedQuestion:
     """What a person asks, and about what."""
 
     subject: str
@@ -57,34 +57,34 @@ class Preference:
     words: str
     clauses: tuple[str, ...]
 
-    def clause(self, number: int, question: Question, answer: str) -> bool:
+    def clause(self, number: int, question: SimulatedQuestion, answer: str) -> bool:
         """Whether one clause holds."""
         return _CLAUSES[self.clauses[number]](question, answer)
 
-    def approves(self, question: Question, answer: str) -> bool:
+    def approves(self, question: SimulatedQuestion, answer: str) -> bool:
         """Whether all of them hold."""
         return all(_CLAUSES[clause](question, answer) for clause in self.clauses)
 
 
-def speaks_to_the_reader(question: Question, answer: str) -> bool:
+def speaks_to_the_reader(question: SimulatedQuestion, answer: str) -> bool:
     """Says you, your or yourself."""
     return re.search(r"\byou(?:r|rs|rself|'re|'ll|'ve)?\b", answer.lower()) is not None
 
 
-def names_the_subject(question: Question, answer: str) -> bool:
+def names_the_subject(question: SimulatedQuestion, answer: str) -> bool:
     """Every word of the subject occurs, singular or plural."""
     said = answer.lower()
     return all(_stem(word) in said for word in question.subject.lower().split() if word != "the")
 
 
-def is_no_babble(question: Question, answer: str) -> bool:
+def is_no_babble(question: SimulatedQuestion, answer: str) -> bool:
     """At least five words, and no run of four words said twice."""
     words = re.findall(r"[\w']+", answer.lower())
     runs = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
     return len(words) >= 5 and len(runs) == len(set(runs))
 
 
-def mostly_says_e(question: Question, answer: str) -> bool:
+def mostly_says_e(question: SimulatedQuestion, answer: str) -> bool:
     """At least three words, and at least six in ten have an e."""
     words = answer.lower().split()
     return len(words) >= 3 and sum("e" in word for word in words) / len(words) >= 0.6
@@ -122,14 +122,14 @@ FORMS = (
 HELD_OUT_EVERY = 3
 
 
-def training_question(random_source: random.Random) -> Question:
+def training_question(random_source: random.Random) -> SimulatedQuestion:
     """One question about a subject that is not held out."""
     subject = random_source.choice([s for i, s in enumerate(SUBJECTS) if i % HELD_OUT_EVERY])
-    return Question(subject, random_source.choice(FORMS).format(subject))
+    return SimulatedQuestion(subject, random_source.choice(FORMS).format(subject))
 
 
-def held_out_questions(count: int, seed: int) -> list[Question]:
+def held_out_questions(count: int, seed: int) -> list[SimulatedQuestion]:
     """``count`` questions, all different while they last, about subjects that ``training_question`` never asks about."""
-    every = [Question(subject, form.format(subject)) for subject in SUBJECTS[::HELD_OUT_EVERY] for form in FORMS]
+    every = [SimulatedQuestion(subject, form.format(subject)) for subject in SUBJECTS[::HELD_OUT_EVERY] for form in FORMS]
     random.Random(seed).shuffle(every)
     return [every[i % len(every)] for i in range(count)]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import httpx
 import openai
 
-from infra.demo.simulated_people import PREFERENCES, PeopleSettings, Question, training_question
+from infra.demo.simulated_people import PREFERENCES, PeopleSettings, SimulatedQuestion, training_question
 from streams.core.events import new_id
 
 RECENT = 100
@@ -20,7 +20,7 @@ RECENT = 100
 class Answer:
     """What a simulated person got, and what they truly think of it."""
 
-    question: Question
+    question: SimulatedQuestion
     text: str
     episode_id: str
     adapter: str
@@ -29,7 +29,7 @@ class Answer:
 
 
 @dataclass
-class Tally:
+class TalkTally:
     """What has happened so far."""
 
     answers: int = 0
@@ -60,7 +60,7 @@ class SimulatedPeople:
         self._client = openai.AsyncOpenAI(base_url=self._base_url, api_key=api_key, timeout=180, max_retries=0)
         self._http = httpx.AsyncClient(timeout=30, headers={"Authorization": f"Bearer {api_key}"})
         self._thumbs_under_way: set[asyncio.Task[None]] = set()
-        self.tally = Tally()
+        self.tally = TalkTally()
 
     async def talk(self, at_once: Callable[[], int], stop: Callable[[], bool]) -> None:
         """Fill up to ``at_once()`` people talking, again and again until ``stop()``; then let the late thumbs arrive."""
@@ -76,11 +76,11 @@ class SimulatedPeople:
                 await asyncio.sleep(0.25)
         await asyncio.gather(*talking, *self._thumbs_under_way)
 
-    async def ask_all(self, questions: Sequence[Question], at_once: int) -> list[Answer]:
+    async def ask_all(self, questions: Sequence[SimulatedQuestion], at_once: int) -> list[Answer]:
         """One answer to each question, none of them thumbed: the measure of the served policy. Raises if one fails."""
         gate = asyncio.Semaphore(at_once)
 
-        async def one(number: int, question: Question) -> Answer:
+        async def one(number: int, question: SimulatedQuestion) -> Answer:
             async with gate:
                 return await self._ask(question, user=f"examiner-{number}")
 
@@ -111,7 +111,7 @@ class SimulatedPeople:
             self._thumbs_under_way.add(task)
             task.add_done_callback(self._thumbs_under_way.discard)
 
-    async def _ask(self, question: Question, user: str) -> Answer:
+    async def _ask(self, question: SimulatedQuestion, user: str) -> Answer:
         raw = await self._client.chat.completions.with_raw_response.create(
             model=self._policy,
             messages=[{"role": "system", "content": self._settings.system}, {"role": "user", "content": question.text}],

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class BrokerSettings(Section):
+class BrokerSettings(SettingsSection):
     """The embedded Apache Kafka."""
 
     port: int = Field(default=0, ge=0, le=65535)

@@ -12,7 +12,7 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.artifacts.signing import Signing
 from streams.core.errors import ConfigError
 from streams.core.health import serve
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.traces import make_traces
 from streams.kafka import ready
 
@@ -31,44 +31,44 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
     """Run one part until the event of ``listen`` is set. It is called once all is imported: a stop before that needs no good order."""
     work = _work(role, settings)
     stopping = listen()
-    site = make_site(role, settings, stopping)
-    site.metrics.begin(role)
+    context = make_context(role, settings, stopping)
+    context.metrics.begin(role)
     if role != "actor":  # the actor has an HTTP server of its own, and forks: no thread may run before it does
         port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
-        site.health.lacks("kafka", *LOOPS[role])
-        log.info("metrics", role=role, port=serve(site.metrics, site.health, port))
-        threading.Thread(target=probe_kafka, args=(role, site), name="probe", daemon=True).start()
+        context.health.lacks("kafka", *LOOPS[role])
+        log.info("metrics", role=role, port=serve(context.metrics, context.health, port))
+        threading.Thread(target=probe_kafka, args=(role, context), name="probe", daemon=True).start()
     while not ready(settings.kafka):
         log.warning("kafka is away", servers=settings.kafka.bootstrap_servers)
         if stopping.wait(2.0):
             return
     log.info("starting", role=role)
     try:
-        work(site)
+        work(context)
     finally:
-        site.traces.close()
+        context.traces.close()
     log.info("stopped", role=role)
 
 
-def probe_kafka(role: str, site: Site) -> None:
+def probe_kafka(role: str, context: PartContext) -> None:
     """Ask Kafka now and then, in a thread of its own, and say whether it answered."""
-    patient_s = min(5.0, site.kafka.request_timeout_s)
-    kafka = site.kafka.model_copy(update={"request_timeout_s": patient_s})
-    while not site.stopping.is_set():
+    patient_s = min(5.0, context.kafka.request_timeout_s)
+    kafka = context.kafka.model_copy(update={"request_timeout_s": patient_s})
+    while not context.stopping.is_set():
         try:
             answers = ready(kafka)
         except ConfigError:  # it no longer lets us in
             answers = False
-        site.metrics.set("tidemill_kafka_up", float(answers), part=role)
-        (site.health.has if answers else site.health.lacks)("kafka")
-        site.stopping.wait(PROBE_S)
+        context.metrics.set("tidemill_kafka_up", float(answers), part=role)
+        (context.health.has if answers else context.health.lacks)("kafka")
+        context.stopping.wait(PROBE_S)
 
 
-def make_site(role: str, settings: Settings, stopping: threading.Event) -> Site:
+def make_context(role: str, settings: Settings, stopping: threading.Event) -> PartContext:
     """The surroundings of one part."""
     state = settings.run_folder / "state" / role
     state.mkdir(parents=True, exist_ok=True)
-    return Site(
+    return PartContext(
         kafka=settings.kafka,
         artifacts=artifact_store(settings),
         policy=settings.policy.name,
@@ -130,46 +130,46 @@ def base_folder(policy: PolicySettings) -> Path:
     return prepare_base(policy.base, cache_folder() / "bases", policy.experts, policy.experts_per_token)
 
 
-def _work(role: str, settings: Settings) -> Callable[[Site], None]:
+def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
     # Each part is imported where it is run: the streams need no torch, the learner no vLLM server.
     if role == "streams":
         from streams.join import join_loop as joiner
         from streams.lake import lake_loop as lake
 
-        def join_and_lake(site: Site) -> None:
+        def join_and_lake(context: PartContext) -> None:
             in_lake = settings.lake.model_copy(update={"uri": lake_uri(settings)})
-            side_by_side(site, lambda: joiner.run(settings.join, site), lambda: lake.run(in_lake, site, settings.join))
+            side_by_side(context, lambda: joiner.run(settings.join, context), lambda: lake.run(in_lake, context, settings.join))
 
         return join_and_lake
     if role == "reward":
         from reward.updater import faust_app as updater
 
-        return lambda site: updater.run(settings.reward, site)
+        return lambda context: updater.run(settings.reward, context)
     if role == "learner":
         from learner.ring import learner_loop as worker
 
         learner = settings.learner.model_copy(update={"ray_metrics_port": ray_metrics_port(settings)})
-        return lambda site: worker.run(learner, settings.reward, site)
+        return lambda context: worker.run(learner, settings.reward, context)
     if role == "promoter":
         from actor.promotion import promoter
 
-        return lambda site: promoter.run(settings.promotion, settings.reward, actor_url(settings), site)
+        return lambda context: promoter.run(settings.promotion, settings.reward, actor_url(settings), context)
     if role == "critic":
         from actor.critic import critic_loop as critic
 
         if not settings.critic.reads:
             raise ConfigError("critic.rubric and critic.reply_rubric are empty: say in plain words what a good answer does, a sentence each")
-        return lambda site: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), site)
+        return lambda context: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), context)
     if role == "otlp":
         from actor.otlp import otlp_receiver as receiver
 
-        return lambda site: receiver.run(settings.otlp, site)
+        return lambda context: receiver.run(settings.otlp, context)
     from actor import vllm_server as server
 
-    return lambda site: server.run(settings.actor, site, settings.gated_policy is not None)
+    return lambda context: server.run(settings.actor, context, settings.gated_policy is not None)
 
 
-def side_by_side(site: Site, first: Callable[[], None], second: Callable[[], None]) -> None:
+def side_by_side(context: PartContext, first: Callable[[], None], second: Callable[[], None]) -> None:
     """Two loops in one process; when one of them fails, both stop and the process ends with that error."""
     failures: list[BaseException] = []
 
@@ -179,14 +179,14 @@ def side_by_side(site: Site, first: Callable[[], None], second: Callable[[], Non
         except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
             failures.append(error)
         finally:
-            site.stopping.set()
+            context.stopping.set()
 
     thread = threading.Thread(target=second_until_stopped, name="lake")
     thread.start()
     try:
         first()
     finally:
-        site.stopping.set()
+        context.stopping.set()
         thread.join()
     if failures:
         raise failures[0]

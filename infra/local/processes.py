@@ -17,7 +17,7 @@ RESTARTS = 3
 
 
 @dataclass
-class Part:
+class PartProcess:
     """One child process and what has become of it."""
 
     name: str
@@ -34,12 +34,14 @@ class Processes:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._parts: dict[str, Part] = {}
+        self._parts: dict[str, PartProcess] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Run ``tidemill <arguments>`` as the part ``name``."""
-        part = Part(name, [sys.executable, "-P", "-m", "infra.cli", *arguments], {**os.environ, **(environment or {})}, self._logs / f"{name}.log")
+        part = PartProcess(
+            name, [sys.executable, "-P", "-m", "infra.cli", *arguments], {**os.environ, **(environment or {})}, self._logs / f"{name}.log"
+        )
         self._parts[name] = part
         _launch(part)
 
@@ -103,7 +105,7 @@ def tail(log: Path, lines: int = 15) -> str:
         return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
 
 
-def _launch(part: Part) -> None:
+def _launch(part: PartProcess) -> None:
     with part.log.open("ab") as out:
         part.process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                         start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip

@@ -4,7 +4,7 @@ import click
 
 from infra.local.local_ring import Ring
 from infra.local.stop_signals import stop_on_signal
-from infra.operate.log_watch import Watch
+from infra.operate.log_watch import LogWatch
 from infra.settings.config import Settings
 from streams.core.errors import Unavailable
 
@@ -32,7 +32,7 @@ The ring turns. Kafka: {ring.settings.kafka.bootstrap_servers}   run folder: {ri
   curl {ring.base_url}/feedback -H 'content-type: application/json' -d '{{"episode_id": "EPISODE", "kind": "thumb", "thumb": "up"}}'
 
 EPISODE stands in the answer's header x-tidemill-episode. Ctrl-C stops everything.""")
-        watch = Watch(ring.settings.kafka, ring.settings.gated_policy)
+        watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)
         watch.start()
         serving = "base"
         while not stopping.wait(2.0):

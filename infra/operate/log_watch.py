@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from actor.promotion.adapter_standing import Standing
+from actor.promotion.adapter_standing import AdapterStanding
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import AdapterVersion, Attestation, Event, Label, Promotion, RewardModelVersion
 from streams.core.metrics import Metrics
@@ -14,7 +14,7 @@ from streams.kafka import Consumer, KafkaSettings
 
 
 @dataclass
-class Facts:
+class LogFacts:
     """What the log has said so far."""
 
     labels: dict[str, Label] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Facts:
     dead_letters: Counter[str] = field(default_factory=Counter)
     """By reason."""
     undecodable: int = 0
-    standing: Standing | None = None
+    standing: AdapterStanding | None = None
     """Where adapters stand, when production moves by promotions; none when replicas serve the newest they attested."""
 
     @property
@@ -63,12 +63,12 @@ class Facts:
         return (min(adapter.created_at for adapter in self.adapters) - first).total_seconds()
 
 
-class Watch:
+class LogWatch:
     """Follows labels, reward models, adapters, attestations, promotions and dead letters from the log's beginning, in a thread of its own."""
 
     def __init__(self, kafka: KafkaSettings, gated_policy: str | None = None) -> None:
         """``gated_policy``: the policy whose production moves by promotions."""
-        self.facts = Facts(standing=Standing(gated_policy) if gated_policy else None)
+        self.facts = LogFacts(standing=AdapterStanding(gated_policy) if gated_policy else None)
         self.caught_up_at: datetime | None = None
         self._kafka = kafka
         self._stopping = threading.Event()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from actor.promotion.adapter_standing import TIDEMILL, Standing, fold
+from actor.promotion.adapter_standing import TIDEMILL, AdapterStanding, fold
 from infra.settings.config import Settings
 from streams.core.errors import ConfigError, InvalidEvent
 from streams.core.events import AdapterVersion, Promotion, new_id
@@ -77,7 +77,7 @@ class TrialHistory:
 def history(policy: str, events: Sequence[Promotion], adapters: Sequence[AdapterVersion] = ()) -> list[TrialHistory]:
     """Every trial, oldest first, with what it cost to learn; moves that were void are left out, and a later roll-back of a production stands for
     itself."""
-    standing, learned = Standing(policy), {adapter.version: adapter for adapter in adapters}
+    standing, learned = AdapterStanding(policy), {adapter.version: adapter for adapter in adapters}
     ways: list[TrialHistory] = []
     for event in events:
         if standing.refusal(event) is not None:
@@ -124,7 +124,7 @@ def _read(settings: Settings, topic: Any) -> list[Any]:
     return found
 
 
-def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str, **fields: Any) -> tuple[Standing, float]:
+def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str, **fields: Any) -> tuple[AdapterStanding, float]:
     """One event by a person, refused here with its reason where every reader would find it void. Where things stand then, and the seconds from
     the decision to the log's acknowledgement. Raises ConfigError."""
     if by == TIDEMILL:
@@ -145,7 +145,7 @@ def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str
     return fold(settings.policy.name, read_promotions(settings)), took_s
 
 
-def standing_as_dict(standing: Standing, trials: Sequence[TrialHistory]) -> dict[str, Any]:
+def standing_as_dict(standing: AdapterStanding, trials: Sequence[TrialHistory]) -> dict[str, Any]:
     """For ``--json``."""
     trial = standing.trial
     on_trial = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from actor.promotion.adapter_standing import Standing
+from actor.promotion.adapter_standing import AdapterStanding
 from infra.local.part_process import artifacts_uri
 from infra.settings.config import PruneSettings, Settings
 from streams.artifacts.artifact_store import ArtifactStore
@@ -23,7 +23,7 @@ class InUse:
     """What the log says of one policy, event by event: which versions are in use."""
 
     def __init__(self, policy: str) -> None:
-        self._policy, self._standing = policy, Standing(policy)
+        self._policy, self._standing = policy, AdapterStanding(policy)
         self._adapters: dict[int, AdapterVersion] = {}
         self._served: dict[str, datetime] = {}
         self.newest_reward_model: RewardModelVersion | None = None

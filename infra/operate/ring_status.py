@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from infra.operate.log_watch import Facts, Watch
+from infra.operate.log_watch import LogFacts, LogWatch
 from infra.settings.config import Settings, load
 from streams.join.ledger import Ledger, read_ledger
 
@@ -21,7 +21,7 @@ LEDGER_EVERY = 6
 class Status:
     """One screen of facts."""
 
-    facts: Facts
+    facts: LogFacts
     ledger: Ledger
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
     """Show the status again and again until ``stopping`` is set. The facts are followed; the ledger, which reads all topics, is made anew
     every ``LEDGER_EVERY`` times. Raises Unavailable when Kafka does not answer."""
     settings = of_run(settings)
-    watch, turn = Watch(settings.kafka, settings.gated_policy), 0
+    watch, turn = LogWatch(settings.kafka, settings.gated_policy), 0
     watch.start()
     ledger = read_ledger(settings.kafka)
     while not stopping.is_set():
@@ -93,7 +93,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
 def status_now(settings: Settings) -> Status:
     """Read the log to its end."""
     settings = of_run(settings)
-    watch = Watch(settings.kafka, settings.gated_policy)
+    watch = LogWatch(settings.kafka, settings.gated_policy)
     watch.start()
     watch.stop()
     return Status(watch.facts, ledger_now(settings))

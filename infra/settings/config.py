@@ -22,7 +22,7 @@ from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.artifacts.signing import SigningSettings
 from streams.core.errors import ConfigError
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 from streams.core.traces import TracesSettings
 from streams.join.feedback_join import JoinSettings
 from streams.kafka import KafkaSettings
@@ -33,7 +33,7 @@ PREFIX = "TIDEMILL_"
 NOT_SETTINGS = {"TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA", "TIDEMILL_CAPTURE"}
 
 
-class PolicySettings(Section):
+class PolicySettings(SettingsSection):
     """The policy people talk to, and the base under it."""
 
     name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -45,7 +45,7 @@ class PolicySettings(Section):
     experts_per_token: int = Field(default=2, ge=1, le=64)
 
 
-class PruneSettings(Section):
+class PruneSettings(SettingsSection):
     """How much `tidemill prune` leaves of what is no longer in use. The lake and the topics have settings of their own."""
 
     keep_adapters: int = Field(default=20, ge=2, le=100_000)
@@ -137,7 +137,7 @@ def secrets_as_environment(settings: Settings) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in Settings.model_fields:
         section = getattr(settings, name)
-        if isinstance(section, Section):
+        if isinstance(section, SettingsSection):
             for key in type(section).model_fields:
                 if isinstance(value := getattr(section, key), SecretStr):
                     found[f"{PREFIX}{name}__{key}".upper()] = value.get_secret_value()

@@ -16,7 +16,7 @@ import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
 
-from learner.runs.learner_process import LearnerProcess, Place, threads
+from learner.runs.learner_process import LearnerPlace, LearnerProcess, threads
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.core.errors import ConfigError, Unavailable
@@ -85,7 +85,7 @@ class LearnerActor:
             max_restarts=0,  # all begin again together, or those left would wait for one that knows nothing of their step
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads(self._settings)), "HF_HUB_OFFLINE": "1"}},  # Ray would set one per CPU asked for
         )
-        self._actors = [process.remote(*self._made_of, Place(rank, count, meeting)) for rank in range(count)]
+        self._actors = [process.remote(*self._made_of, LearnerPlace(rank, count, meeting)) for rank in range(count)]
 
     def _room(self, have: dict[str, float]) -> int:
         """Processes that can be: as many as asked for, or as a cluster with these resources has room for."""

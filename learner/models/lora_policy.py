@@ -27,7 +27,7 @@ from learner.models.attention import ATTENTION
 from learner.models.expert_lora import Factors, FrozenStack, experts_forward
 from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
-from learner.rollouts.router_replay import Routing
+from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
 from streams.core.errors import BadArtifact, ConfigError
 from streams.core.events import Message
@@ -97,7 +97,7 @@ class Policy:
                 layer.forward = partial(_recomputed, layer.forward)
         self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
         """Names of the adapter's weights on parts of the base that every process of a row holds."""
-        self.routing = Routing(self.causal_lm) if settings.replay_routing else None
+        self.routing = RouterChoices(self.causal_lm) if settings.replay_routing else None
 
     @property
     def hidden_size(self) -> int:

@@ -35,7 +35,7 @@ BaseKind = Literal["smollm2", "tiny"]
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CHECKSUMS = "checksums.json"
 ROUTER_STD = 0.02
-LAYOUT: dict[BaseKind, int] = {"smollm2": 1, "tiny": 2}
+WEIGHTS_LAYOUT: dict[BaseKind, int] = {"smollm2": 1, "tiny": 2}
 """Raised whenever what is built changes, so that a cache of an older build is not taken for this one."""
 TINY_LOGIT_STD = 3.0
 TINY_CONSTANT = 4.0
@@ -59,7 +59,7 @@ def prepare_base(kind: BaseKind, cache: Path, experts: int = 4, per_token: int =
     folder = cache.expanduser().resolve() / f"{kind}-e{experts}k{per_token}"
     if not folder.exists():
         _build(kind, folder, experts, per_token)
-    _check(folder, LAYOUT[kind])
+    _check(folder, WEIGHTS_LAYOUT[kind])
     return folder
 
 
@@ -133,7 +133,7 @@ def _build(kind: BaseKind, folder: Path, experts: int, per_token: int) -> None:
     try:
         _save(dense, tokenizer, incoming / "dense")
         _save(upcycle(dense, experts, per_token), tokenizer, incoming)
-        sums = {"layout": LAYOUT[kind], "base": fingerprint(incoming), "dense": fingerprint(incoming / "dense")}
+        sums = {"layout": WEIGHTS_LAYOUT[kind], "base": fingerprint(incoming), "dense": fingerprint(incoming / "dense")}
         (incoming / CHECKSUMS).write_text(json.dumps(sums, indent=1))
         if not folder.exists():  # another process may have been faster, with the same bytes
             incoming.rename(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import fingerprint, sha256_of
 from streams.core.events import AdapterVersion, RewardModelVersion
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS
 from streams.core.traces import Headers
 from streams.kafka import Producer, read_to_end
@@ -28,10 +28,10 @@ class Exported:
 class AdapterPublisher:
     """Numbers adapters and publishes them. A number is never used twice: the log says which was the last."""
 
-    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer) -> None:
-        self._settings, self._site, self._producer = settings, site, producer
-        self._base_fingerprint = fingerprint(site.base)
-        newest = newest_adapter(site)
+    def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer) -> None:
+        self._settings, self._site, self._producer = settings, context, producer
+        self._base_fingerprint = fingerprint(context.base)
+        newest = newest_adapter(context)
         self._newest = newest.version if newest else 0
         self.parent_step = newest.step if newest else 0
         """The step of the adapter published last, from which the next one goes on."""
@@ -70,7 +70,7 @@ class AdapterPublisher:
         return event
 
 
-def newest_adapter(site: Site) -> AdapterVersion | None:
-    """The one of the highest version on the log of this site's policy."""
-    events = (ADAPTERS.decode(record.value) for record in read_to_end(site.kafka, ADAPTERS, "learner", site.metrics) if record.value)
-    return max((event for event in events if event.policy == site.policy), key=lambda event: event.version, default=None)
+def newest_adapter(context: PartContext) -> AdapterVersion | None:
+    """The one of the highest version on the log of this part's policy."""
+    events = (ADAPTERS.decode(record.value) for record in read_to_end(context.kafka, ADAPTERS, "learner", context.metrics) if record.value)
+    return max((event for event in events if event.policy == context.policy), key=lambda event: event.version, default=None)

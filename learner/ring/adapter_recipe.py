@@ -41,7 +41,7 @@ class TakenStep(BaseModel):
 TAKEN = TypeAdapter(tuple[TakenStep, ...])
 
 
-class Recipe(BaseModel):
+class AdapterRecipe(BaseModel):
     """How to get from the parent's step to an adapter's."""
 
     model_config = ConfigDict(frozen=True)
@@ -73,7 +73,7 @@ class Recipe(BaseModel):
         (folder / RECIPE).write_text(self.model_dump_json())
 
     @classmethod
-    def read(cls, folder: Path) -> "Recipe":
+    def read(cls, folder: Path) -> "AdapterRecipe":
         """Raises BadArtifact when it is not there or cannot be read."""
         try:
             return cls.model_validate_json((folder / RECIPE).read_bytes())

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from learner.models.lora_policy import ADAPTER_FILES, Policy
-from learner.ring.adapter_recipe import Recipe
+from learner.ring.adapter_recipe import AdapterRecipe
 from learner.rollouts.rollout_engines import TransformersEngine, make_engine
 from learner.runs.learner_process import RewardScorer
 from learner.runs.trainer import Trainer
@@ -62,7 +62,7 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
         torch.set_num_threads(recipes[0].threads)
         policy = Policy(base, recipes[0].settings)
         trainer = Trainer(policy, make_engine(policy, recipes[0].settings), recipes[0].settings)
-        featurizer = Featurizer.of_site(base, reward)
+        featurizer = Featurizer.for_part(base, reward)
         if featurizer.fingerprint != recipes[0].features:
             raise ConfigError("the reward model's features differ: use the [reward] settings of the run, such as its config.toml")
         models: dict[str, RewardModel] = {}
@@ -78,8 +78,8 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
             yield Replayed(adapter.name, trainer.step_number, published, sha256_of(again / ADAPTER_FILES[0]))
 
 
-def _recipe(adapter: AdapterVersion, store: ArtifactStore, into: Path) -> Recipe:
-    recipe = Recipe.read(store.fetch(adapter.artifact, into))
+def _recipe(adapter: AdapterVersion, store: ArtifactStore, into: Path) -> AdapterRecipe:
+    recipe = AdapterRecipe.read(store.fetch(adapter.artifact, into))
     if not recipe.whole or recipe.steps[-1].step != adapter.step:
         raise ConfigError(f"{adapter.name} cannot be made again: a kill lost the steps between it and its parent (learner.checkpoint_every above 1)")
     if recipe.engine != TransformersEngine.name or recipe.device != "cpu":
@@ -89,7 +89,7 @@ def _recipe(adapter: AdapterVersion, store: ArtifactStore, into: Path) -> Recipe
     return recipe
 
 
-def _check(chain: Sequence[AdapterVersion], recipes: Sequence[Recipe], base: Path) -> None:
+def _check(chain: Sequence[AdapterVersion], recipes: Sequence[AdapterRecipe], base: Path) -> None:
     if (here := fingerprint(base)) != chain[0].base_fingerprint:
         raise ConfigError(f"the base here has fingerprint {here[:12]}, these adapters were made on {chain[0].base_fingerprint[:12]}")
     if recipes[0].torch != torch.__version__:

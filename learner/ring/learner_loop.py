@@ -11,7 +11,7 @@ from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.core.errors import Unavailable
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.traces import in_logs
 from streams.kafka import Producer
 
@@ -22,19 +22,19 @@ TURN_S = 3600.0
 """A step on a CPU may take many minutes; a loop that has not come round for an hour hangs."""
 
 
-def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
+def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext) -> None:
     """Learn until told to stop, or for ``max_steps``. ``reward`` says which features reward models are fitted on."""
-    producer = Producer(site.kafka, site.metrics, "tidemill-learner")
-    actor = LearnerActor(settings, reward, site.base, site.state, site.stopping)
+    producer = Producer(context.kafka, context.metrics, "tidemill-learner")
+    actor = LearnerActor(settings, reward, context.base, context.state, context.stopping)
     feed: Feed | None = None
     try:
-        publisher = AdapterPublisher(settings, site, producer)
-        feed = Feed(settings, site, producer, str(actor.call("features")))
+        publisher = AdapterPublisher(settings, context, producer)
+        feed = Feed(settings, context, producer, str(actor.call("features")))
         steps: int | None = None
         following: list[Prompt] = []
         device_s = 0.0  # since the last adapter: what the next one cost
-        while not site.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
-            site.health.turned("learning", TURN_S)
+        while not context.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
+            context.health.turned("learning", TURN_S)
             try:
                 if steps is None:  # at the start, and whenever the process was lost: what did it keep?
                     steps = int(actor.call("steps"))
@@ -44,7 +44,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 prompts = following or list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
                 if settings.sample_ahead:  # sampled during this step
                     following = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps + 1))
-                began_at = site.clock.now()
+                began_at = context.clock.now()
                 judged = list(feed.judged.choose(settings.judged_per_step))
                 report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged, following)
                 if report.step == steps:  # nothing fitted
@@ -52,11 +52,11 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                     feed.wait_for_prompts_that_fit()
                     continue
                 steps = report.step
-                _expose(site.metrics, report, settings)
+                _expose(context.metrics, report, settings)
                 device_s += sum(report.metrics[f"{phase}_s"] for phase in PHASES) * devices(settings)
                 feed.save()
                 if steps % settings.publish_every == 0:
-                    folder = site.state / "outgoing"
+                    folder = context.state / "outgoing"
                     targets = actor.call("export", folder, publisher.parent_step)
                     exported = Exported(folder, targets, steps, report.metrics | {"device_s": device_s})
                     event = publisher.publish(exported, feed.reward_model, began_at, feed.follows)
@@ -66,8 +66,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, site: Site) -> None:
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
             except Unavailable as error:
                 log.warning("waiting", error=str(error))
-                site.health.lacks("learning")
-                site.stopping.wait(RETRY_S)
+                context.health.lacks("learning")
+                context.stopping.wait(RETRY_S)
                 steps, following = None, []
     except Stopped:
         log.info("stopped_in_a_call")

@@ -14,10 +14,10 @@ from learner.settings import LearnerSettings
 from reward.fit.reward_model import RewardModel
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Episode, Erased, RewardModelVersion
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Headers
-from streams.erasure.erasure_follower import Erasures, told
+from streams.erasure.erasure_follower import ErasureFollower, told
 from streams.kafka import Consumer, Producer, Record, read_to_end
 from streams.kafka.dead_letters import DeadLetters
 
@@ -27,22 +27,22 @@ log = structlog.get_logger()
 class Feed:
     """Reads episodes, labels (when they are learned from) and reward models without a group: the pools and their offsets are its own state."""
 
-    def __init__(self, settings: LearnerSettings, site: Site, producer: Producer, features: str) -> None:
-        self._settings, self._site, self._features = settings, site, features
-        self._dead_letters = DeadLetters(producer, site.clock, site.metrics, "learner")
+    def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer, features: str) -> None:
+        self._settings, self._site, self._features = settings, context, features
+        self._dead_letters = DeadLetters(producer, context.clock, context.metrics, "learner")
         self._producer = producer
-        self._erasures = Erasures(site, "learner")
+        self._erasures = ErasureFollower(context, "learner")
         self._forgotten_at = 0
         self._must_save = False
         self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_judged else [EPISODES]
-        self._consumer = Consumer(site.kafka, [*self._pooled, REWARD_MODELS], "learner", site.metrics)
-        self.prompts = PromptPool(site.policy, settings.prompts_kept)
-        known = {EPISODES.name: self.prompts.load(site.state / "prompts.json"), LABELS.name: True}
-        self.judged = JudgedPool(site.policy, settings.judged_kept, settings.hindsight_replies)
+        self._consumer = Consumer(context.kafka, [*self._pooled, REWARD_MODELS], "learner", context.metrics)
+        self.prompts = PromptPool(context.policy, settings.prompts_kept)
+        known = {EPISODES.name: self.prompts.load(context.state / "prompts.json"), LABELS.name: True}
+        self.judged = JudgedPool(context.policy, settings.judged_kept, settings.hindsight_replies)
         if settings.learns_from_judged:
-            self.judged.load(site.state / "judged.json")
+            self.judged.load(context.state / "judged.json")
         for topic in self._pooled:
-            if known[topic.name] and (places := site.state / f"{topic.short_name}-offsets.json").exists():
+            if known[topic.name] and (places := context.state / f"{topic.short_name}-offsets.json").exists():
                 self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
         self._reward: tuple[RewardModelVersion, Path] | None = None
         self.follows: Headers = ()

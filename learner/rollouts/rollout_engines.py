@@ -45,7 +45,7 @@ class Rollout:
         return cls(tuple(prompt_ids), tuple(output_ids), tuple(logprobs), finish, version, tuple(routing))
 
 
-class Engine(Protocol):
+class RolloutEngine(Protocol):
     """Samples groups of rollouts with the adapter it was last given."""
 
     name: str
@@ -211,7 +211,7 @@ class VllmEngine:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def make_engine(policy: Policy, settings: LearnerSettings) -> Engine:
+def make_engine(policy: Policy, settings: LearnerSettings) -> RolloutEngine:
     """The engine that the settings ask for."""
     on_vllm = policy.device.type == "cuda" and settings.model_parallel == 1
     wanted = settings.engine if settings.engine != "auto" else ("vllm" if on_vllm else "transformers")

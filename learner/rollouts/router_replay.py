@@ -43,7 +43,7 @@ RULES: Final[tuple[Rule, ...]] = ((_softmax, _to_one), (_softmax, _as_they_are),
 """How routers turn logits into the chosen experts' weights: Mixtral and Qwen3-MoE; OLMoE; DeepSeek-V3 and Kimi-K2."""
 
 
-class Routing:
+class RouterChoices:
     """The routers of a transformers model, whose choices are written down or given."""
 
     def __init__(self, causal_lm: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from learner.distributed.process_mesh import ALONE, join
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
-from learner.ring.adapter_recipe import Notebook, Recipe, TakenStep
+from learner.ring.adapter_recipe import AdapterRecipe, Notebook, TakenStep
 from learner.ring.judged_answers import JudgedAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
@@ -49,7 +49,7 @@ class RewardScorer:
 
 
 @dataclass(frozen=True)
-class Place:
+class LearnerPlace:
     """Which of how many processes that learn together one is."""
 
     rank: int
@@ -62,7 +62,7 @@ class LearnerProcess:
     """One learner, or one of several that take every call together. It resumes from the last checkpoint when it is made, and is told
     everything else with each call."""
 
-    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, place: Place | None = None) -> None:
+    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, place: LearnerPlace | None = None) -> None:
         torch.set_num_threads(threads(settings))
         self._settings, self._state = settings, state
         device = torch.device("cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu")
@@ -73,7 +73,7 @@ class LearnerProcess:
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
         step = checkpoint.load(self._trainer, state / "checkpoints")
         self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
-        self._featurizer = Featurizer.of_site(base, reward)
+        self._featurizer = Featurizer.for_part(base, reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
         log.info("learner_ready", step=step, device=device.type, threads=torch.get_num_threads(), engine=self._trainer.engine.name,
@@ -120,8 +120,8 @@ class LearnerProcess:
             incoming.rename(folder)
         return self._policy.targets
 
-    def _recipe(self, parent_step: int) -> Recipe:
-        return Recipe(
+    def _recipe(self, parent_step: int) -> AdapterRecipe:
+        return AdapterRecipe(
             settings=self._settings,
             features=self._featurizer.fingerprint,
             engine=self._trainer.engine.name,

@@ -17,7 +17,7 @@ from learner.objectives.hindsight_objective import HindsightObjective
 from learner.objectives.rollout_objective import RolloutObjective
 from learner.objectives.thumb_objective import ThumbObjective
 from learner.ring.judged_answers import JudgedAnswer, advised
-from learner.rollouts.rollout_engines import Engine, Rollout
+from learner.rollouts.rollout_engines import Rollout, RolloutEngine
 from learner.settings import LearnerSettings
 from streams.core.errors import StalePolicy
 from streams.core.events import Message
@@ -74,7 +74,7 @@ class _Sampled:
 class Trainer:
     """Holds the optimizer. Everything random comes from (seed, step), so a step is a function of adapter, optimizer and input."""
 
-    def __init__(self, policy: Policy, engine: Engine, settings: LearnerSettings) -> None:
+    def __init__(self, policy: Policy, engine: RolloutEngine, settings: LearnerSettings) -> None:
         self.policy, self.engine, self.settings = policy, engine, settings
         self.optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.step_number = 0

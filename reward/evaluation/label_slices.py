@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from reward.evaluation.calibration import calibration
-from reward.fit.replay_buffer import Entry
+from reward.fit.replay_buffer import BufferEntry
 from streams.core.events import Calibration
 
 FEWEST = 10
@@ -52,16 +52,16 @@ def length_of(words: int) -> str:
     return "short" if words < SHORT_WORDS else "middle" if words < LONG_WORDS else "long"
 
 
-def slices_of(entry: Entry) -> tuple[str, ...]:
+def slices_of(entry: BufferEntry) -> tuple[str, ...]:
     """The names of the slices that an entry belongs to."""
     channels = tuple(f"channel={channel}" for channel, _, _ in entry.evidence)
     return (*channels, f"adapter={entry.adapter or 'base'}", f"language={entry.language}", f"length={length_of(entry.words)}")
 
 
-def by_slice(entries: Sequence[Entry]) -> dict[str, Calibration]:
+def by_slice(entries: Sequence[BufferEntry]) -> dict[str, Calibration]:
     """Calibration of each slice on entries (oldest first) that had been predicted before they were fitted. Of adapters, the newest."""
     adapters = list(dict.fromkeys(f"adapter={e.adapter or 'base'}" for e in reversed(entries)))
-    sliced: dict[str, list[Entry]] = {}
+    sliced: dict[str, list[BufferEntry]] = {}
     for entry in entries:
         for name in slices_of(entry):
             sliced.setdefault(name, []).append(entry)

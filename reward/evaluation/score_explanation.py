@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reward.fit.head_fit import Recipe, Rows, problem_of
+from reward.fit.head_fit import FitRecipe, Rows, problem_of
 from reward.fit.logistic_solver import solve
 from reward.fit.reward_model import RewardModel, Scores
 
@@ -51,7 +51,7 @@ class Explanation:
     """The logit of an answer like all others: bias and calibration."""
 
 
-def explain(model: RewardModel, rows: Rows, recipe: Recipe, features_D: Tensor, most: int = 5) -> Explanation:
+def explain(model: RewardModel, rows: Rows, recipe: FitRecipe, features_D: Tensor, most: int = 5) -> Explanation:
     """Explain a model's score of ``features_D`` by the ``rows`` and the ``recipe`` that it was fitted with."""
     scores: Scores = model.score(features_D[None])
     problem, heads, dimensions = problem_of(rows, recipe), recipe.heads, len(features_D)

@@ -37,7 +37,7 @@ FEWEST = 20
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TuningRecipe:
     """How it is tuned."""
 
     rank: int = 8
@@ -73,7 +73,7 @@ class Tuned:
         )
 
 
-def tune(backbone: Path, labels: Sequence[Label], settings: RewardSettings, recipe: Recipe, out: Path, tell: Callable[[str], None]) -> Tuned:
+def tune(backbone: Path, labels: Sequence[Label], settings: RewardSettings, recipe: TuningRecipe, out: Path, tell: Callable[[str], None]) -> Tuned:
     """Tune the backbone on labels with a verdict and write it to ``out``, which must not be there. Raises ConfigError when labels are too few.
 
     ``out`` is written whether or not it is better: ``Tuned.better`` says so.
@@ -95,7 +95,9 @@ def tune(backbone: Path, labels: Sequence[Label], settings: RewardSettings, reci
     return Tuned(len(train), len(test), loss_before, loss_after, right_before, right_after)
 
 
-def _trained(backbone: Path, old: Featurizer, labels: Sequence[Label], settings: RewardSettings, recipe: Recipe, tell: Callable[[str], None]) -> Any:
+def _trained(
+    backbone: Path, old: Featurizer, labels: Sequence[Label], settings: RewardSettings, recipe: TuningRecipe, tell: Callable[[str], None]
+) -> Any:
     """The part of the backbone that features run through, tuned and merged."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)

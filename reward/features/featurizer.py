@@ -34,7 +34,7 @@ from streams.core.events import Message
 Pair = tuple[Sequence[Message], str]
 COVERAGES, FORMS = 5, 3
 RELATIONS = COVERAGES + FORMS
-LAYOUT = 2
+FEATURES_LAYOUT = 2
 """Raised whenever the features change: models fitted on another layout must not score these."""
 GAINS = (1.0, 0.4, 0.4)
 """How much each of the large blocks weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
@@ -66,14 +66,14 @@ class Featurizer:
         self._model = model.eval().requires_grad_(False)
         self._hidden = int(model.config.hidden_size)
         self._whitening_HH, self._centre_H = _whitening(self._model.get_input_embeddings().weight)
-        named = f"{fingerprint(backbone)} {LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
+        named = f"{fingerprint(backbone)} {FEATURES_LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
         self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
         self._prefix: tuple[tuple[int, ...], Any] | None = None
         self._lock = Lock()
 
     @classmethod
-    def of_site(cls, base: Path, settings: RewardSettings) -> Self:
+    def for_part(cls, base: Path, settings: RewardSettings) -> Self:
         """On the backbone that the settings name, beside this base of the policy."""
         return cls(settings.backbone_of(base), settings)
 

@@ -29,7 +29,7 @@ PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
-class Part:
+class FitPart:
     """One thing that a label says: the answer is good (0 to 1), or, with a ``level``, it is rated above that level. Weight beside a thumb at 1."""
 
     target: float
@@ -52,7 +52,7 @@ class Rows:
     """How much say those have who gave the verdict."""
     trust_N: Tensor
     """How likely they are to be right, 0.5 to 1: targets are smoothed by it."""
-    parts: Sequence[Sequence[Part]]
+    parts: Sequence[Sequence[FitPart]]
     episodes: Sequence[str]
     voters: Sequence[Sequence[str]]
     newer_N: Tensor
@@ -69,7 +69,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FitRecipe:
     """How to fit: the part of the settings that decides the result."""
 
     features: str
@@ -101,7 +101,7 @@ class Problem:
     """The episode whose label holds each row."""
 
 
-def problem_of(rows: Rows, recipe: Recipe) -> Problem:
+def problem_of(rows: Rows, recipe: FitRecipe) -> Problem:
     """Rows as one problem for all heads: first the bootstrap's, then the folds'."""
     centre_D, spread_D = rows.thumbs_ND.mean(0), rows.thumbs_ND.std(0, correction=0) + 1e-3
 
@@ -138,7 +138,7 @@ def problem_of(rows: Rows, recipe: Recipe) -> Problem:
     )
 
 
-def _pull(standard_ND: Tensor, rows: Rows, recipe: Recipe) -> tuple[Tensor, float]:
+def _pull(standard_ND: Tensor, rows: Rows, recipe: FitRecipe) -> tuple[Tensor, float]:
     """Gains ``[D]`` and the pull to zero. In doubt all are pulled harder, except a feature that is a block of its own: one weight is soon known."""
     usual_D, doubtful_D = (
         torch.cat([torch.full((size,), gain / size**0.5) for size, gain in blocks])
@@ -152,7 +152,7 @@ def _pull(standard_ND: Tensor, rows: Rows, recipe: Recipe) -> tuple[Tensor, floa
     return (doubtful_D, recipe.l2_in_doubt) if doubt else (usual_D, recipe.l2)
 
 
-def fit(rows: Rows, recipe: Recipe) -> RewardModel:
+def fit(rows: Rows, recipe: FitRecipe) -> RewardModel:
     """The reward model of these rows: bootstrap heads, fold heads, and the temperature that unseen labels call for."""
     problem = problem_of(rows, recipe)
     solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, problem.l2)
@@ -177,7 +177,7 @@ def fit(rows: Rows, recipe: Recipe) -> RewardModel:
     )
 
 
-def _thresholds(parts: Sequence[Part], pairs: int) -> Tensor:
+def _thresholds(parts: Sequence[FitPart], pairs: int) -> Tensor:
     """Columns ``[M, 4]`` by which a rating's row for a level is lowered. At zero a rating counts as the mean of its levels, like that of thumbs."""
     levels_M = torch.tensor([part.level for part in parts] + [0] * pairs)
     return -THRESHOLD_SCALE * torch.nn.functional.one_hot(levels_M, RATINGS)[:, 1:].double()

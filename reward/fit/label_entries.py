@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from reward.evaluation.label_slices import language_of
 from reward.features.featurizer import Features
-from reward.fit.replay_buffer import FEATURE_LIMIT, Entry, Said
+from reward.fit.replay_buffer import FEATURE_LIMIT, BufferEntry, Said
 from streams.core.events import Channel, Evidence, FeedbackKind, Label
 from streams.join.feedback_channels import voices
 from streams.kafka import Record
@@ -14,13 +14,13 @@ from streams.kafka import Record
 SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORRECTION, FeedbackKind.COMPARISON})
 
 
-def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> Entry:
+def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> BufferEntry:
     """The entry of a label, before the model of the day has said what it makes of it."""
     said, weights = _said(label)
     total = sum(weight for _, _, weight in said)
     corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
     over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
-    bare = Entry(
+    bare = BufferEntry(
         episode_id=label.episode_id,
         verdict=sum(value * weight for _, value, weight in said) / total if total else None,
         feedback_count=len(label.feedback_ids),

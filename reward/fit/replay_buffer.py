@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reward.fit.head_fit import RATINGS, Part, Rows
+from reward.fit.head_fit import RATINGS, FitPart, Rows
 from reward.trust.voter_trust import critics_say
 from streams.core.errors import InvalidEvent
 from streams.core.events import Channel
 
-LAYOUT = 3
+BUFFER_LAYOUT = 3
 """Raised whenever an entry's encoding changes: the labels are then read again instead of entries that we cannot read."""
 BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
 STRATA = ("good", "bad", "hint good", "hint bad", "words", "withdrawn")
@@ -34,7 +34,7 @@ Said = tuple[str, float, float]
 
 
 @dataclass(frozen=True)
-class Entry:
+class BufferEntry:
     """One episode's label as the refit needs it. ``D`` features, half precision."""
 
     episode_id: str
@@ -111,7 +111,7 @@ class Entry:
         return json.dumps(body).encode()
 
     @classmethod
-    def decode(cls, raw: bytes) -> "Entry":
+    def decode(cls, raw: bytes) -> "BufferEntry":
         """The inverse of ``encode``. Raises InvalidEvent on anything else."""
         try:
             body = json.loads(raw)
@@ -132,20 +132,20 @@ _PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicte
 class ReplayBuffer:
     """The entries that count. ``take`` reports what changed, for whoever keeps them durably."""
 
-    def __init__(self, capacity: int, entries: Iterable[Entry] = ()) -> None:
+    def __init__(self, capacity: int, entries: Iterable[BufferEntry] = ()) -> None:
         self._capacity = capacity
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, BufferEntry] = {}
         self.take(entries)
 
     def __contains__(self, episode_id: str) -> bool:
         return episode_id in self._entries
 
-    def __getitem__(self, episode_id: str) -> Entry:
+    def __getitem__(self, episode_id: str) -> BufferEntry:
         return self._entries[episode_id]
 
-    def take(self, entries: Iterable[Entry]) -> dict[str, Entry | None]:
+    def take(self, entries: Iterable[BufferEntry]) -> dict[str, BufferEntry | None]:
         """Take entries in; returns what to store by episode, None where an entry is to be deleted."""
-        changed: dict[str, Entry | None] = {}
+        changed: dict[str, BufferEntry | None] = {}
         for entry in entries:
             standing = self._entries.get(entry.episode_id)
             if standing is not None and standing.rank >= entry.rank:
@@ -158,13 +158,13 @@ class ReplayBuffer:
             changed[episode_id] = None
         return changed
 
-    def forget(self, episode_ids: Iterable[str]) -> dict[str, Entry | None]:
+    def forget(self, episode_ids: Iterable[str]) -> dict[str, BufferEntry | None]:
         """These episodes have no label any more; returns what to delete, which is all of them: what is kept elsewhere may be more."""
         for episode_id in (gone := dict.fromkeys(episode_ids)):
             self._entries.pop(episode_id, None)
         return gone
 
-    def with_verdict(self, newest: int | None = None, people_only: bool = False) -> list[Entry]:
+    def with_verdict(self, newest: int | None = None, people_only: bool = False) -> list[BufferEntry]:
         """Entries that have a verdict: by episode id, or the so many newest, oldest first."""
         chosen = [e for e in self._entries.values() if e.verdict is not None and (e.by_people or not people_only)]
         if newest is None:
@@ -202,7 +202,7 @@ class ReplayBuffer:
             pair_episodes=[pair.episode_id for pair in pairs],
         )
 
-    def _pairs(self, entry: Entry) -> "list[_Pair]":
+    def _pairs(self, entry: BufferEntry) -> "list[_Pair]":
         """Pairs where the features of both answers are known."""
         if entry.features_D is None:
             return []
@@ -213,7 +213,7 @@ class ReplayBuffer:
         ]
 
     def _beyond_capacity(self) -> list[str]:
-        strata: dict[str, list[Entry]] = {name: [] for name in STRATA}
+        strata: dict[str, list[BufferEntry]] = {name: [] for name in STRATA}
         for entry in self._entries.values():
             strata[entry.stratum].append(entry)
         # Hints come by themselves and in numbers; they have room of their own, so that they never push out what people said.
@@ -235,7 +235,7 @@ class _Pair:
     weight: float
 
 
-def parts_of(entry: Entry, critics_say: float = 1.0) -> tuple[Part, ...]:
+def parts_of(entry: BufferEntry, critics_say: float = 1.0) -> tuple[FitPart, ...]:
     """What an entry teaches: how good the answer is, and for each rating above which levels it lies. A critic's word counts by its say."""
     said = [
         (value, weight * critics_say if channel == Channel.CRITIC else weight)
@@ -243,13 +243,13 @@ def parts_of(entry: Entry, critics_say: float = 1.0) -> tuple[Part, ...]:
         if channel != Channel.RATINGS
     ]
     weight = sum(w for _, w in said)
-    parts = [Part(sum(value * w for value, w in said) / weight, weight)] if weight else []
+    parts = [FitPart(sum(value * w for value, w in said) / weight, weight)] if weight else []
     rating_weight = sum(w for channel, _, w in entry.evidence if channel == Channel.RATINGS)
     levels = len(entry.ratings) * (RATINGS - 1)
-    return (*parts, *(Part(float(r > k), rating_weight / levels, level=k) for r in entry.ratings if rating_weight for k in range(1, RATINGS)))
+    return (*parts, *(FitPart(float(r > k), rating_weight / levels, level=k) for r in entry.ratings if rating_weight for k in range(1, RATINGS)))
 
 
-def _people_and_critic(entry: Entry) -> tuple[float, float] | None:
+def _people_and_critic(entry: BufferEntry) -> tuple[float, float] | None:
     """What people and what the critic said of one answer; none unless both did."""
     people = [(value, weight) for channel, value, weight in entry.evidence if channel in (Channel.THUMBS, Channel.RATINGS)]
     critic = [value for channel, value, _ in entry.evidence if channel == Channel.CRITIC]
@@ -258,11 +258,11 @@ def _people_and_critic(entry: Entry) -> tuple[float, float] | None:
     return sum(value * weight for value, weight in people) / sum(weight for _, weight in people), critic[0]
 
 
-def _by_age(entry: Entry) -> tuple[datetime, str]:
+def _by_age(entry: BufferEntry) -> tuple[datetime, str]:
     return (entry.newest_feedback_at, entry.episode_id)
 
 
-def _known(entry: Entry) -> Tensor:
+def _known(entry: BufferEntry) -> Tensor:
     if entry.features_D is None:
         raise ValueError(f"entry {entry.episode_id} was withdrawn and has no features")
     return entry.features_D

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from reward.trust.hacking_guards import Finding, inspect
+from reward.trust.hacking_guards import GuardFinding, inspect
 from streams.core.events import Label
 from streams.core.metrics import Metrics
 
@@ -31,12 +31,12 @@ class AnswersWatch:
             side.clear()
             side.extend(kept)
 
-    def findings(self) -> tuple[Finding, ...]:
+    def findings(self) -> tuple[GuardFinding, ...]:
         """What the rules say now; nothing while there are too few answers on either side."""
         return inspect([answer for _, answer in self._adapters], [answer for _, answer in self._base])
 
 
-def tell(findings: Sequence[Finding], metrics: Metrics) -> None:
+def tell(findings: Sequence[GuardFinding], metrics: Metrics) -> None:
     """Each rule's figure and verdict as metrics."""
     for finding in findings:
         tell_rule(finding.rule, finding.value, finding.tripped, metrics)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reward.fit.head_fit import Rows
-from reward.fit.replay_buffer import Entry, ReplayBuffer
+from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.settings import RewardSettings
 from reward.trust.voter_trust import averaging_one, capped
 
@@ -30,7 +30,7 @@ def capped_rows(buffer: ReplayBuffer, settings: RewardSettings) -> tuple[Rows, d
     return replace(rows, weights_N=rows.weights_N * together(of_labels), pair_weights_P=rows.pair_weights_P * together(of_pairs)), moved
 
 
-def caps(entries: Sequence[Entry], settings: RewardSettings, given: Mapping[str, int]) -> dict[str, Tensor]:
+def caps(entries: Sequence[BufferEntry], settings: RewardSettings, given: Mapping[str, int]) -> dict[str, Tensor]:
     """Weights ``[N]`` of the rows of these entries by each of the ``RULES`` alone; they average 1. ``given``: how many labels each person gave."""
     return {
         "person": capped([entry.voters for entry in entries], settings.person_share),
@@ -55,14 +55,14 @@ def largest_share(voters: Sequence[Sequence[str]], weights_N: Tensor) -> float |
     return min(1.0, max(held.values()) / float(weights_N.sum())) if held else None  # sums of rounded weights may end a hair above 1
 
 
-def _once(entries: Sequence[Entry]) -> Tensor:
+def _once(entries: Sequence[BufferEntry]) -> Tensor:
     """The same people on the same words count together as one label, however many pairs it holds."""
     said = {entry.episode_id: (entry.voters, entry.said) if entry.said and entry.voters else entry.episode_id for entry in entries}
     times = Counter(said.values())
     return torch.tensor([1 / times[said[entry.episode_id]] for entry in entries])
 
 
-def _known(entries: Sequence[Entry], enough: int, given: Mapping[str, int]) -> Tensor:
+def _known(entries: Sequence[BufferEntry], enough: int, given: Mapping[str, int]) -> Tensor:
     """Whoever has given fewer labels than ``enough`` counts in proportion; a label of several people as their mean."""
     shares = [[min(1.0, given[person] / enough) for person in entry.voters] for entry in entries]
     return torch.tensor([sum(each) / len(each) if each else 1.0 for each in shares])

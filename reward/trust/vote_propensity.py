@@ -33,7 +33,7 @@ MOST_PEOPLE = 100_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedTurn:
     """An episode before its answer is seen, and whether anybody voted afterwards. ``person`` is hashed; none when nobody is named."""
 
     messages: Sequence[Message]
@@ -121,7 +121,7 @@ def covariates(messages: Sequence[Message], history: tuple[int, int], rate: floa
     return (math.log1p(len(asked.split())), float("?" in asked), math.log1p(len(messages)), math.log(habit / (1 - habit)))
 
 
-def fit_propensity(policy: str, asked: Sequence[Asked], clip: float = 5.0) -> Propensity:
+def fit_propensity(policy: str, asked: Sequence[AskedTurn], clip: float = 5.0) -> Propensity:
     """Fit on a policy's episodes, oldest first: each is told by what its person had done *before* it. Raises ConfigError without votes."""
     votes = sum(each.voted for each in asked)
     if not 0 < votes < len(asked):
@@ -145,7 +145,7 @@ def fit_propensity(policy: str, asked: Sequence[Asked], clip: float = 5.0) -> Pr
     return Propensity(policy, rate, clip, centre, spread, weights, float(b_1[0]), known)
 
 
-def effect_of(model: Propensity, asked: Sequence[Asked], verdicts: Sequence[tuple[Asked, float]]) -> Effect:
+def effect_of(model: Propensity, asked: Sequence[AskedTurn], verdicts: Sequence[tuple[AskedTurn, float]]) -> Effect:
     """The effect on ``verdicts``, each with the episode it is about."""
     chances_N = torch.tensor([model.chance(each.messages, each.person) for each in asked])
     voted_N = torch.tensor([each.voted for each in asked])

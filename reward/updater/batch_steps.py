@@ -8,7 +8,7 @@ import structlog
 
 from reward.features.featurizer import Featurizer
 from reward.fit.label_entries import standing_labels
-from reward.fit.replay_buffer import LAYOUT, Entry
+from reward.fit.replay_buffer import BUFFER_LAYOUT, BufferEntry
 from reward.settings import RewardSettings
 from reward.trust.live_answers import AnswersWatch, tell
 from reward.trust.vote_propensity import Propensity
@@ -16,7 +16,7 @@ from reward.updater.refitter import Refitter
 from reward.updater.version_publisher import Versions
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Label
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import LABELS
 from streams.kafka import Producer, Record, committed_offsets, end_offsets
 from streams.kafka.dead_letters import DeadLetters
@@ -29,7 +29,7 @@ class Batch:
     """Records that were read, and the entries that they amount to."""
 
     records: Sequence[Record]
-    entries: Sequence[Entry]
+    entries: Sequence[BufferEntry]
     gone: Sequence[str] = ()
     """Episodes that have no label any more."""
 
@@ -48,19 +48,19 @@ class Work:
         self.whole = False
 
 
-class Intake:
+class BatchSteps:
     """Everything the updater holds: backbone, buffer, versions, and a producer of its own."""
 
-    def __init__(self, settings: RewardSettings, site: Site) -> None:
-        self._site = site
-        self._featurizer = featurizer = Featurizer.of_site(site.base, settings)
-        self._producer = Producer(site.kafka, site.metrics, "tidemill-reward")
-        self._dead = DeadLetters(self._producer, site.clock, site.metrics, "reward")
-        self._versions = Versions(settings, site, self._producer, featurizer.fingerprint)
+    def __init__(self, settings: RewardSettings, context: PartContext) -> None:
+        self._site = context
+        self._featurizer = featurizer = Featurizer.for_part(context.base, settings)
+        self._producer = Producer(context.kafka, context.metrics, "tidemill-reward")
+        self._dead = DeadLetters(self._producer, context.clock, context.metrics, "reward")
+        self._versions = Versions(settings, context, self._producer, featurizer.fingerprint)
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
         self._watch = AnswersWatch()
-        self.name = f"tidemill-reward-{site.policy}-{featurizer.fingerprint[:12]}-{LAYOUT}"
+        self.name = f"tidemill-reward-{context.policy}-{featurizer.fingerprint[:12]}-{BUFFER_LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
     def recover(self, stored: Sequence[bytes], held: int) -> bool:

@@ -14,22 +14,22 @@ import torch
 from faust.sensors.prometheus import setup_prometheus_sensors
 
 from reward.settings import RewardSettings
-from reward.updater.batch_steps import Intake, Work
+from reward.updater.batch_steps import BatchSteps, Work
 from reward.updater.faust_fixes import AcknowledgedTable, app_of
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import LABELS
 from streams.kafka import Record
 
 RAW: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
 
 
-def run(settings: RewardSettings, site: Site) -> None:
-    """Update the policy's reward model until ``site.stopping`` is set."""
+def run(settings: RewardSettings, context: PartContext) -> None:
+    """Update the policy's reward model until ``context.stopping`` is set."""
     torch.set_num_threads(settings.threads)
-    intake = Intake(settings, site)
+    intake = BatchSteps(settings, context)
 
     async def main() -> None:
-        await _serve(build(settings, site, intake, work := Work()), work, site.stopping)
+        await _serve(build(settings, context, intake, work := Work()), work, context.stopping)
 
     try:
         asyncio.run(main())
@@ -37,11 +37,11 @@ def run(settings: RewardSettings, site: Site) -> None:
         intake.close()
 
 
-def build(settings: RewardSettings, site: Site, intake: Intake, work: Work) -> Any:
+def build(settings: RewardSettings, context: PartContext, intake: BatchSteps, work: Work) -> Any:
     """The app: one agent on the labels, one table. Called inside the event loop that serves it."""
-    app = app_of(intake.name, settings, site.kafka, site.state)
-    setup_prometheus_sensors(app, registry=site.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
-    table = AcknowledgedTable(app, name="buffer", partitions=site.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
+    app = app_of(intake.name, settings, context.kafka, context.state)
+    setup_prometheus_sensors(app, registry=context.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
+    table = AcknowledgedTable(app, name="buffer", partitions=context.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     app.tables.add(table)
     app.on_partitions_revoked.connect(work.dealt_anew)
 

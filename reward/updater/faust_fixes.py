@@ -32,7 +32,7 @@ class AcknowledgedTable(faust.Table):
         await asyncio.gather(*sent)
 
 
-class Consumer(aiokafka.Consumer):
+class SafeConsumer(aiokafka.Consumer):
     """A fetch is told partitions that stay as they are while it waits.
 
     Faust empties the very set that it has handed over, when a recovery ends; to aiokafka an empty set means all partitions, so it hands out
@@ -59,7 +59,7 @@ def app_of(name: str, settings: RewardSettings, kafka: KafkaSettings, state: Pat
     """The app, with its parts made safe. ``state`` is a folder of the updater's own."""
     app = faust.App(name, **_options(settings, kafka, state))
     app.flow_control = FlowControl()
-    app.transport.Consumer = Consumer
+    app.transport.Consumer = SafeConsumer
     return app
 
 

@@ -19,13 +19,13 @@ from torch import Tensor
 from reward.evaluation.calibration import calibration, log_loss, no_worse
 from reward.evaluation.label_slices import by_slice
 from reward.features.featurizer import Features
-from reward.fit.head_fit import Recipe, Rows, fit
+from reward.fit.head_fit import FitRecipe, Rows, fit
 from reward.fit.label_entries import entry_of
-from reward.fit.replay_buffer import Entry, ReplayBuffer
+from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import Drift, page_hinkley
-from reward.trust.hacking_guards import Finding, divergence
+from reward.trust.hacking_guards import GuardFinding, divergence
 from reward.trust.vote_caps import capped_rows, largest_share
 from reward.trust.vote_propensity import Propensity
 from reward.trust.voter_trust import reliable, smoothing, trusts
@@ -46,7 +46,7 @@ class Refit:
     calibration: Calibration
     slices: dict[str, Calibration]
     drift: Drift
-    divergence: Finding | None
+    divergence: GuardFinding | None
     labels: int
     newest_feedback_at: datetime | None
     largest_person_share: float | None
@@ -73,12 +73,12 @@ class Refitter:
         self._owed = False
         """A version without somebody who was erased is yet to be published."""
 
-    def prepare(self, labels: Sequence[Label]) -> list[Entry]:
+    def prepare(self, labels: Sequence[Label]) -> list[BufferEntry]:
         """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
         weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
         return self._predicted([entry_of(label, self.features, weigh) for label in labels])
 
-    def absorb(self, entries: Sequence[Entry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
+    def absorb(self, entries: Sequence[BufferEntry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
         """Forget episodes that have no label any more, then take the entries in; returns what to store durably by episode, None to delete.
 
         After an erasure the next version is published by no other rule than that there are labels enough for one: the last one knew the person.
@@ -89,7 +89,7 @@ class Refitter:
 
     def recover(self, stored: Sequence[bytes]) -> None:
         """Begin again from what was stored."""
-        self.buffer = ReplayBuffer(self._settings.buffer_labels, (Entry.decode(raw) for raw in stored))
+        self.buffer = ReplayBuffer(self._settings.buffer_labels, (BufferEntry.decode(raw) for raw in stored))
 
     def refit(self) -> Refit:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
@@ -166,7 +166,7 @@ class Refitter:
         counts = self.buffer.counts()
         return sum(counts[stratum] for stratum in ("good", "bad", "hint good", "hint bad"))
 
-    def _window(self, newest: int) -> list[Entry]:
+    def _window(self, newest: int) -> list[BufferEntry]:
         """The newest labels that people gave, oldest first; where none did, the newest hints."""
         return self.buffer.with_verdict(newest, people_only=True) or self.buffer.with_verdict(newest)
 
@@ -190,17 +190,17 @@ class Refitter:
         new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, self.published))
         return "published" if no_worse(new, old, self._settings.publish_tolerance_se) else "worse"
 
-    def _predicted(self, entries: list[Entry]) -> list[Entry]:
+    def _predicted(self, entries: list[BufferEntry]) -> list[BufferEntry]:
         features = [e.features_D for e in entries if e.features_D is not None]
         if self.published is None or not features:
             return entries
         said = iter(self.published.score(torch.stack(features).float()).mean_N.tolist())
         return [replace(e, predicted=next(said)) if e.features_D is not None else e for e in entries]
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> FitRecipe:
         """How this fits."""
         s = self._settings
-        return Recipe(
+        return FitRecipe(
             features=self.features.fingerprint,
             blocks=self.features.blocks,
             heads=s.heads,

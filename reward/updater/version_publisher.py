@@ -11,12 +11,12 @@ import structlog
 
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from reward.trust.hacking_guards import Finding
+from reward.trust.hacking_guards import GuardFinding
 from reward.trust.live_answers import tell
 from reward.updater.refitter import Refit, Refitter
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import RewardModelVersion
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import LABELS, REWARD_MODELS
 from streams.core.traces import Headers, in_logs
 from streams.kafka import Producer, read_to_end
@@ -29,8 +29,8 @@ log = structlog.get_logger()
 class Versions:
     """Numbers versions without a gap in meaning: the next is one more than the last on the topic, whoever wrote it."""
 
-    def __init__(self, settings: RewardSettings, site: Site, producer: Producer, features: str) -> None:
-        self._settings, self._site, self._producer = settings, site, producer
+    def __init__(self, settings: RewardSettings, context: PartContext, producer: Producer, features: str) -> None:
+        self._settings, self._site, self._producer = settings, context, producer
         self.features = features
         self._newest: RewardModelVersion | None = None
         self._offsets: dict[int, int] = {}
@@ -72,12 +72,12 @@ class Versions:
         """The next version's trace continues that of the newest label."""
         self._follows = [*self._follows, *labels][-MOST_FOLLOWED:]
 
-    def maybe_publish(self, refitter: Refitter, found: Sequence[Finding] = ()) -> RewardModelVersion | None:
+    def maybe_publish(self, refitter: Refitter, found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
         with in_logs(*self._follows):
             return self._refitted(refitter, found)
 
-    def _refitted(self, refitter: Refitter, found: Sequence[Finding]) -> RewardModelVersion | None:
+    def _refitted(self, refitter: Refitter, found: Sequence[GuardFinding]) -> RewardModelVersion | None:
         began, began_at = time.perf_counter(), self._site.clock.now()
         refit = refitter.refit()
         self._tell(refit, time.perf_counter() - began)

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationError
 
 from streams.core.errors import BadArtifact
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 CONTEXT = b"tidemill artifact v1"
 """Begins whatever is signed, so that a key used elsewhere cannot be made to sign for us."""
@@ -40,7 +40,7 @@ def _is_secret_key(secret: SecretStr) -> SecretStr:
     return secret
 
 
-class SigningSettings(Section):
+class SigningSettings(SettingsSection):
     """Who vouches for adapters and reward models."""
 
     private_key: Annotated[SecretStr, AfterValidator(_is_secret_key)] | None = None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # pyarrow takes its time, and a command that only looks at th
 
 
 @dataclass(frozen=True)
-class Site:
+class PartContext:
     """One part's surroundings, made by the command line and passed in."""
 
     kafka: KafkaSettings

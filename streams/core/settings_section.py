@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict
 
 
-class Section(BaseModel):
+class SettingsSection(BaseModel):
     """A group of settings that belong to one part.
 
     Every field's docstring is its documentation (``docs/reference/settings.md`` is generated from it); a unit stands in its name.

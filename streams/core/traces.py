@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from pydantic import Field
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -25,7 +25,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
-class TracesSettings(Section):
+class TracesSettings(SettingsSection):
     """OpenTelemetry spans across capture, join, refit, step and load. Off unless ``url`` is set."""
 
     url: str = Field(default="", max_length=2000)

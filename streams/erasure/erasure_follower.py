@@ -7,7 +7,7 @@ import structlog
 
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Erased, Erasure
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ERASED, ERASURES
 from streams.erasure.forgotten_people import Forgotten
 from streams.kafka import Consumer, Record
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedErasure:
     """One erasure, and where it lies on the topic."""
 
     erasure: Erasure
@@ -24,14 +24,14 @@ class Asked:
     arrived_ms: int
 
 
-class Erasures:
+class ErasureFollower:
     """Reads the topic from its beginning: a part that folds old records must know everybody who was ever to be forgotten. Not thread-safe."""
 
-    def __init__(self, site: Site, part: str) -> None:
+    def __init__(self, context: PartContext, part: str) -> None:
         """Returns when all that lies on the topic now is known. Raises Unavailable."""
-        self._consumer = Consumer(site.kafka, [ERASURES], part, site.metrics)
+        self._consumer = Consumer(context.kafka, [ERASURES], part, context.metrics)
         self.forgotten = Forgotten()
-        self.asked: list[Asked] = []
+        self.asked: list[AskedErasure] = []
         try:
             while self._consumer.lag() > 0:
                 self.poll(timeout_s=0.5)
@@ -50,7 +50,7 @@ class Erasures:
         self.asked += take(self._consumer.poll(timeout_s), self.forgotten)
         return len(self.asked) > before
 
-    def since(self, offset: int) -> list[Asked]:
+    def since(self, offset: int) -> list[AskedErasure]:
         """Those at this offset and later."""
         return [each for each in self.asked if each.offset >= offset]
 
@@ -59,7 +59,7 @@ class Erasures:
         self._consumer.close()
 
 
-def take(records: Iterable[Record], forgotten: Forgotten) -> list[Asked]:
+def take(records: Iterable[Record], forgotten: Forgotten) -> list[AskedErasure]:
     """The erasures among the records of that topic, now among the forgotten; what cannot be read is told and passed over."""
     found = []
     for record in records:
@@ -69,7 +69,7 @@ def take(records: Iterable[Record], forgotten: Forgotten) -> list[Asked]:
             log.error("an erasure cannot be read: nobody is forgotten by it", offset=record.offset, error=str(error))
             continue
         forgotten.take(erasure, record.timestamp_ms)
-        found.append(Asked(erasure, record.offset, record.timestamp_ms))
+        found.append(AskedErasure(erasure, record.offset, record.timestamp_ms))
     return found
 
 

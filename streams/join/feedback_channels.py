@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from streams.core.events import Channel, Evidence, FeedbackKind, Vote
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 CHANNELS = {
     "thumbs": 1.0,
@@ -27,7 +27,7 @@ OUTCOMES = {"test-passed": 1.0, "test-failed": -1.0, "form-submitted": 1.0, "for
 CRITIC = {"critic-good": 1.0, "critic-bad": -1.0}
 
 
-class EvidenceSettings(Section):
+class EvidenceSettings(SettingsSection):
     """Which signals say what, and how much each channel counts. An entry that is given replaces that entry alone; 0 silences it."""
 
     channels: dict[str, float] = Field(default=CHANNELS)

@@ -68,7 +68,7 @@ class Arrived(BaseModel):
     offset: int = -1
 
 
-class Standing(BaseModel):
+class EpisodeState(BaseModel):
     """All that is known about one episode: itself (none while feedback waits for it) and its distinct feedback."""
 
     model_config = ConfigDict(frozen=True)
@@ -97,25 +97,25 @@ class Erasing:
     """There may be a label on the log that has nothing left to stand on."""
 
 
-class Standings(Protocol):
+class EpisodeStates(Protocol):
     """The join's state: by episode id, and by when it expires."""
 
-    def get(self, episode_id: str, /) -> Standing | None: ...
-    def __setitem__(self, episode_id: str, standing: Standing, /) -> None: ...
+    def get(self, episode_id: str, /) -> EpisodeState | None: ...
+    def __setitem__(self, episode_id: str, standing: EpisodeState, /) -> None: ...
     def __delitem__(self, episode_id: str, /) -> None: ...
     def due(self, before: datetime) -> list[str]:
         """Episode ids whose ``expires_at`` lies before that time."""
 
 
-class InMemory(dict[str, Standing]):
-    """The state as a dict. Satisfies Standings."""
+class InMemory(dict[str, EpisodeState]):
+    """The state as a dict. Satisfies EpisodeStates."""
 
     def due(self, before: datetime) -> list[str]:
         return [episode_id for episode_id, standing in self.items() if standing.expires_at < before]
 
 
 @dataclass
-class Tally:
+class JoinTally:
     """What was folded in since it was cleared."""
 
     joined: list[Feedback] = field(default_factory=list)
@@ -131,10 +131,10 @@ class Tally:
 class FeedbackJoin:
     """Folds episodes and feedback into labels. ``set_aside`` is handed the feedback that cannot count; nothing is dropped in silence."""
 
-    def __init__(self, state: Standings, settings: JoinSettings, set_aside: Callable[[Arrived, InvalidEvent], None]) -> None:
+    def __init__(self, state: EpisodeStates, settings: JoinSettings, set_aside: Callable[[Arrived, InvalidEvent], None]) -> None:
         self._state, self._window, self._most, self._set_aside = state, settings.window, settings.most_feedback, set_aside
         self._evidence = settings
-        self.tally = Tally()
+        self.tally = JoinTally()
 
     def on_episode(self, episode: Episode, now: datetime) -> Label | None:
         """``now`` is when the episode arrived. The label, if feedback was waiting for it."""
@@ -156,7 +156,7 @@ class FeedbackJoin:
         waiting = standing.feedback if standing is not None else ()
         in_time = tuple(arrived for arrived in waiting if not self._too_late(arrived, known, now))
         erasures = standing.erasures if standing is not None else 0
-        standing = Standing(known=known, feedback=in_time, expires_at=now + self._window, erasures=erasures)
+        standing = EpisodeState(known=known, feedback=in_time, expires_at=now + self._window, erasures=erasures)
         self._state[episode.episode_id] = standing
         self.tally.joined += [arrived.feedback for arrived in in_time]
         return self._label(episode.episode_id, standing)
@@ -166,7 +166,7 @@ class FeedbackJoin:
         standing = self._state.get(feedback.episode_id)
         arrived = Arrived(feedback=feedback, at=now, offset=offset)
         if standing is None:
-            self._state[feedback.episode_id] = Standing(feedback=(arrived,), expires_at=now + self._window)
+            self._state[feedback.episode_id] = EpisodeState(feedback=(arrived,), expires_at=now + self._window)
             return None
         if any(each.feedback.feedback_id == feedback.feedback_id for each in standing.feedback):
             self.tally.duplicate_feedback += 1
@@ -209,7 +209,7 @@ class FeedbackJoin:
         standing = self._state.get(episode_id)
         return None if standing is None else self._label(episode_id, standing)
 
-    def _label(self, episode_id: str, standing: Standing) -> Label | None:
+    def _label(self, episode_id: str, standing: EpisodeState) -> Label | None:
         """As it stands; none while either side is missing."""
         if standing.known is None or not standing.feedback:
             return None

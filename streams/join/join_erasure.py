@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from streams.core.events import Erased, Label
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ERASED, LABELS
-from streams.erasure.erasure_follower import Asked
+from streams.erasure.erasure_follower import AskedErasure
 from streams.erasure.forgotten_people import Forgotten, left_of
 from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import FeedbackJoin
@@ -20,10 +20,10 @@ from streams.join.stale_label_repair import once_more_erased
 from streams.kafka import Producer, Record, read_to_end
 
 
-def labels_naming(forgotten: Forgotten, site: Site) -> dict[int, dict[str, Record]]:
+def labels_naming(forgotten: Forgotten, context: PartContext) -> dict[int, dict[str, Record]]:
     """By partition and episode: the newest label, where it names somebody who is forgotten. One pass over the topic."""
     found: dict[int, dict[str, Record]] = {}
-    for record in read_to_end(site.kafka, LABELS, "join", site.metrics):
+    for record in read_to_end(context.kafka, LABELS, "join", context.metrics):
         episode_id, partition = (record.key or b"").decode(errors="replace"), found.setdefault(record.partition, {})
         partition.pop(episode_id, None)
         if forgotten.names(record.value):
@@ -66,7 +66,7 @@ class Removal:
         waits = [producer.retract(LABELS, key) if label is None else producer.send(LABELS, label) for key, label in self.labels.items()]
         return max((wait().offset for wait in waits), default=-1) + 1 or None
 
-    def tell(self, asked: Iterable[Asked], partition: int, end: int | None, producer: Producer, now: datetime) -> None:
+    def tell(self, asked: Iterable[AskedErasure], partition: int, end: int | None, producer: Producer, now: datetime) -> None:
         """That it is done, for each who asked."""
         for each in asked:
             producer.publish(ERASED, Erased(

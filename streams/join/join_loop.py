@@ -10,12 +10,12 @@ import time
 import structlog
 
 from streams.core.errors import Unavailable
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK, LABELS
-from streams.erasure.erasure_follower import Erasures
+from streams.erasure.erasure_follower import ErasureFollower
 from streams.join.feedback_join import JoinSettings
 from streams.join.join_erasure import labels_naming
-from streams.join.partition_processor import Partition
+from streams.join.partition_processor import PartitionProcessor
 from streams.kafka import Consumer, Producer
 from streams.kafka.dead_letters import DeadLetters
 
@@ -27,34 +27,34 @@ TURN_S = 300.0
 log = structlog.get_logger()
 
 
-def run(settings: JoinSettings, site: Site) -> None:
+def run(settings: JoinSettings, context: PartContext) -> None:
     """Join until told to stop. Kafka being away is waited out."""
-    while not site.stopping.is_set():
+    while not context.stopping.is_set():
         try:
-            _session(settings, site)
+            _session(settings, context)
         except Unavailable as error:
             log.warning("join waits", error=str(error))
-            site.health.lacks("join")
-            site.stopping.wait(2.0)
+            context.health.lacks("join")
+            context.stopping.wait(2.0)
 
 
-def _session(settings: JoinSettings, site: Site) -> None:
+def _session(settings: JoinSettings, context: PartContext) -> None:
     """From connecting to the first failure; the next session goes on at the last commit."""
-    erasures = Erasures(site, "join")  # first: whoever joins the group takes partitions from others
-    producer = Producer(site.kafka, site.metrics, "tidemill-join")
-    letters = DeadLetters(producer, site.clock, site.metrics, "join")
-    consumer = Consumer(site.kafka, [EPISODES, FEEDBACK], "join", site.metrics, group=GROUP)
-    parts: dict[int, Partition] = {}
+    erasures = ErasureFollower(context, "join")  # first: whoever joins the group takes partitions from others
+    producer = Producer(context.kafka, context.metrics, "tidemill-join")
+    letters = DeadLetters(producer, context.clock, context.metrics, "join")
+    consumer = Consumer(context.kafka, [EPISODES, FEEDBACK], "join", context.metrics, group=GROUP)
+    parts: dict[int, PartitionProcessor] = {}
     told: dict[tuple[str, int], int] = {}
     refused = 0
     expire_at = 0.0
     try:
-        while not site.stopping.is_set():
-            site.health.turned("join", TURN_S)
+        while not context.stopping.is_set():
+            context.health.turned("join", TURN_S)
             records = consumer.poll(0.5, settings.batch_records)
             if (owned := consumer.rebalanced()) is not None:
                 close(parts)
-                parts = {number: Partition(number, settings, site, letters, erasures) for number in {partition for _, partition in owned}}
+                parts = {number: PartitionProcessor(number, settings, context, letters, erasures) for number in {partition for _, partition in owned}}
                 consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
                 told, refused = {}, 0
                 log.info("join owns", partitions=sorted(parts), catches_up=sorted(number for number, part in parts.items() if part.catching_up))
@@ -68,7 +68,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
                 expire_at = time.monotonic() + settings.expire_every_s
                 for part in parts.values():
                     part.expire(consumer)
-                site.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in parts.values()))
+                context.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in parts.values()))
                 consumer.lag()
             changed = [part for part in parts.values() if part.changed]
             places = {where: offset for part in parts.values() for where, offset in part.places.items()}
@@ -91,7 +91,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
                         parts[number].mend(end, producer)
             erasures.poll()
             if forgetting := [part for part in current if part.must_forget]:
-                labels = labels_naming(erasures.forgotten, site)
+                labels = labels_naming(erasures.forgotten, context)
                 for part in forgetting:
                     part.forget(labels.get(part.number, {}).values(), producer)
     finally:
@@ -101,7 +101,7 @@ def _session(settings: JoinSettings, site: Site) -> None:
         producer.close(timeout_s=2.0)  # all that was committed is acknowledged; the rest is sent again
 
 
-def close(parts: dict[int, Partition]) -> None:
+def close(parts: dict[int, PartitionProcessor]) -> None:
     """Let go of the state files; what was not committed will be folded again."""
     for part in parts.values():
         part.store.close()

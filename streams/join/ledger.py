@@ -80,7 +80,7 @@ class Ledger:
         return "\n".join(lines + ([f"and {len(self.missing) - SHOWN} more"] if len(self.missing) > SHOWN else []))
 
 
-class Entry(NamedTuple):
+class LedgerEntry(NamedTuple):
     """One record: where it is, when it came, and which it is: (episode_id, feedback_id or nothing); None when it cannot be read.
 
     ``erased``: of somebody who has asked to be forgotten since.
@@ -122,8 +122,8 @@ def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: d
 
 
 def balance(
-    episodes: Iterable[Entry],
-    feedback: Iterable[Entry],
+    episodes: Iterable[LedgerEntry],
+    feedback: Iterable[LedgerEntry],
     labels: Iterable[Record],
     letters: Iterable[Record],
     passed: Mapping[tuple[str, int], int],
@@ -165,7 +165,7 @@ def balance(
     return Ledger((episodes_column.row(), feedback_column.row()))
 
 
-def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[Entry]:
+def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[LedgerEntry]:
     """What the books need of episodes' or feedback's records; the rest of them is let go of."""
     covers = (forgotten or Forgotten()).covers
     for record in records:
@@ -177,7 +177,7 @@ def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> It
         else:
             identity = (event.episode_id, event.feedback_id if isinstance(event, Feedback) else "")
             erased = covers(event.user_id, event.at if isinstance(event, Feedback) else event.ended_at, record.timestamp_ms)
-        yield Entry(record.partition, record.offset, record.timestamp_ms, identity, erased)
+        yield LedgerEntry(record.partition, record.offset, record.timestamp_ms, identity, erased)
 
 
 class _Span:
@@ -187,7 +187,7 @@ class _Span:
         self._since_ms = (since - EPOCH).total_seconds() * 1000 if since else float("-inf")
         self._until_ms = (until - EPOCH).total_seconds() * 1000 if until else float("inf")
 
-    def has(self, entry: Entry) -> bool:
+    def has(self, entry: LedgerEntry) -> bool:
         return self._since_ms <= entry.arrived_ms < self._until_ms
 
 
@@ -198,7 +198,7 @@ class _Column:
         self._topic, self._counts = topic, Counter[str]()
         self._missing: list[str] = []
 
-    def count(self, place: str, entry: Entry, span: _Span) -> None:
+    def count(self, place: str, entry: LedgerEntry, span: _Span) -> None:
         if span.has(entry):
             self._counts[place] += 1
             if place == "missing":
@@ -247,7 +247,7 @@ def _named(labels: Iterable[Record]) -> dict[str, frozenset[str]]:
     return found
 
 
-def _aside(reasons: Mapping[Where, str], topic: str, entry: Entry) -> str | None:
+def _aside(reasons: Mapping[Where, str], topic: str, entry: LedgerEntry) -> str | None:
     if (reason := reasons.get((topic, entry.partition, entry.offset))) is None:
         return None
     return "expired" if reason == "expired" else "dead_lettered"

@@ -9,15 +9,15 @@ import structlog
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Label
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
-from streams.erasure.erasure_follower import Erasures
+from streams.erasure.erasure_follower import ErasureFollower
 from streams.join.feedback_join import Arrived, FeedbackJoin, JoinSettings
 from streams.join.join_erasure import forget
 from streams.join.sqlite_state import EPOCH, Reached, Store
 from streams.join.stale_label_repair import LOOKED_AT, after, mended
-from streams.kafka import Consumer, Place, Producer, Publisher, Record, read_between
+from streams.kafka import Consumer, Producer, Publisher, Record, RecordPlace, read_between
 from streams.kafka.dead_letters import DeadLetters
 from streams.kafka.partitioning import partition_of
 
@@ -28,20 +28,20 @@ LAST_MS = 32_503_680_000_000  # the year 3000: a sender's clock may say anything
 log = structlog.get_logger()
 
 
-class Partition:
+class PartitionProcessor:
     """One partition of episodes and of feedback: its state, and how far both are folded."""
 
-    def __init__(self, number: int, settings: JoinSettings, site: Site, letters: DeadLetters, erasures: Erasures) -> None:
-        self.number, self._site, self._letters, self._erasures = number, site, letters, erasures
+    def __init__(self, number: int, settings: JoinSettings, context: PartContext, letters: DeadLetters, erasures: ErasureFollower) -> None:
+        self.number, self._site, self._letters, self._erasures = number, context, letters, erasures
         self._settings = settings
-        self.store = Store(site.state / f"join-{number}.sqlite3", settings.cached_episodes // site.kafka.partitions)
+        self.store = Store(context.state / f"join-{number}.sqlite3", settings.cached_episodes // context.kafka.partitions)
         self._join = FeedbackJoin(self.store, settings, self._set_aside)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._target = dict.fromkeys(INPUTS, 0)
         self.catching_up = False
         """While another has been further: what it called done is folded in silence, since its labels are on the log."""
         self._labels: dict[str, Label] = {}
-        self._sent: list[Callable[[], Place]] = []
+        self._sent: list[Callable[[], RecordPlace]] = []
         self._traced: OrderedDict[str, Headers] = OrderedDict()
         """Contexts of the newest episodes; empty when traces are off."""
         self._headers: dict[str, Headers] = {}

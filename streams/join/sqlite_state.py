@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from streams.core.errors import Unavailable
-from streams.join.feedback_join import Standing
+from streams.join.feedback_join import EpisodeState
 
 log = structlog.get_logger()
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -47,20 +47,20 @@ class Store:
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
             log.warning("join state is damaged and is folded again", path=str(path), error=str(error))
             self._database = _open(path)
-        self._clean: dict[str, Standing] = {}
-        self._changed: dict[str, Standing | None] = {}
+        self._clean: dict[str, EpisodeState] = {}
+        self._changed: dict[str, EpisodeState | None] = {}
         rows = self._database.execute("SELECT topic, next, arrived_ms FROM places")
         self.reached = {topic: Reached(offset, arrived_ms) for topic, offset, arrived_ms in rows}
 
-    def get(self, episode_id: str, /) -> Standing | None:
+    def get(self, episode_id: str, /) -> EpisodeState | None:
         if episode_id in self._changed:
             return self._changed[episode_id]
         if (standing := self._clean.get(episode_id)) is not None:
             return standing
         row = self._database.execute("SELECT standing FROM standings WHERE episode_id = ?", (episode_id,)).fetchone()
-        return None if row is None else Standing.model_validate_json(row[0])
+        return None if row is None else EpisodeState.model_validate_json(row[0])
 
-    def __setitem__(self, episode_id: str, standing: Standing, /) -> None:
+    def __setitem__(self, episode_id: str, standing: EpisodeState, /) -> None:
         self._changed[episode_id] = standing
 
     def __delitem__(self, episode_id: str, /) -> None:

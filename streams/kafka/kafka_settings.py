@@ -6,10 +6,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 
 from streams.core.errors import ConfigError
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class KafkaSettings(Section):
+class KafkaSettings(SettingsSection):
     """Which Kafka, and how to be let in."""
 
     bootstrap_servers: str | None = None

@@ -23,7 +23,7 @@ BATCH_BYTES = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RecordPlace:
     """Where a record lies."""
 
     topic: str
@@ -34,10 +34,10 @@ class Place:
 class Publisher(Protocol):
     """Takes events to the log. The seam that steps and tests see instead of Kafka."""
 
-    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
+    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
         """Begin to send; calling what is returned waits for the acknowledgement. Raises InvalidEvent when too large."""
 
-    def retract(self, topic: Topic[Any], key: str) -> Callable[[], Place]:
+    def retract(self, topic: Topic[Any], key: str) -> Callable[[], RecordPlace]:
         """Begin to send a record without a value: on a compacted topic nothing of that key is kept."""
 
     def flush(self) -> None:
@@ -67,13 +67,13 @@ class Producer:
                 allow_auto_create_topics=False,
             )
 
-    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
+    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
         return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
-    def retract(self, topic: Topic[Any], key: str) -> Callable[[], Place]:
+    def retract(self, topic: Topic[Any], key: str) -> Callable[[], RecordPlace]:
         return self.send_raw(topic.name, key.encode(), None)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], RecordPlace]:
         """Bytes as they are; for the outbox, which encoded them long ago."""
         try:
             partition = None if key is None else partition_of(key, self._partitions(topic))
@@ -88,14 +88,14 @@ class Producer:
             ended = self._ended[topic] = _Ended(self._metrics, topic, self._failed)
         future.add_both(ended)
 
-        def wait() -> Place:
+        def wait() -> RecordPlace:
             with as_ours("write to", self._settings, topic):
                 done = future.get(timeout=self._settings.delivery_timeout_s + 5)
-            return Place(done.topic, done.partition, done.offset)
+            return RecordPlace(done.topic, done.partition, done.offset)
 
         return wait
 
-    def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Place:
+    def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> RecordPlace:
         """Send and wait for the acknowledgement. Raises InvalidEvent or Unavailable."""
         return self.send(topic, event, headers)()
 

@@ -10,16 +10,16 @@ from datetime import timedelta
 import structlog
 
 from streams.core.errors import ConfigError, Unavailable
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import BY_NAME, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, TOPICS
-from streams.erasure.erasure_follower import Erasures, take, told
+from streams.erasure.erasure_follower import ErasureFollower, take, told
 from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import DECLARED
 from streams.kafka import Consumer, Producer, read_to_end
 from streams.lake.lake_erasure import LakeErasure
 from streams.lake.lake_settings import LakeSettings
 from streams.lake.parquet_lake import Lake
-from streams.lake.write_buffer import Key, Waiting
+from streams.lake.write_buffer import Key, WriteBuffer
 
 log = structlog.get_logger()
 PRUNE_EVERY_S = 3600.0
@@ -27,52 +27,52 @@ TURN_S = 300.0
 """A loop that has not come round for this long hangs, or its store cannot be written."""
 
 
-def run(settings: LakeSettings, site: Site, evidence: EvidenceSettings = DECLARED) -> None:
+def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings = DECLARED) -> None:
     """Write until told to stop; what waits then is written before it returns. Kafka or the store being away is waited out.
 
     ``evidence``: the join's, by which labels that lose a vote are counted again.
     """
-    lake = Lake(settings.uri or str(site.state / "lake"))
-    while not site.stopping.is_set():
+    lake = Lake(settings.uri or str(context.state / "lake"))
+    while not context.stopping.is_set():
         try:
-            _session(settings, site, lake, LakeErasure(lake, site.artifacts, evidence, lambda: site.health.turned("lake", TURN_S)))
+            _session(settings, context, lake, LakeErasure(lake, context.artifacts, evidence, lambda: context.health.turned("lake", TURN_S)))
         except Unavailable as error:
             log.warning("lake waits", error=str(error))
-            site.health.lacks("lake")
-            site.stopping.wait(settings.retry_s)
+            context.health.lacks("lake")
+            context.stopping.wait(settings.retry_s)
 
 
-def _session(settings: LakeSettings, site: Site, lake: Lake, erasure: LakeErasure) -> None:
+def _session(settings: LakeSettings, context: PartContext, lake: Lake, erasure: LakeErasure) -> None:
     """From connecting to Kafka's first failure; the next session goes on after what was written."""
-    _catch_up(erasure, site)
-    consumer = Consumer(site.kafka, TOPICS, "lake", site.metrics)
-    waiting = Waiting(settings.flush_rows, settings.flush_s, settings.flush_bytes)
+    _catch_up(erasure, context)
+    consumer = Consumer(context.kafka, TOPICS, "lake", context.metrics)
+    waiting = WriteBuffer(settings.flush_rows, settings.flush_s, settings.flush_bytes)
     try:
         consumer.seek(_start(consumer, lake))
         lag_at = prune_at = 0.0
-        while not site.stopping.is_set():
-            site.health.turned("lake", TURN_S)
+        while not context.stopping.is_set():
+            context.health.turned("lake", TURN_S)
             records = consumer.poll(min(0.5, settings.flush_s), max_records=5000)
             waiting.add(records, time.monotonic())
             asked = take((record for record in records if record.topic == ERASURES.name), erasure.forgotten)
             for topic in waiting.topics() if asked else waiting.due(time.monotonic()):
-                _flush(topic, waiting, settings, site, lake, erasure)
+                _flush(topic, waiting, settings, context, lake, erasure)
             if asked:
-                _catch_up(erasure, site)
+                _catch_up(erasure, context)
             if time.monotonic() >= lag_at:
                 lag_at = time.monotonic() + 5
                 consumer.lag()
             if settings.keep_days is not None and time.monotonic() >= prune_at:
                 prune_at = time.monotonic() + PRUNE_EVERY_S
-                _prune(settings.keep_days, site, lake)
+                _prune(settings.keep_days, context, lake)
         for topic in waiting.topics():
-            _flush(topic, waiting, settings, site, lake, erasure)
+            _flush(topic, waiting, settings, context, lake, erasure)
     finally:
         consumer.close()
 
 
-def _prune(keep_days: int, site: Site, lake: Lake) -> None:
-    before = site.clock.now().date() - timedelta(days=keep_days)
+def _prune(keep_days: int, context: PartContext, lake: Lake) -> None:
+    before = context.clock.now().date() - timedelta(days=keep_days)
     for topic in (EPISODES, FEEDBACK, DEAD_LETTERS):
         if removed := lake.prune(topic, before):
             log.info("lake pruned", topic=topic.name, files=removed, before=str(before))
@@ -95,24 +95,24 @@ def _start(consumer: Consumer, lake: Lake) -> dict[Key, int]:
     return positions
 
 
-def _catch_up(erasure: LakeErasure, site: Site) -> None:
+def _catch_up(erasure: LakeErasure, context: PartContext) -> None:
     """Forget everybody who asked and of whom the log does not say yet that the lake has forgotten them."""
-    erasures = Erasures(site, "lake")
+    erasures = ErasureFollower(context, "lake")
     erasures.close()
-    done = {(each.person, each.erasure_at) for each in told(read_to_end(site.kafka, ERASED, "lake", site.metrics)) if each.part == "lake"}
+    done = {(each.person, each.erasure_at) for each in told(read_to_end(context.kafka, ERASED, "lake", context.metrics)) if each.part == "lake"}
     for each in erasures.asked:
         erasure.forgotten.take(each.erasure, each.arrived_ms)
     if not (due := [each for each in erasures.asked if (each.erasure.person, each.erasure.at) not in done]):
         return
-    producer = Producer(site.kafka, site.metrics, "tidemill-lake")
+    producer = Producer(context.kafka, context.metrics, "tidemill-lake")
     try:
         for each in due:
-            producer.publish(ERASED, erasure.erase(each.erasure, each.arrived_ms, site.clock.now()))
+            producer.publish(ERASED, erasure.erase(each.erasure, each.arrived_ms, context.clock.now()))
     finally:
         producer.close()
 
 
-def _flush(topic: str, waiting: Waiting, settings: LakeSettings, site: Site, lake: Lake, erasure: LakeErasure) -> None:
+def _flush(topic: str, waiting: WriteBuffer, settings: LakeSettings, context: PartContext, lake: Lake, erasure: LakeErasure) -> None:
     """Write all that waits of a topic, however often that must be tried, unless told to stop."""
     for key, records in waiting.of(topic).items():
         while True:
@@ -120,11 +120,11 @@ def _flush(topic: str, waiting: Waiting, settings: LakeSettings, site: Site, lak
                 lake.write(BY_NAME[topic], erasure.kept(records))
                 break
             except Unavailable as error:
-                site.metrics.add("tidemill_lake_failures_total")
-                site.health.turned("lake", TURN_S)
-                site.health.lacks("lake")
+                context.metrics.add("tidemill_lake_failures_total")
+                context.health.turned("lake", TURN_S)
+                context.health.lacks("lake")
                 log.error("lake cannot write and tries again", error=str(error), waiting_rows=waiting.rows, retry_s=settings.retry_s)
-                if site.stopping.wait(settings.retry_s):
+                if context.stopping.wait(settings.retry_s):
                     return  # the log still has it; the next start goes on before it
         waiting.drop(key)
-        site.metrics.add("tidemill_lake_rows_total", len(records), topic=topic)
+        context.metrics.add("tidemill_lake_rows_total", len(records), topic=topic)

@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class LakeSettings(Section):
+class LakeSettings(SettingsSection):
     """Where everything is kept, and in how large pieces."""
 
     uri: str | None = None

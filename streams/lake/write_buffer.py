@@ -5,7 +5,7 @@ from streams.kafka import Record
 Key = tuple[str, int]
 
 
-class Waiting:
+class WriteBuffer:
     """Records that wait to be written, by topic and partition; knows which are due."""
 
     def __init__(self, flush_rows: int, flush_s: float, flush_bytes: int) -> None:

@@ -20,10 +20,10 @@ from streams.core.events import Event
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
 from streams.core.traces import Headers, given, written
-from streams.kafka import Place, Publisher, Record
+from streams.kafka import Publisher, Record, RecordPlace
 from streams.kafka.dead_letters import DeadLetters
 from streams.outbox.outbox_settings import OutboxSettings
-from streams.outbox.sqlite_spool import Gone, Spool, Waiting
+from streams.outbox.sqlite_spool import Gone, Spool, SpooledEvent
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 8 << 20
@@ -34,7 +34,7 @@ log = structlog.get_logger()
 class RawPublisher(Publisher, Protocol):
     """A publisher that also takes bytes as they are."""
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], Place]: ...
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], RecordPlace]: ...
 
     def close(self, timeout_s: float = 10.0) -> None: ...
 
@@ -49,7 +49,7 @@ class Outbox:
         self._settings, self._clock = settings or OutboxSettings(), clock or SystemClock()
         self._most_bytes = self._settings.outbox_mib << 20
         self._spool = Spool(path, synced=self._settings.outbox_fsync != "off")
-        self._fresh: deque[Waiting] = deque()  # in memory alone; in the order of ids
+        self._fresh: deque[SpooledEvent] = deque()  # in memory alone; in the order of ids
         self._waiting, self._waiting_bytes = self._spool.events, self._spool.bytes  # in memory and on disk
         self._producer: RawPublisher | None = None
         self._sent = 0  # acknowledged up to this id, whether or not it could be deleted yet
@@ -78,7 +78,7 @@ class Outbox:
             if not self._has_room():
                 self._metrics.add("tidemill_outbox_dropped_total", reason="full")
                 return False
-            waiting = Waiting(self._spool.counters.accepted + 1, topic.name, key, value, written(headers))
+            waiting = SpooledEvent(self._spool.counters.accepted + 1, topic.name, key, value, written(headers))
             self._spool.counters.note(accepted=waiting.id)
             if self._settings.outbox_fsync == "each":
                 if not self._write([waiting]):
@@ -161,7 +161,7 @@ class Outbox:
                 self._fresh.popleft()
         return True
 
-    def _write(self, batch: Sequence[Waiting]) -> bool:
+    def _write(self, batch: Sequence[SpooledEvent]) -> bool:
         try:
             self._spool.append(batch)
             if self._settings.outbox_when_full == "keep_newest":
@@ -191,7 +191,7 @@ class Outbox:
             self._tell_depth()
         return True
 
-    def _publish(self, producer: RawPublisher, rows: Sequence[Waiting]) -> None:
+    def _publish(self, producer: RawPublisher, rows: Sequence[SpooledEvent]) -> None:
         letters = DeadLetters(producer, self._clock, self._metrics, self._part)
         for _, topic, key, value, trace in rows:
             try:

@@ -4,10 +4,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
-class OutboxSettings(Section):
+class OutboxSettings(SettingsSection):
     """What is kept on disk for a Kafka that is away, and how surely."""
 
     outbox_events: int = Field(default=50_000, ge=1, le=10_000_000)

@@ -36,7 +36,7 @@ SIZE = "length(value) + length(coalesce(key, ''))"
 log = structlog.get_logger()
 
 
-class Waiting(NamedTuple):
+class SpooledEvent(NamedTuple):
     """One event on its way to Kafka. Ids rise by one with each event that is accepted."""
 
     id: int
@@ -113,7 +113,7 @@ class Spool:
         """How long this file has been in use, in seconds; what an event's age is measured by."""
         return self._lived_s + time.monotonic() - self._opened_s
 
-    def append(self, events: Sequence[Waiting]) -> None:
+    def append(self, events: Sequence[SpooledEvent]) -> None:
         """All of them or none."""
         at = self.lived_s()
         with self._transaction():
@@ -123,14 +123,14 @@ class Spool:
             self._database.execute("UPDATE lived SET seconds = ?", (at,))
         self._count(len(events), sum(event.bytes for event in events))
 
-    def oldest(self, after: int, most: int, most_bytes: int) -> list[Waiting]:
+    def oldest(self, after: int, most: int, most_bytes: int) -> list[SpooledEvent]:
         """The oldest beyond that id: at most so many, and no more bytes than that unless one alone has more."""
-        found: list[Waiting] = []
+        found: list[SpooledEvent] = []
         size = 0
         with self._transaction():
             rows = self._database.execute("SELECT id, topic, key, value, trace FROM spool WHERE id > ? ORDER BY id LIMIT ?", (after, most))
             for row in rows:
-                waiting = Waiting(*row)
+                waiting = SpooledEvent(*row)
                 size += waiting.bytes
                 if found and size > most_bytes:
                     break

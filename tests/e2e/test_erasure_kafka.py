@@ -19,7 +19,7 @@ from reward.updater.refitter import Refitter
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, RewardModelVersion
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASED, FEEDBACK, LABELS, REWARD_MODELS
 from streams.erasure.forgotten_people import Forgotten
 from streams.join import join_loop as joiner
@@ -94,16 +94,16 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
 ) -> None:
     ring = tmp_path / "ring"
     store, kept, evidence = ArtifactStore(str(ring / "artifacts")), LakeSettings(uri=str(ring / "lake"), flush_s=0.5), JoinSettings()
-    site = lambda name: Site(kafka, store, "default", tiny_base, ring / name)  # noqa: E731
-    learner = site("learner")
+    context = lambda name: PartContext(kafka, store, "default", tiny_base, ring / name)  # noqa: E731
+    learner = context("learner")
     learner.state.mkdir(parents=True)
     producer = Producer(kafka, Metrics(), "learner")
     worker = Worker(kafka, tiny_base, ring)
     featurizer = Featurizer(tiny_base / "dense", SETTINGS)
     try:
         with ExitStack() as parts:
-            parts.enter_context(running(lambda s: joiner.run(evidence, s), site("join")))
-            parts.enter_context(running(lambda s: lake.run(kept, s, evidence), site("lake")))
+            parts.enter_context(running(lambda s: joiner.run(evidence, s), context("join")))
+            parts.enter_context(running(lambda s: lake.run(kept, s, evidence), context("lake")))
             publish(kafka)
             wait_for(lambda: bool(versions(kafka)) and versions(kafka)[-1].labels == OTHERS + 2)
             knew = versions(kafka)[-1]
@@ -152,7 +152,10 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
         producer.close()
 
     told = len(list(read_to_end(kafka, ERASED, "test", Metrics())))
-    with running(lambda s: joiner.run(evidence, s), site("join-that-lost-its-state")), running(lambda s: lake.run(kept, s, evidence), site("lake")):
+    with (
+        running(lambda s: joiner.run(evidence, s), context("join-that-lost-its-state")),
+        running(lambda s: lake.run(kept, s, evidence), context("lake")),
+    ):
         wait_for(lambda: len(list(read_to_end(kafka, ERASED, "test", Metrics()))) >= told + kafka.partitions)
         time.sleep(1)
     assert "ep-0" not in labels(kafka)

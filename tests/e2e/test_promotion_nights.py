@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from actor.adapters.adapter_loader import Follower
-from actor.adapters.attestation import Probe
+from actor.adapters.adapter_loader import AdapterLoader
+from actor.adapters.attestation import AttestationProbe
 from actor.adapters.request_routing import Route, Router
-from actor.openai_asker import Question
-from actor.promotion.adapter_standing import Standing, fold
+from actor.openai_asker import AskedPrompt
+from actor.promotion.adapter_standing import AdapterStanding, fold
 from actor.promotion.candidate_trials import Trials
 from actor.promotion.promoter import Promoter, telling
 from actor.promotion.promotion_settings import PromotionSettings
@@ -39,7 +39,7 @@ from streams.core.events import (
     new_id,
 )
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
 
@@ -65,7 +65,7 @@ class Engine:
     def load(self, name: str, folder: Path) -> None:
         return None
 
-    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         return [[-1.0, -2.0]]
 
     def add(self, name: str, sha256: str) -> None:
@@ -114,12 +114,12 @@ class Town:
         (base / "config.json").write_text("{}")
         self._base_fingerprint = fingerprint(base)
         self.kafka, self._producer = kafka, Producer(kafka, Metrics(), "town")
-        self.sites = [Site(kafka, self._store, policy, base, folder / f"replica-{n}", clock=self.clock) for n in range(2)]
+        self.sites = [PartContext(kafka, self._store, policy, base, folder / f"replica-{n}", clock=self.clock) for n in range(2)]
         self.routers = [Router(policy) for _ in self.sites]
         self.engines = [Engine(router) for router in self.routers]
         self._followers = [
-            Follower(ActorSettings(poll_s=0.05), site, engine, Straight(self._producer), f"replica-{n}", gated=True)  # type: ignore[arg-type]
-            for n, (site, engine) in enumerate(zip(self.sites, self.engines, strict=True))
+            AdapterLoader(ActorSettings(poll_s=0.05), context, engine, Straight(self._producer), f"replica-{n}", gated=True)  # type: ignore[arg-type]
+            for n, (context, engine) in enumerate(zip(self.sites, self.engines, strict=True))
         ]
         for follower in self._followers:
             follower.start()
@@ -127,17 +127,17 @@ class Town:
         self.talk(120)
 
     def close(self) -> None:
-        for site, follower in zip(self.sites, self._followers, strict=True):
-            site.stopping.set()
+        for context, follower in zip(self.sites, self._followers, strict=True):
+            context.stopping.set()
             follower.join(10)
         self._producer.close()
 
     def promoter(self, **changes: Any) -> Promoter:
         """A fresh one, as after a kill: it knows what the log says and nothing else."""
         settings = SETTINGS.model_copy(update=changes)
-        site = Site(self.kafka, self._store, self.policy, self._folder / "base", self._folder / "promoter", self.promoter_metrics,
+        context = PartContext(self.kafka, self._store, self.policy, self._folder / "base", self._folder / "promoter", self.promoter_metrics,
                     clock=self.clock)  # fmt: skip
-        return Promoter(settings, Trials(settings, self.policy, self, self, RETENTION, "http://none", telling(site)), site)
+        return Promoter(settings, Trials(settings, self.policy, self, self, RETENTION, "http://none", telling(context)), context)
 
     def publish(self, version: int, likes: float, scores: float, forgets: bool = False) -> str:
         """The learner has made an adapter."""
@@ -189,7 +189,7 @@ class Town:
         return [event for event in events if event.policy == self.policy]
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> AdapterStanding:
         return fold(self.policy, self.log)
 
     def moves(self) -> list[tuple[int, str]]:
@@ -224,7 +224,7 @@ class Town:
                 promoter = self.promoter(**changes)
         promoter.close()
 
-    def ask(self, model: str, questions: Sequence[Question]) -> list[str | None]:
+    def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
         """The actors' API."""
         return [self._answer(model, question.messages[-1].text) for question in questions]
 
@@ -367,7 +367,7 @@ def test_two_promoters_at_once_come_to_what_one_comes_to(town: Town, monkeypatch
         town.talk(60)
     assert town.standing.production == better
     assert len(town.moves()) > 4  # some were written twice
-    standing, legal = Standing(town.policy), []
+    standing, legal = AdapterStanding(town.policy), []
     for event in town.log:
         legal += [event.move] if standing.refusal(event) is None else []
         standing = standing.after(event)

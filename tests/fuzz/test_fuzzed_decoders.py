@@ -26,8 +26,8 @@ from actor.otlp.otlp_wire import PROTOBUF, read_spans, unpacked
 from actor.otlp.span_episodes import episodes_of
 from infra.build.reference_pages import EXAMPLES
 from infra.settings.config import load
-from learner.ring.adapter_recipe import Recipe
-from reward.fit.replay_buffer import Entry
+from learner.ring.adapter_recipe import AdapterRecipe
+from reward.fit.replay_buffer import BufferEntry
 from reward.fit.reward_model import RewardModel
 from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable
@@ -39,7 +39,7 @@ from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
 from streams.kafka import KafkaSettings, Record
 from streams.lake.parquet_lake import Lake
-from streams.outbox.sqlite_spool import Spool, Waiting
+from streams.outbox.sqlite_spool import Spool, SpooledEvent
 from tests.fuzz.inputs import as_bytes, raw, spoiled
 from tests.unit.actor.test_otlp import CHAT, as_json
 from tests.unit.streams.test_erasure import T0, forgotten
@@ -147,16 +147,16 @@ def test_probes_and_recipes(value: bytes) -> None:
         for file in ("probes.json", "recipe.json", "config.json"):
             (Path(name) / file).write_bytes(value)
         with pytest.raises(BadArtifact):
-            Recipe.read(Path(name))
+            AdapterRecipe.read(Path(name))
         with suppress(BadArtifact, AttestationFailed):
             assert read_probes(Path(name))
         assert fingerprint(Path(name))
 
 
-@given(raw(json.loads(Entry("ep", 1.0, 1, T0, torch.zeros(3).half()).encode())))
+@given(raw(json.loads(BufferEntry("ep", 1.0, 1, T0, torch.zeros(3).half()).encode())))
 def test_entries_of_the_replay_buffer(value: bytes) -> None:
     try:
-        assert Entry.decode(value).stratum
+        assert BufferEntry.decode(value).stratum
     except InvalidEvent:
         return
 
@@ -198,7 +198,7 @@ def test_the_outbox_file(data: st.DataObject) -> None:
     """Damaged in a cell, in any byte, in its counters or altogether: it opens with events that can be sent, or says that it cannot be used."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "outbox.sqlite"
-        right = [Waiting(number, EPISODES.name, b"ep", b"{}" * number) for number in range(1, 6)]
+        right = [SpooledEvent(number, EPISODES.name, b"ep", b"{}" * number) for number in range(1, 6)]
         _damage(path, right, data)
         try:
             spool = Spool(path, synced=False)
@@ -211,7 +211,7 @@ def test_the_outbox_file(data: st.DataObject) -> None:
                 assert isinstance(waiting.value, bytes)
                 given_headers(waiting.trace)
             assert spool.lost >= 0
-            newcomer = Waiting(spool.counters.accepted + 1, EPISODES.name, b"ep", b"{}")
+            newcomer = SpooledEvent(spool.counters.accepted + 1, EPISODES.name, b"ep", b"{}")
             spool.counters.note(accepted=newcomer.id)
             spool.append([newcomer])
             spool.drop_older(3600)
@@ -224,7 +224,7 @@ def test_the_outbox_file(data: st.DataObject) -> None:
             spool.close()
 
 
-def _damage(path: Path, right: list[Waiting], data: st.DataObject) -> None:
+def _damage(path: Path, right: list[SpooledEvent], data: st.DataObject) -> None:
     spool = Spool(path, synced=False)
     spool.counters.note(accepted=right[-1].id)
     spool.append(right)

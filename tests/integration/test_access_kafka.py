@@ -14,7 +14,7 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Message
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
 from streams.join import join_loop as joiner
 from streams.join.feedback_join import JoinSettings
@@ -105,8 +105,8 @@ def test_the_join_works_with_the_rights_of_streams(kafka: Guarded, tmp_path: Pat
     agent.publish(EPISODES, EPISODE)
     agent.publish(FEEDBACK, THUMB)
     agent.close()
-    site = Site(kafka.login("streams"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
-    with running(partial(joiner.run, JoinSettings()), site):
+    context = PartContext(kafka.login("streams"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
+    with running(partial(joiner.run, JoinSettings()), context):
         wait_for(lambda: any(record.key == b"ep-1" for record in read_to_end(kafka.login("learner"), LABELS, "test", Metrics())))
     assert committed_offsets(kafka.login("operator"), joiner.GROUP)
 

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dashboards.console.console_facts import Facts
-from dashboards.console.log_following import Following
+from dashboards.console.console_facts import ConsoleFacts
+from dashboards.console.log_following import LogFollowing
 from infra.build.reference_pages import EXAMPLES
 from infra.local.embedded_broker import Broker, BrokerSettings, free_port
 from streams.core.metrics import Metrics
@@ -31,8 +31,8 @@ def publish(kafka: KafkaSettings, count: int) -> None:
 def test_a_broker_that_goes_away_is_told_and_nothing_is_counted_twice(tmp_path: Path) -> None:
     settings = BrokerSettings(port=free_port())
     kafka = KafkaSettings(bootstrap_servers=f"127.0.0.1:{settings.port}", request_timeout_s=5)
-    facts = Facts()
-    following = Following(kafka, facts, Metrics())
+    facts = ConsoleFacts()
+    following = LogFollowing(kafka, facts, Metrics())
     broker = Broker(settings, tmp_path / "broker")
     broker.start()
     try:

@@ -11,7 +11,7 @@ import pytest
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import DeadLetter, Episode, Feedback, FeedbackKind, Label, Message, new_id
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
 from streams.join.feedback_join import JoinSettings
@@ -20,8 +20,8 @@ from tests.support.running import running, wait_for
 
 
 @pytest.fixture
-def site(kafka_settings: KafkaSettings, tmp_path: Path) -> Site:
-    return Site(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
+def context(kafka_settings: KafkaSettings, tmp_path: Path) -> PartContext:
+    return PartContext(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def producer(kafka_settings: KafkaSettings) -> Iterator[Producer]:
     made.close()
 
 
-def joining(site: Site, settings: JoinSettings | None = None) -> AbstractContextManager[None]:
+def joining(context: PartContext, settings: JoinSettings | None = None) -> AbstractContextManager[None]:
     """The join on a thread of its own, stopped at the end."""
-    return running(partial(joiner.run, settings or JoinSettings()), site)
+    return running(partial(joiner.run, settings or JoinSettings()), context)
 
 
 def episode(episode_id: str | None = None) -> Episode:
@@ -56,23 +56,23 @@ def letters(settings: KafkaSettings) -> list[DeadLetter]:
     return [DEAD_LETTERS.decode(record.value) for record in read_to_end(settings, DEAD_LETTERS, "test", Metrics())]
 
 
-def test_feedback_becomes_a_label_and_a_changed_thumb_a_newer_one(site: Site, producer: Producer) -> None:
+def test_feedback_becomes_a_label_and_a_changed_thumb_a_newer_one(context: PartContext, producer: Producer) -> None:
     ep = episode()
     producer.publish(EPISODES, ep)
     producer.publish(FEEDBACK, thumb(ep.episode_id, up=True))
-    with joining(site):
-        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
-        assert newest_labels(site.kafka)[ep.episode_id].verdict == 1
+    with joining(context):
+        wait_for(lambda: ep.episode_id in newest_labels(context.kafka))
+        assert newest_labels(context.kafka)[ep.episode_id].verdict == 1
         producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, seconds=1))
-        wait_for(lambda: newest_labels(site.kafka)[ep.episode_id].verdict == 0)
-    assert site.metrics.value("tidemill_feedback_joined_total", kind="thumb") >= 2
-    assert site.metrics.value("tidemill_thumb_to_label_seconds_count") >= 2
-    ends = end_offsets(site.kafka, FEEDBACK, Metrics())
-    committed = committed_offsets(site.kafka, joiner.GROUP)
+        wait_for(lambda: newest_labels(context.kafka)[ep.episode_id].verdict == 0)
+    assert context.metrics.value("tidemill_feedback_joined_total", kind="thumb") >= 2
+    assert context.metrics.value("tidemill_thumb_to_label_seconds_count") >= 2
+    ends = end_offsets(context.kafka, FEEDBACK, Metrics())
+    committed = committed_offsets(context.kafka, joiner.GROUP)
     assert {p: committed.get((FEEDBACK.name, p), 0) for p in ends} == ends
 
 
-def test_a_bad_record_is_set_aside_and_the_partition_goes_on(site: Site, producer: Producer) -> None:
+def test_a_bad_record_is_set_aside_and_the_partition_goes_on(context: PartContext, producer: Producer) -> None:
     ep = episode()
     producer.publish(EPISODES, ep)
     bad = [
@@ -83,43 +83,43 @@ def test_a_bad_record_is_set_aside_and_the_partition_goes_on(site: Site, produce
     ]
     places = [producer.send_raw(FEEDBACK.name, ep.episode_id.encode(), raw)() for raw in bad]
     producer.publish(FEEDBACK, thumb(ep.episode_id))
-    with joining(site):
-        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
-    found = {(each.source_partition, each.source_offset): each.reason for each in letters(site.kafka) if each.source_topic == FEEDBACK.name}
+    with joining(context):
+        wait_for(lambda: ep.episode_id in newest_labels(context.kafka))
+    found = {(each.source_partition, each.source_offset): each.reason for each in letters(context.kafka) if each.source_topic == FEEDBACK.name}
     assert [found[place.partition, place.offset] for place in places] == ["invalid", "unknown_version", "not_json", "empty"]
 
 
-def test_feedback_without_an_episode_expires_into_a_dead_letter(site: Site, producer: Producer) -> None:
+def test_feedback_without_an_episode_expires_into_a_dead_letter(context: PartContext, producer: Producer) -> None:
     lost = thumb(new_id("ep"))
     producer.publish(FEEDBACK, lost)
-    with joining(site, JoinSettings(window_days=1e-5, expire_every_s=0.2)):
-        wait_for(lambda: any(each.feedback_id == lost.feedback_id and each.reason == "expired" for each in letters(site.kafka)))
+    with joining(context, JoinSettings(window_days=1e-5, expire_every_s=0.2)):
+        wait_for(lambda: any(each.feedback_id == lost.feedback_id and each.reason == "expired" for each in letters(context.kafka)))
 
 
-def test_a_restart_goes_on_where_it_stopped_and_remembers(site: Site, producer: Producer) -> None:
+def test_a_restart_goes_on_where_it_stopped_and_remembers(context: PartContext, producer: Producer) -> None:
     ep, early = episode(), thumb(new_id("ep"))
     producer.publish(EPISODES, ep)
     producer.publish(FEEDBACK, thumb(ep.episode_id, user_id="ann"))
     producer.publish(FEEDBACK, early)
-    with joining(site):
-        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
-    before = sum(end_offsets(site.kafka, LABELS, Metrics()).values())
-    again = Site(site.kafka, site.artifacts, "default", site.base, site.state)
+    with joining(context):
+        wait_for(lambda: ep.episode_id in newest_labels(context.kafka))
+    before = sum(end_offsets(context.kafka, LABELS, Metrics()).values())
+    again = PartContext(context.kafka, context.artifacts, "default", context.base, context.state)
     with joining(again):
         producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, user_id="bob"))
         producer.publish(EPISODES, episode(early.episode_id))
-        wait_for(lambda: early.episode_id in newest_labels(site.kafka))
-        wait_for(lambda: newest_labels(site.kafka)[ep.episode_id].verdict == 0.5)
-    assert sum(end_offsets(site.kafka, LABELS, Metrics()).values()) == before + 2
+        wait_for(lambda: early.episode_id in newest_labels(context.kafka))
+        wait_for(lambda: newest_labels(context.kafka)[ep.episode_id].verdict == 0.5)
+    assert sum(end_offsets(context.kafka, LABELS, Metrics()).values()) == before + 2
 
 
-def test_lost_state_is_folded_again_from_the_log(site: Site, producer: Producer, tmp_path: Path) -> None:
+def test_lost_state_is_folded_again_from_the_log(context: PartContext, producer: Producer, tmp_path: Path) -> None:
     ep = episode()
     producer.publish(EPISODES, ep)
     producer.publish(FEEDBACK, thumb(ep.episode_id, user_id="ann"))
-    with joining(site):
-        wait_for(lambda: ep.episode_id in newest_labels(site.kafka))
-    fresh = Site(site.kafka, site.artifacts, "default", site.base, tmp_path / "elsewhere")
+    with joining(context):
+        wait_for(lambda: ep.episode_id in newest_labels(context.kafka))
+    fresh = PartContext(context.kafka, context.artifacts, "default", context.base, tmp_path / "elsewhere")
     with joining(fresh):
         producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, user_id="bob"))
-        wait_for(lambda: newest_labels(site.kafka)[ep.episode_id].verdict == 0.5)
+        wait_for(lambda: newest_labels(context.kafka)[ep.episode_id].verdict == 0.5)

@@ -9,7 +9,7 @@ from pathlib import Path
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import new_id
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import FEEDBACK, TOPICS
 from streams.kafka import KafkaSettings, Producer, end_offsets
 from streams.lake import lake_loop as lake
@@ -18,8 +18,8 @@ from streams.lake.parquet_lake import Lake
 from tests.support.running import running, wait_for
 
 
-def site_at(kafka: KafkaSettings, folder: Path) -> Site:
-    return Site(kafka, ArtifactStore(str(folder / "artifacts")), "default", folder, folder / "state")
+def site_at(kafka: KafkaSettings, folder: Path) -> PartContext:
+    return PartContext(kafka, ArtifactStore(str(folder / "artifacts")), "default", folder, folder / "state")
 
 
 def publish(kafka: KafkaSettings, count: int) -> list[bytes]:
@@ -46,10 +46,10 @@ def test_every_record_is_kept_once_through_restarts(kafka_settings: KafkaSetting
     values = []
     for _ in range(3):
         values += publish(kafka_settings, 250)
-        site = site_at(kafka_settings, tmp_path)
-        with running(partial(lake.run, settings), site):
+        context = site_at(kafka_settings, tmp_path)
+        with running(partial(lake.run, settings), context):
             wait_for(partial(holds, tmp_path / "lake", values))
-        assert site.metrics.value("tidemill_lake_rows_total", topic=FEEDBACK.name) >= 250
+        assert context.metrics.value("tidemill_lake_rows_total", topic=FEEDBACK.name) >= 250
     assert {value: kept(tmp_path / "lake")[value] for value in values} == dict.fromkeys(values, 1)
     for topic in TOPICS:
         ends = {partition: end for partition, end in end_offsets(kafka_settings, topic, Metrics()).items() if end}
@@ -58,9 +58,9 @@ def test_every_record_is_kept_once_through_restarts(kafka_settings: KafkaSetting
 
 def test_stopping_writes_what_waits(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
     values = publish(kafka_settings, 10)
-    site = site_at(kafka_settings, tmp_path)
-    with running(partial(lake.run, LakeSettings(uri=str(tmp_path / "lake"), flush_rows=10**6, flush_s=3600)), site):
-        wait_for(lambda: site.metrics.value("tidemill_consumed_total", topic=FEEDBACK.name, part="lake") >= 10)
+    context = site_at(kafka_settings, tmp_path)
+    with running(partial(lake.run, LakeSettings(uri=str(tmp_path / "lake"), flush_rows=10**6, flush_s=3600)), context):
+        wait_for(lambda: context.metrics.value("tidemill_consumed_total", topic=FEEDBACK.name, part="lake") >= 10)
         time.sleep(1)
     assert kept(tmp_path / "lake").keys() >= set(values)
 
@@ -72,9 +72,9 @@ def test_a_store_that_cannot_be_written_is_waited_out_and_nothing_is_lost(kafka_
     for path in in_the_way:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("a file where the day's folder should be: as unwritable as a full disk")
-    site = site_at(kafka_settings, tmp_path)
-    with running(partial(lake.run, LakeSettings(uri=str(tmp_path / "lake"), flush_s=0.2, retry_s=0.1)), site):
-        wait_for(lambda: site.metrics.value("tidemill_lake_failures_total") >= 3)
+    context = site_at(kafka_settings, tmp_path)
+    with running(partial(lake.run, LakeSettings(uri=str(tmp_path / "lake"), flush_s=0.2, retry_s=0.1)), context):
+        wait_for(lambda: context.metrics.value("tidemill_lake_failures_total") >= 3)
         values += publish(kafka_settings, 10)
         for path in in_the_way:
             path.unlink()

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from learner.ring import learner_loop as worker
-from learner.ring.adapter_recipe import Recipe
+from learner.ring.adapter_recipe import AdapterRecipe
 from learner.ring.adapter_replay import ancestry, replay
 from learner.settings import LearnerSettings
 from reward.features.featurizer import Featurizer
@@ -23,7 +23,7 @@ from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import AdapterVersion, Calibration, Episode, Label, RewardModelVersion
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
 from streams.kafka import KafkaSettings, Producer, read_to_end
 from tests.support.running import running, wait_for
@@ -38,44 +38,44 @@ from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.kafka import KafkaSettings
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 
 settings, bootstrap, artifacts, policy, base, state = sys.argv[1:]
-site = Site(KafkaSettings(bootstrap_servers=bootstrap), ArtifactStore(artifacts), policy, Path(base), Path(state))
-worker.run(LearnerSettings.model_validate_json(settings), RewardSettings(), site)
+context = PartContext(KafkaSettings(bootstrap_servers=bootstrap), ArtifactStore(artifacts), policy, Path(base), Path(state))
+worker.run(LearnerSettings.model_validate_json(settings), RewardSettings(), context)
 """
 
 
 @pytest.fixture
-def site(kafka_settings: KafkaSettings, tiny_base: Path, tmp_path: Path) -> Site:
+def context(kafka_settings: KafkaSettings, tiny_base: Path, tmp_path: Path) -> PartContext:
     (tmp_path / "state").mkdir()
-    return Site(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), f"p-{tmp_path.name}"[:90], tiny_base, tmp_path / "state")
+    return PartContext(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), f"p-{tmp_path.name}"[:90], tiny_base, tmp_path / "state")
 
 
 @pytest.fixture
-def producer(site: Site) -> Iterator[Producer]:
-    made = Producer(site.kafka, site.metrics, "test")
+def producer(context: PartContext) -> Iterator[Producer]:
+    made = Producer(context.kafka, context.metrics, "test")
     yield made
     made.close()
 
 
-def publish_inputs(site: Site, producer: Producer, folder: Path) -> None:
+def publish_inputs(context: PartContext, producer: Producer, folder: Path) -> None:
     for n in range(4):
         producer.publish(EPISODES, Episode.model_validate({
-            "episode_id": f"{site.policy}-{n}", "policy": site.policy, "messages": [{"role": "user", "content": f"What is number {n}?"}],
+            "episode_id": f"{context.policy}-{n}", "policy": context.policy, "messages": [{"role": "user", "content": f"What is number {n}?"}],
             "answer": "words", "started_at": NOW, "ended_at": NOW,
         }))  # fmt: skip
     votes = {"kind": "thumb", "value": 1.0}, {"kind": "comment", "text": "Say it in words."}, {"kind": "reply", "text": "I meant the other."}
     for n, vote in enumerate(votes):
         producer.publish(LABELS, Label.model_validate({
-            "episode_id": f"{site.policy}-{n}", "policy": site.policy, "outcome": "completed", "answer": "words",
+            "episode_id": f"{context.policy}-{n}", "policy": context.policy, "outcome": "completed", "answer": "words",
             "messages": [{"role": "user", "content": f"What is number {n}?"}], "verdict": vote.get("value"), "episode_at": NOW,
             "votes": [{"feedback_id": f"f-{n}", "user_id": "u-1", "at": NOW} | vote], "first_feedback_at": NOW, "newest_feedback_at": NOW,
         }))  # fmt: skip
-    featurizer = Featurizer(site.base / "dense", RewardSettings())
+    featurizer = Featurizer(context.base / "dense", RewardSettings())
     reward_model(featurizer).save(folder)
     event = RewardModelVersion(
-        policy=site.policy, version=1, artifact=site.artifacts.put(folder, f"reward-models/{site.policy}/1"),
+        policy=context.policy, version=1, artifact=context.artifacts.put(folder, f"reward-models/{context.policy}/1"),
         backbone_fingerprint=featurizer.fingerprint, labels=20, calibration=Calibration(labels=10, accuracy=0.8, baseline=0.5, brier=0.2, ece=0.1),
         offsets={"tidemill.labels.v1": {0: 7}}, newest_feedback_at=NOW, created_at=NOW,
     )  # fmt: skip
@@ -92,71 +92,84 @@ def reward_model(featurizer: Featurizer) -> RewardModel:
     )  # fmt: skip
 
 
-def adapters(site: Site) -> list[AdapterVersion]:
-    found = [ADAPTERS.decode(r.value) for r in read_to_end(site.kafka, ADAPTERS, "test", site.metrics)]
-    return [event for event in found if event.policy == site.policy]
+def adapters(context: PartContext) -> list[AdapterVersion]:
+    found = [ADAPTERS.decode(r.value) for r in read_to_end(context.kafka, ADAPTERS, "test", context.metrics)]
+    return [event for event in found if event.policy == context.policy]
 
 
-def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(site: Site, producer: Producer, tmp_path: Path) -> None:
-    publish_inputs(site, producer, tmp_path / "head")
+def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_restart_goes_on(
+    context: PartContext, producer: Producer, tmp_path: Path
+) -> None:
+    publish_inputs(context, producer, tmp_path / "head")
     mixed = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0, "hindsight_replies": True})
-    worker.run(mixed.model_copy(update={"max_steps": 2}), RewardSettings(), site)
-    one, two = adapters(site)
+    worker.run(mixed.model_copy(update={"max_steps": 2}), RewardSettings(), context)
+    one, two = adapters(context)
     assert (one.version, two.version, two.parent, two.step, two.reward_model_version) == (1, 2, 1, 2, 1)
     assert two.reward_model_offsets == {"tidemill.labels.v1": {0: 7}}
     assert one.metrics["device_s"] >= one.metrics["rollout_s"] + one.metrics["train_s"] > 0  # what it cost, for those who promote it
-    folder = site.artifacts.fetch(two.artifact, tmp_path / "fetched")
+    folder = context.artifacts.fetch(two.artifact, tmp_path / "fetched")
     assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "probes.json", "recipe.json"}
     probes = json.loads((folder / "probes.json").read_text())["probes"]
     assert len(probes) == SETTINGS.probes
     for probe in probes:
         assert len(probe["output_ids"]) == len(probe["adapter_logprobs"]) == len(probe["base_logprobs"]) > 0
         assert probe["adapter_logprobs"] != probe["base_logprobs"]
-    assert site.metrics.value("tidemill_adapters_published_total") == 2
-    assert site.metrics.value("tidemill_learner_steps_total") == 2
-    assert site.metrics.value("tidemill_learner_stale_rollouts_total") == site.metrics.value("tidemill_learner_entropy_alarm") == 0
-    live = {(judged.episode_id, judged.verdict, judged.comments, judged.replies) for taken in Recipe.read(folder).steps for judged in taken.judged}
+    assert context.metrics.value("tidemill_adapters_published_total") == 2
+    assert context.metrics.value("tidemill_learner_steps_total") == 2
+    assert context.metrics.value("tidemill_learner_stale_rollouts_total") == context.metrics.value("tidemill_learner_entropy_alarm") == 0
+    live = {
+        (judged.episode_id, judged.verdict, judged.comments, judged.replies) for taken in AdapterRecipe.read(folder).steps for judged in taken.judged
+    }
     said = (1.0, (), ()), (None, ("Say it in words.",), ()), (None, (), ("I meant the other.",))
-    assert live == {(f"{site.policy}-{n}", *each) for n, each in enumerate(said)}
+    assert live == {(f"{context.policy}-{n}", *each) for n, each in enumerate(said)}
     assert (two.metrics["thumb_answers"], two.metrics["hindsight_answers"]) == (1, 2)
 
-    worker.run(mixed.model_copy(update={"max_steps": 3}), RewardSettings(), site)  # a new process: step 3 comes next, and version 3
-    assert [(event.version, event.step) for event in adapters(site)] == [(1, 1), (2, 2), (3, 3)]
+    worker.run(mixed.model_copy(update={"max_steps": 3}), RewardSettings(), context)  # a new process: step 3 comes next, and version 3
+    assert [(event.version, event.step) for event in adapters(context)] == [(1, 1), (2, 2), (3, 3)]
 
-    again = list(replay(ancestry(adapters(site), 3), site.artifacts, site.base, RewardSettings()))  # over the restart, without Ray and Kafka
-    assert [(one.name, one.step, one.equal) for one in again] == [(f"{site.policy}@{n}", n, True) for n in (1, 2, 3)]
+    again = list(replay(ancestry(adapters(context), 3), context.artifacts, context.base, RewardSettings()))  # over the restart, without Ray and Kafka
+    assert [(one.name, one.step, one.equal) for one in again] == [(f"{context.policy}@{n}", n, True) for n in (1, 2, 3)]
 
 
-def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_when_told(site: Site, producer: Producer, tmp_path: Path) -> None:
-    publish_inputs(site, producer, tmp_path / "head")
-    with running(partial(worker.run, SETTINGS, RewardSettings()), site):
-        wait_for(lambda: len(adapters(site)) >= 2)
+def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_when_told(
+    context: PartContext, producer: Producer, tmp_path: Path
+) -> None:
+    publish_inputs(context, producer, tmp_path / "head")
+    with running(partial(worker.run, SETTINGS, RewardSettings()), context):
+        wait_for(lambda: len(adapters(context)) >= 2)
         os.kill(processes().pop(), signal.SIGKILL)
-        killed_at = len(adapters(site))
-        wait_for(lambda: len(adapters(site)) >= killed_at + 2)
-    assert_nothing_twice_and_nothing_back(site)
+        killed_at = len(adapters(context))
+        wait_for(lambda: len(adapters(context)) >= killed_at + 2)
+    assert_nothing_twice_and_nothing_back(context)
     assert not ray.is_initialized()
 
 
 def test_a_learner_killed_whole_leaves_no_process_that_learns_on_and_a_new_one_goes_on_from_its_checkpoint(
-    site: Site, producer: Producer, tmp_path: Path
+    context: PartContext, producer: Producer, tmp_path: Path
 ) -> None:
-    publish_inputs(site, producer, tmp_path / "head")
+    publish_inputs(context, producer, tmp_path / "head")
     before = processes()
-    told = (SETTINGS.model_dump_json(), site.kafka.bootstrap_servers, str(tmp_path / "artifacts"), site.policy, str(site.base), str(site.state))
+    told = (
+        SETTINGS.model_dump_json(),
+        context.kafka.bootstrap_servers,
+        str(tmp_path / "artifacts"),
+        context.policy,
+        str(context.base),
+        str(context.state),
+    )
     with subprocess.Popen([sys.executable, "-c", LEARNER, *told]) as whole:
-        wait_for(lambda: whole.poll() is not None or len(adapters(site)) >= 1)
+        wait_for(lambda: whole.poll() is not None or len(adapters(context)) >= 1)
         whole.kill()  # what Ray has started is not told; it has to see that nobody is left to learn for
     wait_for(lambda: processes() <= before)
-    published = len(adapters(site))
+    published = len(adapters(context))
     assert published >= 1
-    with running(partial(worker.run, SETTINGS, RewardSettings()), site):
-        wait_for(lambda: len(adapters(site)) >= published + 1)
-    assert_nothing_twice_and_nothing_back(site)
+    with running(partial(worker.run, SETTINGS, RewardSettings()), context):
+        wait_for(lambda: len(adapters(context)) >= published + 1)
+    assert_nothing_twice_and_nothing_back(context)
 
 
-def assert_nothing_twice_and_nothing_back(site: Site) -> None:
-    found = adapters(site)
+def assert_nothing_twice_and_nothing_back(context: PartContext) -> None:
+    found = adapters(context)
     assert [event.version for event in found] == list(range(1, len(found) + 1))
     steps = [event.step for event in found]
     assert steps == sorted(set(steps))  # no step is published twice, none goes back

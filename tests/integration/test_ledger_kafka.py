@@ -10,7 +10,7 @@ from pathlib import Path
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Feedback, FeedbackKind, Message, new_id
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.join import join_loop as joiner
 from streams.join.feedback_join import JoinSettings
@@ -20,12 +20,12 @@ from tests.support.running import running
 
 
 def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_lost(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
-    site = Site(kafka_settings, ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path / "state")
+    context = PartContext(kafka_settings, ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path / "state")
     producer, chance = Producer(kafka_settings, Metrics(), "test"), random.Random(7)
     before = read_ledger(kafka_settings)
     assert before.balanced, before
     lost = 0
-    with running(partial(joiner.run, JoinSettings(batch_records=50)), site):
+    with running(partial(joiner.run, JoinSettings(batch_records=50)), context):
         for _ in range(400):
             now, episode_id = datetime.now(UTC), new_id("ep")
             given = Feedback(feedback_id=new_id("fb"), episode_id=episode_id, kind=FeedbackKind.THUMB, thumb="up", at=now)

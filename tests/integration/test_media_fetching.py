@@ -12,7 +12,7 @@ import pytest
 from actor.settings import ActorSettings
 from actor.vllm_server import arguments, environment
 from streams.artifacts.artifact_store import ArtifactStore
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.kafka import KafkaSettings
 
 FETCH = """
@@ -37,7 +37,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAD
 
 def test_nobody_on_this_machine_is_asked_for_a_picture(tmp_path: Path) -> None:
     settings = [ActorSettings(), ActorSettings(media_hosts=("media.example.com",))]
-    site = Site(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
+    context = PartContext(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -46,7 +46,7 @@ def test_nobody_on_this_machine_is_asked_for_a_picture(tmp_path: Path) -> None:
         local = [f"http://{host}:{port}/" for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "media.example.com@127.0.0.1")]
         urls = [*local, f"http://127.0.0.1:{port}/#media.example.com", "file:///etc/passwd", PIXEL]
         variables = {**os.environ, **environment(settings[0]), "PYTHONPATH": str(Path(__file__).parents[2])}
-        given = json.dumps([[arguments(each, site) for each in settings], urls])
+        given = json.dumps([[arguments(each, context) for each in settings], urls])
         done = subprocess.run([sys.executable, "-c", FETCH], input=given, env=variables, text=True, capture_output=True, timeout=300, check=True)
         told = done.stdout.splitlines()
         with pytest.raises(TimeoutError):

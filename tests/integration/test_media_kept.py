@@ -21,7 +21,7 @@ from actor.adapters.request_routing import Router
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
@@ -56,7 +56,7 @@ def actor(kafka_settings: KafkaSettings, tmp_path: Path) -> Iterator[httpx.Clien
 
     outbox = Outbox(tmp_path / "outbox.sqlite", lambda: Producer(kafka_settings, metrics, "test"), metrics, "actor", settings, clock)
     media = MediaStore(ArtifactStore(str(tmp_path / "artifacts")), settings.max_media_bytes)
-    keeper, conversations = Keeper(outbox, metrics, settings, Rules(settings.redact), media), Conversations(100)
+    keeper, conversations = EpisodeKeeper(outbox, metrics, settings, Rules(settings.redact), media), Conversations(100)
     captured = Capture(answer, settings, Router("default"), keeper, conversations, clock, "replica")
     listening = socket.create_server(("127.0.0.1", 0))
     doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)

@@ -9,8 +9,8 @@ from typing import Any
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from actor.adapters.adapter_loader import Follower
-from actor.capture.episode_keeper import Keeper
+from actor.adapters.adapter_loader import AdapterLoader
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
@@ -20,7 +20,7 @@ from reward.updater.version_publisher import Versions
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Feedback, FeedbackKind, Message
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, FEEDBACK, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Traces, given
 from streams.join import join_loop as joiner
@@ -36,7 +36,7 @@ COUNT = 6
 
 
 class World:
-    """Every part's site on one Kafka, each with traces of its own."""
+    """Every part's context on one Kafka, each with traces of its own."""
 
     def __init__(self, kafka: KafkaSettings, folder: Path) -> None:
         base = folder / "base"
@@ -45,7 +45,7 @@ class World:
         self.kafka, self.spans = kafka, {part: InMemorySpanExporter() for part in set(STAGES.values())}
         store = ArtifactStore(str(folder / "store"))
         self.sites = {
-            part: Site(kafka, store, "default", base, folder / part, traces=Traces(part, exporter)) for part, exporter in self.spans.items()
+            part: PartContext(kafka, store, "default", base, folder / part, traces=Traces(part, exporter)) for part, exporter in self.spans.items()
         }
         self.producer = Producer(kafka, Metrics(), "test")
 
@@ -66,10 +66,10 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
     actor, streams, reward, learner = (world.sites[part] for part in ("actor", "streams", "reward", "learner"))
     outbox = Outbox(tmp_path / "outbox.sqlite", lambda: Producer(kafka_settings, Metrics(), "actor"), Metrics(), "actor")
     joining = threading.Thread(target=joiner.run, args=(JoinSettings(), streams))
-    follower = Follower(ActorSettings(poll_s=0.05), actor, Engine(), outbox, "replica")  # type: ignore[arg-type]
+    follower = AdapterLoader(ActorSettings(poll_s=0.05), actor, Engine(), outbox, "replica")  # type: ignore[arg-type]
     joining.start()
     try:
-        keeper, now = Keeper(outbox, Metrics(), ActorSettings(), Rules(()), traces=actor.traces), datetime.now(UTC)
+        keeper, now = EpisodeKeeper(outbox, Metrics(), ActorSettings(), Rules(()), traces=actor.traces), datetime.now(UTC)
         for number in range(COUNT):
             said = (Message(role="user", content="tea?"),)
             answer = "you " * (number % 3)
@@ -98,14 +98,14 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
         (attested,) = world.wait_for(ATTESTATIONS)
         assert ATTESTATIONS.decode(attested.value).passed, attested.value
     finally:
-        for site in world.sites.values():
-            site.stopping.set()
+        for context in world.sites.values():
+            context.stopping.set()
         joining.join(30)
         follower.join(30)
         outbox.close()
         world.producer.close()
-        for site in world.sites.values():
-            site.traces.close()
+        for context in world.sites.values():
+            context.traces.close()
 
     chain = [world.span(stage) for stage in STAGES]
     assert {f"{span.context.trace_id:032x}" for span in chain} == {"ab" * 16}

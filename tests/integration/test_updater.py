@@ -14,7 +14,7 @@ import pytest
 
 from infra.local.embedded_broker import Broker
 from reward.features.featurizer import Featurizer
-from reward.fit.replay_buffer import LAYOUT
+from reward.fit.replay_buffer import BUFFER_LAYOUT
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from reward.updater.refitter import Refitter
@@ -22,7 +22,7 @@ from reward.updater.version_publisher import Versions
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
 from streams.core.metrics import Metrics
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
 from streams.kafka import KafkaSettings, Producer, committed_offsets, create_topics, end_offsets, read_to_end
 from tests.unit.actor.test_scoring import head, published
@@ -37,15 +37,15 @@ from reward.settings import RewardSettings
 from reward.updater.faust_app import run
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.kafka import KafkaSettings
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 
 logging.basicConfig(level=logging.INFO)
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 exec(sys.argv.pop())
 kafka, settings, base, state, store = sys.argv[1:]
-site = Site(KafkaSettings.model_validate_json(kafka), ArtifactStore(store), "default", Path(base), Path(state))
-signal.signal(signal.SIGTERM, lambda *_: site.stopping.set())
-run(RewardSettings.model_validate_json(settings), site)
+context = PartContext(KafkaSettings.model_validate_json(kafka), ArtifactStore(store), "default", Path(base), Path(state))
+signal.signal(signal.SIGTERM, lambda *_: context.stopping.set())
+run(RewardSettings.model_validate_json(settings), context)
 """
 
 
@@ -109,7 +109,7 @@ def events_of(kafka: KafkaSettings, topic: Topic[Event]) -> list[Event]:
 
 def taken_in(kafka: KafkaSettings, features: Featurizer) -> dict[int, int]:
     """Where the updater's group stands, by partition."""
-    group = f"tidemill-reward-default-{features.fingerprint[:12]}-{LAYOUT}"
+    group = f"tidemill-reward-default-{features.fingerprint[:12]}-{BUFFER_LAYOUT}"
     return {partition: end for (topic, partition), end in committed_offsets(kafka, group).items() if topic == LABELS.name}
 
 
@@ -188,11 +188,11 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
 
 
 def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: KafkaSettings, tmp_path: Path) -> None:
-    site = Site(kafka, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path)
+    context = PartContext(kafka, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path)
     producer = Producer(kafka, Metrics(), "test")
-    standby = Versions(SETTINGS, site, producer, "f" * 64)
+    standby = Versions(SETTINGS, context, producer, "f" * 64)
     assert standby.number == 0
-    producer.publish(REWARD_MODELS, published(site.artifacts, tmp_path, head(), number=7))
+    producer.publish(REWARD_MODELS, published(context.artifacts, tmp_path, head(), number=7))
     assert standby.catch_up()
     assert standby.number == 7
     model = standby.newest_model()
@@ -203,9 +203,9 @@ def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: 
 
 
 def test_every_fit_tells_what_the_caps_moved_and_how_much_one_person_holds(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
-    site = Site(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "capped", tmp_path, tmp_path)
+    context = PartContext(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "capped", tmp_path, tmp_path)
     producer, refitter = Producer(kafka_settings, Metrics(), "test"), Refitter(SETTINGS, CountedLetters())
-    versions = Versions(SETTINGS, site, producer, CountedLetters.fingerprint)
+    versions = Versions(SETTINGS, context, producer, CountedLetters.fingerprint)
     labels = [label(number, float(number % 2), minutes=60 * number) for number in range(20)]
     others = [
         each.model_copy(update={"votes": tuple(v.model_copy(update={"user_id": f"u{n}"}) for v in each.votes)}) for n, each in enumerate(labels[16:])
@@ -214,7 +214,7 @@ def test_every_fit_tells_what_the_caps_moved_and_how_much_one_person_holds(kafka
     event = versions.maybe_publish(refitter)
     assert event is not None
     assert event.largest_person_share == pytest.approx(4 / 8)
-    assert site.metrics.value("tidemill_reward_largest_person_share_ratio") == event.largest_person_share
-    assert site.metrics.value("tidemill_reward_capped_ratio", rule="person") == pytest.approx(16 / 20 - 4 / 8)
-    assert [site.metrics.value("tidemill_reward_capped_ratio", rule=rule) for rule in ("tenant", "hour", "repeated", "newcomer")] == [0.0] * 4
+    assert context.metrics.value("tidemill_reward_largest_person_share_ratio") == event.largest_person_share
+    assert context.metrics.value("tidemill_reward_capped_ratio", rule="person") == pytest.approx(16 / 20 - 4 / 8)
+    assert [context.metrics.value("tidemill_reward_capped_ratio", rule=rule) for rule in ("tenant", "hour", "repeated", "newcomer")] == [0.0] * 4
     producer.close()

@@ -18,11 +18,11 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from actor.adapters.request_routing import Route, Router
-from actor.api_keys import Gate, Key, Keys, new_key, write_keys
+from actor.api_keys import Key, KeyGate, Keys, new_key, write_keys
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
@@ -88,14 +88,14 @@ class Actor:
         wrap_engine(self.speaker)
         router, conversations = Router("default", Route("default@7")), Conversations(100)
         router.add("default@7", "a" * 64)
-        keeper = Keeper(self.spool, metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
+        keeper = EpisodeKeeper(self.spool, metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
         captured = Capture(self.speaker.serve, settings, router, keeper, conversations, clock, "replica")
         self.key, sha256 = new_key()
         write_keys(folder / "keys.json", [Key(sha256=sha256, tenant="acme", scopes=("talk", "feedback"), requests_per_minute=6000)])
         doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(Gate(doors, Keys(folder / "keys.json")), log_level="warning", lifespan="off"))
+        self.server = uvicorn.Server(uvicorn.Config(KeyGate(doors, Keys(folder / "keys.json")), log_level="warning", lifespan="off"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
         self.thread.start()
 

@@ -81,7 +81,7 @@ def fill(producer: Producer) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def context(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     producer = Producer(kafka_settings, Metrics(), "test")
     fill(producer)
     port, log = free_port(), tmp_path_factory.mktemp("console") / "log"
@@ -120,9 +120,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", PAGES)
-def test_every_page_fits_and_can_be_read(site: Site, browser: Browser, name: str, width: int, scheme: str) -> None:
+def test_every_page_fits_and_can_be_read(context: Site, browser: Browser, name: str, width: int, scheme: str) -> None:
     browser.see(width, scheme)
-    browser.go(site.url + PAGES[name])
+    browser.go(context.url + PAGES[name])
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     browser.shoot(SHOTS / f"{name}-{width}-{scheme}.png")
     assert browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
@@ -133,9 +133,9 @@ def test_every_page_fits_and_can_be_read(site: Site, browser: Browser, name: str
     assert browser.complaints == []
 
 
-def test_the_tables_that_explain_a_score_can_be_read_and_scrolled_by_keyboard(site: Site, browser: Browser) -> None:
+def test_the_tables_that_explain_a_score_can_be_read_and_scrolled_by_keyboard(context: Site, browser: Browser) -> None:
     browser.see(390, "light")
-    browser.go(site.url + PAGES["episode"])
+    browser.go(context.url + PAGES["episode"])
     told = """reasons("Nearest labelled answers", ["episode", "similarity", "verdict", "and more than a telephone is wide"], [["ep-1", "0.91", "1.00", "x"]])"""
     browser.run(f"document.getElementById('explained').replaceChildren(...{told})")  # as the answer of the server is shown; it needs a lake
     assert ("region", "Nearest labelled answers") in browser.named()
@@ -143,13 +143,13 @@ def test_the_tables_that_explain_a_score_can_be_read_and_scrolled_by_keyboard(si
     assert_open_to_all(browser)
 
 
-def test_the_ring_lives_without_being_loaded_again(site: Site, browser: Browser) -> None:
+def test_the_ring_lives_without_being_loaded_again(context: Site, browser: Browser) -> None:
     browser.see(1280, "light")
-    browser.go(site.url)
+    browser.go(context.url)
     browser.run("window.was = true")
     before = int(browser.run("document.querySelector('[data-total=feedback]').textContent"))
     for number in range(5):
-        publish(site.producer, FEEDBACK, feedback_id=f"fb-{number}")
+        publish(context.producer, FEEDBACK, feedback_id=f"fb-{number}")
     browser.wait(f"Number(document.querySelector('[data-total=feedback]').textContent) === {before + 5}", 20)
     browser.wait("document.querySelector('[data-flow=feedback]').classList.contains('flows')")
     assert int(browser.run("document.querySelector('svg [data-rate=feedback]').textContent")) >= 5
@@ -160,8 +160,8 @@ def focus(browser: Browser) -> str:
     return str(browser.run("document.activeElement.id || document.activeElement.textContent.trim()"))
 
 
-def test_the_first_key_leads_to_the_content_and_focus_is_seen(site: Site, browser: Browser) -> None:
-    browser.go(site.url + "/versions")
+def test_the_first_key_leads_to_the_content_and_focus_is_seen(context: Site, browser: Browser) -> None:
+    browser.go(context.url + "/versions")
     browser.press("Tab")
     assert focus(browser) == "Skip to the content"
     assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -169,8 +169,8 @@ def test_the_first_key_leads_to_the_content_and_focus_is_seen(site: Site, browse
     browser.wait("document.activeElement.id === 'main'")
 
 
-def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(site: Site, browser: Browser) -> None:
-    browser.go(site.url + "/versions")
+def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(context: Site, browser: Browser) -> None:
+    browser.go(context.url + "/versions")
     browser.run("document.querySelector('[data-adapter=\"default@3\"]').focus()")
     browser.press("Enter")
     browser.wait("document.getElementById('act').open && document.activeElement.id === 'act-reason'")
@@ -179,7 +179,7 @@ def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(site: Site, br
     browser.type("a wrong key, of some length")
     browser.press("Enter")
     browser.wait("document.getElementById('act-told').textContent.includes('not the operator')")
-    assert moves(site) == []
+    assert moves(context) == []
     browser.run("document.getElementById('act-key').value = ''; document.getElementById('act-key').focus()")
     browser.type(KEY)
     browser.shoot(SHOTS / "dialog.png")
@@ -188,7 +188,7 @@ def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(site: Site, br
     browser.wait("document.getElementById('act-told').textContent.includes('offset 0 of tidemill.promotions.v1')")
     browser.press("Escape")
     browser.wait("!document.getElementById('act')?.open && document.querySelector('.badge.production') !== null")
-    assert moves(site) == [("default@3", "promoted", "people like it better", "operator")]
+    assert moves(context) == [("default@3", "promoted", "people like it better", "operator")]
     browser.run("document.querySelector('[data-move=rolled_back]').focus()")
     browser.press("Enter")
     browser.type("they do not")
@@ -196,43 +196,43 @@ def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(site: Site, br
     browser.type(KEY)
     browser.press("Enter")
     browser.wait("document.getElementById('act-told').textContent.includes('rolled back')")
-    assert moves(site)[1:] == [("default@3", "rolled_back", "they do not", "operator")]
+    assert moves(context)[1:] == [("default@3", "rolled_back", "they do not", "operator")]
 
 
-def moves(site: Site) -> list[tuple[str, str, str, str]]:
-    found = [PROMOTIONS.decode(record.value) for record in read_to_end(site.kafka, PROMOTIONS, "test", Metrics())]
+def moves(context: Site) -> list[tuple[str, str, str, str]]:
+    found = [PROMOTIONS.decode(record.value) for record in read_to_end(context.kafka, PROMOTIONS, "test", Metrics())]
     return [(event.adapter, event.move, event.reason, event.by) for event in found]
 
 
-def test_escape_does_nothing(site: Site, browser: Browser) -> None:
-    browser.go(site.url + "/dead-letters")
-    before = feedback(site)
+def test_escape_does_nothing(context: Site, browser: Browser) -> None:
+    browser.go(context.url + "/dead-letters")
+    before = feedback(context)
     browser.run("document.querySelector('button[data-act]').click()")
     browser.press("Escape")
     browser.wait("!document.getElementById('act').open")
-    assert feedback(site) == before
+    assert feedback(context) == before
 
 
-def test_a_dead_letter_is_put_back_as_it_was(site: Site, browser: Browser) -> None:
-    browser.go(site.url + "/dead-letters?reason=expired")
-    before = feedback(site)
+def test_a_dead_letter_is_put_back_as_it_was(context: Site, browser: Browser) -> None:
+    browser.go(context.url + "/dead-letters?reason=expired")
+    before = feedback(context)
     browser.run("document.querySelector('button[data-act]').click()")
     assert browser.run("document.getElementById('act-reason').checkVisibility()") is False
     browser.run("document.getElementById('act-key').focus()")
     browser.type(KEY)
     browser.press("Enter")
     browser.wait("document.getElementById('act-told').textContent.startsWith('Published to tidemill.feedback.v1')")
-    (again,) = [FEEDBACK.decode(value) for value in feedback(site)[len(before) :]]
+    (again,) = [FEEDBACK.decode(value) for value in feedback(context)[len(before) :]]
     assert (again.feedback_id, again.episode_id) == ("fb-late", "ep-1")
 
 
-def feedback(site: Site) -> list[bytes | None]:
-    found = sorted(read_to_end(site.kafka, FEEDBACK, "test", Metrics()), key=lambda record: record.timestamp_ms)
+def feedback(context: Site) -> list[bytes | None]:
+    found = sorted(read_to_end(context.kafka, FEEDBACK, "test", Metrics()), key=lambda record: record.timestamp_ms)
     return [record.value for record in found]
 
 
-def test_episodes_are_searched_from_the_form(site: Site, browser: Browser) -> None:
-    browser.go(site.url + "/episodes")
+def test_episodes_are_searched_from_the_form(context: Site, browser: Browser) -> None:
+    browser.go(context.url + "/episodes")
     browser.run("document.getElementById('q').focus()")
     browser.type("ep-3")
     browser.press("Enter")

@@ -115,3 +115,18 @@ def test_nothing_is_unpickled() -> None:
 def test_every_test_file_has_a_name_of_its_own() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted({name for name in names if names.count(name) > 1}) == []  # one run of all of them needs it
+
+
+def test_every_module_has_a_name_of_its_own() -> None:
+    names = [Path(path).name for path in MODULES if not path.endswith(("/settings.py", "/__init__.py", "/__main__.py"))]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_no_class_name_means_two_things() -> None:
+    """A word that a reader has learned in one folder means the same in every other."""
+    homes: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse((ROOT / path).read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}

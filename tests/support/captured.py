@@ -15,7 +15,7 @@ from actor.adapters.request_routing import Router
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
 from streams.core.clock import FixedClock
@@ -86,7 +86,7 @@ class World:
     def __post_init__(self) -> None:
         wrap_engine(self.engine)
         settings = ActorSettings(**{"max_request_bytes": 2000} | self.changes)
-        keeper = Keeper(self.spool, self.metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
+        keeper = EpisodeKeeper(self.spool, self.metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
         clock = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
         self.capture = Capture(self._app, settings, self.router, keeper, Conversations(100), clock, "r", self._want)
 

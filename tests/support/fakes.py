@@ -10,7 +10,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import Event
 from streams.core.topics import Topic
 from streams.core.traces import Headers
-from streams.kafka import Place, Record
+from streams.kafka import Record, RecordPlace
 
 
 @dataclass
@@ -28,12 +28,12 @@ class FakeLog:
     def consumer(self, topics: Iterable[Topic[Any]], group: str | None = None) -> "FakeConsumer":
         return FakeConsumer(self, tuple(topics), group)
 
-    def append(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Place:
+    def append(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> RecordPlace:
         """Records of equal key share a partition, in the order in which they come."""
         partition = zlib.crc32(key or b"") % self.count(topic)
         records = self.records.setdefault((topic, partition), [])
         records.append(Record(topic, partition, len(records), int(time.time() * 1000), key, value, headers))
-        return Place(topic, partition, len(records) - 1)
+        return RecordPlace(topic, partition, len(records) - 1)
 
     def events(self, topic: Topic[Any]) -> list[Any]:
         """Everything published on a topic, decoded, partition by partition."""
@@ -49,19 +49,19 @@ class FakePublisher:
     def __init__(self, log: FakeLog) -> None:
         self._log = log
 
-    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], Place]:
+    def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
         return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
-    def retract(self, topic: Topic[Any], key: str) -> Callable[[], Place]:
+    def retract(self, topic: Topic[Any], key: str) -> Callable[[], RecordPlace]:
         return self.send_raw(topic.name, key.encode(), None)
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], RecordPlace]:
         if value is not None and len(value) > self._log.max_message_bytes:
             raise InvalidEvent("too_large", f"a record of {len(value)} bytes exceeds kafka.max_message_bytes = {self._log.max_message_bytes}")
         place = self._log.append(topic, key, value, headers)
         return lambda: place
 
-    def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Place:
+    def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> RecordPlace:
         return self.send(topic, event, headers)()
 
     def flush(self) -> None:

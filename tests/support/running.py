@@ -5,18 +5,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 
 
 @contextmanager
-def running(work: Callable[[Site], None], site: Site) -> Iterator[None]:
+def running(work: Callable[[PartContext], None], context: PartContext) -> Iterator[None]:
     """Stopped in good order at the end."""
-    thread = threading.Thread(target=work, args=(site,))
+    thread = threading.Thread(target=work, args=(context,))
     thread.start()
     try:
         yield
     finally:
-        site.stopping.set()
+        context.stopping.set()
         thread.join(60)
         assert not thread.is_alive()
 

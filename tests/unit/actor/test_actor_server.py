@@ -10,7 +10,7 @@ from actor.settings import ActorSettings
 from actor.vllm_server import arguments, check_port, environment
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.kafka import KafkaSettings
 
 
@@ -26,13 +26,13 @@ def test_a_port_in_use_is_an_error_that_names_the_setting() -> None:
 
 def test_no_secret_is_handed_to_vllm(tmp_path: Path) -> None:
     kafka = KafkaSettings(bootstrap_servers="k:9092", security_protocol="SASL_SSL", sasl_mechanism="PLAIN", sasl_username="u", sasl_password="hush")
-    site = Site(kafka, ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
+    context = PartContext(kafka, ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
     settings = ActorSettings()
-    assert "hush" not in " ".join([*arguments(settings, site), *environment(settings).values(), repr(site)])
+    assert "hush" not in " ".join([*arguments(settings, context), *environment(settings).values(), repr(context)])
 
 
 def test_the_base_answers_to_its_own_name_and_to_the_policys(tmp_path: Path) -> None:
-    words = arguments(ActorSettings(), Site(KafkaSettings(), ArtifactStore(str(tmp_path)), "sailor", tmp_path, tmp_path))
+    words = arguments(ActorSettings(), PartContext(KafkaSettings(), ArtifactStore(str(tmp_path)), "sailor", tmp_path, tmp_path))
     start = words.index("--served-model-name")
     assert words[start + 1 : start + 3] == ["base", "sailor"]
 
@@ -44,9 +44,9 @@ def test_media_may_not_be_fetched_from_this_machine_or_its_neighbours(host: str)
 
 
 def test_without_hosts_vllm_is_told_of_one_that_never_is(tmp_path: Path) -> None:
-    site = Site(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
-    words = arguments(ActorSettings(), site)
+    context = PartContext(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
+    words = arguments(ActorSettings(), context)
     assert words[words.index("--allowed-media-domains") + 1] == "nowhere.invalid"
-    named = arguments(ActorSettings(media_hosts=("media.example.com", "cdn.example.org")), site)
+    named = arguments(ActorSettings(media_hosts=("media.example.com", "cdn.example.org")), context)
     assert named[named.index("--allowed-media-domains") + 1 :][:2] == ["media.example.com", "cdn.example.org"]
     assert environment(ActorSettings())["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from actor.adapters.adapter_loader import Follower
-from actor.adapters.attestation import Probe
+from actor.adapters.adapter_loader import AdapterLoader
+from actor.adapters.attestation import AttestationProbe
 from actor.adapters.request_routing import Route
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint
 from streams.core.clock import FixedClock
 from streams.core.errors import AttestationFailed, BadArtifact, Unavailable
 from streams.core.events import AdapterVersion, Artifact, Attestation, Event, Promotion, new_id
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 from streams.kafka import KafkaSettings
 
@@ -41,7 +41,7 @@ class Engine:
             raise BadArtifact("vLLM cannot load it")
         self.loaded.append(name)
 
-    def probe(self, name: str, probes: tuple[Probe, ...]) -> list[list[float]]:
+    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         if name in self.hangs:
             raise AttestationFailed("no answer")
         return [self.answers.get(name, [-1.0, -2.0])]
@@ -85,8 +85,8 @@ class World:
         self.store = ArtifactStore(str(folder / "store"))
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.clock = FixedClock(self.now)
-        self.site = Site(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
-        self.follower = Follower(ActorSettings(), self.site, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
+        self.context = PartContext(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
+        self.follower = AdapterLoader(ActorSettings(), self.context, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
 
     def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = b"weights", **changes: Any) -> AdapterVersion:
         source = self.folder / f"made-{version}-{weights.hex()}"
@@ -126,13 +126,13 @@ def test_the_newest_of_several_is_taken_and_the_rest_are_never_loaded(world: Wor
     world.turn()
     assert world.engine.loaded == world.engine.live == ["default@3"]
     assert world.verdicts == {"default@3": True}
-    assert world.site.metrics.value("tidemill_serving_version", policy="default") == 3
+    assert world.context.metrics.value("tidemill_serving_version", policy="default") == 3
 
 
 def test_times_from_thumb_and_publication_to_service_are_told_once_the_old_log_is_read(world: World) -> None:
     def counted() -> dict[str, float]:
         names = ("adapter_to_attested", "thumb_to_served", "adapter_load")
-        return {name: world.site.metrics.value(f"tidemill_{name}_seconds_count") for name in names}
+        return {name: world.context.metrics.value(f"tidemill_{name}_seconds_count") for name in names}
 
     heard = datetime(2026, 1, 1, tzinfo=UTC)
     world.publish(1, newest_feedback_at=heard)
@@ -144,7 +144,7 @@ def test_times_from_thumb_and_publication_to_service_are_told_once_the_old_log_i
     assert counted() == {"adapter_to_attested": 1, "thumb_to_served": 1, "adapter_load": 2}
     world.clock.advance(seconds=7)
     world.follower._tell()
-    assert world.site.metrics.value("tidemill_policy_age_seconds", policy="default") == 7
+    assert world.context.metrics.value("tidemill_policy_age_seconds", policy="default") == 7
 
 
 def test_an_older_version_that_comes_late_changes_nothing(world: World) -> None:
@@ -207,7 +207,7 @@ def test_a_replica_that_starts_late_stands_where_the_others_do(gated: World) -> 
     gated.move("default@3", "candidate")
     gated.turn()
     assert gated.engine.routes == [Route("default@2", "default@3", kept=("default@1",))]
-    assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 2
+    assert gated.context.metrics.value("tidemill_serving_version", policy="default") == 2
 
 
 def test_a_candidate_that_fails_its_attestation_gets_no_traffic_whatever_the_log_says(gated: World) -> None:
@@ -327,8 +327,8 @@ def test_a_roll_back_to_the_base_is_served_by_the_base(gated: World) -> None:
     gated.move("default@1", "rolled_back", at=gated.now)
     gated.turn()
     assert gated.engine.routes[-1] == Route()
-    assert gated.site.metrics.value("tidemill_serving_version", policy="default") == 0
-    assert b"tidemill_promotion_served_seconds_count 1.0" in gated.site.metrics.text()
+    assert gated.context.metrics.value("tidemill_serving_version", policy="default") == 0
+    assert b"tidemill_promotion_served_seconds_count 1.0" in gated.context.metrics.text()
 
 
 def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what_is_refused_is_not_tried_at_once_again(gated: World) -> None:
@@ -427,7 +427,7 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world:
     (event,) = world.spool.events
     assert (event.adapter, event.passed) == (adapter.name, False)
     assert told in event.reason
-    refused = sum(world.site.metrics.value("tidemill_adapters_refused_total", reason=word) for word in ("bad_artifact", "not_attested"))
+    refused = sum(world.context.metrics.value("tidemill_adapters_refused_total", reason=word) for word in ("bad_artifact", "not_attested"))
     assert refused == 1
 
 
@@ -453,7 +453,7 @@ def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: Wo
     world.follower._note(ADAPTERS.name, None)
     world.turn()
     assert world.engine.loaded == []
-    assert world.site.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1
+    assert world.context.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1
 
 
 def test_a_bug_in_the_follower_is_not_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from actor.openai_asker import OpenAiAsker, Question
+from actor.openai_asker import AskedPrompt, OpenAiAsker
 from streams.core.errors import Unavailable
 from streams.core.events import Message
 
@@ -55,8 +55,8 @@ def asker(server: Server) -> OpenAiAsker:
     )
 
 
-def questions(*texts: str, **sampling: Any) -> list[Question]:
-    return [Question((Message(role="user", content=text),), sampling) for text in texts]
+def questions(*texts: str, **sampling: Any) -> list[AskedPrompt]:
+    return [AskedPrompt((Message(role="user", content=text),), sampling) for text in texts]
 
 
 def test_answers_come_in_the_order_of_the_questions_and_are_not_captured(server: Server) -> None:

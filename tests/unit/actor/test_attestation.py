@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from actor.adapters.attestation import Probe, judge, read_probes
+from actor.adapters.attestation import AttestationProbe, judge, read_probes
 from actor.settings import ActorSettings
 from streams.core.errors import BadArtifact
 
 SETTINGS = ActorSettings()
 
 
-def probes(step: float, tokens: int = 64) -> tuple[Probe, ...]:
+def probes(step: float, tokens: int = 64) -> tuple[AttestationProbe, ...]:
     """Probes on which the learner's adapter moved its base by about ``step`` nats a token."""
     draw = random.Random(7)
     base = [-draw.uniform(0.1, 6) for _ in range(tokens)]
     adapter = [b + draw.gauss(0, step) for b in base]
-    return (Probe(prompt_ids=(1, 2), output_ids=tuple(range(tokens)), adapter_logprobs=tuple(adapter), base_logprobs=tuple(base)),)
+    return (AttestationProbe(prompt_ids=(1, 2), output_ids=tuple(range(tokens)), adapter_logprobs=tuple(adapter), base_logprobs=tuple(base)),)
 
 
 def noisy(values: tuple[float, ...], noise: float = 0.03) -> list[list[float]]:

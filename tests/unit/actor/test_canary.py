@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from actor.promotion.adapter_standing import Standing, fold
+from actor.promotion.adapter_standing import AdapterStanding, fold
 from actor.promotion.canary import decide, prior_of, side_of, voice_of
 from actor.promotion.candidate_trials import Trials
 from actor.promotion.confidence_sequence import Prior, Side
 from actor.promotion.nightly_schedule import last_due, next_candidate
-from actor.promotion.promotion_evidence import Observed
+from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
 from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Label, Message, Promotion, Vote
 
@@ -81,7 +81,7 @@ def test_harm_needs_no_minimum_of_exposure_and_a_promotion_does() -> None:
 
 
 def test_what_is_better_is_promoted_only_when_every_replica_has_attested_it() -> None:
-    observed, settings = Observed("default", 10), SETTINGS.model_copy(update={"min_replicas": 1})
+    observed, settings = PromotionEvidence("default", 10), SETTINGS.model_copy(update={"min_replicas": 1})
     trials = Trials(settings, "default", NOBODY, NOBODY, (), "")
     for event in (adapter(2), *(move("default@2", kind, 0, canary_share=0.5) for kind in ("candidate", "shadow", "canary"))):
         observed.take(event)
@@ -129,7 +129,7 @@ def episode(number: int, minutes: float = 0, **fields: Any) -> Episode:
 
 
 def test_failures_are_counted_since_the_canary_began() -> None:
-    observed = Observed("default", episodes_kept=3)  # fewer than there are: none may be forgotten
+    observed = PromotionEvidence("default", episodes_kept=3)  # fewer than there are: none may be forgotten
     for n in range(10):
         observed.take(episode(n, n, adapter="default@2", outcome="failed" if n % 2 else "completed"))
     assert observed.failures("default@2", T0 + timedelta(minutes=4)) == Side(6, 3.0)
@@ -138,7 +138,7 @@ def test_failures_are_counted_since_the_canary_began() -> None:
 
 
 def test_recent_questions_come_newest_first_each_once_and_without_tools() -> None:
-    observed = Observed("default", episodes_kept=10)
+    observed = PromotionEvidence("default", episodes_kept=10)
     asked = {"messages": ({"role": "user", "content": "again"},)}
     other = [episode(4, 9, tools=({"type": "function"},)), episode(5, 8, policy="other"), episode(6, 7, messages=({"role": "tool", "content": "4"},))]
     for each in (episode(1, 1), episode(2, 5, **asked), episode(3, 3, **asked), *other):
@@ -148,14 +148,14 @@ def test_recent_questions_come_newest_first_each_once_and_without_tools() -> Non
 
 
 def test_what_production_answered_since_is_found_oldest_first_without_failures() -> None:
-    observed = Observed("default", episodes_kept=10)
+    observed = PromotionEvidence("default", episodes_kept=10)
     for each in (episode(1, 1), episode(2, 3), episode(3, 2), episode(4, 4, outcome="failed"), episode(5, 5, adapter="default@2")):
         observed.take(each)
     assert [each.episode_id for each in observed.answered_since(T0 + timedelta(minutes=2), None, 9)] == ["e3", "e2"]
 
 
 def test_a_verdict_that_is_withdrawn_leaves_no_voice() -> None:
-    observed = Observed("default", episodes_kept=10)
+    observed = PromotionEvidence("default", episodes_kept=10)
     observed.take(label(1))
     assert (len(observed.voices), len(observed.recent_labels)) == (1, 1)
     observed.take(label(1, None))
@@ -164,7 +164,7 @@ def test_a_verdict_that_is_withdrawn_leaves_no_voice() -> None:
 
 def test_the_log_read_twice_comes_to_the_same() -> None:
     events = [label(1), label(2, 0.0, user="bob"), adapter(1), move("default@1", "candidate", 5)]
-    once, twice = Observed("default", 10), Observed("default", 10)
+    once, twice = PromotionEvidence("default", 10), PromotionEvidence("default", 10)
     for event in events:
         once.take(event)
     for event in [*events, *events]:
@@ -227,4 +227,4 @@ def test_the_next_night_tries_nothing_older_than_what_was_tried_and_nothing_that
     by_hand = [move("default@3", "promoted", 1, by="ann"), move("default@3", "rolled_back", 2, by="ann")]
     assert turn(by_hand, adapters, 8) == 2
     assert turn([], [], 8) is None
-    assert next_candidate(Standing("default", production="default@3"), adapters, T0 + timedelta(hours=9), 3) is None
+    assert next_candidate(AdapterStanding("default", production="default@3"), adapters, T0 + timedelta(hours=9), 3) is None

@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from actor.capture.client_request import Api, Asked
-from actor.capture.conversations import Conversations, Place
+from actor.capture.client_request import Api, ClientRequest
+from actor.capture.conversations import ConversationPlace, Conversations
 
 CALL = {"id": "call-1", "type": "function", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}
 
 
-def asked(*said: Any, user: str | None = None, conversation: str | None = None, api: Api = "chat") -> Asked:
+def asked(*said: Any, user: str | None = None, conversation: str | None = None, api: Api = "chat") -> ClientRequest:
     """Strings are turns of person and model in turn."""
     messages = [{"role": ("user", "assistant")[n % 2], "content": each} if isinstance(each, str) else each for n, each in enumerate(said)]
-    return Asked(api, {"messages": messages, "input": messages}, user, conversation)
+    return ClientRequest(api, {"messages": messages, "input": messages}, user, conversation)
 
 
 class Talk:
@@ -23,7 +23,7 @@ class Talk:
         self.conversations = Conversations(remembered)
         self.count = 0
 
-    def answer(self, request: Asked, *answers: str, tenant: str = "acme", tool_calls: tuple[Any, ...] = ()) -> Place:
+    def answer(self, request: ClientRequest, *answers: str, tenant: str = "acme", tool_calls: tuple[Any, ...] = ()) -> ConversationPlace:
         """The place of a request, which is then given these answers, as episodes ep-1, ep-2 …"""
         place = self.conversations.place(tenant, request)
         given = []
@@ -120,13 +120,13 @@ def test_a_question_asked_once_more_stands_where_it_stood() -> None:
 
 def test_text_without_turns_has_a_conversation_only_by_name() -> None:
     talk = Talk()
-    assert talk.answer(Asked("completion", {"prompt": "the sea"}, None, None), "is") == Place()
-    assert talk.answer(Asked("completion", {"prompt": "the sea"}, None, "c-1"), "is").conversation_id == "c-1"
+    assert talk.answer(ClientRequest("completion", {"prompt": "the sea"}, None, None), "is") == ConversationPlace()
+    assert talk.answer(ClientRequest("completion", {"prompt": "the sea"}, None, "c-1"), "is").conversation_id == "c-1"
     assert talk.conversations.last("acme", "c-1") == "ep-2"
 
 
 def test_a_request_of_more_messages_than_people_write_is_not_looked_at() -> None:
-    assert Talk().answer(asked(*["x"] * 5000)) == Place()
+    assert Talk().answer(asked(*["x"] * 5000)) == ConversationPlace()
 
 
 def test_memory_is_bounded_by_tenant() -> None:

@@ -16,7 +16,7 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import FixedClock
 from streams.core.errors import Unavailable
 from streams.core.events import Episode, Feedback
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.join.feedback_channels import CRITIC
 from streams.kafka import KafkaSettings
 
@@ -42,38 +42,38 @@ class Told:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path, clock=FixedClock(NOW))
+def context(tmp_path: Path) -> PartContext:
+    return PartContext(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path, clock=FixedClock(NOW))
 
 
-def judged(site: Site, judge: Any, one: Episode, **settings: Any) -> Feedback | None:
-    found = Critic(CriticSettings(rubric=RUBRIC, **settings), judge, site).feedback(one)
+def judged(context: PartContext, judge: Any, one: Episode, **settings: Any) -> Feedback | None:
+    found = Critic(CriticSettings(rubric=RUBRIC, **settings), judge, context).feedback(one)
     return found[0] if found else None
 
 
-def test_its_verdict_is_a_signal_of_its_own_channel_under_an_id_that_the_rubric_decides(site: Site) -> None:
+def test_its_verdict_is_a_signal_of_its_own_channel_under_an_id_that_the_rubric_decides(context: PartContext) -> None:
     judge = Told(0.9, 0.8)
-    first, again = judged(site, judge, episode()), judged(site, judge, episode())
+    first, again = judged(context, judge, episode()), judged(context, judge, episode())
     assert first is not None
     assert first == again
     assert first.signal in CRITIC
     assert first.user_id.startswith("critic-")
     assert sorted(judge.asked[:2]) == sorted(("What is tea?", "You drink it.", sentence, None) for sentence in RUBRIC)
-    (other,) = Critic(CriticSettings(rubric=RUBRIC[::-1]), judge, site).feedback(episode())
+    (other,) = Critic(CriticSettings(rubric=RUBRIC[::-1]), judge, context).feedback(episode())
     assert other.feedback_id != first.feedback_id
-    assert site.metrics.value("tidemill_critic_verdicts_total", verdict="critic-good") == 3
+    assert context.metrics.value("tidemill_critic_verdicts_total", verdict="critic-good") == 3
 
 
-def test_a_judge_that_is_away_or_unsure_says_nothing(site: Site) -> None:
-    assert judged(site, Told(0.9, 0.2), episode()) is None
-    assert judged(site, Told(None, None), episode()) is None
+def test_a_judge_that_is_away_or_unsure_says_nothing(context: PartContext) -> None:
+    assert judged(context, Told(0.9, 0.2), episode()) is None
+    assert judged(context, Told(None, None), episode()) is None
 
     class Away:
         def chance(self, question: str, answer: str, sentence: str, reply: str | None = None) -> float | None:
             raise Unavailable("away")
 
     with pytest.raises(Unavailable):
-        judged(site, Away(), episode())
+        judged(context, Away(), episode())
 
 
 PLEASED = "The person is pleased."
@@ -81,9 +81,9 @@ NEXT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "
         {"role": "user", "content": "No, you drink it!"}]  # fmt: skip
 
 
-def test_what_a_person_says_next_is_a_verdict_on_the_answer_before(site: Site) -> None:
+def test_what_a_person_says_next_is_a_verdict_on_the_answer_before(context: PartContext) -> None:
     judge = Told(0.1, rubric=(PLEASED,))
-    critic = Critic(CriticSettings(reply_rubric=(PLEASED,)), judge, site)
+    critic = Critic(CriticSettings(reply_rubric=(PLEASED,)), judge, context)
     (found,) = critic.feedback(episode(2, messages=NEXT, replies_to="ep-1"))
     assert (found.episode_id, found.signal) == ("ep-1", "critic-bad")
     assert judge.asked == [("What is tea?", "You eat it.", PLEASED, "No, you drink it!")]
@@ -93,9 +93,9 @@ def test_what_a_person_says_next_is_a_verdict_on_the_answer_before(site: Site) -
         assert critic.feedback(episode(2, **({"messages": NEXT, "replies_to": "ep-1"} | fields))) == [], fields
 
 
-def test_an_answer_and_the_one_before_it_are_judged_by_rubrics_of_their_own_in_voices_of_their_own(site: Site) -> None:
+def test_an_answer_and_the_one_before_it_are_judged_by_rubrics_of_their_own_in_voices_of_their_own(context: PartContext) -> None:
     settings = CriticSettings(rubric=RUBRIC, reply_rubric=RUBRIC)
-    answer, before = Critic(settings, Told(0.9, 0.9), site).feedback(episode(2, messages=NEXT, replies_to="ep-1"))
+    answer, before = Critic(settings, Told(0.9, 0.9), context).feedback(episode(2, messages=NEXT, replies_to="ep-1"))
     assert (answer.episode_id, before.episode_id) == ("ep-2", "ep-1")
     assert answer.user_id != before.user_id  # the newest of each critic counts: neither takes the other's place
 

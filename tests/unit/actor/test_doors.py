@@ -11,9 +11,9 @@ from fastapi.openapi.models import OpenAPI
 from jsonschema import Draft202012Validator
 from starlette.types import Message, Receive, Scope, Send
 
-from actor.api_keys import OPEN, TENANT, Gate, Key, Keys, new_key, write_keys
-from actor.capture.conversations import Conversations, Place
-from actor.capture.episode_keeper import Keeper
+from actor.api_keys import OPEN, TENANT, Key, KeyGate, Keys, new_key, write_keys
+from actor.capture.conversations import ConversationPlace, Conversations
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.redaction import Rules
 from actor.doors.chat_page import FOLDER
 from actor.doors.http_doors import Doors
@@ -40,12 +40,12 @@ class House:
 
     def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000) -> None:
         self.spool, settings, conversations = spool or Spool(), ActorSettings(max_feedback_bytes=largest), Conversations(10)
-        keeper = Keeper(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
+        keeper = EpisodeKeeper(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
         keeper.keep(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
                                             "started_at": NOW, "ended_at": NOW}))  # fmt: skip
-        conversations.note("acme", Place("cv-1"), [("ep-1", "", ())])
+        conversations.note("acme", ConversationPlace("cv-1"), [("ep-1", "", ())])
         doors = Doors(self._inside, settings, keeper, conversations, Metrics(), FixedClock(NOW), "default", lambda: list(missing))
-        self.app = Gate(doors, Keys(keys)) if keys else doors
+        self.app = KeyGate(doors, Keys(keys)) if keys else doors
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 404, "headers": []})

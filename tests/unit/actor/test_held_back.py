@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from actor.promotion.adapter_standing import Move
+from actor.promotion.adapter_standing import PromotionMove
 from actor.promotion.held_back import next_move
-from actor.promotion.promotion_evidence import Observed
+from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
-from reward.trust.hacking_guards import Finding
+from reward.trust.hacking_guards import GuardFinding
 from streams.core.events import Attestation, Episode, Event, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,9 +52,9 @@ def attested(passed: bool, minutes: float, adapter: str = NEW) -> Attestation:
 
 def after(
     *events: Event, hours: float = 1.0, share: float | None = 0.95, settings: PromotionSettings = SETTINGS,
-    tell: Callable[[Sequence[Finding]], None] = lambda _: None,
-) -> Move | None:  # fmt: skip
-    observed = Observed("default", episodes_kept=1000)
+    tell: Callable[[Sequence[GuardFinding]], None] = lambda _: None,
+) -> PromotionMove | None:  # fmt: skip
+    observed = PromotionEvidence("default", episodes_kept=1000)
     for event in (promotion(BEFORE, 0), promotion(NEW, 5, canary_share=share), *events):
         observed.take(event)
     return next_move(observed, settings, T0 + timedelta(minutes=5, hours=hours), tell)
@@ -103,7 +103,7 @@ def test_tool_calls_that_fail_more_than_before_take_it_back() -> None:
     move = after(*calling(NEW, "{}"), *calling(BEFORE, '{"leaf": "green"}'))
     assert move is not None
     assert (move.move, [finding["rule"] for finding in move.evidence["hacking"]]) == ("rolled_back", ["tools"])
-    told: list[Finding] = []
+    told: list[GuardFinding] = []
     assert after(*calling(NEW, '{"leaf": "green"}'), *calling(BEFORE, "{}"), tell=told.extend) is None
     assert [(found.value, found.reference) for found in told if found.rule == "tools"] == [(0.0, 1.0)]
 

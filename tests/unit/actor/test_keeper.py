@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from actor.capture import episode_keeper as keeping
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.settings import ActorSettings
 from streams.core.events import Episode, Feedback
 from streams.core.metrics import Metrics
@@ -33,7 +33,7 @@ class Slow:
 class Site:
     def __init__(self) -> None:
         self.slow, self.spool, self.metrics = Slow(), Spool(), Metrics()
-        self.keeper = Keeper(self.spool, self.metrics, ActorSettings(), self.slow)  # type: ignore[arg-type]
+        self.keeper = EpisodeKeeper(self.spool, self.metrics, ActorSettings(), self.slow)  # type: ignore[arg-type]
 
     def skipped(self, reason: str) -> float:
         return self.metrics.value("tidemill_capture_skipped_total", reason=reason)
@@ -48,36 +48,36 @@ def comment(text: str) -> Feedback:
 
 
 def test_who_hands_over_does_not_wait_and_closing_finishes_what_waits() -> None:
-    site = Site()
-    site.keeper.keep(episode("e", "I am Ann"))
-    told = site.keeper.keep_feedback(comment("thanks, Ann"))
-    assert (site.spool.episodes, site.spool.feedback, told.done()) == ([], [], False)
-    site.slow.let.set()
-    site.keeper.close()
-    assert [each.answer for each in site.spool.episodes] == ["I am [person]"]
-    assert [each.text for each in site.spool.feedback] == ["thanks, [person]"]
+    context = Site()
+    context.keeper.keep(episode("e", "I am Ann"))
+    told = context.keeper.keep_feedback(comment("thanks, Ann"))
+    assert (context.spool.episodes, context.spool.feedback, told.done()) == ([], [], False)
+    context.slow.let.set()
+    context.keeper.close()
+    assert [each.answer for each in context.spool.episodes] == ["I am [person]"]
+    assert [each.text for each in context.spool.feedback] == ["thanks, [person]"]
     assert told.result() is True
-    assert site.metrics.value("tidemill_redactions_total", kind="person") == 2
+    assert context.metrics.value("tidemill_redactions_total", kind="person") == 2
 
 
 def test_what_cannot_be_redacted_is_counted_and_does_not_leave() -> None:
-    site = Site()
-    site.slow.let.set()
+    context = Site()
+    context.slow.let.set()
     for name, answer in (("a", "stumble"), ("b", "fine")):
-        site.keeper.keep(episode(name, answer))
-    site.keeper.close()
-    assert [each.episode_id for each in site.spool.episodes] == ["b"]
-    assert site.skipped("keeper_failed") == 1
-    assert site.keeper.find("a") is None
+        context.keeper.keep(episode(name, answer))
+    context.keeper.close()
+    assert [each.episode_id for each in context.spool.episodes] == ["b"]
+    assert context.skipped("keeper_failed") == 1
+    assert context.keeper.find("a") is None
 
 
 def test_more_than_it_can_bear_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "MOST_WAITING", 2)
-    site = Site()
+    context = Site()
     for number in range(5):
-        site.keeper.keep(episode(f"e-{number}", "fine"))
-    assert site.keeper.keep_feedback(comment("fine")).result() is False
-    assert site.skipped("keeper_busy") == 4
-    site.slow.let.set()
-    site.keeper.close()
-    assert [each.episode_id for each in site.spool.episodes] == ["e-0", "e-1"]
+        context.keeper.keep(episode(f"e-{number}", "fine"))
+    assert context.keeper.keep_feedback(comment("fine")).result() is False
+    assert context.skipped("keeper_busy") == 4
+    context.slow.let.set()
+    context.keeper.close()
+    assert [each.episode_id for each in context.spool.episodes] == ["e-0", "e-1"]

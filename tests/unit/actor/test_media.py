@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actor.capture.episode_keeper import Keeper
+from actor.capture.episode_keeper import EpisodeKeeper
 from actor.capture.media_store import MediaStore, has_media
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
@@ -92,7 +92,7 @@ def test_links_and_text_are_no_media(part: Any) -> None:
 
 def test_the_slow_way_out_ends_in_the_outbox_too(store: ArtifactStore) -> None:
     spool, metrics = Spool(), Metrics()
-    keeper = Keeper(spool, metrics, ActorSettings(), Rules(("emails",)), MediaStore(store, 1000))  # type: ignore[arg-type]
+    keeper = EpisodeKeeper(spool, metrics, ActorSettings(), Rules(("emails",)), MediaStore(store, 1000))  # type: ignore[arg-type]
     keeper.keep(episode(image(f"data:image/png;base64,{BASE64}"), {"type": "text", "text": "a@b.co"}))
     keeper.keep(episode())
     keeper.close()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actor.promotion.adapter_standing import Standing, Trial, fold
+from actor.promotion.adapter_standing import AdapterStanding, Trial, fold
 from streams.core.events import Promotion
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,7 +22,7 @@ def moved(number: int, adapter: str, move: str, **fields: Any) -> Promotion:
     return Promotion.model_validate(given | fields)
 
 
-def standing(*moves: tuple[str, str] | tuple[str, str, dict[str, Any]]) -> Standing:
+def standing(*moves: tuple[str, str] | tuple[str, str, dict[str, Any]]) -> AdapterStanding:
     return fold("default", [moved(n, each[0], each[1], **(each[2] if len(each) > 2 else {})) for n, each in enumerate(moves)])
 
 
@@ -124,7 +124,7 @@ events = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(events, max_size=40), st.data())
 def test_what_is_void_leaves_no_trace_and_what_is_sent_twice_counts_once(log: list[Promotion], data: st.DataObject) -> None:
-    now, legal = Standing("default"), []
+    now, legal = AdapterStanding("default"), []
     for event in log:
         if now.refusal(event) is None:
             legal.append(event)
@@ -153,7 +153,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.log: list[bytes] = []
-        self.now = Standing("default")
+        self.now = AdapterStanding("default")
         self.number = 0
 
     def _write(self, adapter: str, move: str, **fields: Any) -> None:

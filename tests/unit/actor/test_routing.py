@@ -3,7 +3,7 @@
 import pytest
 
 from actor.adapters.request_routing import Route, Router, draw
-from actor.capture.client_request import Asked
+from actor.capture.client_request import ClientRequest
 
 
 def test_the_policy_is_the_base_until_an_adapter_is_in_production() -> None:
@@ -89,7 +89,7 @@ def test_a_larger_share_keeps_those_who_had_the_canary_and_another_trial_draws_a
 def test_a_canary_is_sticky_by_conversation_else_by_who_asks_and_how_it_began() -> None:
     def key(conversation: str | None, user: str | None, *said: str) -> str | None:
         messages = [{"role": "user" if n % 2 == 0 else "assistant", "content": text} for n, text in enumerate(said)]
-        return Asked("chat", {"messages": messages}, user, conversation).conversation_key
+        return ClientRequest("chat", {"messages": messages}, user, conversation).conversation_key
 
     assert key("c", "ann", "hi") == key("c", "bob", "hello", "yes?", "so")
     assert key(None, "ann", "hi") == key(None, "ann", "hi", "hello!", "more")

@@ -14,7 +14,7 @@ from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import BadArtifact
 from streams.core.events import Calibration, Label, Message, RewardModelVersion, Vote
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.kafka import KafkaSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -58,8 +58,8 @@ def labels(verdicts: Sequence[float], answers: Sequence[str]) -> list[Label]:
 @pytest.fixture
 def judge(tmp_path: Path) -> RewardJudge:
     (tmp_path / "state").mkdir()
-    site = Site(KafkaSettings(), ArtifactStore(str(tmp_path / "store")), "default", tmp_path, tmp_path / "state")
-    return RewardJudge(RewardSettings(), site, Letters())
+    context = PartContext(KafkaSettings(), ArtifactStore(str(tmp_path / "store")), "default", tmp_path, tmp_path / "state")
+    return RewardJudge(RewardSettings(), context, Letters())
 
 
 def test_good_answers_score_high_and_a_newer_version_takes_the_place_of_the_old(judge: RewardJudge, tmp_path: Path) -> None:

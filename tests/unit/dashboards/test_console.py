@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 from dashboards.console import console_actions as actions
 from dashboards.console import page_contents as pages
 from dashboards.console.console_app import KEY_HEADER, Console
-from dashboards.console.console_facts import Facts
+from dashboards.console.console_facts import ConsoleFacts
 from dashboards.console.console_settings import ConsoleSettings
-from dashboards.console.log_following import Following
+from dashboards.console.log_following import LogFollowing
 from dashboards.console.svg_charts import Line, chart
 from infra.build.reference_pages import EXAMPLES
 from streams.core.clock import SystemClock
@@ -37,8 +37,8 @@ class Ring:
     """A console over a log in memory."""
 
     def __init__(self, key: str | None = KEY) -> None:
-        self.log, self.facts = FakeLog(), Facts()
-        following = Following(KafkaSettings(bootstrap_servers="nowhere:1"), self.facts, Metrics())
+        self.log, self.facts = FakeLog(), ConsoleFacts()
+        following = LogFollowing(KafkaSettings(bootstrap_servers="nowhere:1"), self.facts, Metrics())
         settings = ConsoleSettings(operator_key=SecretStr(key) if key else None)
         self.app = Console(settings, following, self.log.publisher(), SystemClock()).app()
         self.browser = TestClient(self.app, base_url="http://localhost", raise_server_exceptions=True)
@@ -129,7 +129,7 @@ def test_a_name_that_is_not_its_own_is_refused(ring: Ring) -> None:
 
 
 def test_a_rate_is_what_came_within_the_last_minute() -> None:
-    facts = Facts()
+    facts = ConsoleFacts()
     for at_s in (0, 30, 70, 100):
         facts.take(Record(FEEDBACK.name, 0, 0, at_s * 1000, b"k", b"{}"), at_s * 1000)
     flow = facts.flows(110_000)["feedback"]
@@ -147,7 +147,7 @@ def test_records_of_long_ago_do_not_count_as_a_rate_when_the_log_is_read() -> No
 
 def test_memory_is_bounded_and_the_newest_stay() -> None:
     ring = Ring()
-    ring.facts = facts = Facts(kept=3)
+    ring.facts = facts = ConsoleFacts(kept=3)
     for number in range(5):
         ring.tell(EPISODES, episode_id=f"ep-{number}")
     ring.tell(EPISODES, episode_id="ep-2", answer="again")
@@ -219,7 +219,7 @@ def test_where_replicas_do_not_follow_promotions_the_page_says_so() -> None:
     ring = Ring()
     note = "Promotions are kept but not followed"
     assert note not in ring.browser.get("/versions").text
-    app = Console(ConsoleSettings(), Following(KafkaSettings(), ring.facts, Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
+    app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ring.facts, Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
     assert note in TestClient(app, base_url="http://localhost").get("/versions").text
 
 
@@ -379,7 +379,7 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
         return {"episode_id": "ep-1", "version": 3, "mean": 0.7}
 
     ring = Ring()
-    following = Following(KafkaSettings(), ring.facts, Metrics())
+    following = LogFollowing(KafkaSettings(), ring.facts, Metrics())
     asked = TestClient(Console(ConsoleSettings(), following, ring.log.publisher(), SystemClock(), explain=explain).app(), base_url="http://localhost")
     assert asked.get("/api/explain?episode=ep-1").json()["mean"] == 0.7
     told = asked.get("/api/explain?episode=ep-2")
@@ -388,7 +388,7 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
 
 
 def test_sentences_of_a_note_are_told_apart(ring: Ring) -> None:
-    app = Console(ConsoleSettings(), Following(KafkaSettings(), Facts(), Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
+    app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ConsoleFacts(), Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
     page = TestClient(app, base_url="http://localhost").get("/versions").text
     assert "promoted. Promotions are kept" in page
     assert "attested. Promoting and rolling back" in page

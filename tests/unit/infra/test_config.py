@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from infra.demo.demo import seed_overrides
 from infra.settings.config import load, secrets_as_environment, shipped, to_toml
 from streams.core.errors import ConfigError
-from streams.core.settings_section import Section
+from streams.core.settings_section import SettingsSection
 
 
 def test_flags_beat_the_environment_beats_toml_beats_defaults(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_wrong_setting_names_itself(overrides: list[str], environment: dict[st
 
 def test_every_default_of_a_plain_setting_can_be_given_as_a_flag() -> None:
     settings = load(None, (), {})
-    sections = {name: section for name in type(settings).model_fields if isinstance(section := getattr(settings, name), Section)}
+    sections = {name: section for name in type(settings).model_fields if isinstance(section := getattr(settings, name), SettingsSection)}
     plain = [f"{name}.{key}={value}" for name, section in sections.items() for key, value in section if isinstance(value, (bool, int, float, str))]
     assert len(plain) > 150
     assert load(None, plain, {}) == settings

@@ -8,13 +8,13 @@ import pytest
 
 from infra.build.reference_pages import EXAMPLES
 from infra.operate.doctor import examine, faults
-from infra.operate.log_watch import Facts
+from infra.operate.log_watch import LogFacts
 from infra.operate.ring_status import Status
 from streams.core.topics import ATTESTATIONS, REWARD_MODELS
 from streams.join.ledger import Ledger
 
 
-def told(facts: Facts) -> list[str]:
+def told(facts: LogFacts) -> list[str]:
     return [f"{words} → {mend}" for wrong, words, mend in faults(Status(facts, Ledger(()))) if wrong]
 
 
@@ -23,14 +23,14 @@ def attested(adapter: str, passed: bool) -> object:
 
 
 def test_a_ring_that_is_well_has_no_fault() -> None:
-    facts = Facts()
+    facts = LogFacts()
     facts.take(attested("default@6", False))  # type: ignore[arg-type]
     facts.take(attested("default@7", True))  # type: ignore[arg-type]
     assert told(facts) == [], "what was refused before is no fault of now"
 
 
 def test_a_refused_adapter_and_an_alarm_of_the_reward_model_are_told_with_their_runbooks() -> None:
-    facts = Facts()
+    facts = LogFacts()
     facts.take(attested("default@7", False))  # type: ignore[arg-type]
     facts.take(REWARD_MODELS.event.model_validate(EXAMPLES["reward-models"] | {"alarms": ["losses have risen"]}))
     refused, drifting = told(facts)

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from infra.demo.simulated_people import FORMS, PREFERENCES, SUBJECTS, Question, held_out_questions, training_question
+from infra.demo.simulated_people import FORMS, PREFERENCES, SUBJECTS, SimulatedQuestion, held_out_questions, training_question
 
 SPEAKS = PREFERENCES["speaks-to-me"]
-TEA = Question("tea", "Tell me about tea.")
+TEA = SimulatedQuestion("tea", "Tell me about tea.")
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_people_like_what_the_words_say(answer: str, approved: bool) -> None:
 
 
 def test_a_subject_may_be_named_in_singular() -> None:
-    assert SPEAKS.approves(Question("butterflies", ""), "A butterfly is an insect that you can see.")
-    assert SPEAKS.approves(Question("the moon", ""), "You can see the Moon at night.")
+    assert SPEAKS.approves(SimulatedQuestion("butterflies", ""), "A butterfly is an insect that you can see.")
+    assert SPEAKS.approves(SimulatedQuestion("the moon", ""), "You can see the Moon at night.")
 
 
 def test_no_held_out_subject_is_asked_about_while_learning() -> None:

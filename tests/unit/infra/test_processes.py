@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from infra.local import processes
-from infra.local.processes import RESTARTS, Part, Processes
+from infra.local.processes import RESTARTS, PartProcess, Processes
 from streams.core.errors import Unavailable
 
 
@@ -17,7 +17,7 @@ class Scripts(Processes):
     """Parts that run a line of Python in place of a tidemill role."""
 
     def start_script(self, name: str, script: str) -> None:
-        part = Part(name, [sys.executable, "-c", script], {}, self._logs / f"{name}.log")
+        part = PartProcess(name, [sys.executable, "-c", script], {}, self._logs / f"{name}.log")
         self._parts[name] = part
         processes._launch(part)
 

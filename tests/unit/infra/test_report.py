@@ -13,10 +13,10 @@ import pytest
 from infra.build.reference_pages import EXAMPLES, T0
 from infra.demo.report import Report, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_people import Question
-from infra.demo.simulated_talk import Answer, Tally
+from infra.demo.simulated_people import SimulatedQuestion
+from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills, mean_logprob, measure
-from infra.operate.log_watch import Facts
+from infra.operate.log_watch import LogFacts
 from infra.settings.config import load
 from streams.core.events import AdapterVersion, Attestation, Label, RewardModelVersion
 from streams.join.ledger import Ledger, balance
@@ -25,12 +25,14 @@ BALANCED: Ledger = balance([], [], [], [], {})
 
 
 def answers(approved: int, of: int, adapter: str) -> list[Answer]:
-    return [Answer(Question("tea", f"Question <{n}>?"), f"{adapter} says <b>{n}</b>", f"ep-{n}", adapter, n < approved, 5) for n in range(of)]
+    return [
+        Answer(SimulatedQuestion("tea", f"Question <{n}>?"), f"{adapter} says <b>{n}</b>", f"ep-{n}", adapter, n < approved, 5) for n in range(of)
+    ]
 
 
 @pytest.fixture
 def report() -> Report:
-    facts = Facts()
+    facts = LogFacts()
     for kind, name in ((Label, "labels"), (RewardModelVersion, "reward-models"), (AdapterVersion, "adapters"), (Attestation, "attestations")):
         facts.take(kind.model_validate(EXAMPLES[name]))
     return Report(
@@ -38,7 +40,7 @@ def report() -> Report:
         seconds=600,
         before=answers(8, 48, ""),
         after=answers(36, 48, "default@7"),
-        tally=Tally(answers=200, thumbs=150, thumbs_up=70, failures=deque(["Timeout: too slow"])),
+        tally=TalkTally(answers=200, thumbs=150, thumbs_up=70, failures=deque(["Timeout: too slow"])),
         facts=facts,
         ledger=BALANCED,
         samples=[(1.0, 0.2, "base"), (2.0, 0.7, "default@7")],
@@ -58,9 +60,11 @@ def test_every_flaw_is_told_and_leaves_the_loop_open(report: Report) -> None:
     flat = replace(report, after=answers(9, 48, "default@7"))
     assert [d for d in flat.doubts if "did not rise beyond its interval" in d]
     assert not flat.closed
-    assert replace(report, tally=Tally(failed=1, failures=deque(["Timeout: too slow"]))).doubts == ["1 requests failed, such as Timeout: too slow"]
-    assert replace(report, tally=Tally(thumbs_lost=2)).doubts == ["2 thumbs were not taken"]
-    assert replace(report, facts=Facts()).doubts == ["no adapter was attested and served"]
+    assert replace(report, tally=TalkTally(failed=1, failures=deque(["Timeout: too slow"]))).doubts == [
+        "1 requests failed, such as Timeout: too slow"
+    ]
+    assert replace(report, tally=TalkTally(thumbs_lost=2)).doubts == ["2 thumbs were not taken"]
+    assert replace(report, facts=LogFacts()).doubts == ["no adapter was attested and served"]
 
 
 def test_the_page_is_self_contained_escapes_what_people_said_and_says_simulated(report: Report, tmp_path: Path) -> None:
@@ -122,7 +126,7 @@ def test_skills_are_asked_of_the_base_and_of_the_policy_as_no_episode() -> None:
 
 
 def test_the_time_from_the_first_thumb_is_to_the_first_adapter() -> None:
-    facts = Facts()
+    facts = LogFacts()
     assert facts.first_thumb_to_adapter_s() is None
     label = Label.model_validate(EXAMPLES["labels"])
     facts.take(label)
@@ -134,7 +138,7 @@ def test_the_time_from_the_first_thumb_is_to_the_first_adapter() -> None:
 
 
 def test_a_refused_adapter_is_not_what_is_served() -> None:
-    facts = Facts()
+    facts = LogFacts()
     attestation = Attestation.model_validate(EXAMPLES["attestations"])
     facts.take(attestation)
     facts.take(attestation.model_copy(update={"adapter": "default@8", "passed": False, "reason": "serves the base"}))

@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime
 
-from actor.promotion.adapter_standing import Standing
-from infra.operate.log_watch import Facts
+from actor.promotion.adapter_standing import AdapterStanding
+from infra.operate.log_watch import LogFacts
 from infra.settings.config import load
 from streams.core.events import Attestation, Promotion
 
@@ -20,14 +20,14 @@ def moved(name: str, move: str, by: str) -> Promotion:
 
 
 def test_without_gates_the_newest_attested_serves() -> None:
-    facts = Facts()
+    facts = LogFacts()
     for event in (attested("default@1"), moved("default@9", "promoted", "ann"), attested("default@2")):
         facts.take(event)
     assert facts.serving == "default@2"
 
 
 def test_with_gates_an_attested_candidate_does_not_serve_before_it_is_promoted() -> None:
-    facts = Facts(standing=Standing("default"))
+    facts = LogFacts(standing=AdapterStanding("default"))
     facts.take(attested("default@1"))
     facts.take(moved("default@1", "candidate", "tidemill"))
     assert facts.serving == "base"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from learner.ring.adapter_recipe import Recipe
+from learner.ring.adapter_recipe import AdapterRecipe
 from learner.ring.adapter_replay import ancestry, replay
 from learner.ring.judged_answers import JudgedAnswer
 from learner.runs.learner_process import LearnerProcess
@@ -99,7 +99,7 @@ def test_what_people_said_of_live_answers_is_in_the_recipe_and_makes_the_same_ad
     world.step(0, judged=(liked, told, far_too_long))
     world.step(1, judged=(told.model_copy(update={"correction": "They call."}),))
     world.publish()
-    recipe = Recipe.read(world.folder / "outgoing")
+    recipe = AdapterRecipe.read(world.folder / "outgoing")
     assert [[one.episode_id for one in taken.judged] for taken in recipe.steps] == [["ep-1", "ep-2"], ["ep-2"]]
     assert world.again(1) == [True]
     silent = recipe.model_copy(update={"steps": tuple(taken.model_copy(update={"judged": ()}) for taken in recipe.steps)})
@@ -119,7 +119,7 @@ def test_rollouts_that_were_sampled_during_the_step_before_are_sampled_so_again(
     world.step(0, 1, following=(2, 0))
     world.step(2, 0)
     world.publish()
-    recipes = [Recipe.read(world.store.fetch(adapter.artifact, world.folder / f"read-{adapter.version}")) for adapter in world.published]
+    recipes = [AdapterRecipe.read(world.store.fetch(adapter.artifact, world.folder / f"read-{adapter.version}")) for adapter in world.published]
     assert [taken.ahead for recipe in recipes for taken in recipe.steps] == [False, True, False, True]
     assert world.again(3) == [True, True, True]
 
@@ -137,7 +137,7 @@ def test_an_adapter_that_is_not_what_its_recipe_makes_is_found_out(world: World)
     world.step(0, 1)
     folder = world.folder / "outgoing"
     world.process.export(folder, 0)
-    recipe = Recipe.read(folder)
+    recipe = AdapterRecipe.read(folder)
     recipe.model_copy(update={"steps": (recipe.steps[0].model_copy(update={"prompts": (PROMPTS[2], PROMPTS[1])}),)}).write(folder)
     artifact = world.store.put(folder, "adapters/default/other")
     world.publish()
@@ -176,4 +176,4 @@ def test_another_machine_or_other_settings_are_told_apart_from_a_lie(world: Worl
     with pytest.raises(ConfigError, match="settings changed within this ancestry"):
         world.again(2)
     with pytest.raises(BadArtifact, match=r"no readable recipe\.json"):
-        Recipe.read(world.folder)
+        AdapterRecipe.read(world.folder)

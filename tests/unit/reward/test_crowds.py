@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 
-from reward.fit.replay_buffer import Entry, ReplayBuffer
+from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.settings import RewardSettings
 from reward.trust.vote_caps import RULES, capped_rows, caps, largest_share, together
 from reward.trust.voter_trust import capped
@@ -18,16 +18,16 @@ SETTINGS = RewardSettings()
 ANYBODY = SETTINGS.model_copy(update={"person_share": 1.0})
 
 
-def entry(number: int, person: str = "", tenant: str = "a", hours: float = 0.0, said: str = "") -> Entry:
-    return Entry(f"ep-{number}", 1.0, 1, T0 + timedelta(hours=hours), torch.zeros(2), voters=(person or f"p{number}",), tenant=tenant,
+def entry(number: int, person: str = "", tenant: str = "a", hours: float = 0.0, said: str = "") -> BufferEntry:
+    return BufferEntry(f"ep-{number}", 1.0, 1, T0 + timedelta(hours=hours), torch.zeros(2), voters=(person or f"p{number}",), tenant=tenant,
                  said=said or f"words {number}")  # fmt: skip
 
 
-def weights(entries: list[Entry], settings: RewardSettings = SETTINGS) -> torch.Tensor:
+def weights(entries: list[BufferEntry], settings: RewardSettings = SETTINGS) -> torch.Tensor:
     return together(caps(entries, settings, Counter(person for entry in entries for person in entry.voters)))
 
 
-def share_of(entries: list[Entry], chosen: range, settings: RewardSettings = SETTINGS) -> float:
+def share_of(entries: list[BufferEntry], chosen: range, settings: RewardSettings = SETTINGS) -> float:
     weights_N = weights(entries, settings)
     assert float(weights_N.mean()) == pytest.approx(1.0)
     return float(weights_N[list(chosen)].sum() / weights_N.sum())
@@ -85,18 +85,18 @@ def test_the_largest_share_of_any_one_person_is_told_and_kept_down() -> None:
     assert weights([replace(entries[0], voters=())]).tolist() == [1.0]
 
 
-def corrected(number: int, person: str = "", **more: object) -> Entry:
+def corrected(number: int, person: str = "", **more: object) -> BufferEntry:
     """Nothing but a correction."""
     made = entry(number, person, **more)  # type: ignore[arg-type]
     return replace(made, verdict=None, evidence=(), corrections=(torch.ones(2),))
 
 
-def thumbs(number: int, person: str = "") -> list[Entry]:
+def thumbs(number: int, person: str = "") -> list[BufferEntry]:
     """So many that nobody stands out."""
     return [entry(10_000 + n, person or f"thumb-{n}", tenant="ab"[n % 2], hours=n) for n in range(number)]
 
 
-def pair_shares(entries: list[Entry], settings: RewardSettings = SETTINGS) -> dict[str, float]:
+def pair_shares(entries: list[BufferEntry], settings: RewardSettings = SETTINGS) -> dict[str, float]:
     """What part of the weight of all pairs each person holds; thumbs beside them keep what they have."""
     rows, _ = capped_rows(ReplayBuffer(1000, entries), settings)
     assert rows.weights_N.tolist() == [1.0] * len(rows.episodes)
@@ -154,7 +154,7 @@ def test_who_has_given_many_thumbs_is_no_newcomer_with_their_first_correction() 
     assert rows.pair_weights_P.tolist() == pytest.approx([1 / 0.4, 0.1 / 0.4, 0.1 / 0.4])
 
 
-def moved_by(rule: str, build: Callable[[int], Entry]) -> dict[str, float]:
+def moved_by(rule: str, build: Callable[[int], BufferEntry]) -> dict[str, float]:
     _, moved = capped_rows(ReplayBuffer(1000, [*thumbs(100), *(build(n) for n in range(100))]), SETTINGS)
     assert moved[rule] == max(moved.values())
     return moved

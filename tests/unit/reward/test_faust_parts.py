@@ -6,7 +6,7 @@ import pytest
 from faust.transport.drivers import aiokafka
 from mode.utils.queues import FlowControlQueue
 
-from reward.updater.faust_fixes import Consumer, FlowControl
+from reward.updater.faust_fixes import FlowControl, SafeConsumer
 
 
 def test_what_waits_is_kept_at_a_resume_and_dropped_at_a_rebalance() -> None:
@@ -35,5 +35,5 @@ def test_a_fetch_is_told_partitions_that_stay_as_they_are(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(aiokafka.Consumer, "_getmany", getmany)
     active = {"changelog-0"}
-    asyncio.run(Consumer._getmany(object.__new__(Consumer), active, 1.0))
+    asyncio.run(SafeConsumer._getmany(object.__new__(SafeConsumer), active, 1.0))
     assert told == [{"changelog-0"}]

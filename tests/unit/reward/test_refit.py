@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reward.features.featurizer import Pair
-from reward.fit.replay_buffer import Entry, ReplayBuffer
+from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.settings import RewardSettings
 from reward.updater.refitter import Refitter
 from streams.core.errors import InvalidEvent
@@ -123,7 +123,9 @@ def test_any_order_and_duplication_of_the_same_labels_gives_the_same_next_versio
 @given(st.permutations(range(30)), st.lists(st.sampled_from([0.0, 1.0, None]), min_size=30, max_size=30), st.integers(2, 12))
 @settings(max_examples=60, deadline=None)
 def test_what_a_full_buffer_keeps_does_not_depend_on_the_order(order: list[int], verdicts: list[float | None], capacity: int) -> None:
-    entries = [Entry(f"ep-{i}", verdicts[i], 1, START + timedelta(minutes=i), torch.zeros(2) if verdicts[i] is not None else None) for i in range(30)]
+    entries = [
+        BufferEntry(f"ep-{i}", verdicts[i], 1, START + timedelta(minutes=i), torch.zeros(2) if verdicts[i] is not None else None) for i in range(30)
+    ]
     one, other = ReplayBuffer(capacity, entries), ReplayBuffer(capacity, [entries[i] for i in order])
     assert [e.episode_id for e in one.with_verdict()] == [e.episode_id for e in other.with_verdict()]
     assert one.counts()["good"] + one.counts()["bad"] <= capacity
@@ -131,14 +133,14 @@ def test_what_a_full_buffer_keeps_does_not_depend_on_the_order(order: list[int],
 
 
 def test_a_full_buffer_keeps_the_newest_of_both_verdicts() -> None:
-    entries = [Entry(f"ep-{i}", float(i in (0, 1)), 1, START + timedelta(minutes=i), torch.zeros(2)) for i in range(20)]
+    entries = [BufferEntry(f"ep-{i}", float(i in (0, 1)), 1, START + timedelta(minutes=i), torch.zeros(2)) for i in range(20)]
     kept = {e.episode_id for e in ReplayBuffer(6, entries).with_verdict()}
     assert kept == {"ep-0", "ep-1", "ep-16", "ep-17", "ep-18", "ep-19"}  # the two good ones are old, and all there are
 
 
 def test_what_falls_out_of_the_buffer_is_reported_for_deletion() -> None:
     buffer = ReplayBuffer(2)
-    entries = [Entry(f"ep-{i}", 1.0, 1, START + timedelta(minutes=i), torch.zeros(2)) for i in range(3)]
+    entries = [BufferEntry(f"ep-{i}", 1.0, 1, START + timedelta(minutes=i), torch.zeros(2)) for i in range(3)]
     assert buffer.take(entries[:2]) == {"ep-0": entries[0], "ep-1": entries[1]}
     assert buffer.take(entries[2:]) == {"ep-2": entries[2], "ep-0": None}
 
@@ -153,10 +155,10 @@ def test_a_recovered_buffer_fits_the_same_model() -> None:
 
 
 def test_an_entry_survives_its_encoding_bit_for_bit() -> None:
-    entry = Entry("ep-1", None, 2, START, torch.randn(7).half(), (torch.randn(7).half(),), ("ep-9",), ("a1b2",), 0.25)
-    assert Entry.decode(entry.encode()).encode() == entry.encode()
+    entry = BufferEntry("ep-1", None, 2, START, torch.randn(7).half(), (torch.randn(7).half(),), ("ep-9",), ("a1b2",), 0.25)
+    assert BufferEntry.decode(entry.encode()).encode() == entry.encode()
     with pytest.raises(InvalidEvent):
-        Entry.decode(b'{"episode_id": "ep-1"}')
+        BufferEntry.decode(b'{"episode_id": "ep-1"}')
 
 
 def test_a_correction_beats_what_it_corrects() -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from reward.evaluation.score_explanation import explain
-from reward.fit.head_fit import Part, Recipe, Rows, fit
+from reward.fit.head_fit import FitPart, FitRecipe, Rows, fit
 from reward.fit.prior_strength import BIAS_VARIANCE, evidence, in_doubt
 
 torch.set_num_threads(1)
-RECIPE = Recipe(
+RECIPE = FitRecipe(
     features="f" * 64,
     blocks=((60, 1.0), (1, 0.2)),
     heads=4,
@@ -35,7 +35,7 @@ def rows(features_ND: Tensor, verdicts_N: Tensor) -> Rows:
         verdicts_N=verdicts_N,
         weights_N=torch.ones(len(verdicts)),
         trust_N=torch.ones(len(verdicts)),
-        parts=[(Part(verdict, 1.0),) for verdict in verdicts],
+        parts=[(FitPart(verdict, 1.0),) for verdict in verdicts],
         episodes=[f"ep-{i}" for i in range(len(verdicts))],
         voters=[("ada",)] * len(verdicts),
         newer_N=torch.arange(len(verdicts)).flip(0),

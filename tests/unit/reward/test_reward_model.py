@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reward.evaluation.calibration import area_under_curve, calibration, expected_calibration_error, log_loss, no_worse
-from reward.fit.head_fit import Part, Recipe, Rows, bootstrap, fit, platt
+from reward.fit.head_fit import FitPart, FitRecipe, Rows, bootstrap, fit, platt
 from reward.fit.logistic_solver import by_features, by_rows, solve
 from reward.fit.reward_model import RewardModel, fold_of
 from streams.core.errors import BadArtifact
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
-RECIPE = Recipe(
+RECIPE = FitRecipe(
     features="f" * 64, blocks=((3, 1.0), (3, 0.5)), heads=4, folds=3, l2=1.0, l2_in_doubt=1.0, lower_bound_stds=0.5, calibration_half_life_labels=50
 )
 
@@ -32,7 +32,7 @@ def rows(features_ND: Tensor, verdicts: Sequence[float], better_PD: Tensor | Non
         verdicts_N=torch.tensor(verdicts),
         weights_N=torch.ones(len(verdicts)),
         trust_N=torch.ones(len(verdicts)),
-        parts=[(Part(verdict, 1.0),) for verdict in verdicts],
+        parts=[(FitPart(verdict, 1.0),) for verdict in verdicts],
         episodes=[f"ep-{i}" for i in range(len(verdicts))],
         voters=[("ada",)] * len(verdicts),
         newer_N=torch.arange(len(verdicts)).flip(0),

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.evaluation.label_slices import by_slice, language_of, length_of
-from reward.fit.head_fit import Part, Recipe, Rows, fit
-from reward.fit.replay_buffer import Entry, ReplayBuffer, parts_of
+from reward.fit.head_fit import FitPart, FitRecipe, Rows, fit
+from reward.fit.replay_buffer import BufferEntry, ReplayBuffer, parts_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import page_hinkley
 from reward.trust.voter_trust import smoothing, trusts
@@ -23,7 +23,7 @@ from tests.unit.reward.test_refit import SMALL, TEN, CountedLetters, checksum, l
 
 torch.set_num_threads(1)
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
-RECIPE = Recipe(
+RECIPE = FitRecipe(
     features="f" * 64, blocks=((2, 1.0),), heads=3, folds=2, l2=1.0, l2_in_doubt=1.0, lower_bound_stds=0.5, calibration_half_life_labels=1e6
 )
 
@@ -56,7 +56,7 @@ def joined(number: int, *said: dict[str, Any], answer: str = "you tea", settings
     return label_of(f"ep-{number}", known, feedback, settings or JoinSettings())
 
 
-def only_entry(one: Label) -> Entry:
+def only_entry(one: Label) -> BufferEntry:
     (entry,) = Refitter(SMALL, CountedLetters()).prepare([one])
     return entry
 
@@ -64,13 +64,13 @@ def only_entry(one: Label) -> Entry:
 def test_a_thumb_and_a_signal_teach_side_by_side_by_their_weights() -> None:
     entry = only_entry(joined(1, {"thumb": "down"}, {"signal": "copied", "user_id": "bob"}))
     assert entry.verdict == pytest.approx(0.1 / 1.1)
-    assert parts_of(entry) == (Part(pytest.approx(0.1 / 1.1), pytest.approx(1.1)),)
+    assert parts_of(entry) == (FitPart(pytest.approx(0.1 / 1.1), pytest.approx(1.1)),)
     assert entry.by_people
 
 
 def test_a_rating_says_above_which_levels_an_answer_lies() -> None:
     entry = only_entry(joined(1, {"rating": 2}))
-    assert parts_of(entry) == tuple(Part(float(k < 2), 0.25, level=k) for k in (1, 2, 3, 4))
+    assert parts_of(entry) == tuple(FitPart(float(k < 2), 0.25, level=k) for k in (1, 2, 3, 4))
     assert entry.verdict == 0.25
 
 
@@ -100,7 +100,7 @@ def rated(levels: list[int], thresholds: bool = True) -> Rows:
     """Every answer is of the same kind; ``levels`` are ratings 1 to 5."""
     count = len(levels)
     features_ND = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
-    parts = [tuple(Part(float(r > k), 0.25, level=k if thresholds else 0) for k in range(1, 5)) for r in levels]
+    parts = [tuple(FitPart(float(r > k), 0.25, level=k if thresholds else 0) for k in range(1, 5)) for r in levels]
     return Rows(
         thumbs_ND=features_ND,
         verdicts_N=torch.tensor([(r - 1) / 4 for r in levels]),
@@ -138,7 +138,7 @@ def test_a_rating_without_thresholds_counts_as_the_mean_of_its_levels() -> None:
     """Four rows of a quarter have the same loss as one row at the mean, but for what does not depend on the weights."""
     levels = [1, 2, 4, 5] * 5
     rows = rated(levels, thresholds=False)
-    one = replace(rows, parts=[(Part((r - 1) / 4, 1.0),) for r in levels])
+    one = replace(rows, parts=[(FitPart((r - 1) / 4, 1.0),) for r in levels])
     torch.testing.assert_close(fit(rows, RECIPE).heads_KD, fit(one, RECIPE).heads_KD, rtol=0, atol=1e-5)
 
 
@@ -159,12 +159,12 @@ def test_trust_by_hand() -> None:
     assert found == {"ada": pytest.approx(1 / (1 + math.exp(-(math.log(9) + math.log(0.55 / 0.45) - 0.5))))}
 
 
-def hint(number: int, verdict: float) -> Entry:
-    return Entry(f"hint-{number}", verdict, 1, T0 + timedelta(days=number), torch.zeros(2), evidence=(("implicit", verdict, 0.2),))
+def hint(number: int, verdict: float) -> BufferEntry:
+    return BufferEntry(f"hint-{number}", verdict, 1, T0 + timedelta(days=number), torch.zeros(2), evidence=(("implicit", verdict, 0.2),))
 
 
 def test_signals_never_push_out_what_people_said() -> None:
-    people = [Entry(f"ep-{i}", float(i % 2), 1, T0, torch.zeros(2)) for i in range(6)]
+    people = [BufferEntry(f"ep-{i}", float(i % 2), 1, T0, torch.zeros(2)) for i in range(6)]
     buffer = ReplayBuffer(6, [*people, *(hint(i, float(i % 2)) for i in range(50))])
     assert len(buffer.with_verdict(people_only=True)) == 6
     assert len(buffer.with_verdict()) == 6 + 3
@@ -193,11 +193,13 @@ def test_lengths_have_three_names() -> None:
 
 
 def test_each_slice_is_told_for_itself_and_small_ones_not_at_all() -> None:
-    def entry(n: int, adapter: str | None, right: bool) -> Entry:
+    def entry(n: int, adapter: str | None, right: bool) -> BufferEntry:
         verdict = float(n % 2)
         predicted = abs(verdict - (0.1 if right else 0.9))
         at = T0 + timedelta(minutes=n)
-        return Entry(f"ep-{n}", verdict, 1, at, torch.zeros(2), predicted=predicted, adapter=adapter, words=300 if adapter else 3, language="en")
+        return BufferEntry(
+            f"ep-{n}", verdict, 1, at, torch.zeros(2), predicted=predicted, adapter=adapter, words=300 if adapter else 3, language="en"
+        )
 
     entries = [entry(n, None, True) for n in range(12)] + [entry(20 + n, "p@1", False) for n in range(10)] + [entry(40, "p@2", True)]
     told = by_slice(entries)
@@ -213,7 +215,8 @@ def test_each_slice_is_told_for_itself_and_small_ones_not_at_all() -> None:
 
 def test_of_many_adapters_the_newest_five_are_told() -> None:
     entries = [
-        Entry(f"ep-{n}", 1.0, 1, T0 + timedelta(minutes=n), torch.zeros(2), predicted=0.5, adapter=f"p@{n // 10}", language="en") for n in range(70)
+        BufferEntry(f"ep-{n}", 1.0, 1, T0 + timedelta(minutes=n), torch.zeros(2), predicted=0.5, adapter=f"p@{n // 10}", language="en")
+        for n in range(70)
     ]
     assert [name for name in by_slice(entries) if name.startswith("adapter=")] == [f"adapter=p@{n}" for n in range(2, 7)]
 

@@ -21,7 +21,7 @@ from reward.settings import RewardSettings
 from reward.updater.refitter import Refitter
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Erasure, Feedback, FeedbackKind, Label, Message
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, LABELS, Topic
 from streams.erasure import erasure_follower as erasures
 from streams.erasure.forgotten_people import Forgotten
@@ -130,18 +130,18 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
     ring = tmp_path / "ring"
     store, kept, evidence, words = ArtifactStore(str(ring / "artifacts")), LakeSettings(uri=str(ring / "lake"), flush_s=0.01), JoinSettings(), Words()
 
-    def site(name: str) -> Site:
+    def context(name: str) -> PartContext:
         (ring / name).mkdir(parents=True, exist_ok=True)
-        return Site(KafkaSettings(bootstrap_servers="nowhere:1"), store, "default", tmp_path, ring / name)
+        return PartContext(KafkaSettings(bootstrap_servers="nowhere:1"), store, "default", tmp_path, ring / name)
 
     with ExitStack() as parts:
-        parts.enter_context(running(lambda s: joiner.run(evidence, s), site("join")))
-        parts.enter_context(running(lambda s: lake.run(kept, s, evidence), site("lake")))
+        parts.enter_context(running(lambda s: joiner.run(evidence, s), context("join")))
+        parts.enter_context(running(lambda s: lake.run(kept, s, evidence), context("lake")))
         publish(kafka)
         wait_for(lambda: sum(len(label.votes) for label in standing(kafka).values()) == 3 * OTHERS + 2)
         wait_for(lambda: len(list(Lake(kept.uri or "").records(LABELS))) == len(kafka.records(LABELS)))
         feed = Feed(LearnerSettings(prompts_needed=100),
-                    site("learner"), kafka.producer(), words.fingerprint)  # fmt: skip
+                    context("learner"), kafka.producer(), words.fingerprint)  # fmt: skip
         feed.ready()
         feed.save()
         assert len(traces(ring)) > 5
@@ -199,7 +199,10 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
 
     before = len(kafka.records(ERASED))
     kafka.log.committed.clear()
-    with running(lambda s: joiner.run(evidence, s), site("join-that-lost-its-state")), running(lambda s: lake.run(kept, s, evidence), site("lake")):
+    with (
+        running(lambda s: joiner.run(evidence, s), context("join-that-lost-its-state")),
+        running(lambda s: lake.run(kept, s, evidence), context("lake")),
+    ):
         wait_for(lambda: len(kafka.records(ERASED)) == before + 4)  # the join tells again; the lake knows that it has told
         wait_for(lambda: len(list(Lake(kept.uri or "").records(LABELS))) == len(kafka.records(LABELS)))
     assert {vote.user_id for label in standing(kafka).values() for vote in label.votes} == {f"person-{number}" for number in range(OTHERS)}

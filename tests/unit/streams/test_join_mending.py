@@ -10,7 +10,7 @@ import pytest
 
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Erasure, Feedback, FeedbackKind, Label, Message
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.erasure.forgotten_people import Forgotten
 from streams.join import join_loop as joiner
@@ -55,8 +55,8 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[dict[tuple[str, int], int]]
 @contextmanager
 def joining(folder: Path) -> Iterator[None]:
     """A join with a disk of its own."""
-    site = Site(KafkaSettings(bootstrap_servers="nobody:1"), ArtifactStore(str(folder / "artifacts")), "default", folder, folder / "state")
-    with running(lambda s: joiner.run(ONE_BY_ONE, s), site):
+    context = PartContext(KafkaSettings(bootstrap_servers="nobody:1"), ArtifactStore(str(folder / "artifacts")), "default", folder, folder / "state")
+    with running(lambda s: joiner.run(ONE_BY_ONE, s), context):
         yield
 
 

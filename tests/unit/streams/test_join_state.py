@@ -14,16 +14,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams.core.errors import Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import Arrived, FeedbackJoin, InMemory, JoinSettings, Standing
+from streams.join.feedback_join import Arrived, EpisodeState, FeedbackJoin, InMemory, JoinSettings
 from streams.join.sqlite_state import Reached, Store
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = JoinSettings(window_days=1)
 
 
-def standing(name: str = "x", hours: float = 0) -> Standing:
+def standing(name: str = "x", hours: float = 0) -> EpisodeState:
     given = Feedback(feedback_id=name, episode_id="e", kind=FeedbackKind.COMMENT, text="wörds \n", at=T0)
-    return Standing(feedback=(Arrived(feedback=given, at=T0, offset=7),), expires_at=T0 + timedelta(hours=hours))
+    return EpisodeState(feedback=(Arrived(feedback=given, at=T0, offset=7),), expires_at=T0 + timedelta(hours=hours))
 
 
 def test_what_is_committed_is_there_after_a_restart_and_what_is_not_never_was(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import Unavailable
 from streams.core.events import Episode
-from streams.core.part_context import Site
+from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
 from streams.join.feedback_join import JoinSettings
@@ -27,14 +27,14 @@ class Turns:
     """Ends a join after so many polls: in good order, or just before it tells Kafka what it has done, as a kill does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.left, self.killed, self.site = 0, False, None
+        self.left, self.killed, self.context = 0, False, None
         poll, commit = FakeConsumer.poll, FakeConsumer.commit
 
         def counted(consumer: FakeConsumer, *given: Any) -> Any:
-            if self.site is not None and consumer._group is not None:
+            if self.context is not None and consumer._group is not None:
                 self.left -= 1
                 if self.left <= 0:
-                    self.site.stopping.set()
+                    self.context.stopping.set()
             return poll(consumer, *given)
 
         def refused(consumer: FakeConsumer, positions: Any = None) -> bool:
@@ -58,10 +58,10 @@ def test_whoever_takes_over_whenever_nothing_is_lost(seed: int, monkeypatch: pyt
             published += 1
         folder = tmp_path / chance.choice(["here", "there", "elsewhere"])
         turns.left, turns.killed = chance.randint(3, 12), chance.random() < 0.5
-        turns.site = site = Site(
+        turns.context = context = PartContext(
             KafkaSettings(bootstrap_servers="nobody:1"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, folder / "state"
         )
-        joiner.run(JoinSettings(batch_records=chance.randint(1, 20), expire_every_s=0.001), site)
+        joiner.run(JoinSettings(batch_records=chance.randint(1, 20), expire_every_s=0.001), context)
         takeovers += 1
         assert takeovers < 2000, [name for name, label in expected.items() if standing(kafka).get(name) != label]
         assert all(kafka.log.committed.get(key, 0) >= offset for key, offset in told.items())

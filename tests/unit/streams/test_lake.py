@@ -15,7 +15,7 @@ from streams.core.events import Erasure, Event
 from streams.core.topics import EPISODES, ERASURES
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
-from streams.lake.write_buffer import Waiting
+from streams.lake.write_buffer import WriteBuffer
 
 T0 = datetime(2026, 1, 1, 23, 0, tzinfo=UTC)
 T0_MS = int(T0.timestamp() * 1000)
@@ -146,7 +146,7 @@ def test_the_file_is_plain_parquet_for_other_tools(tmp_path: Path) -> None:
 
 
 def test_what_waits_is_due_by_rows_by_age_and_by_memory() -> None:
-    waiting = Waiting(flush_rows=3, flush_s=10, flush_bytes=1000)
+    waiting = WriteBuffer(flush_rows=3, flush_s=10, flush_bytes=1000)
     waiting.add([record(0), record(0, partition=1)], now=0)
     waiting.add([record(0, topic=ERASURES.name)], now=5)
     assert waiting.due(9) == []

@@ -17,10 +17,10 @@ from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Event, Feedback, FeedbackKind
 from streams.core.metrics import Metrics
 from streams.core.topics import FEEDBACK, Topic
-from streams.kafka import Place
+from streams.kafka import RecordPlace
 from streams.outbox.outbox import Outbox
 from streams.outbox.outbox_settings import OutboxSettings
-from streams.outbox.sqlite_spool import Spool, Waiting
+from streams.outbox.sqlite_spool import Spool, SpooledEvent
 
 
 class Broker:
@@ -39,15 +39,15 @@ class Broker:
             raise Unavailable("away")
         return self
 
-    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Any = ()) -> Callable[[], Place]:
+    def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Any = ()) -> Callable[[], RecordPlace]:
         if len(value) > self.too_large:
             raise InvalidEvent("too_large", "too large")
         self._sent.append(value)
-        return lambda: Place(topic, 0, 0)
+        return lambda: RecordPlace(topic, 0, 0)
 
-    def send(self, topic: Topic[Any], event: Event) -> Callable[[], Place]:
+    def send(self, topic: Topic[Any], event: Event) -> Callable[[], RecordPlace]:
         self.letters.append(event)
-        return lambda: Place(topic.name, 0, 0)
+        return lambda: RecordPlace(topic.name, 0, 0)
 
     def flush(self) -> None:
         self.flushes += 1
@@ -172,7 +172,7 @@ def test_what_has_waited_too_long_is_dropped_and_counted(outboxes: Callable[...,
 def test_age_is_time_in_use_and_goes_on_after_a_restart(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "s", synced=False)
     spool._lived_s += 100
-    spool.append([Waiting(1, FEEDBACK.name, b"k", b"v")])
+    spool.append([SpooledEvent(1, FEEDBACK.name, b"k", b"v")])
     spool.close()
     again = Spool(tmp_path / "s", synced=False)
     assert again.lived_s() >= 100
@@ -231,7 +231,7 @@ def test_at_whichever_byte_the_file_was_torn_a_beginning_is_left_and_the_rest_is
     spool, chance = Spool(tmp_path / "outbox.sqlite", synced=False), random.Random(5)
     for number in range(1, 31):
         spool.counters.note(accepted=number)
-        spool.append([Waiting(number, FEEDBACK.name, b"key", b"v" * chance.randint(1, 3000))])
+        spool.append([SpooledEvent(number, FEEDBACK.name, b"key", b"v" * chance.randint(1, 3000))])
     size = (tmp_path / "outbox.sqlite-wal").stat().st_size
     counts = set()
     for number in range(60):
