@@ -7,7 +7,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from infra.demo.simulated_people import PREFERENCES, PeopleSettings, SimulatedQuestion, training_question
+from infra.demo.people_settings import PeopleSettings
+from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training_question
 from learner.settings import LearnerSettings
 from streams.core.events import Message
 

@@ -33,7 +33,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK, LABELS, Topic
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.kafka import Consumer, KafkaSettings, Producer, create_topics, end_offsets
 from streams.kafka.producer import BATCH_BYTES
 from streams.lake.parquet_lake import Lake

@@ -119,7 +119,8 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         if _is_section(field):
             section: type[BaseModel] = field.annotation  # type: ignore[assignment]
-            out.append(f"## `[{name}]`\n\n{(section.__doc__ or '').strip()}\n\n" + _setting_rows(list(section.model_fields.items())))
+            out.append(f"## `[{name}]`\n\n{(section.__doc__ or '').strip()}\n")
+            out += [head + _setting_rows(fields) for head, fields in _topics(section)]
     return "\n".join(out)
 
 
@@ -151,6 +152,14 @@ def _fields(model: type[BaseModel]) -> str:
 def _setting_rows(fields: list[tuple[str, FieldInfo]]) -> str:
     rows = [f"| `{name}` | {_default(field)} | {', '.join(_bounds(field))} | {_sentence(field)} |" for name, field in fields]
     return "| setting | default | bounds | what it does |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _topics(section: type[BaseModel]) -> Iterator[tuple[str, list[tuple[str, FieldInfo]]]]:
+    """The fields of a section by the class that declares them: its own first, then each topic's under a heading."""
+    for declaring in section.__mro__:
+        fields = [(name, section.model_fields[name]) for name in vars(declaring).get("__annotations__", {}) if name in section.model_fields]
+        if fields:
+            yield "" if declaring is section else f"### {(declaring.__doc__ or '').split('. ')[0].strip().rstrip('.')}\n\n", fields
 
 
 def _is_section(field: FieldInfo) -> bool:

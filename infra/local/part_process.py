@@ -7,7 +7,8 @@ from pathlib import Path
 import structlog
 
 from infra.local.kafka_jars import cache_folder
-from infra.settings.config import PolicySettings, Settings
+from infra.settings.config import Settings
+from infra.settings.policy_settings import PolicySettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.artifacts.signing import Signing
 from streams.core.errors import ConfigError

@@ -8,7 +8,8 @@ from typing import Any
 
 from actor.promotion.adapter_standing import AdapterStanding
 from infra.local.part_process import artifacts_uri
-from infra.settings.config import PruneSettings, Settings
+from infra.operate.prune_settings import PruneSettings
+from infra.settings.config import Settings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError, InvalidEvent
 from streams.core.events import AdapterVersion, Attestation, Event, Promotion, RewardModelVersion

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tomli_w
 from pydantic import Field, SecretStr, ValidationError
@@ -16,15 +16,17 @@ from actor.otlp.otlp_settings import OtlpSettings
 from actor.promotion.promotion_settings import PromotionSettings
 from actor.settings import ActorSettings
 from dashboards.console.console_settings import ConsoleSettings
-from infra.demo.simulated_people import PeopleSettings
+from infra.demo.people_settings import PeopleSettings
 from infra.local.broker_settings import BrokerSettings
+from infra.operate.prune_settings import PruneSettings
+from infra.settings.policy_settings import PolicySettings
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
-from streams.artifacts.signing import SigningSettings
+from streams.artifacts.signing_settings import SigningSettings
 from streams.core.errors import ConfigError
 from streams.core.settings_section import SettingsSection
-from streams.core.traces import TracesSettings
-from streams.join.feedback_join import JoinSettings
+from streams.core.traces_settings import TracesSettings
+from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings
 from streams.lake.lake_settings import LakeSettings
 
@@ -33,42 +35,18 @@ PREFIX = "TIDEMILL_"
 NOT_SETTINGS = {"TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA", "TIDEMILL_CAPTURE"}
 
 
-class PolicySettings(SettingsSection):
-    """The policy people talk to, and the base under it."""
-
-    name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """What clients put into ``model``."""
-    base: Literal["smollm2", "tiny"] | Path = "smollm2"
-    """``smollm2``: SmolLM2-135M-Instruct upcycled to an MoE; ``tiny``: a random 2-layer MoE for tests; or a folder of your own."""
-    experts: int = Field(default=4, ge=1, le=64)
-    """Experts of an upcycled base."""
-    experts_per_token: int = Field(default=2, ge=1, le=64)
-
-
-class PruneSettings(SettingsSection):
-    """How much `tidemill prune` leaves of what is no longer in use. The lake and the topics have settings of their own."""
-
-    keep_adapters: int = Field(default=20, ge=2, le=100_000)
-    """Newest adapters kept, besides production, what may be gone back to, what is or may be tried, and what a replica serves."""
-    keep_productions: int = Field(default=10, ge=1, le=100_000)
-    """Earlier productions kept to go back to, newest first; those that were found bad do not count."""
-    keep_reward_models: int = Field(default=50, ge=2, le=100_000)
-    """Newest reward models kept, besides those that kept adapters were made with."""
-
-
 class Settings(BaseSettings):
     """Everything that can be set. Frozen; unknown keys fail."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     run_folder: Path = Path("runs/default")
-    """Where this run keeps everything: the broker's data, artifacts, lake, state, logs, report."""
+    """Folder for everything that this run stores: the broker's data, artifacts, lake, state, logs, report."""
     artifacts_uri: str | None = None
-    """Where artifacts lie (``file://``, ``s3://``, ``gs://`` or a folder); none: ``artifacts`` in the run's folder."""
+    """Folder or URI (``file://``, ``s3://``, ``gs://``) of the artifacts. None: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of seven ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp in this order, on
-    loopback, and the learner's Ray; 0 takes free ones.
-    The actor serves them on its own port."""
+    """First of seven loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp, and the
+    learner's Ray, in this order. 0: free ones. The actor serves them on its own port."""
     policy: PolicySettings = PolicySettings()
     signing: SigningSettings = SigningSettings()
     kafka: KafkaSettings = KafkaSettings()

@@ -20,8 +20,8 @@ from streams.core.errors import ConfigError, InvalidEvent
 from streams.core.events import Episode, Label, RewardModelVersion
 from streams.core.topics import EPISODES, LABELS, REWARD_MODELS
 from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import DECLARED
+from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
 

@@ -6,48 +6,17 @@ for nothing else. Whoever can write to the artifact store and to the topics, but
 
 import base64
 import binascii
-from typing import Annotated, Self
+from typing import Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
+from streams.artifacts.signing_settings import SigningSettings, decode_key
 from streams.core.errors import BadArtifact
-from streams.core.settings_section import SettingsSection
 
 CONTEXT = b"tidemill artifact v1"
 """Begins whatever is signed, so that a key used elsewhere cannot be made to sign for us."""
-KEY_BYTES = 32
-
-
-def _key(text: str) -> bytes:
-    try:
-        raw = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        raw = b""
-    if len(raw) != KEY_BYTES:
-        raise ValueError(f"an Ed25519 key is {KEY_BYTES} bytes in base64; `tidemill keygen` makes a pair")
-    return raw
-
-
-def _is_key(text: str) -> str:
-    _key(text)
-    return text
-
-
-def _is_secret_key(secret: SecretStr) -> SecretStr:
-    _key(secret.get_secret_value())
-    return secret
-
-
-class SigningSettings(SettingsSection):
-    """Who vouches for adapters and reward models."""
-
-    private_key: Annotated[SecretStr, AfterValidator(_is_secret_key)] | None = None
-    """Signs what this part publishes (Ed25519, base64); best given as TIDEMILL_SIGNING__PRIVATE_KEY. Never printed, logged or written to a file."""
-    trusted_keys: tuple[Annotated[str, AfterValidator(_is_key)], ...] = ()
-    """Public keys (base64) whose signatures are taken. With any, an artifact that none of them signed is refused; with none, checksums alone
-    count."""
 
 
 class Signature(BaseModel):
@@ -67,8 +36,8 @@ class Signing:
     def __init__(self, settings: SigningSettings | None = None) -> None:
         settings = settings or SigningSettings()
         secret = settings.private_key
-        self._private = None if secret is None else Ed25519PrivateKey.from_private_bytes(_key(secret.get_secret_value()))
-        self._trusted = {key: Ed25519PublicKey.from_public_bytes(_key(key)) for key in settings.trusted_keys}
+        self._private = None if secret is None else Ed25519PrivateKey.from_private_bytes(decode_key(secret.get_secret_value()))
+        self._trusted = {key: Ed25519PublicKey.from_public_bytes(decode_key(key)) for key in settings.trusted_keys}
 
     def sign(self, path: str, manifest_sha256: str) -> bytes | None:
         """The signature's file, or None without a private key."""

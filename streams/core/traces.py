@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydantic import Field
 
-from streams.core.settings_section import SettingsSection
+from streams.core.traces_settings import TracesSettings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -23,13 +22,6 @@ Headers = tuple[tuple[str, bytes], ...]
 TRACEPARENT = "traceparent"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-
-
-class TracesSettings(SettingsSection):
-    """OpenTelemetry spans across capture, join, refit, step and load. Off unless ``url`` is set."""
-
-    url: str = Field(default="", max_length=2000)
-    """Where spans go: OTLP over HTTP, such as ``http://127.0.0.1:4318/v1/traces`` of a collector. Empty: no traces, and no cost."""
 
 
 class Traces:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from streams.core.errors import InvalidEvent
 from streams.core.events import Erasure, Label, person_of
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
-from streams.join.feedback_channels import EvidenceSettings, evidence_of
+from streams.join.feedback_channels import evidence_of
 from streams.join.feedback_join import CENSORED, verdict_of
+from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 
 NAMED = re.compile(rb'"user_id"\s*:\s*"((?:[^"\\]|\\.)*)"')

@@ -6,59 +6,9 @@ do), outcomes (what tools report), critic. They stay apart on the label, each wi
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from pydantic import Field, field_validator
 
 from streams.core.events import Channel, Evidence, FeedbackKind, Vote
-from streams.core.settings_section import SettingsSection
-
-CHANNELS = {
-    "thumbs": 1.0,
-    "ratings": 1.0,
-    "comparisons": 1.0,
-    "corrections": 1.0,
-    "implicit": 0.2,
-    "outcomes": 0.5,
-    "critic": 0.2,
-}
-IMPLICIT = {"copied": 0.5, "retried": -0.5, "abandoned": -0.3, "asked-again": -0.5}
-OUTCOMES = {"test-passed": 1.0, "test-failed": -1.0, "form-submitted": 1.0, "form-rejected": -1.0, "task-done": 1.0, "task-failed": -1.0}
-CRITIC = {"critic-good": 1.0, "critic-bad": -1.0}
-
-
-class EvidenceSettings(SettingsSection):
-    """Which signals say what, and how much each channel counts. An entry that is given replaces that entry alone; 0 silences it."""
-
-    channels: dict[str, float] = Field(default=CHANNELS)
-    """Weight of each channel, beside a person's thumb at 1."""
-    implicit: dict[str, float] = Field(default=IMPLICIT)
-    """Signals that people give by what they do, from -1 (surely bad) to 1 (surely good); one person's add up, to at most 1 either way."""
-    outcomes: dict[str, float] = Field(default=OUTCOMES)
-    """Signals from tools, from -1 to 1; the newest of each sender counts."""
-    critic: dict[str, float] = Field(default=CRITIC)
-    """Signals from a critic, from -1 to 1; the newest of each critic counts. Never mixed up with people's."""
-
-    @field_validator("channels", "implicit", "outcomes", "critic", mode="before")
-    @classmethod
-    def _defaults_stay(cls, given: Any, info: Any) -> Any:
-        return {**cls.model_fields[info.field_name].default, **given} if isinstance(given, Mapping) else given
-
-    @field_validator("channels")
-    @classmethod
-    def _no_weight_is_negative(cls, weights: dict[str, float]) -> dict[str, float]:
-        if unknown := set(weights) - set(CHANNELS):
-            raise ValueError(f"no channel is called {', '.join(sorted(unknown))}; they are {', '.join(CHANNELS)}")
-        if any(not 0 <= weight <= 100 for weight in weights.values()):
-            raise ValueError("a channel's weight lies between 0 and 100")
-        return weights
-
-    @field_validator("implicit", "outcomes", "critic")
-    @classmethod
-    def _signals_lie_between_bad_and_good(cls, signals: dict[str, float]) -> dict[str, float]:
-        if any(not -1 <= says <= 1 for says in signals.values()):
-            raise ValueError("a signal says something between -1 (bad) and 1 (good)")
-        return signals
+from streams.join.join_settings import EvidenceSettings
 
 
 def voices(votes: Iterable[Vote]) -> dict[str, Vote]:

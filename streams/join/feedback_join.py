@@ -11,35 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
-from streams.join.feedback_channels import EvidenceSettings, evidence_of, voices
+from streams.join.feedback_channels import evidence_of, voices
+from streams.join.join_settings import EvidenceSettings, JoinSettings
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
 """Outcomes that say nothing about the answer: an infrastructure fault is never a verdict."""
 DECLARED = EvidenceSettings()
-
-
-class JoinSettings(EvidenceSettings):
-    """How feedback finds its episode, and how much of what is said counts. An entry of a table replaces that entry alone; 0 silences it."""
-
-    window_days: float = Field(default=7.0, gt=0, le=365)
-    """Feedback counts when it was given, and arrives, within this many days of its episode; what is later, or finds no episode, is expired."""
-    most_feedback: int = Field(default=1000, ge=1, le=100_000)
-    """Feedback events that one episode takes; more are dead-lettered, so that no one can grow a label without bound."""
-    batch_records: int = Field(default=2000, ge=1, le=100_000)
-    """Most records folded before their labels are acknowledged and the state is committed."""
-    cached_episodes: int = Field(default=20_000, ge=0, le=10_000_000)
-    """Episodes kept in memory over all partitions; the rest stay on disk."""
-    expire_every_s: float = Field(default=5.0, gt=0, le=3600)
-    """How often what has grown too old is looked for."""
-
-    @property
-    def window(self) -> timedelta:
-        """The window as a span of time."""
-        return timedelta(days=self.window_days)
 
 
 class Known(BaseModel):

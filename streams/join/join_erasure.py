@@ -13,8 +13,8 @@ from streams.core.part_context import PartContext
 from streams.core.topics import ERASED, LABELS
 from streams.erasure.erasure_follower import AskedErasure
 from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import FeedbackJoin
+from streams.join.join_settings import EvidenceSettings
 from streams.join.sqlite_state import EPOCH, Store
 from streams.join.stale_label_repair import once_more_erased
 from streams.kafka import Producer, Record, read_to_end

@@ -13,8 +13,8 @@ from streams.core.errors import Unavailable
 from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK, LABELS
 from streams.erasure.erasure_follower import ErasureFollower
-from streams.join.feedback_join import JoinSettings
 from streams.join.join_erasure import labels_naming
+from streams.join.join_settings import JoinSettings
 from streams.join.partition_processor import PartitionProcessor
 from streams.kafka import Consumer, Producer
 from streams.kafka.dead_letters import DeadLetters

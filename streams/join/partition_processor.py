@@ -13,8 +13,9 @@ from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower
-from streams.join.feedback_join import Arrived, FeedbackJoin, JoinSettings
+from streams.join.feedback_join import Arrived, FeedbackJoin
 from streams.join.join_erasure import forget
+from streams.join.join_settings import JoinSettings
 from streams.join.sqlite_state import EPOCH, Reached, Store
 from streams.join.stale_label_repair import LOOKED_AT, after, mended
 from streams.kafka import Consumer, Producer, Publisher, Record, RecordPlace, read_between

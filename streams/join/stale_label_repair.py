@@ -11,8 +11,8 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import Label
 from streams.core.topics import LABELS
 from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import FeedbackJoin
+from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 
 LOOKED_AT = 20_000

@@ -1,4 +1,4 @@
-"""Which Kafka, and how to be let in: the settings that every part shares."""
+"""Settings of the connection to Kafka (``kafka.*``), which every part shares."""
 
 import ssl
 from typing import Any, Literal, Self
@@ -10,38 +10,38 @@ from streams.core.settings_section import SettingsSection
 
 
 class KafkaSettings(SettingsSection):
-    """Which Kafka, and how to be let in."""
+    """The Kafka cluster: address, login, topics, timeouts."""
 
     bootstrap_servers: str | None = None
-    """``host:port``, several by commas. None: ``tidemill demo`` and ``tidemill up`` start an embedded Apache Kafka."""
+    """``host:port``, several separated by commas. None: ``tidemill demo`` and ``tidemill up`` start an embedded Apache Kafka."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """Encryption and login: SSL encrypts, SASL logs in."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    """How to log in, when the protocol has SASL in it."""
+    """How to log in, for protocols with SASL."""
     sasl_username: str | None = None
-    """Who logs in."""
+    """User name for SASL."""
     sasl_password: SecretStr | None = None
-    """The password; best given as TIDEMILL_KAFKA__SASL_PASSWORD. Never printed, logged or written to a file."""
+    """Password for SASL. Best given as TIDEMILL_KAFKA__SASL_PASSWORD. Never printed, logged or written to a file."""
     ssl_cafile: str | None = None
-    """File of the certificate authority to trust, PEM."""
+    """PEM file of the certificate authority to trust."""
     ssl_certfile: str | None = None
-    """File of our own certificate, PEM, where the cluster asks for one."""
+    """PEM file of the client's certificate, where the cluster requires one."""
     ssl_keyfile: str | None = None
-    """File of its key, PEM."""
+    """PEM file of the client's private key."""
     partitions: int = Field(default=4, ge=1, le=1000)
-    """Partitions of episodes, feedback and labels, which must stay equal: the join needs them side by side."""
+    """Partitions of episodes, feedback and labels. The three must have the same number: the join reads them side by side."""
     replication: int = Field(default=1, ge=1, le=9)
-    """Copies of every record."""
+    """Replicas of every record."""
     session_timeout_s: float = Field(default=10.0, ge=6, le=300)
-    """A consumer not heard of for this long loses its partitions."""
+    """A consumer that is silent for this long loses its partitions."""
     request_timeout_s: float = Field(default=30.0, gt=0, le=600)
-    """A request not answered for this long counts as failed; Kafka is then called away."""
+    """A request without an answer for this long has failed; Kafka then counts as unavailable."""
     delivery_timeout_s: float = Field(default=120.0, gt=0, le=3600)
-    """A record not acknowledged for this long counts as failed."""
+    """A record without an acknowledgement for this long has failed."""
     compression: Literal["gzip"] | None = None
-    """Of what is sent. It costs the sender more time than all else, so it pays only where the network is slow or the disks are small."""
+    """Compression of what is sent. It is the sender's largest cost, so it pays only where the network is slow or the disks are small."""
     max_message_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
-    """Largest event; a larger one is refused where it is made."""
+    """Largest event. A larger one is refused before it is sent."""
 
     @model_validator(mode="after")
     def _sasl_is_complete(self) -> Self:
@@ -58,7 +58,7 @@ class KafkaSettings(SettingsSection):
 
     @property
     def who(self) -> str:
-        """Who logs in, in words."""
+        """The principal that logs in, in words."""
         return self.sasl_username or ("the owner of kafka.ssl_certfile" if self.ssl_certfile else "whoever does not log in")
 
     def tls_context(self) -> ssl.SSLContext | None:

@@ -15,7 +15,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Erased, Erasure, RewardModelVersion
 from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
 from streams.erasure.forgotten_people import PEOPLES, Forgotten, left_of
-from streams.join.feedback_channels import EvidenceSettings
+from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
 

@@ -13,8 +13,8 @@ from streams.core.errors import ConfigError, Unavailable
 from streams.core.part_context import PartContext
 from streams.core.topics import BY_NAME, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, TOPICS
 from streams.erasure.erasure_follower import ErasureFollower, take, told
-from streams.join.feedback_channels import EvidenceSettings
 from streams.join.feedback_join import DECLARED
+from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Consumer, Producer, read_to_end
 from streams.lake.lake_erasure import LakeErasure
 from streams.lake.lake_settings import LakeSettings

@@ -1,4 +1,4 @@
-"""Settings of the lake; apart from it, so that reading settings loads no pyarrow."""
+"""Settings of the lake (``lake.*``)."""
 
 from pydantic import Field
 
@@ -6,18 +6,18 @@ from streams.core.settings_section import SettingsSection
 
 
 class LakeSettings(SettingsSection):
-    """Where everything is kept, and in how large pieces."""
+    """The lake: where Parquet files are written, when, and how long they are kept."""
 
     uri: str | None = None
-    """Folder or URI (``file://``, ``s3://``, ``gs://``) of the lake. None: the folder ``lake`` in the part's state."""
+    """Folder or URI (``file://``, ``s3://``, ``gs://``) of the lake. None: the folder ``lake`` in the part's state folder."""
     flush_rows: int = Field(default=50_000, ge=1, le=10_000_000)
-    """A file is written when this many rows of one topic wait, over its partitions."""
+    """A file is written when this many rows of one topic are waiting, over all its partitions."""
     flush_s: float = Field(default=60.0, gt=0, le=86_400)
-    """A file is written when its oldest row has waited this long."""
+    """A file is written when its oldest row has waited for this long."""
     flush_bytes: int = Field(default=64 << 20, ge=1 << 16, le=4 << 30)
-    """Everything is written when this many bytes wait over all topics; bounds the memory."""
+    """Everything is written when this many bytes are waiting over all topics. Limits the memory."""
     keep_days: int | None = Field(default=None, ge=7, le=36_500)
-    """Episodes, feedback and dead letters of days longer ago than this are deleted. None: kept for ever. Labels, versions and promotions always stay:
-    with them versions are made again."""
+    """Episodes, feedback and dead letters older than this many days are deleted. None: kept for ever. Labels, versions and promotions are always
+    kept: replaying a version needs them."""
     retry_s: float = Field(default=5.0, gt=0, le=3600)
-    """Pause after a write that failed (a full disk, a store that is away) before it is tried again."""
+    """Pause before a failed write (a full disk, an unavailable store) is tried again."""

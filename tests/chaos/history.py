@@ -8,7 +8,8 @@ from pathlib import Path
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
 from streams.core.metrics import Metrics
 from streams.core.topics import LABELS
-from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
+from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, read_to_end
 
 

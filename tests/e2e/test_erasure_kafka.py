@@ -23,7 +23,7 @@ from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASED, FEEDBACK, LABELS, REWARD_MODELS
 from streams.erasure.forgotten_people import Forgotten
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
 from streams.lake import lake_loop as lake

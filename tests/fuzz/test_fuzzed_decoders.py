@@ -35,8 +35,8 @@ from streams.core.events import Artifact, Feedback, FeedbackKind
 from streams.core.topics import BY_NAME, EPISODES, FEEDBACK, TOPICS, Topic
 from streams.core.traces import given as given_headers
 from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_channels import EvidenceSettings
-from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
+from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.join_settings import EvidenceSettings, JoinSettings
 from streams.kafka import KafkaSettings, Record
 from streams.lake.parquet_lake import Lake
 from streams.outbox.sqlite_spool import Spool, SpooledEvent

@@ -17,7 +17,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.kafka import PARTS, Consumer, KafkaSettings, Producer, committed_offsets, create_topics, give_rights, principal_of, read_to_end, ready
 from tests.support.running import running, wait_for
 

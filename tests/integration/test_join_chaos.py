@@ -26,7 +26,7 @@ import os, signal, sys
 from pathlib import Path
 from streams.join import join_loop as joiner
 from streams.artifacts.artifact_store import ArtifactStore
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings
 from streams.core.part_context import Site
 kafka = KafkaSettings(bootstrap_servers=sys.argv[1], session_timeout_s=6, request_timeout_s=10, delivery_timeout_s=20)

@@ -14,7 +14,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, committed_offsets, end_offsets, read_to_end
 from tests.support.running import running, wait_for
 

@@ -13,7 +13,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer
 from tests.support.running import running

@@ -24,7 +24,7 @@ from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, FEEDBACK, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Traces, given
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, Record, read_to_end
 from streams.outbox.outbox import Outbox
 from tests.unit.actor.test_adapters import CONFIG, PROBE, Engine

@@ -122,6 +122,19 @@ def test_every_module_has_a_name_of_its_own() -> None:
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
+def test_every_group_of_settings_is_in_a_file_named_settings() -> None:
+    """A reader who looks for a setting finds it by file name, beside the code that it steers."""
+    elsewhere = []
+    for path in MODULES:
+        for node in ast.parse((ROOT / path).read_text()).body:
+            is_section = isinstance(node, ast.ClassDef) and any(
+                isinstance(b, ast.Name) and b.id.endswith(("Settings", "SettingsSection")) for b in node.bases
+            )
+            if is_section and not path.endswith(("_settings.py", "/settings.py")):
+                elsewhere.append(path)
+    assert sorted(set(elsewhere) - {"infra/settings/config.py", "streams/core/settings_section.py"}) == []
+
+
 def test_no_class_name_means_two_things() -> None:
     """A word that a reader has learned in one folder means the same in every other."""
     homes: dict[str, list[str]] = {}

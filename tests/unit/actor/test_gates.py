@@ -226,7 +226,7 @@ def test_the_probes_that_come_with_it_are_checked_by_rules_and_a_file_may_take_t
 @pytest.mark.parametrize(("override", "told"), [
     ("promotion.cron=every night", "five fields"),
     ("promotion.cron=61 3 * * *", "five fields"),
-    ("promotion.time_zone=Mars/Olympus", "no time zone"),
+    ("promotion.time_zone=Mars/Olympus", "is not a time zone"),
     ("promotion.max_canary_labels=10", "must not exceed"),
 ])  # fmt: skip
 def test_a_wrong_setting_of_promotion_says_what_is_right(override: str, told: str) -> None:

@@ -18,7 +18,8 @@ from reward.trust.drift_alarm import page_hinkley
 from reward.trust.voter_trust import smoothing, trusts
 from reward.updater.refitter import Refitter
 from streams.core.events import Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import JoinSettings, Known, label_of
+from streams.join.feedback_join import Known, label_of
+from streams.join.join_settings import JoinSettings
 from tests.unit.reward.test_refit import SMALL, TEN, CountedLetters, checksum, label, refitter
 
 torch.set_num_threads(1)

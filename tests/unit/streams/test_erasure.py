@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from streams.core.events import DeadLetter, Episode, Erasure, Event, Feedback, FeedbackKind, Label, Message, person_of
 from streams.core.topics import BY_NAME, DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, Topic
 from streams.erasure.forgotten_people import Forgotten, left_of, people_in, without
-from streams.join.feedback_channels import EvidenceSettings
-from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
+from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.join_settings import EvidenceSettings, JoinSettings
 from streams.kafka import Record
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -28,7 +28,7 @@ from streams.erasure.forgotten_people import Forgotten
 from streams.join import join_erasure
 from streams.join import join_loop as joiner
 from streams.join import partition_processor as join_partition
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.join.ledger import balance, entries
 from streams.kafka import KafkaSettings, Record
 from streams.lake import lake_loop as lake

@@ -14,7 +14,8 @@ from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.erasure.forgotten_people import Forgotten
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
+from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.join_settings import JoinSettings
 from streams.join.ledger import balance, entries
 from streams.join.stale_label_repair import after, mended
 from streams.kafka import KafkaSettings, Record

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams.core.errors import Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import Arrived, EpisodeState, FeedbackJoin, InMemory, JoinSettings
+from streams.join.feedback_join import Arrived, EpisodeState, FeedbackJoin, InMemory
+from streams.join.join_settings import JoinSettings
 from streams.join.sqlite_state import Reached, Store
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

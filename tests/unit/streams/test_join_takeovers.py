@@ -13,7 +13,7 @@ from streams.core.events import Episode
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import JoinSettings
+from streams.join.join_settings import JoinSettings
 from streams.join.ledger import balance, entries
 from streams.kafka import KafkaSettings
 from tests.chaos.history import history, undisturbed

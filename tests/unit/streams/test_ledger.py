@@ -12,7 +12,8 @@ from infra.cli.main import main
 from streams.core.errors import InvalidEvent
 from streams.core.events import DeadLetter, Episode, Event, Feedback, FeedbackKind, Message
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, Topic
-from streams.join.feedback_join import FeedbackJoin, InMemory, JoinSettings
+from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.join_settings import JoinSettings
 from streams.join.ledger import Ledger, Row, balance, entries
 from streams.kafka import Record
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from infra.cli.main import main
 from infra.settings.config import load, secrets_as_environment, to_toml
 from streams.artifacts.artifact_store import SIGNATURE, ArtifactStore
-from streams.artifacts.signing import KeyPair, Signing, SigningSettings
+from streams.artifacts.signing import KeyPair, Signing
+from streams.artifacts.signing_settings import SigningSettings
 from streams.core.errors import BadArtifact, ConfigError
 from streams.core.events import Artifact
 

@@ -9,7 +9,8 @@ import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from streams.core.traces import Headers, Traces, TracesSettings, given, in_logs, make_traces, written
+from streams.core.traces import Headers, Traces, given, in_logs, make_traces, written
+from streams.core.traces_settings import TracesSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 CLIENT = f"00-{'ab' * 16}-{'cd' * 8}-01"

@@ -1,0 +1,33 @@
+"""Settings of an actor's HTTP server: address, keys, limits."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from streams.core.settings_section import SettingsSection
+
+
+class HttpSettings(SettingsSection):
+    """The HTTP server: address, keys, limits on requests."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Any address but loopback needs ``keys_file`` or an authenticating proxy in front."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the OpenAI-compatible server. 0: ``demo`` and ``up`` choose a free one."""
+    keys_file: Path | None = None
+    """File of hashed API keys (``tidemill keys add``), each with its tenant, scopes and rate limit. None: requests need no key."""
+    replica: str = Field(default="", max_length=200)
+    """Name of this replica in attestations and episodes. Empty: host name and port."""
+    max_request_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30)
+    """Largest request body. A larger one gets 413."""
+    max_feedback_bytes: int = Field(default=256 << 10, ge=1024, le=1 << 24)
+    """Largest feedback body. A larger one gets 413."""
+    drain_s: float = Field(default=5.0, ge=0, le=600)
+    """After a stop, running answers may go on for this long."""
+
+    @model_validator(mode="after")
+    def _replica_fits(self) -> Self:
+        if any(ord(character) < 32 for character in self.replica):
+            raise ValueError("actor.replica must not hold control characters")
+        return self

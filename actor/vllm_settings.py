@@ -1,0 +1,41 @@
+"""Settings of the vLLM engine that answers in an actor."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from streams.core.settings_section import SettingsSection
+
+
+class VllmSettings(SettingsSection):
+    """The vLLM engine: precision, memory, threads, adapters in one batch."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the base. ``auto``: the precision it is stored in."""
+    max_model_tokens: int = Field(default=2048, ge=16, le=1_000_000)
+    """Longest prompt and answer together."""
+    max_concurrent: int = Field(default=64, ge=1, le=4096)
+    """Answers generated at the same time. More requests wait."""
+    kv_cache_gib: int = Field(default=1, ge=1, le=1024)
+    """Memory for the key-value cache on a CPU."""
+    cpu_threads: int = Field(default=0, ge=0, le=1024)
+    """Threads for matrix products on a CPU. 0: one for each core."""
+    enforce_eager: bool = True
+    """Do not compile the model at the start. On a CPU with LoRA vLLM never compiles; on a GPU False is faster once it is up."""
+    max_loras: int = Field(default=4, ge=2, le=64)
+    """Adapters that one batch may mix: production, the one before it, and new ones."""
+    max_rank: Literal[8, 16, 32, 64, 128, 256] = 16
+    """Largest LoRA rank that is accepted. Memory for this rank is reserved ``max_loras`` times."""
+    fork_engine: bool = True
+    """On a CPU, fork the engine's process instead of starting it anew, which saves importing everything twice."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    """Level of vLLM's own log."""
+    engine_metrics: bool = True
+    """Serve vLLM's own metrics (``vllm:…``) on ``/metrics`` too."""
+    tool_call_parser: str | None = None
+    """Name of vLLM's parser that turns the model's text into tool calls. None: only tool calls that vLLM forces."""
+
+    @field_validator("max_rank", mode="before")
+    @classmethod
+    def _rank_from_a_flag(cls, rank: object) -> object:
+        return int(rank) if isinstance(rank, str) and rank.isdecimal() else rank  # pydantic reads numbers from text, but not among literals

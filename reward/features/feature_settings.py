@@ -1,0 +1,36 @@
+"""Settings of the features: which backbone, where it runs, and which of its layers are used."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from streams.core.settings_section import SettingsSection
+
+
+class FeatureSettings(SettingsSection):
+    """Features: the frozen backbone and what is taken from it."""
+
+    backbone: Path | None = None
+    """Folder of the model that the features come from (``tidemill reward tune`` writes one). None: the dense model of the policy's base. Another
+    backbone means other features: the updater then reads all labels again."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the frozen backbone. Features are float32 either way."""
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """Device of the backbone."""
+    threads: int = Field(default=1, ge=1, le=256)
+    """Processor threads of the updater. On a machine shared with learner and actor, more than one costs more in waiting than it gains."""
+    max_prompt_tokens: int = Field(default=256, ge=8, le=100_000)
+    """Of a longer prompt, only the last tokens are used."""
+    max_answer_tokens: int = Field(default=384, ge=8, le=100_000)
+    """Of a longer answer, only the first tokens are used."""
+    feature_cache_pairs: int = Field(default=4096, ge=0, le=1_000_000)
+    """Prompts with answers whose features are kept in memory (about 4 kB each). The least recently used one is dropped first."""
+    mean_layer_ratio: float = Field(default=0.27, gt=0, le=1)
+    """Depth of the layer whose mean over the answer is used, as a share of the backbone's layers."""
+    last_layer_ratio: float = Field(default=0.67, gt=0, le=1)
+    """Depth of the layer whose state at the answer's end is used. Layers deeper than both are not run."""
+
+    def backbone_of(self, base: Path) -> Path:
+        """The folder of ``backbone``; without one, the dense model of the policy's base."""
+        return self.backbone or base / "dense"
