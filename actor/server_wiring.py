@@ -64,7 +64,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
     stack = app.middleware_stack or app.build_middleware_stack()
     captured = Capture(stack, settings, router, keeper, conversations, context.clock, replica, follower.want)
-    doors = Doors(captured, settings, keeper, conversations, context.metrics, context.clock, context.policy, unready)
+    doors = Doors(captured, settings, keeper, conversations, context.metrics, context.clock, context.policy, unready, context.health)
     app.middleware_stack = KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()
     try:

@@ -18,6 +18,7 @@ from actor.doors.openapi_document import document
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
+from streams.core.health import Health
 from streams.core.metrics import Metrics
 
 EPISODES_PATH = "/v1/episodes/"
@@ -30,8 +31,9 @@ class Doors:
     """Answers its own paths and lets all others pass."""
 
     def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: EpisodeKeeper, conversations: Conversations, metrics: Metrics, clock: Clock,
-                 policy: str, unready: Callable[[], list[str]]) -> None:  # fmt: skip
-        """``unready`` says what is still missing before this replica should get traffic; nothing when it is ready."""
+                 policy: str, unready: Callable[[], list[str]], health: Health | None = None) -> None:  # fmt: skip
+        """``unready`` says what is still missing before this replica should get traffic; nothing when it is ready. ``health`` names the run."""
+        self._health = health or Health()
         self._app, self._settings, self._keeper, self._conversations = app, settings, keeper, conversations
         self._metrics, self._clock, self._unready = metrics, clock, unready
         self._given, self._pages, self._document = Given(REMEMBERED_FEEDBACK), chat_pages(policy), document()
@@ -44,10 +46,11 @@ class Doors:
             case "POST", "/v1/feedback":
                 await reply(send, *await self._feedback(scope, receive))
             case "GET", "/healthz":
-                await reply(send, 200, {"status": "alive"})
+                await reply(send, 200, self._health.named({"status": "alive"}))
             case "GET", "/readyz":
                 missing = self._unready()
-                await reply(send, 503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
+                status = "waiting" if missing else "ready"
+                await reply(send, 503 if missing else 200, self._health.named({"status": status, "missing": missing}))
             case "GET", "/metrics":
                 await reply_bytes(send, 200, "text/plain; version=0.0.4; charset=utf-8", self._metrics.text_with_libraries())
             case "GET", str(path) if (page := self._pages.get(path)) is not None:

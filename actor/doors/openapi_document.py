@@ -46,7 +46,7 @@ def document() -> dict[str, Any]:
                 {200: ("The episode.", {"$ref": "#/components/schemas/Episode"})}, {404: "Not on this replica, too long ago, or of another tenant."},
                 parameters=[{"name": "episode_id", "in": "path", "required": True, "schema": {"type": "string"}}],
             )},
-            "/healthz": {"get": _operation("The process lives.", None, {200: ("Alive.", _object(status="string"))}, {})},
+            "/healthz": {"get": _operation("The process lives.", None, {200: ("Alive.", _ALIVE)}, {})},
             "/readyz": {"get": _operation("Whether this replica should get traffic.", None, {200: ("Yes.", _READY), 503: ("Not yet.", _READY)}, {})},
             "/metrics": {"get": _operation("Prometheus' text format.", "operate", {200: ("The metrics.", None)}, {}, media_type="text/plain")},
             "/chat": {"get": _operation("A page to talk to the policy.", None, {200: ("The page.", None)}, {}, media_type="text/html")},
@@ -87,8 +87,14 @@ def _object(**properties: str) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": {name: {"type": kind} for name, kind in properties.items()}}
 
 
+_RUN = {"type": "string", "description": "Names the run that this replica belongs to, where it has a name."}
+_ALIVE = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}, "run_id": _RUN}}
 _READY = {
     "type": "object",
     "required": ["status", "missing"],
-    "properties": {"status": {"enum": ["ready", "waiting"]}, "missing": {"type": "array", "items": {"enum": ["engine", "adapters"]}}},
+    "properties": {
+        "status": {"enum": ["ready", "waiting"]},
+        "missing": {"type": "array", "items": {"enum": ["engine", "adapters"]}},
+        "run_id": _RUN,
+    },
 }

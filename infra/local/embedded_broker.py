@@ -4,6 +4,7 @@ import base64
 import ctypes
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,10 +20,15 @@ from infra.local.broker_settings import BrokerSettings
 from infra.local.kafka_jars import cache_folder, kafka_jars
 from infra.local.startable import Startable
 from streams.core.errors import ConfigError, Unavailable
+from streams.core.listening_socket import listening_socket
 from streams.kafka import KafkaSettings, ready
 
 LOG4J = """<Configuration status="error"><Appenders><File name="file" fileName="{log}"><PatternLayout pattern="%d %p %c{{1}} %m%n"/></File>
 </Appenders><Loggers><Root level="info"><AppenderRef ref="file"/></Root></Loggers></Configuration>"""
+
+
+LOWEST_PORT = 20_000
+OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,7 @@ class Broker(Startable):
         self._folder.mkdir(parents=True, exist_ok=True)
         java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress)
         self._lock = _lock(self._folder)
-        self.port = self._settings.port or free_port()
-        if self._settings.port:
-            _refuse_a_port_in_use(self._settings.port)
+        self.port = self._choose_port()
         cluster = _cluster_id(self._folder, self._node.cluster)
         config = self._write_config(self._node.controller_ports or (free_port(),))
         command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
@@ -85,6 +89,11 @@ class Broker(Startable):
         with (self._folder / "stdout.log").open("ab") as out:
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                              pass_fds=[self._lock], preexec_fn=die_with_parent, start_new_session=True)  # fmt: skip
+
+    def relaunch(self) -> None:
+        """Launch once more after the JVM ended by itself, on the port that it had; does not wait until it answers."""
+        self.kill()
+        self.launch()
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """SIGTERM, so that Kafka closes its logs in good order; SIGKILL after ``timeout_s``."""
@@ -109,6 +118,22 @@ class Broker(Startable):
     def running(self) -> bool:
         """False once the JVM has exited."""
         return self._process is not None and self._process.poll() is None
+
+    def _choose_port(self) -> int:
+        """What ``broker.port`` says; else the port that this folder had before, so that who knows it finds it again; else a free one.
+
+        Raises ConfigError for a port that was asked for and is taken, Unavailable for one that clients of this run know already."""
+        record = self._folder / "port"
+        kept = int(record.read_text()) if record.exists() and record.read_text().strip().isdigit() else 0
+        if self._settings.port:
+            if not can_listen(self._settings.port):
+                raise ConfigError(f"broker.port = {self._settings.port} is in use; choose another, or 0 for a free one")
+            return self._settings.port
+        if self.port and not can_listen(self.port):
+            raise Unavailable(f"port {self.port}, where this run's parts look for Kafka, is taken by another program")
+        port = self.port or (kept if kept and can_listen(kept) else free_port())
+        record.write_text(str(port))
+        return port
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -195,24 +220,29 @@ def java_binary(settings: BrokerSettings) -> Path:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
+    """A loopback port that nobody listens on now, below those that the kernel gives to outgoing connections where there is room: from among
+    those, a client that looks for a server that is away can be given the very port that it looks for, and hold it (TCP self-connect)."""
+    first_outgoing = int(OUTGOING_PORTS.read_text().split()[0]) if OUTGOING_PORTS.exists() else 0
+    for port in random.sample(range(LOWEST_PORT, first_outgoing), 100) if first_outgoing > LOWEST_PORT + 100 else ():
+        if can_listen(port):
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
+def can_listen(port: int) -> bool:
+    """True when nobody listens on this loopback port."""
+    try:
+        listening_socket("127.0.0.1", port, "broker").close()
+    except ConfigError:
+        return False
+    return True
+
+
 def die_with_parent() -> None:
     """In a child before exec: the kernel sends it SIGTERM should we die without a word (Linux, prctl PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _refuse_a_port_in_use(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise ConfigError(f"broker.port = {port} is in use; choose another, or 0 for a free one") from None
 
 
 def _listens(port: int) -> bool:

@@ -11,10 +11,12 @@ import httpx
 
 from infra.local.embedded_broker import Broker, free_port
 from infra.local.part_process import base_folder, parts
-from infra.local.processes import Processes, memory_mib
+from infra.local.port_check import check_ports
+from infra.local.processes import DeathRecord, Processes, memory_mib
 from infra.local.startable import Startable
 from infra.settings.config import Settings, secrets_as_environment, to_toml
-from streams.core.errors import ConfigError, Unavailable
+from streams.core.errors import ConfigError, TidemillError, Unavailable
+from streams.core.events import new_id
 from streams.kafka import create_topics, ready
 
 MEASURE_EVERY_S = 10.0
@@ -24,11 +26,13 @@ MEASURE_EVERY_S = 10.0
 class Ring(Startable):
     """Broker and parts, stopped in good order: no process, port or lock is left behind."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
-        self._say = say
-        self.settings = settings
+    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False) -> None:
+        """``keeps_going``: a part that keeps dying, Kafka included, is tried again for ever and the rest goes on; else it ends the ring."""
+        self._say, self._keeps_going = say, keeps_going
+        self.settings = settings.model_copy(update={"run_id": new_id("run")})
         self.processes = Processes(settings.run_folder / "logs")
         self._broker: Broker | None = None
+        self._broker_deaths, self._broker_started_s = DeathRecord(), 0.0
         self._lock: IO[str] | None = None
         self.peak_memory_mib = 0.0
         self._measured_s = 0.0
@@ -39,7 +43,8 @@ class Ring(Startable):
         return f"http://{self.settings.actor.host}:{self.settings.actor.port}/v1"
 
     def start(self) -> None:
-        """Broker, topics and base, then every part; waits for none of the parts."""
+        """Broker, topics and base, then every part; waits for none of the parts. Raises ConfigError when a port that it needs is taken."""
+        check_ports(self.settings)
         folder = self.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(folder)
@@ -47,6 +52,7 @@ class Ring(Startable):
             self._say("starting Apache Kafka")
             self._broker = Broker(self.settings.broker, folder / "broker", self._fetching())
             self._broker.start()
+            self._broker_started_s = time.monotonic()
             self._set("kafka", bootstrap_servers=self._broker.bootstrap_servers)
         elif not ready(self.settings.kafka):
             raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
@@ -72,32 +78,54 @@ class Ring(Startable):
             self._lock = None
 
     def check(self) -> None:
-        """Restart what died and say so; note the peak of memory."""
-        if self._broker is not None and not self._broker.running():
-            raise Unavailable(f"the embedded Kafka stopped; its log is {self.settings.run_folder / 'broker' / 'kafka.log'}")
-        for name in self.processes.check():
-            self._say(f"{name} died and was started again; see {self.settings.run_folder / 'logs' / name}.log")
+        """Start again what died and say so; note the peak of memory. Raises Unavailable for what keeps dying, unless the ring keeps going."""
+        if self._broker is not None:
+            self._keep_kafka(self._broker)
+        for sentence in self.processes.check():
+            self._say(sentence)
+        if not self._keeps_going:
+            for sentence in self.processes.failing().values():
+                raise Unavailable(sentence)
         if time.monotonic() < self._measured_s + MEASURE_EVERY_S:
             return
         self._measured_s = time.monotonic()
         broker_mib = memory_mib([self._broker.pid]) if self._broker is not None and self._broker.pid else 0.0
         self.peak_memory_mib = max(self.peak_memory_mib, self.processes.memory_mib() + broker_mib)
 
+    def _keep_kafka(self, broker: Broker) -> None:
+        """Start the embedded Kafka again when it has died, without waiting for it: answers go on, and outboxes deliver once it is back."""
+        now_s, deaths, log = time.monotonic(), self._broker_deaths, self.settings.run_folder / "broker" / "kafka.log"
+        if deaths.again_at_s is None and not broker.running():
+            pause_s = deaths.died(now_s - self._broker_started_s, now_s)
+            if deaths.keeps_dying(0.0) and not self._keeps_going:
+                raise Unavailable(f"the embedded Kafka died {deaths.lately} times; its log is {log}")
+            self._say(f"the embedded Kafka died and is started again in {pause_s:.0f} s; answers go on meanwhile. Its log is {log}")
+        if deaths.due(now_s):
+            self._broker_started_s = now_s
+            deaths.started()  # when the launch fails it is not running, which is one more death
+            try:
+                broker.relaunch()
+            except (TidemillError, OSError) as error:
+                self._say(f"the embedded Kafka could not be started: {error}")
+
     def actor_ready(self) -> bool:
-        """True when the actor takes traffic."""
+        """True when this ring's own actor takes traffic: another one may answer on the same port."""
         try:
-            return httpx.get(f"{self.base_url.removesuffix('/v1')}/readyz", timeout=2).status_code == 200
-        except httpx.HTTPError:
+            answer = httpx.get(f"{self.base_url.removesuffix('/v1')}/readyz", timeout=2)
+            return answer.status_code == 200 and answer.json().get("run_id") == self.settings.run_id
+        except (httpx.HTTPError, ValueError, AttributeError):
             return False
 
     def await_actor(self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until the actor takes traffic. Raises Unavailable after ``timeout_s``."""
+        """Wait until the actor takes traffic. Raises Unavailable after ``timeout_s``, or when the actor keeps dying."""
         deadline = time.monotonic() + timeout_s
         while not self.actor_ready():
             if time.monotonic() > deadline:
                 raise Unavailable(f"the actor was not ready within {timeout_s:.0f} s; see {self.settings.run_folder / 'logs' / 'actor.log'}")
             meanwhile()
             self.check()
+            if "actor" in (failing := self.processes.failing()):
+                raise Unavailable(failing["actor"])
             time.sleep(0.5)
 
     def _set(self, section: str, **values: object) -> None:

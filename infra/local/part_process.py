@@ -12,7 +12,7 @@ from infra.settings.policy_settings import PolicySettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.artifacts.signing import Signing
 from streams.core.errors import ConfigError
-from streams.core.health import serve
+from streams.core.health import Health, serve
 from streams.core.part_context import PartContext
 from streams.core.traces import make_traces
 from streams.kafka import ready
@@ -75,6 +75,7 @@ def make_context(role: str, settings: Settings, stopping: threading.Event) -> Pa
         policy=settings.policy.name,
         base=Path() if role in WITHOUT_BASE else base_folder(settings.policy),
         state=state,
+        health=Health(run_id=settings.run_id),
         stopping=stopping,
         traces=make_traces(settings.traces, role),
     )

@@ -4,16 +4,51 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from infra.local.embedded_broker import die_with_parent
-from streams.core.errors import Unavailable
 
 RESTARTS = 3
+"""Restarts after which a part that dies once more counts as failing."""
+QUIET_S = 600.0
+"""Deaths before so long a life are forgotten."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""Before a restart; twice as long after each death."""
+
+
+@dataclass
+class DeathRecord:
+    """How often something has died, and when it is to be started again. It is never given up: each pause is longer, up to a bound."""
+
+    lately: int = 0
+    """Deaths without ``QUIET_S`` of life between them."""
+    in_all: int = 0
+    again_at_s: float | None = None
+    """None while it runs."""
+
+    def died(self, lived_s: float, now_s: float) -> float:
+        """One more death, after so long a life. Returns the pause before the next start, in seconds."""
+        self.lately = 1 if lived_s >= QUIET_S else self.lately + 1
+        self.in_all += 1
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.lately - 1))
+        self.again_at_s = now_s + pause_s
+        return pause_s
+
+    def due(self, now_s: float) -> bool:
+        """True when it is dead and the pause is over."""
+        return self.again_at_s is not None and now_s >= self.again_at_s
+
+    def started(self) -> None:
+        """It runs again."""
+        self.again_at_s = None
+
+    def keeps_dying(self, lived_s: float) -> bool:
+        """True from the death after ``RESTARTS`` restarts on, until it has lived for ``QUIET_S``."""
+        return self.lately > RESTARTS and lived_s < QUIET_S
 
 
 @dataclass
@@ -25,40 +60,43 @@ class PartProcess:
     environment: Mapping[str, str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    restarts: int = 0
-    started_at_s: float = field(default_factory=time.monotonic)
+    deaths: DeathRecord = field(default_factory=DeathRecord)
+    started_at_s: float = 0.0
 
 
 class Processes:
-    """Starts parts, starts them again when they die, and ends them in order."""
+    """Starts parts, starts them again when they die, and ends them in order. One that keeps dying never ends the others."""
 
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
+    def __init__(self, logs: Path, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._logs, self._clock_s = logs, clock_s
         self._parts: dict[str, PartProcess] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Run ``tidemill <arguments>`` as the part ``name``."""
-        part = PartProcess(
-            name, [sys.executable, "-P", "-m", "infra.cli", *arguments], {**os.environ, **(environment or {})}, self._logs / f"{name}.log"
-        )
+        self.start_command(name, [sys.executable, "-P", "-m", "infra.cli", *arguments], environment)
+
+    def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Run any command as the part ``name``."""
+        part = PartProcess(name, command, {**os.environ, **(environment or {})}, self._logs / f"{name}.log")
         self._parts[name] = part
-        _launch(part)
+        self._launch(part)
 
     def check(self) -> list[str]:
-        """Start again what has died; returns the names. Raises Unavailable when a part has died more than RESTARTS times."""
-        died = [part for part in self._parts.values() if part.process is not None and part.process.poll() is not None]
-        for part in died:
-            if part.restarts >= RESTARTS:
-                raise Unavailable(f"{part.name} died {part.restarts + 1} times; the end of {part.log}:\n{tail(part.log)}")
-            part.restarts += 1
-            _launch(part)
-        return [part.name for part in died]
+        """Note what has died, and start again what is due. Returns a sentence for each death."""
+        return [sentence for part in self._parts.values() for sentence in self._checked(part)]
+
+    def failing(self) -> dict[str, str]:
+        """The parts that keep dying, each with a sentence and the end of its log."""
+        now_s = self._clock_s()
+        found = [part for part in self._parts.values() if part.deaths.keeps_dying(_lived_s(part, now_s))]
+        return {part.name: f"{part.name} died {part.deaths.lately} times; the end of {part.log}:\n{tail(part.log)}" for part in found}
 
     @property
     def restarts(self) -> dict[str, int]:
         """How often each part was started again, of those that were."""
-        return {part.name: part.restarts for part in self._parts.values() if part.restarts}
+        started = {part.name: part.deaths.in_all - (part.deaths.again_at_s is not None) for part in self._parts.values()}
+        return {name: count for name, count in started.items() if count}
 
     def stop(self, *names: str, timeout_s: float = 30.0) -> None:
         """SIGTERM to these parts at once, and wait; SIGKILL to one and all its children after ``timeout_s``."""
@@ -83,6 +121,30 @@ class Processes:
         """Memory of the parts and all their children now: proportional set size where the kernel tells, in MiB."""
         return memory_mib([part.process.pid for part in self._parts.values() if part.process is not None])
 
+    def _checked(self, part: PartProcess) -> list[str]:
+        now_s = self._clock_s()
+        if part.process is not None and part.deaths.again_at_s is None and (status := part.process.poll()) is not None:
+            pause_s = part.deaths.died(now_s - part.started_at_s, now_s)
+            if part.deaths.lately == RESTARTS + 1:
+                again = "the rest goes on, and it is started again at growing intervals"
+                return [f"{part.name} keeps dying; {again}. The end of {part.log}:\n{tail(part.log)}"]
+            return [f"{part.name} died (exit status {status}) and is started again in {pause_s:.0f} s; see {part.log}"]
+        if part.deaths.due(now_s):
+            self._launch(part)
+        return []
+
+    def _launch(self, part: PartProcess) -> None:
+        with part.log.open("ab") as out:
+            part.process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                            start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip
+        part.started_at_s = self._clock_s()
+        part.deaths.started()
+
+
+def _lived_s(part: PartProcess, now_s: float) -> float:
+    """How long it has run since its last start; 0 while it does not."""
+    return 0.0 if part.deaths.again_at_s is not None else now_s - part.started_at_s
+
 
 def memory_mib(pids: Sequence[int]) -> float:
     """Proportional set size of these processes and their children, in MiB."""
@@ -103,13 +165,6 @@ def tail(log: Path, lines: int = 15) -> str:
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - 20_000))
         return "\n".join(stream.read().decode(errors="replace").splitlines()[-lines:])
-
-
-def _launch(part: PartProcess) -> None:
-    with part.log.open("ab") as out:
-        part.process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-                                        start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip
-    part.started_at_s = time.monotonic()
 
 
 def _family(pid: int) -> list[psutil.Process]:

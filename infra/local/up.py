@@ -12,14 +12,14 @@ START_TIMEOUT_S = 600.0
 
 
 def run_up(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM; a part that dies is started again."""
+    """Run until SIGINT or SIGTERM. A part that dies is started again, Kafka too; one that keeps dying is shown, and the rest goes on."""
     stopping = stop_on_signal()
 
     def stop_early() -> None:
         if stopping.is_set():
             raise Unavailable("stopped before the actor was ready")
 
-    with Ring(settings, lambda line: click.echo(line, err=True)) as ring:
+    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True) as ring:
         click.echo("starting vLLM (half a minute to two)", err=True)
         ring.await_actor(START_TIMEOUT_S, stop_early)
         click.echo(f"""

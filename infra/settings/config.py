@@ -42,6 +42,8 @@ class Settings(BaseSettings):
 
     run_folder: Path = Path("runs/default")
     """Folder for everything that this run stores: the broker's data, artifacts, lake, state, logs, report."""
+    run_id: str = Field(default="", max_length=100)
+    """Names this run in what ``/healthz`` and ``/readyz`` answer. ``up`` and ``demo`` make a new one each time they start."""
     artifacts_uri: str | None = None
     """Folder or URI (``file://``, ``s3://``, ``gs://``) of the artifacts. None: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)

@@ -12,8 +12,9 @@ from streams.core.metrics import Metrics
 class Health:
     """What one process knows of itself. Thread-safe; one a process, passed in."""
 
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self._clock_s, self._lock = clock_s, threading.Lock()
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic, run_id: str = "") -> None:
+        """``run_id``: of the ring that the process belongs to, which every answer then names; empty: none."""
+        self._clock_s, self._lock, self.run_id = clock_s, threading.Lock(), run_id
         self._turned: dict[str, tuple[float, float]] = {}
         self._missing: dict[str, None] = {}
 
@@ -39,6 +40,10 @@ class Health:
         with self._lock:
             return sorted(loop for loop, (at_s, allowed_s) in self._turned.items() if self._clock_s() - at_s > allowed_s)
 
+    def named(self, told: dict[str, object]) -> dict[str, object]:
+        """An answer with the run's id in it: who asks can tell this ring from another one on the same port."""
+        return told | ({"run_id": self.run_id} if self.run_id else {})
+
     def missing(self) -> list[str]:
         """Everything that keeps the part from its work now; nothing when it is ready."""
         with self._lock:
@@ -62,8 +67,8 @@ def serve(metrics: Metrics, health: Health, port: int = 0, host: str = "127.0.0.
                     self._answer(404, "text/plain", b"/metrics, /healthz, /readyz\n")
 
         def _state(self, well: str, ill: str, names: list[str]) -> None:
-            body = json.dumps({"status": "waiting" if names and well == "ready" else ill if names else well, ill: names}).encode()
-            self._answer(503 if names else 200, "application/json", body)
+            status = "waiting" if names and well == "ready" else ill if names else well
+            self._answer(503 if names else 200, "application/json", json.dumps(health.named({"status": status, ill: names})).encode())
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)

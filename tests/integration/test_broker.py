@@ -10,7 +10,7 @@ import pytest
 
 from infra.local.embedded_broker import Broker, BrokerSettings
 from infra.local.kafka_jars import cache_folder, kafka_jars, locked_checksums, verify
-from streams.core.errors import BadArtifact, ConfigError
+from streams.core.errors import BadArtifact, ConfigError, Unavailable
 from streams.core.events import Erasure, person_of
 from streams.core.metrics import Metrics
 from streams.core.topics import ERASURES, TOPICS
@@ -19,7 +19,7 @@ from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end, t
 NOW = "2026-01-01T00:00:00Z"
 
 
-def test_every_acknowledged_record_survives_kill_9_and_a_new_port(tmp_path: Path) -> None:
+def test_every_acknowledged_record_survives_kill_9_and_the_port_stays(tmp_path: Path) -> None:
     (tmp_path / "cluster-id").write_text("-8n1xdOAQ8y8QxGqvKpqBw")  # of random ids one in 64 begins like an option of the command line
     broker = Broker(BrokerSettings(), tmp_path)
     broker.start()
@@ -35,9 +35,9 @@ def test_every_acknowledged_record_survives_kill_9_and_a_new_port(tmp_path: Path
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)
         producer.close(timeout_s=0)
-        broker.kill()
-        broker.start()
-        settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
+        broker.relaunch()
+        broker.await_ready()
+        assert KafkaSettings(bootstrap_servers=broker.bootstrap_servers) == settings
         assert [ERASURES.decode(r.value).person for r in read_to_end(settings, ERASURES, "test", Metrics())] == [
             person_of(f"u{i}") for i in range(20)
         ]
@@ -65,6 +65,21 @@ def test_a_port_in_use_is_refused_before_the_jvm_starts(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"broker.port = {port} is in use"), Broker(BrokerSettings(port=port), tmp_path):
             pass
+
+
+def test_a_folder_keeps_its_port_until_another_program_takes_it(tmp_path: Path) -> None:
+    broker = Broker(BrokerSettings(), tmp_path)
+    port = broker._choose_port()
+    assert Broker(BrokerSettings(), tmp_path)._choose_port() == port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        broker.port = port
+        with pytest.raises(Unavailable, match=f"port {port}, where this run's parts look for Kafka, is taken"):
+            broker._choose_port()
+        moved = Broker(BrokerSettings(), tmp_path)._choose_port()
+    assert moved != port
+    assert Broker(BrokerSettings(), tmp_path)._choose_port() == moved
 
 
 def test_a_jar_with_a_wrong_checksum_is_refused(tmp_path: Path) -> None:

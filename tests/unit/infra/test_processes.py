@@ -1,46 +1,175 @@
 """Parts are started again when they die, and nothing is left behind."""
 
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from infra.local import processes
-from infra.local.processes import RESTARTS, PartProcess, Processes
-from streams.core.errors import Unavailable
+from infra.local import local_ring
+from infra.local.local_ring import Ring
+from infra.local.port_check import check_ports, ports_of
+from infra.local.processes import LONGEST_PAUSE_S, QUIET_S, RESTARTS, DeathRecord, Processes
+from infra.settings.config import Settings, load
+from streams.core.errors import ConfigError, Unavailable
+from tests.support.running import wait_for
+
+SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
-class Scripts(Processes):
-    """Parts that run a line of Python in place of a tidemill role."""
+class ClockOfTests:
+    """Moved by hand, in seconds."""
 
-    def start_script(self, name: str, script: str) -> None:
-        part = PartProcess(name, [sys.executable, "-c", script], {}, self._logs / f"{name}.log")
-        self._parts[name] = part
-        processes._launch(part)
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
-def test_a_part_that_keeps_dying_is_given_up_with_the_end_of_its_log(tmp_path: Path) -> None:
-    parts = Scripts(tmp_path)
-    parts.start_script("flaky", "print('out of cheese'); raise SystemExit(3)")
+def test_a_part_that_keeps_dying_is_shown_as_failing_with_the_end_of_its_log_and_the_others_go_on(tmp_path: Path) -> None:
+    clock = ClockOfTests()
+    parts = Processes(tmp_path, clock)
+    parts.start_command("steady", SLEEPER)
+    parts.start_command("flaky", (sys.executable, "-c", "print('out of cheese'); raise SystemExit(3)"))
+    said: list[str] = []
 
-    def until_given_up() -> None:
-        while True:
-            parts.check()
-            assert parts.restarts.get("flaky", 0) <= RESTARTS
-            time.sleep(0.02)
+    def one_more_death() -> None:
+        clock.now_s += LONGEST_PAUSE_S  # the pause is over
+        parts.check()
+        died = len(said)
+        wait_for(lambda: (said.extend(parts.check()), len(said) > died)[1], 20)
 
-    with pytest.raises(Unavailable, match=f"flaky died {RESTARTS + 1} times(.|\n)*out of cheese"):
-        until_given_up()
+    for _ in range(RESTARTS):
+        one_more_death()
+        assert parts.failing() == {}
+    one_more_death()
+    assert "out of cheese" in parts.failing()["flaky"]
+    assert [sentence.split(" (")[0] for sentence in said[:RESTARTS]] == ["flaky died"] * RESTARTS
+    assert "keeps dying" in said[-1]
+    one_more_death()  # it is tried again for ever
+    assert list(parts.failing()) == ["flaky"]
+    assert parts.restarts == {"flaky": RESTARTS + 1}
+    parts.stop_all(timeout_s=5)
+
+
+def test_pauses_grow_up_to_a_bound_and_deaths_before_a_quiet_time_are_forgotten() -> None:
+    deaths = DeathRecord()
+    assert [deaths.died(lived_s=5.0, now_s=100.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert deaths.keeps_dying(lived_s=5.0)
+    assert not deaths.keeps_dying(lived_s=QUIET_S)
+    assert not deaths.due(159.0)
+    assert deaths.due(160.0)
+    deaths.started()
+    assert not deaths.due(1e9)
+    assert deaths.died(lived_s=QUIET_S, now_s=0.0) == 1
+    assert (deaths.lately, deaths.in_all, deaths.keeps_dying(0.0)) == (1, 9, False)
+
+
+class KafkaOfTests:
+    """Stands where the embedded broker does; ``fails`` launches fail."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.alive, self.launches, self._fails, self.pid = False, 0, fails, None
+
+    def running(self) -> bool:
+        return self.alive
+
+    def relaunch(self) -> None:
+        self.launches += 1
+        if self.launches <= self._fails:
+            raise Unavailable("no room for a JVM")
+        self.alive = True
+
+
+def ring_with(kafka: KafkaOfTests, tmp_path: Path, said: list[str], keeps_going: bool) -> Ring:
+    ring = Ring(Settings(run_folder=tmp_path), said.append, keeps_going)
+    ring._broker = kafka  # type: ignore[assignment]
+    return ring
+
+
+def test_a_dead_kafka_is_started_again_after_a_pause_and_again_when_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, kafka, said = ClockOfTests(), KafkaOfTests(fails=6), list[str]()
+    monkeypatch.setattr(local_ring.time, "monotonic", clock)
+    ring = ring_with(kafka, tmp_path, said, keeps_going=True)
+    ring.check()
+    assert kafka.launches == 0, "not before the pause is over"
+    while not kafka.alive:
+        clock.now_s += LONGEST_PAUSE_S
+        ring.check()
+        ring.check()
+    assert kafka.launches == 7, "it is never given up"
+    assert sum("answers go on meanwhile" in sentence for sentence in said) == 7
+    assert sum("no room for a JVM" in sentence for sentence in said) == 6
+    ring.check()
+    assert kafka.launches == 7
+
+
+def test_a_ring_that_need_not_keep_going_ends_with_a_kafka_that_keeps_dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, kafka, said = ClockOfTests(), KafkaOfTests(fails=100), list[str]()
+    monkeypatch.setattr(local_ring.time, "monotonic", clock)
+    ring = ring_with(kafka, tmp_path, said, keeps_going=False)
+
+    def check_on() -> None:
+        while kafka.launches <= RESTARTS:
+            clock.now_s += LONGEST_PAUSE_S
+            ring.check()
+
+    with pytest.raises(Unavailable, match=f"Kafka died {RESTARTS + 1} times"):
+        check_on()
+
+
+def test_a_ring_takes_no_other_rings_word_that_the_actor_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring, other = (Ring(Settings(run_folder=tmp_path / name), print) for name in ("ours", "theirs"))
+    answers = iter([
+        httpx.Response(200, json={"status": "ready", "missing": [], "run_id": other.settings.run_id}),
+        httpx.Response(200, json={"status": "ready", "missing": []}),
+        httpx.Response(200, json=["ready"]),
+        httpx.Response(200, text="ready"),
+        httpx.Response(503, json={"status": "waiting", "missing": ["engine"], "run_id": ring.settings.run_id}),
+        httpx.Response(200, json={"status": "ready", "missing": [], "run_id": ring.settings.run_id}),
+    ])  # fmt: skip
+    monkeypatch.setattr(local_ring.httpx, "get", lambda *_, **__: next(answers))
+    assert [ring.actor_ready() for _ in range(6)] == [False] * 5 + [True]
+
+
+def test_every_port_that_is_taken_or_asked_for_twice_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        for held in (one, other):
+            held.bind(("127.0.0.1", 0))
+            held.listen()
+        actor, otlp = one.getsockname()[1], other.getsockname()[1]
+        settings = load("laptop", (f"run_folder={tmp_path / 'run'}", f"actor.port={actor}", f"otlp.port={otlp}", "otlp.beside_ring=true",
+                                   f"broker.port={actor}"), {})  # fmt: skip
+        with pytest.raises(ConfigError) as refused, Ring(settings, print):
+            pass
+    assert f"actor.host:actor.port = 127.0.0.1:{actor} is in use" in str(refused.value)
+    assert f"otlp.host:otlp.port = 127.0.0.1:{otlp} is in use" in str(refused.value)
+    assert f"broker.port = 127.0.0.1:{actor} are one port" in str(refused.value)
+    assert not (tmp_path / "run" / "broker").exists()
+
+
+def test_the_ports_that_are_checked_are_those_of_the_parts_that_run() -> None:
+    settings = load("laptop", ("metrics_port=9100", "promotion.mode=gated"), {})
+    assert {one.setting: one.number for one in ports_of(settings)} == {
+        "actor.host:actor.port": 8000,
+        "metrics_port + 0 (streams)": 9100,
+        "metrics_port + 1 (reward)": 9101,
+        "metrics_port + 2 (learner)": 9102,
+        "metrics_port + 3 (promoter)": 9103,
+        "metrics_port + 6 (Ray)": 9106,
+    }
+    check_ports(load("laptop", ("actor.port=0",), {}))
 
 
 def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
-    parts = Scripts(tmp_path)
+    parts = Processes(tmp_path)
     sleeper = "import time; time.sleep(60)"
     child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', '{sleeper}']).pid, flush=True); {sleeper}"
-    parts.start_script("parent", child)
+    parts.start_command("parent", (sys.executable, "-c", child))
     log, deadline = tmp_path / "parent.log", time.monotonic() + 10
     while not log.read_text().endswith("\n") and time.monotonic() < deadline:
         time.sleep(0.02)
