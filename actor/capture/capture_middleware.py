@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actor.adapters.request_routing import Router
 from actor.api_keys import tenant_of
 from actor.asgi_replies import reply
-from actor.capture.client_request import APIS, ClientRequest, clean_id
+from actor.capture.client_request import APIS, ClientRequest, asked_by
 from actor.capture.client_response import ClientResponse, read_response
 from actor.capture.conversations import ConversationPlace, Conversations
 from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
@@ -30,6 +30,7 @@ from actor.capture.episode_keeper import EpisodeKeeper
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome, new_id
+from streams.core.person_ids import header_text, plain_id
 from streams.core.traces import Headers, given, in_logs
 
 OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
@@ -89,10 +90,10 @@ class Capture:
         await self._serve(scope, receive, send, body, parsed)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any]) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        user = clean_id(headers.get("x-tidemill-user")) or clean_id(parsed.get("user"))
+        headers = {name.decode("latin-1").lower(): header_text(value) for name, value in scope["headers"]}
+        user = plain_id(headers.get("x-tidemill-user")) or asked_by(parsed)
         declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
-        asked = ClientRequest(APIS[scope["path"]], parsed, user, clean_id(headers.get("x-tidemill-conversation")), declined)
+        asked = ClientRequest(APIS[scope["path"]], parsed, user, plain_id(headers.get("x-tidemill-conversation")), declined)
         tenant = tenant_of(scope)
         place, recorder = self._conversations.place(tenant, asked), EngineRecorder(asked.choices_per_prompt)
         asked_in = given(headers.get("traceparent"))
@@ -147,7 +148,7 @@ class Capture:
         if not exchange.asked.declined:
             headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))
             if exchange.place.conversation_id is not None:
-                headers.append((b"x-tidemill-conversation", exchange.place.conversation_id.encode("latin-1", "replace")))
+                headers.append((b"x-tidemill-conversation", exchange.place.conversation_id.encode()))
         if (sha256 := self._router.sha256(adapter)) is not None:
             headers.append((b"x-tidemill-adapter-sha256", sha256.encode()))
         return headers
@@ -272,12 +273,12 @@ def _watch(receive: Receive, exchange: Exchange) -> Receive:
 
 
 def _rewritten(scope: Scope, body: bytes, episode_id: str) -> Scope:
-    """The scope with the body's length, and our id as the request's where the client gave none: it shows in the completion's id."""
-    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
-    headers.append((b"content-length", str(len(body)).encode()))
-    if not any(name.lower() == b"x-request-id" for name, _ in headers):
-        headers.append((b"x-request-id", episode_id.encode()))
-    return {**scope, "headers": headers}
+    """The scope with the body's length, and our id as the request's: it shows in the completion's id, by which feedback finds the episode.
+
+    A gateway's own ``x-request-id`` gives way. Answers would carry it as their id, retries would carry it twice, and feedback would find nothing.
+    """
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() not in (b"content-length", b"x-request-id")]
+    return {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode()), (b"x-request-id", episode_id.encode())]}
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """What a client asked for, read from OpenAI's JSON: pure, and never in the way of the answer."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 from actor.capture.client_response import chat_call
 from streams.core.events import Message
+from streams.core.person_ids import plain_id
 
 Api = Literal["chat", "completion", "response"]
 APIS: dict[str, Api] = {"/v1/chat/completions": "chat", "/v1/completions": "completion", "/v1/responses": "response"}
@@ -17,7 +17,6 @@ SAMPLING = (
     "frequency_penalty", "repetition_penalty", "logit_bias", "tool_choice", "response_format",
 )  # fmt: skip
 REPLY_CHARACTERS = 20_000
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,11 @@ class ClientRequest:
         return {name: self.body[name] for name in SAMPLING if self.body.get(name) is not None}
 
 
-def clean_id(value: object) -> str | None:
-    """An id that fits an event, or None: what a client sends must not cost the episode."""
-    return (_CONTROL.sub("", value)[:200] or None) if isinstance(value, str) else None
+def asked_by(body: Mapping[str, Any]) -> str | None:
+    """Who asks, by the names that clients of OpenAI's API have for it: ``user``, its newer ``safety_identifier``, or ``metadata.user_id``."""
+    metadata = body.get("metadata")
+    given = (body.get("user"), body.get("safety_identifier"), metadata.get("user_id") if isinstance(metadata, dict) else None)
+    return next((named for value in given if (named := plain_id(value)) is not None), None)
 
 
 def _as_chat(items: list[Any]) -> list[dict[str, Any]]:

@@ -109,8 +109,19 @@ def _prefixes(asked: ClientRequest) -> list[tuple[Any, bytes]]:
 
 
 def _with(prefix: bytes, role: Any, content: Any, tool_calls: Any) -> bytes:
-    """The prefix and one more message. What clients change on the way back counts for nothing: space around the text, ids of calls."""
+    """The prefix and one more message. What clients change on the way back counts for nothing: space around the text, ids of calls, and how a
+    call's arguments are written (spaces, order, escapes)."""
     said = text_of(content).strip() if is_text(content) else content
     calls = [call.get("function") for call in tool_calls or () if isinstance(call, dict)] if isinstance(tool_calls, list | tuple) else []
-    functions = [[call.get("name"), call.get("arguments")] for call in calls if isinstance(call, dict)]
-    return hashlib.sha256(prefix + json.dumps([role, said, functions]).encode()).digest()
+    functions = [[call.get("name"), _meant(call.get("arguments"))] for call in calls if isinstance(call, dict)]
+    return hashlib.sha256(prefix + json.dumps([role, said, functions], sort_keys=True).encode()).digest()
+
+
+def _meant(arguments: Any) -> Any:
+    """What a call's arguments say: the JSON in their text, or themselves where they are no JSON."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments

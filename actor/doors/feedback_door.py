@@ -4,14 +4,17 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Feedback, new_id
+from streams.core.person_ids import plain_id
 
 CARRIED_BY = {"thumb": "thumb", "rating": "rating", "over": "comparison", "signal": "signal", "retracts": "retraction"}
 """Fields that belong to one kind alone, so that ``kind`` may be left out; ``text`` belongs to two."""
+AHEAD = timedelta(days=1)
+"""How far ahead a client's clock may be. The join counts what was given as given on arrival at the latest."""
 ANSWER_PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
 
 
@@ -41,11 +44,14 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
     episode_id, conversation_id = fields.get("episode_id"), fields.pop("conversation_id", None)
     if isinstance(episode_id, str):
         fields["episode_id"] = without_prefix(episode_id)
-    elif episode_id is None and isinstance(conversation_id, str):
-        if (found := last(conversation_id)) is None:
+    elif episode_id is None and (named := plain_id(conversation_id)) is not None:
+        if (found := last(named)) is None:
             raise InvalidEvent("unknown_conversation", "this replica remembers no answer of that conversation: name the episode_id")
         fields["episode_id"] = found
-    return Feedback.decode(json.dumps(fields).encode())
+    feedback = Feedback.decode(json.dumps(fields).encode())
+    if feedback.at > now + AHEAD:
+        raise InvalidEvent("invalid", f"at lies in the future ({feedback.at.isoformat()}): is that clock right? Leave it out for now")
+    return feedback
 
 
 def without_prefix(answer_id: str) -> str:
@@ -80,4 +86,6 @@ class Given:
 
 
 def _digest(given: dict[str, Any]) -> bytes:
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()
+    """Of what it says. A client that builds its request again stamps the time anew; that is a retry all the same."""
+    said = {name: value for name, value in given.items() if name != "at"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()

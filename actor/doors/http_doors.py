@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from actor.api_keys import tenant_of
 from actor.asgi_replies import reply, reply_bytes
 from actor.capture.capture_middleware import read_body
-from actor.capture.client_request import clean_id
 from actor.capture.conversations import Conversations
 from actor.capture.episode_keeper import EpisodeKeeper
 from actor.doors.chat_page import HEADERS, chat_pages
@@ -20,6 +19,7 @@ from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
 from streams.core.health import Health
 from streams.core.metrics import Metrics
+from streams.core.person_ids import header_text, plain_id
 
 EPISODES_PATH = "/v1/episodes/"
 REMEMBERED_FEEDBACK = 20_000
@@ -67,12 +67,12 @@ class Doors:
         if body is None:
             return 413, _error(f"the feedback is larger than actor.max_feedback_bytes = {self._settings.max_feedback_bytes}")
         tenant = tenant_of(scope)
-        user = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"x-tidemill-user"), None)
+        user = next((header_text(value) for name, value in scope["headers"] if name.lower() == b"x-tidemill-user"), None)
         try:
             given = read_object(body)
             if (episode_id := self._given.seen(tenant, given)) is not None:
                 return 202, {"feedback_id": given["feedback_id"], "episode_id": episode_id}
-            feedback = read_feedback(given, clean_id(user), self._clock.now(), lambda named: self._conversations.last(tenant, named))
+            feedback = read_feedback(given, plain_id(user), self._clock.now(), lambda named: self._conversations.last(tenant, named))
         except InvalidEvent as error:
             return STATUS.get(error.reason, 400), _error(str(error))
         episode = self._keeper.find(feedback.episode_id)

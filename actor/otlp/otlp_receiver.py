@@ -24,10 +24,11 @@ from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_
 from actor.otlp.span_episodes import episodes_of, kind_of
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
-from streams.core.events import DeadLetter
+from streams.core.events import DeadLetter, Episode
 from streams.core.listening_socket import listening_socket
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
+from streams.core.person_ids import people_in, person_of
 from streams.core.topics import DEAD_LETTERS, EPISODES
 from streams.kafka import Producer
 from streams.kafka.dead_letters import KEPT_BYTES
@@ -69,20 +70,30 @@ class Receiver:
                 self._metrics.add("tidemill_otlp_spans_total", result=kind)
                 continue
             try:
-                episodes = episodes_of(span, self._policy, tenant)
+                episodes = self._told_by(span, tenant)
             except InvalidEvent as error:
                 refused[error.reason] = refused.get(error.reason, 0) + 1
                 self._set_aside(span, error)
                 continue
-            for episode in episodes:
-                found: Counter[str] = Counter()
-                if not self._outbox.put(EPISODES, redacted_episode(episode, self._redactor, found)):
+            for episode, found in episodes:
+                if not self._outbox.put(EPISODES, episode):
                     raise OutboxFull
                 for passage, count in found.items():
                     self._metrics.add("tidemill_redactions_total", count, kind=passage)
                 self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
             self._metrics.add("tidemill_otlp_spans_total", result="answer")
         return refused
+
+    def _told_by(self, span: Span, tenant: str) -> list[tuple[Episode, Counter[str]]]:
+        """The episodes of one span, redacted, each with what was taken out. Raises InvalidEvent: whatever a span makes fail is that span's
+        fault, and the others go on."""
+        try:
+            found = [(episode, Counter[str]()) for episode in episodes_of(span, self._policy, tenant)]
+            return [(redacted_episode(episode, self._redactor, taken_out), taken_out) for episode, taken_out in found]
+        except InvalidEvent:
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary to telemetry that anybody may send
+            raise InvalidEvent("invalid", f"the span cannot be read: {type(error).__name__}") from None
 
     async def _traces(self, request: Request) -> Response:
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -91,12 +102,12 @@ class Receiver:
         limit, too_large = self._settings.max_request_bytes, f"the export is larger than otlp.max_request_bytes = {self._settings.max_request_bytes}"
         packed = await read_body(request.receive, limit)
         if packed is None:
-            return Response(refusal(content_type, too_large), 413, media_type=content_type)
+            return self._too_large(content_type, too_large)
         try:
             body = unpacked(packed, request.headers.get("content-encoding", "").strip().lower(), limit)
             refused = await run_in_threadpool(lambda: self.take(read_spans(body, content_type), tenant_of(request.scope)))
         except TooLarge:
-            return Response(refusal(content_type, too_large), 413, media_type=content_type)
+            return self._too_large(content_type, too_large)
         except InvalidEvent as error:
             self._letter(packed, error)
             return Response(refusal(content_type, str(error)), 400, media_type=content_type)
@@ -106,6 +117,12 @@ class Receiver:
         why = "set aside as dead letters: " + ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))
         return Response(accepted(content_type, sum(refused.values()), why), media_type=content_type)
 
+    def _too_large(self, content_type: str, why: str) -> Response:
+        """Exporters do not send it again: the operator must see it."""
+        self._metrics.add("tidemill_otlp_spans_total", result="too_large")
+        log.warning("an export was refused", why=why, mend="raise the setting, or let the collector send smaller batches")
+        return Response(refusal(content_type, why), 413, media_type=content_type)
+
     def _set_aside(self, span: Span, error: InvalidEvent) -> None:
         self._metrics.add("tidemill_otlp_spans_total", result="refused")
         log.info("span set aside", span=span.span_id, trace=span.trace_id, name=span.name, reason=error.reason)
@@ -114,7 +131,8 @@ class Receiver:
     def _letter(self, raw: bytes, error: InvalidEvent, key: str | None = None) -> None:
         told = DeadLetter(
             source_topic=SOURCE, source_partition=-1, source_offset=-1, reason=error.reason, message=str(error)[:2000], record_key=key,
-            record_base64=base64.b64encode(raw[:KEPT_BYTES]).decode(), part=SOURCE, at=self._clock.now(),
+            record_base64=base64.b64encode(raw[:KEPT_BYTES]).decode(), people=tuple(sorted(map(person_of, people_in(raw)))), part=SOURCE,
+            at=self._clock.now(),
         )  # fmt: skip
         if not self._outbox.put(DEAD_LETTERS, told):
             raise OutboxFull

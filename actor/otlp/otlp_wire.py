@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
 from streams.core.errors import InvalidEvent
+from streams.core.person_ids import whole_text
 
 PROTOBUF, JSON = "application/x-protobuf", "application/json"
 IDS = ("traceId", "spanId", "parentSpanId")
@@ -65,7 +66,7 @@ def read_spans(body: bytes, content_type: str) -> list[Span]:
     request = ExportTraceServiceRequest()
     try:
         if content_type == JSON:
-            tree = _ids_as_bytes(json.loads(body))
+            tree = _ids_as_bytes(whole_text(json.loads(body)))
             if not isinstance(tree, dict):
                 raise ValueError("no object")
             json_format.ParseDict(tree, request, ignore_unknown_fields=True)

@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from actor.capture.client_request import Api, clean_id
+from actor.capture.client_request import Api
 from actor.doors.feedback_door import without_prefix
 from actor.otlp.otlp_wire import Span
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode
+from streams.core.person_ids import plain_id, whole_text
 
 ANSWERS: dict[str, Api] = {"chat": "chat", "generate_content": "chat", "text_completion": "completion"}
-"""Operations whose spans are answers to somebody. Others (embeddings, tools, whole agents) are passed over."""
+"""Operations whose spans are answers to somebody, by the conventions."""
+NO_ANSWERS = frozenset({"embeddings", "retrieval", "execute_tool", "create_agent", "invoke_agent", "invoke_workflow"})
+"""Operations that the conventions know and that are no answers. Values of an instrumentation's own are answers where they carry one."""
 SAMPLING = {
     "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_tokens": "max_tokens", "seed": "seed", "stop_sequences": "stop",
     "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty", "choice.count": "n",
@@ -36,7 +39,8 @@ NO_CONTENT = (
 
 def kind_of(span: Span) -> Literal["answer", "captured", "other"]:
     """``captured``: an actor of ours gave that answer and has kept it, with its tokens."""
-    if span.attributes.get("gen_ai.operation.name") not in ANSWERS:
+    operation = span.attributes.get("gen_ai.operation.name")
+    if operation not in ANSWERS and (operation in NO_ANSWERS or "gen_ai.output.messages" not in span.attributes):
         return "other"
     return "captured" if CAPTURED.fullmatch(str(span.attributes.get("gen_ai.response.id", ""))) else "answer"
 
@@ -46,7 +50,7 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
 
     An ``adapter`` is the model that answered; none where that is the policy's own name or ``base``.
     """
-    told = span.attributes
+    told: Mapping[str, Any] = whole_text(dict(span.attributes))
     messages = [*_system(told), *_messages(told, "gen_ai.input.messages")]
     if not messages:
         raise InvalidEvent("no_content", NO_CONTENT)
@@ -54,17 +58,17 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
     answers = list(_messages(told, "gen_ai.output.messages"))
     if not answers and error is None:
         raise InvalidEvent("no_answer", "the span carries no gen_ai.output.messages and no error")
-    whole_id = clean_id(without_prefix(_text(told.get("gen_ai.response.id")) or "")) or f"otel-{span.trace_id}-{span.span_id}"
+    whole_id = plain_id(without_prefix(plain_id(told.get("gen_ai.response.id")) or "")) or f"otel-{span.trace_id}-{span.span_id}"
     model = _text(told.get("gen_ai.response.model")) or _text(told.get("gen_ai.request.model"))
     shared: dict[str, Any] = {
         "policy": policy,
         "tenant": tenant,
-        "user_id": clean_id(_first(told, USER)),
-        "conversation_id": clean_id(_first(told, CONVERSATION)),
+        "user_id": _first(told, USER),
+        "conversation_id": _first(told, CONVERSATION),
         "turn": sum(message["role"] == "assistant" for message in messages),
         "adapter": None if model in (policy, "base") else model,
-        "replica": clean_id(span.resource.get("service.name")),
-        "api": ANSWERS[str(told["gen_ai.operation.name"])],
+        "replica": plain_id(span.resource.get("service.name")),
+        "api": ANSWERS.get(str(told.get("gen_ai.operation.name")), "chat"),
         "messages": messages,
         "tools": _listed(told, "gen_ai.tool.definitions"),
         "sampling": {ours: told[f"gen_ai.request.{theirs}"] for theirs, ours in SAMPLING.items() if f"gen_ai.request.{theirs}" in told},
@@ -72,23 +76,35 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
         "started_at": _time(span.started_ns),
         "ended_at": _time(span.ended_ns),
     }
-    several = len(answers) > 1
-    return [_episode(shared, answer, f"{whole_id}-{index}" if several else whole_id) for index, answer in enumerate(answers or [{}])]
+    several, ends = len(answers) > 1, told.get("gen_ai.response.finish_reasons")
+    reasons = ends if isinstance(ends, list) else []  # of the span; an instrumentation may leave them out of its messages
+    episodes = []
+    for index, answer in enumerate(answers or [{}]):
+        ended = answer.get("finish_reason") or (reasons[index] if index < len(reasons) else None)
+        episodes.append(_episode(shared, {**answer, "finish_reason": ended}, f"{whole_id}-{index}" if several else whole_id))
+    return episodes
 
 
 def _episode(shared: Mapping[str, Any], answer: Mapping[str, Any], episode_id: str) -> Episode:
-    content = answer.get("content")
     outcome = "failed" if shared["error"] else OUTCOMES.get(str(answer.get("finish_reason")), "completed")
     if outcome == "failed" and "cancel" in str(shared["error"]).lower():
         outcome = "cancelled"
     fields = {
         **shared,
         "episode_id": episode_id,
-        "answer": content if isinstance(content, str) else "".join(part.get("text", "") for part in content or ()),
+        "answer": _said(answer.get("content")),
         "tool_calls": answer.get("tool_calls") or [],
         "outcome": outcome,
     }
     return Episode.decode(json.dumps(fields).encode())
+
+
+def _said(content: Any) -> str:
+    """The text of an answer. Raises InvalidEvent where it is neither text nor parts of text."""
+    parts = [content] if isinstance(content, str) else [] if content is None else content
+    if not isinstance(parts, list) or not all(isinstance(part, str | dict) for part in parts):
+        raise InvalidEvent("invalid", f"gen_ai.output.messages: an answer's content is {type(content).__name__}, not text or a list of parts")
+    return "".join(part if isinstance(part, str) else _text(part.get("text")) or _text(part.get("content")) or "" for part in parts)
 
 
 def _system(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -105,7 +121,7 @@ def _messages(told: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
         if not isinstance(parts, list):
             yield {"role": role, "content": message.get("content"), "tool_calls": message.get("tool_calls"), **kept}
             continue
-        parts = [part for part in parts if isinstance(part, dict)]
+        parts = [{"type": "text", "content": part} if isinstance(part, str) else part for part in parts if isinstance(part, str | dict)]
         for part in parts:
             if part.get("type") == "tool_call_response":
                 said = part.get("response", part.get("result"))
@@ -119,8 +135,13 @@ def _messages(told: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
 def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]] | None:
     """Text as one string; parts that are no text beside it where there are any."""
     if all(part.get("type", "text") == "text" for part in parts):
-        return "".join(str(part.get("content", "")) for part in parts) if parts else None
-    return [{"type": "text", "text": str(part.get("content", ""))} if part.get("type") == "text" else part for part in parts]
+        return "".join(map(_part_text, parts)) if parts else None
+    return [{"type": "text", "text": _part_text(part)} if part.get("type") == "text" else part for part in parts]
+
+
+def _part_text(part: Mapping[str, Any]) -> str:
+    content = part.get("content", part.get("text"))
+    return content if isinstance(content, str) else "" if content is None else json.dumps(content)
 
 
 def _call(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +166,8 @@ def _listed(told: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _first(told: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    return next((text for name in names if (text := _text(told.get(name)))), None)
+    """The first of these attributes that names somebody or something, as text or as a number."""
+    return next((named for name in names if (named := plain_id(told.get(name))) is not None), None)
 
 
 def _text(value: Any) -> str | None:

@@ -4,17 +4,19 @@ Evolution is additive: a reader ignores fields it does not know and refuses a ``
 in any language may publish these; ``docs/reference/events.md`` shows an example of each.
 """
 
-import hashlib
 import uuid
 from datetime import datetime
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from streams.core.errors import InvalidEvent
+from streams.core.event_decoding import Event as Event
+from streams.core.person_ids import person_of as person_of
+from streams.core.person_ids import plain_id
 from streams.core.values import Artifact as Artifact
 from streams.core.values import Calibration as Calibration
 from streams.core.values import Channel as Channel
+from streams.core.values import Count as Count
 from streams.core.values import Evidence as Evidence
 from streams.core.values import FeedbackKind as FeedbackKind
 from streams.core.values import Finite as Finite
@@ -23,65 +25,20 @@ from streams.core.values import Instant as Instant
 from streams.core.values import Media as Media
 from streams.core.values import Message as Message
 from streams.core.values import Name as Name
+from streams.core.values import NamedId as NamedId
 from streams.core.values import Offsets as Offsets
 from streams.core.values import Outcome as Outcome
 from streams.core.values import Sha256 as Sha256
+from streams.core.values import TokenId as TokenId
 from streams.core.values import Vote as Vote
 
-
-def person_of(user_id: str) -> str:
-    """A person by the SHA-256 of their user_id, in hex."""
-    return hashlib.sha256(user_id.encode(errors="surrogatepass")).hexdigest()
+ANONYMOUS = "anonymous"
+"""The ``user_id`` of feedback whose giver is not named. It is everybody, and so nobody in particular."""
 
 
 def new_id(prefix: str) -> str:
     """A fresh unique id such as ``ep-4f0c…``."""
     return f"{prefix}-{uuid.uuid4().hex}"
-
-
-class Event(BaseModel):
-    """What all events share: they are frozen, know their key, and encode to and from JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
-    key_fields: ClassVar[tuple[str, ...]]
-
-    schema_version: Literal[1] = 1
-
-    @property
-    def key(self) -> str:
-        """The Kafka key: events of equal key keep their order, and a compacted topic keeps the last."""
-        fields = self.key_fields
-        return str(getattr(self, fields[0])) if len(fields) == 1 else "/".join([str(getattr(self, field)) for field in fields])
-
-    def encode(self) -> bytes:
-        """UTF-8 JSON without the fields that are null."""
-        return self.__pydantic_serializer__.to_json(self, exclude_none=True)  # model_dump_json makes a str of these very bytes
-
-    @classmethod
-    def decode(cls, raw: bytes | None) -> Self:
-        """Parse and validate. Raises InvalidEvent with reason ``empty``, ``not_json``, ``unknown_version`` or ``invalid``."""
-        if not raw:
-            raise InvalidEvent("empty", f"{cls.__name__}: the record has no value")
-        try:
-            return cls.model_validate_json(raw)
-        except ValidationError as error:
-            raise InvalidEvent(_reason(error), f"{cls.__name__}: {_summary(error)}") from None
-        except RecursionError:
-            raise InvalidEvent("not_json", f"{cls.__name__}: nested too deeply") from None
-
-
-def _reason(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return "not_json"
-    return "unknown_version" if first["loc"] == ("schema_version",) else "invalid"
-
-
-def _summary(error: ValidationError) -> str:
-    """The first three complaints, without the values: a value may hold what a person said."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in problems[:3])
-    return told + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")
 
 
 class Episode(Event):
@@ -92,10 +49,10 @@ class Episode(Event):
     episode_id: Id
     policy: Name = "default"
     tenant: Name = "default"
-    user_id: Id | None = None
+    user_id: NamedId = None
     """Who asked, as the agent names people; needed to let a person be forgotten."""
-    conversation_id: Id | None = None
-    turn: int = Field(default=0, ge=0)
+    conversation_id: NamedId = None
+    turn: Count = 0
     """Position in its conversation, from 0."""
     replies_to: Id | None = None
     """The episode before it in the conversation: what this one's newest messages (a person's next turn, results of tools) reply to."""
@@ -109,8 +66,8 @@ class Episode(Event):
     tools: tuple[dict[str, Any], ...] = ()
     answer: str = ""
     tool_calls: tuple[dict[str, Any], ...] = ()
-    prompt_ids: tuple[int, ...] = ()
-    output_ids: tuple[int, ...] = ()
+    prompt_ids: tuple[TokenId, ...] = ()
+    output_ids: tuple[TokenId, ...] = ()
     """Tokens of the answer as the engine sampled them; empty when the agent's server does not tell."""
     output_logprobs: tuple[Finite, ...] = ()
     """Log-probability of each output token under the weights that sampled it, in nats."""
@@ -142,6 +99,11 @@ _CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction
             "comparison": "over", "signal": "signal", "retraction": "retracts"}  # fmt: skip
 
 
+def _giver(value: object) -> object:
+    """Who gave feedback, in the one form of ids; an empty name is nobody's."""
+    return (plain_id(value) or ANONYMOUS) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
+
 class Feedback(Event):
     """One signal from a person about an episode."""
 
@@ -150,7 +112,7 @@ class Feedback(Event):
     feedback_id: Id
     """Chosen by the sender; a second record of the same id is a duplicate and is dropped."""
     episode_id: Id
-    user_id: Id = "anonymous"
+    user_id: Annotated[Id, BeforeValidator(_giver)] = ANONYMOUS
     kind: FeedbackKind
     thumb: Literal["up", "down"] | None = None
     rating: int | None = Field(default=None, ge=1, le=5)
@@ -183,9 +145,9 @@ class Label(Event):
     episode_id: Id
     policy: Name
     tenant: Name = "default"
-    user_id: Id | None = None
+    user_id: NamedId = None
     """Who asked, so that they can be forgotten."""
-    conversation_id: Id | None = None
+    conversation_id: NamedId = None
     """Of the episode: labels of one conversation are not independent of each other."""
     adapter: str | None = None
     outcome: Outcome
@@ -322,6 +284,8 @@ class DeadLetter(Event):
     record_key: str | None = None
     record_base64: str
     """The record's value as it came, cut at 64 KiB."""
+    people: tuple[Sha256, ...] = ()
+    """SHA-256 of everybody whom the value named, also beyond the cut, so that they can be forgotten."""
     part: str
     """Who set it aside: ``join``, ``lake``, ``reward``, ``actor`` …"""
     at: Instant

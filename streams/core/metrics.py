@@ -76,7 +76,7 @@ TABLE: tuple[Metric, ...] = (
     # actor
     Metric("tidemill_episodes_captured_total", "counter", "actor", "Answers captured as episodes.", ("outcome",)),
     Metric("tidemill_capture_skipped_total", "counter", "actor", "Answers that became no episode.", ("reason",)),
-    Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans of agents' telemetry by what they were: an answer, captured by an actor already, other, refused.", ("result",)),
+    Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans of agents' telemetry by what they were: an answer, captured by an actor already, other, refused; exports that were too_large.", ("result",)),
     Metric("tidemill_redactions_total", "counter", "actor", "Passages taken out of episodes and feedback before they were kept.", ("kind",)),
     Metric("tidemill_feedback_received_total", "counter", "actor", "Feedback accepted at the door.", ("kind",)),
     Metric("tidemill_outbox_depth", "gauge", "actor", "Events waiting to be sent to Kafka."),

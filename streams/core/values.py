@@ -1,17 +1,43 @@
 """What events are made of: ids and times, messages, votes, evidence, artifacts, calibrations. Other code takes them from ``streams.core.events``."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from streams.core.person_ids import plain_id
+
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+
+
+def _in_utc(time: datetime) -> datetime:
+    """Sentinels such as year 1 or 9999 parse well and break later, in arithmetic far from here."""
+    try:
+        in_utc = time.astimezone(UTC)
+    except OverflowError:
+        in_utc = LATEST
+    if not EARLIEST <= in_utc < LATEST:
+        raise ValueError("a time must lie between 1970 and 3000; leave it out where it is not known")
+    return in_utc
+
+
+def _named(value: object) -> object:
+    """Text and numbers in the one form of an id; what is neither is left for the type to refuse."""
+    return plain_id(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
 
 Id = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Instant = Annotated[AwareDatetime, AfterValidator(lambda t: t.astimezone(UTC))]
-"""A point in time. A zone is required on the wire; in memory it is UTC."""
+NamedId = Annotated[Id | None, BeforeValidator(_named)]
+"""The id of a person or a conversation in its one form (``plain_id``); an empty one names nobody."""
+Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""A point in time between 1970 and 3000. A zone is required on the wire; in memory it is UTC."""
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+"""A number of things, small enough for SQLite, Parquet and JavaScript."""
 
 # Kafka keys and offsets by topic and partition: {"tidemill.labels.v1": {0: 1041}}; the next offset to be read.
 Offsets = dict[str, dict[int, int]]
@@ -34,7 +60,8 @@ class Message(BaseModel):
             return ""
         if isinstance(self.content, str):
             return self.content
-        return "".join(str(part.get("text", "")) for part in self.content if part.get("type", "text").endswith("text"))
+        texts = (part.get("text") for part in self.content if str(part.get("type", "text")).endswith("text"))
+        return "".join(text for text in texts if isinstance(text, str))
 
 
 class Outcome(StrEnum):
@@ -133,7 +160,7 @@ class Media(BaseModel):
 
     sha256: Sha256
     """Of its bytes; it stands as ``sha256:…`` where the bytes were."""
-    size_bytes: int = Field(ge=0)
+    size_bytes: Count
     content_type: str = Field(max_length=100)
     artifact: Artifact | None = None
     """A folder with the one file; none when it was not kept."""

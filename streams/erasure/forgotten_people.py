@@ -5,24 +5,23 @@ wrong, and an outbox may bring late what was said early. Somebody who comes back
 """
 
 import base64
-import json
-import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 
 from streams.core.errors import InvalidEvent
-from streams.core.events import Erasure, Label, person_of
+from streams.core.events import Erasure, Label
+from streams.core.person_ids import people_in, person_of
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
+from streams.core.values import LATEST
 from streams.join.feedback_channels import evidence_of
 from streams.join.feedback_join import CENSORED, verdict_of
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 
-NAMED = re.compile(rb'"user_id"\s*:\s*"((?:[^"\\]|\\.)*)"')
 PEOPLES = (EPISODES, FEEDBACK, LABELS, DEAD_LETTERS)
 """The topics that hold what people said."""
 LATEST_MS = 1 << 62
-NEVER = datetime.max.replace(tzinfo=UTC)
+NEVER = LATEST - timedelta(microseconds=1)
 
 
 class Forgotten:
@@ -48,7 +47,11 @@ class Forgotten:
 
     def covers(self, user_id: str | None, at: datetime, arrived_ms: int) -> bool:
         """True when what this person gave at that time, or which came to the log then, is to be forgotten."""
-        if not self._asked or user_id is None or (asked := self._asked.get(person_of(user_id))) is None:
+        return bool(self._asked) and user_id is not None and self.covers_person(person_of(user_id), at, arrived_ms)
+
+    def covers_person(self, person: str, at: datetime, arrived_ms: int) -> bool:
+        """The same of somebody who is known by the SHA-256 of their id."""
+        if (asked := self._asked.get(person)) is None:
             return False
         return at <= asked[0] or arrived_ms <= asked[1]
 
@@ -61,17 +64,6 @@ class Forgotten:
         if not self._asked or raw is None:
             return False
         return any(person_of(user_id) in self._asked for user_id in people_in(raw))
-
-
-def people_in(raw: bytes) -> set[str]:
-    """Every user_id that JSON names, whole or broken."""
-    found = set()
-    for quoted in NAMED.findall(raw):
-        try:
-            found.add(str(json.loads(b'"' + quoted + b'"')))
-        except ValueError:
-            found.add(quoted.decode(errors="replace"))
-    return found
 
 
 def without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: EvidenceSettings) -> Label | None:
@@ -124,9 +116,10 @@ def _letter(record: Record, forgotten: Forgotten) -> Record:
         raw = base64.b64decode(letter.record_base64)
     except (InvalidEvent, ValueError):
         return record
-    if not _any_covered(raw, forgotten, record.timestamp_ms):
+    named = any(forgotten.covers_person(person, NEVER, record.timestamp_ms) for person in letter.people)
+    if not raw or not (named or _any_covered(raw, forgotten, record.timestamp_ms)):
         return record
-    return _valued(record, letter.model_copy(update={"record_base64": ""}).encode())
+    return _valued(record, letter.model_copy(update={"record_base64": "", "people": ()}).encode())
 
 
 def _any_covered(raw: bytes, forgotten: Forgotten, arrived_ms: int) -> bool:

@@ -121,6 +121,9 @@ class FeedbackJoin:
         """``now`` is when the episode arrived. The label, if feedback was waiting for it."""
         standing = self._state.get(episode.episode_id)
         if standing is not None and standing.known is not None:
+            if _differs(standing.known, episode):
+                why = "another episode of this id was there first: an answer from a cache, or an id that is used twice"
+                raise InvalidEvent("id_taken", f"episode {episode.episode_id}: {why}")
             self.tally.duplicate_episodes += 1
             return None
         known = Known(
@@ -144,6 +147,8 @@ class FeedbackJoin:
 
     def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
         """``now`` is when the feedback arrived. The episode's label as it stands with it; none when it changes nothing or must wait."""
+        if feedback.at > now:  # nobody gave it after it came: a clock that is ahead must not outlive a later change of mind
+            feedback = feedback.model_copy(update={"at": now})
         standing = self._state.get(feedback.episode_id)
         arrived = Arrived(feedback=feedback, at=now, offset=offset)
         if standing is None:
@@ -233,6 +238,12 @@ class FeedbackJoin:
     def _expire(self, arrived: Arrived, why: str) -> None:
         days = self._window / timedelta(days=1)
         self._set_aside(arrived, InvalidEvent("expired", f"feedback {arrived.feedback.feedback_id}: {why} (join.window_days = {days:g})"))
+
+
+def _differs(known: Known, episode: Episode) -> bool:
+    """True when they cannot be one answer that was sent twice: somebody else asked, or something else was asked or answered."""
+    asked, asked_again = [(m.role, m.text) for m in known.messages], [(m.role, m.text) for m in episode.messages]
+    return (known.user_id, known.tenant, known.answer, asked) != (episode.user_id, episode.tenant, episode.answer, asked_again)
 
 
 def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback], settings: EvidenceSettings = DECLARED) -> Label:

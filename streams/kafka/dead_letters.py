@@ -6,6 +6,7 @@ from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
 from streams.core.events import DeadLetter
 from streams.core.metrics import Metrics
+from streams.core.person_ids import people_in, person_of
 from streams.core.topics import DEAD_LETTERS
 from streams.kafka import Publisher, Record
 
@@ -29,6 +30,7 @@ class DeadLetters:
             feedback_id=feedback_id,
             record_key=record.key.decode(errors="replace")[:200] if record.key else None,
             record_base64=base64.b64encode((record.value or b"")[:KEPT_BYTES]).decode(),
+            people=tuple(sorted(map(person_of, people_in(record.value or b"")))),
             part=self._part,
             at=self._clock.now(),
         ))  # fmt: skip

@@ -43,7 +43,7 @@ def undisturbed(events: Sequence[Episode | Feedback], begin: datetime) -> dict[s
     """The labels of a run in which nothing happens."""
     join, labels = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None), {}
     for event in events:
-        label = join.on_episode(event, begin) if isinstance(event, Episode) else join.on_feedback(event, begin)
+        label = join.on_episode(event, begin) if isinstance(event, Episode) else join.on_feedback(event, max(begin, event.at))
         if label is not None:
             labels[label.episode_id] = label
     return labels

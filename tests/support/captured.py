@@ -102,7 +102,10 @@ class World:
         self.bodies.append((await receive())["body"])
         await self.script(self, scope, receive, send)
 
-    async def post(self, body: Any, path: str = "/v1/chat/completions", leaves: bool = False, **headers: str) -> list[Message]:
+    async def post(
+        self, body: Any, path: str = "/v1/chat/completions", leaves: bool = False, raw_headers: tuple[tuple[bytes, bytes], ...] = (), **headers: str
+    ) -> list[Message]:
+        """``headers`` get ``x-tidemill-`` before their names; ``raw_headers`` are sent as they are."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         coming: list[Message] = [{"type": "http.request", "body": raw[:10], "more_body": True}, {"type": "http.request", "body": raw[10:]}]
         sent: list[Message] = []
@@ -118,6 +121,7 @@ class World:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", str(len(raw)).encode())]}
+        scope["headers"] += [*raw_headers]
         scope["headers"] += [(f"x-tidemill-{name}".encode(), value.encode()) for name, value in headers.items()]
         await self.capture(scope, receive, send)
         return sent

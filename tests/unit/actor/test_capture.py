@@ -1,6 +1,7 @@
 """What passes by unharmed and what is kept of it, with a server and an engine of a few lines."""
 
 import json
+from hashlib import sha256
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -141,7 +142,7 @@ async def test_a_request_that_is_too_large_never_reaches_the_server() -> None:
 async def test_a_user_name_that_fits_no_event_does_not_cost_the_episode() -> None:
     world = World(whole)
     await world.post(CHAT | {"user": "a\n" * 300})
-    assert world.spool.episodes[0].user_id == "a" * 200
+    assert world.spool.episodes[0].user_id == f"sha256:{sha256(b'a' * 300).hexdigest()}"
 
 
 async def test_requests_in_flight_are_counted_until_they_end() -> None:
@@ -200,3 +201,37 @@ async def test_a_version_that_is_not_loaded_is_refused_with_those_that_are() -> 
     assert "default@9 is not loaded on this replica; loaded: base" in json.loads(body["body"])["error"]["message"]
     assert (world.bodies, world.spool.episodes) == ([], [])
     assert world.metrics.value("tidemill_capture_skipped_total", reason="refused") == 1
+
+
+async def test_a_gateways_request_id_does_not_hide_the_episode_and_the_same_one_twice_is_two_answers() -> None:
+    asked: list[bytes] = []
+
+    async def noting(world: World, scope: Scope, receive: Receive, send: Send) -> None:
+        asked.extend(value for name, value in scope["headers"] if name.lower() == b"x-request-id")
+        await whole(world, scope, receive, send)
+
+    world = World(noting)
+    for _ in range(2):
+        await world.post(CHAT, raw_headers=((b"X-Request-Id", b"7f3c-edge-1"),))
+    assert asked == [episode.episode_id.encode() for episode in world.spool.episodes]
+    assert len(set(asked)) == 2
+
+
+@pytest.mark.parametrize(
+    "body", [{"user": "u-14"}, {"safety_identifier": "u-14"}, {"metadata": {"user_id": "u-14"}}, {"user": "", "safety_identifier": "u-14"}]
+)
+async def test_who_asks_is_found_by_every_name_that_clients_have_for_it(body: dict[str, object]) -> None:
+    world = World(whole)
+    await world.post({name: value for name, value in CHAT.items() if name != "user"} | body)
+    assert world.spool.episodes[0].user_id == "u-14"
+
+
+async def test_names_in_headers_are_read_as_utf_8_and_are_those_of_the_body() -> None:
+    world = World(whole)
+    headers = ((b"x-tidemill-user", "jose\u0301".encode()), (b"x-tidemill-conversation", "gespr\u00e4ch-1".encode()))
+    start, _ = await world.post(CHAT, raw_headers=headers)
+    await world.post(CHAT | {"user": "jos\u00e9"})
+    first, second = world.spool.episodes
+    assert first.user_id == second.user_id == "jos\u00e9"
+    assert first.conversation_id == "gespr\u00e4ch-1"
+    assert dict(start["headers"])[b"x-tidemill-conversation"] == "gespr\u00e4ch-1".encode()

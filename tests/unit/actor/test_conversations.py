@@ -148,3 +148,13 @@ def test_what_a_person_says_next_is_all_their_words_since_the_answer_within_boun
     assert asked(*said).reply == "no,\nwrong"
     assert asked("hi", "hello").reply is None
     assert len(asked("hi", "hello", "x" * 50_000).reply or "") == 20_000
+
+
+@pytest.mark.parametrize("written", ['{"to":"sea"}', '{\n "to": "sea"\n}', '{"to": "s\\u0065a"}'])
+def test_arguments_that_a_client_wrote_its_own_way_go_on_with_their_conversation(written: str) -> None:
+    talk = Talk()
+    first = talk.answer(asked("weather?"), "", tool_calls=(CALL,))
+    call = CALL | {"id": "other", "function": {"name": "sail", "arguments": written}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    second = talk.answer(asked("weather?", said, {"role": "tool", "content": "4 degrees", "tool_call_id": "other"}), "cold")
+    assert (second.conversation_id, second.replies_to) == (first.conversation_id, "ep-1")

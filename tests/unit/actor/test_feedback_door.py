@@ -72,3 +72,22 @@ def test_what_is_sent_twice_is_known_again_and_an_id_cannot_be_used_for_somethin
     for number in (2, 3):
         door.note("acme", sent, read(sent | {"feedback_id": f"fb-{number}"}))
     assert door.seen("acme", sent) is None  # the oldest has left
+
+
+def test_a_retry_that_stamps_the_time_anew_is_a_retry_and_another_value_is_not() -> None:
+    known, said = Given(10), {"feedback_id": "f-9", "episode_id": "ep", "thumb": "up", "at": "2026-01-01T00:00:00Z"}
+    known.note("acme", said, read(said))
+    assert known.seen("acme", said | {"at": "2026-01-01T00:00:01Z"}) == "ep"
+    with pytest.raises(InvalidEvent, match="other feedback"):
+        known.seen("acme", said | {"thumb": "down"})
+
+
+@pytest.mark.parametrize("at", ["2031-01-01T00:00:00Z", "9999-12-31T23:59:59-05:00"])
+def test_a_time_far_ahead_is_refused_at_once(at: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"future|between 1970 and 3000"):
+        read({"episode_id": "ep", "thumb": "up", "at": at})
+
+
+@pytest.mark.parametrize("named", ["cv-1", " cv-1", "cv-1\n"])
+def test_a_conversation_is_named_by_the_rule_for_ids(named: str) -> None:
+    assert read({"conversation_id": named, "thumb": "up"}).episode_id == "ep-last"

@@ -21,6 +21,7 @@ from streams.core.clock import FixedClock
 from streams.core.errors import InvalidEvent
 from streams.core.events import DeadLetter, Episode, Event, Outcome
 from streams.core.metrics import Metrics
+from streams.core.person_ids import person_of
 from streams.core.topics import Topic
 from streams.outbox.outbox import Outbox
 
@@ -263,3 +264,67 @@ async def test_a_sender_without_a_key_does_not_come_in(tmp_path: Path) -> None:
     (episode,) = door.spool.kept
     assert isinstance(episode, Episode)
     assert episode.tenant == "acme"
+
+
+@pytest.mark.parametrize("answer", [
+    [{"role": "assistant", "content": [{"type": "text", "text": None}]}], [{"role": "assistant", "content": {"answer": "x"}}],
+    [{"role": "assistant", "content": ["x"]}], [{"role": "assistant", "content": 5}], [{"role": "assistant", "parts": 7, "content": True}],
+    [[]], "x", 7,
+    [{"role": "assistant", "tool_calls": 3}], [{"role": 3, "parts": [{"type": [], "content": {}}]}], [{"finish_reason": {}}],
+])  # fmt: skip
+async def test_whatever_one_span_holds_the_others_are_taken(door: Door, answer: Any) -> None:
+    odd = CHAT | {"gen_ai.output.messages": json.dumps(answer), "gen_ai.response.id": "odd"}
+    told = await door.post(as_json(CHAT, odd, CHAT | {"gen_ai.response.id": "last"}), JSON)
+    assert told.status_code == 200
+    assert [event.episode_id for event in door.spool.kept if isinstance(event, Episode) and event.episode_id != "odd"] == ["77", "last"]
+    of_the_odd = [event for event in door.spool.kept if isinstance(event, DeadLetter) or event.key == "odd"]
+    assert len(of_the_odd) == 1  # an episode, or a dead letter with its reason: never neither
+    assert not (isinstance(of_the_odd[0], Episode) and of_the_odd[0].answer == "None")
+
+
+@pytest.mark.parametrize("parts", [["It is", " good."], [{"type": "text", "content": "It is good."}, {"type": "text", "content": None}]])
+def test_bare_strings_and_empty_parts_are_text_and_nothing(parts: list[Any]) -> None:
+    assert one(output__messages=json.dumps([{"role": "assistant", "parts": parts}])).answer == "It is good."
+
+
+async def test_half_an_emoji_anywhere_costs_no_span(door: Door) -> None:
+    cut = CHAT | {"http.user_agent": "x \ud83d"}
+    said = CHAT | {"gen_ai.input.messages": json.dumps([{"role": "user", "parts": [{"type": "text", "content": "hi \ud83d"}]}])}
+    told = await door.post(as_json(CHAT, cut, said), JSON)
+    assert (told.status_code, told.json()) == (200, {})
+    assert [event.messages[0].text for event in door.spool.kept if isinstance(event, Episode)][2] == "hi \ufffd"
+
+
+@pytest.mark.parametrize(("operation", "kind"), [
+    ("acompletion", "answer"), ("responses", "answer"), (None, "answer"), ("embeddings", "other"), ("execute_tool", "other"),
+    ("invoke_agent", "other"),
+])  # fmt: skip
+def test_an_instrumentations_own_word_for_an_answer_is_one_where_the_span_carries_an_answer(operation: str | None, kind: str) -> None:
+    assert kind_of(span(operation__name=operation)) == kind
+
+
+def test_ids_that_are_numbers_name_people_and_conversations() -> None:
+    told = Span("ab" * 16, "cd" * 8, "chat", CHAT | {"user.id": 42, "session.id": 7}, 1, 2)
+    (episode,) = episodes_of(told, "default", "acme")
+    assert (episode.user_id, episode.conversation_id) == ("42", "7")
+
+
+def test_a_finish_reason_on_the_span_counts_where_the_message_has_none_each_choice_by_its_place() -> None:
+    cut = [{"role": "assistant", "parts": [{"type": "text", "content": "Tea is a"}]}, {"role": "assistant", "content": "Tea."}]
+    first, second = episodes_of(span(output__messages=json.dumps(cut), response__finish_reasons=["length", "stop"]), "default", "acme")
+    assert (first.outcome, second.outcome) == (Outcome.TRUNCATED, Outcome.COMPLETED)
+
+
+async def test_a_letter_says_whom_it_names_also_beyond_its_cut(door: Door) -> None:
+    long = CHAT | {"a": "x" * 100_000, "user.id": "u-77", "gen_ai.output.messages": '[{"role":"assis'}
+    await door.post(as_json(long), JSON)
+    (letter,) = door.spool.kept
+    assert isinstance(letter, DeadLetter)
+    assert b"u-77" not in base64.b64decode(letter.record_base64)
+    assert person_of("u-77") in letter.people
+
+
+async def test_an_export_above_the_limit_is_counted() -> None:
+    door = Door(max_request_bytes=1024)
+    assert (await door.post(as_json(CHAT | {"pad": "x" * 2000}), JSON)).status_code == 413
+    assert door.metrics.value("tidemill_otlp_spans_total", result="too_large") == 1

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from infra.build.reference_pages import EXAMPLES
 from streams.core.errors import InvalidEvent
 from streams.core.events import Artifact, Episode, Event, Feedback, FeedbackKind, Label, Message, Outcome, Vote, new_id
 from streams.core.topics import TOPICS
@@ -197,3 +198,61 @@ JSON = st.recursive(
 @settings(max_examples=30, deadline=None)
 def test_no_bytes_crash_a_decoder(topic: Any, data: bytes) -> None:
     assert reason(topic.event, data) in {"empty", "not_json", "unknown_version", "invalid"}
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8) | st.datetimes(timezones=st.timezones()).map(str)
+    | st.sampled_from(["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+01:00", "9999-12-31T23:00:00Z", "\ud83d", "NaN", 10**400, -1, 2**63]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "x\ud83d"]), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.sampled_from(TOPICS), st.data())
+def test_whatever_a_field_holds_the_record_is_read_or_refused_and_what_is_read_can_be_written(topic: Any, data: st.DataObject) -> None:
+    """The one rule for foreign bytes. A field of a valid record, or two of them, is anything that JSON can hold."""
+    record = json.loads(topic.event.model_validate(EXAMPLES[topic.short_name]).encode())
+    for name in data.draw(st.lists(st.sampled_from(sorted(topic.event.model_fields)), min_size=1, max_size=2)):
+        record[name] = data.draw(JSON_VALUES)
+    try:
+        event = topic.decode(json.dumps(record).encode())
+    except InvalidEvent:
+        return
+    assert topic.decode(event.encode()) == event
+    assert event.key.encode().decode() == event.key
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+01:00", "9999-12-31T23:00:00Z", "1969-12-31T23:59:59Z"])
+def test_a_time_that_breaks_arithmetic_far_from_here_is_refused_here(time: str) -> None:
+    with pytest.raises(InvalidEvent, match=r"at: .*between 1970 and 3000"):
+        Feedback.decode(raw(THUMB, at=time))
+
+
+@pytest.mark.parametrize("place", ["answer", "messages", "tools", "sampling"])
+def test_half_an_emoji_costs_no_episode(place: str) -> None:
+    half = "cut \ud83d"
+    fields: dict[str, Any] = {
+        "answer": half,
+        "messages": [{"role": "user", "content": "hi", "name": half}],
+        "tools": [{half: half}],
+        "sampling": {"a": [half]},
+    }
+    read = Episode.decode(raw(EPISODE, **{place: fields[place]}))
+    made = Episode.model_validate(EPISODE | {place: fields[place]})
+    assert "cut \ufffd" in read.encode().decode()
+    assert Episode.decode(made.encode()) == read
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\x00\x00\x00\x00\x07"])
+def test_a_byte_order_mark_and_a_schema_registrys_frame_are_read_past(before: bytes) -> None:
+    assert Feedback.decode(before + raw(THUMB)) == Feedback.decode(raw(THUMB))
+
+
+def test_what_is_framed_and_no_json_says_so() -> None:
+    with pytest.raises(InvalidEvent, match="schema registry"):
+        Feedback.decode(b"\x00\x00\x00\x00\x07\x02avro")
+
+
+@pytest.mark.parametrize("content", [[{"type": "text", "text": None}], [{"type": 5, "text": "x"}], [{"text": 3}], [{}]])
+def test_a_messages_text_is_text_whatever_its_parts_hold(content: list[dict[str, Any]]) -> None:
+    assert Episode.decode(raw(EPISODE, messages=[{"role": "user", "content": content}])).messages[0].text in ("", "x")

@@ -28,8 +28,10 @@ class Bench:
         self.labels: dict[str, Label] = {}
         self.published = 0
 
-    def take(self, event: Episode | Feedback, hours: float = 0) -> Label | None:
-        now = T0 + timedelta(hours=hours)
+    def take(self, event: Episode | Feedback, hours: float | None = None) -> Label | None:
+        """It arrives after so many hours; without them feedback arrives as it is given, an episode at once."""
+        given = event.at if isinstance(event, Feedback) else T0
+        now = given if hours is None else T0 + timedelta(hours=hours)
         label = self.join.on_episode(event, now) if isinstance(event, Episode) else self.join.on_feedback(event, now)
         if label is not None:
             self.labels[label.episode_id] = label
@@ -86,7 +88,7 @@ def test_late_feedback_counts_within_the_window_and_not_a_moment_longer() -> Non
     bench.take(episode())
     label = bench.take(feedback("f", hours=24 * 7, thumb="up"), hours=24 * 7)
     assert label is not None
-    assert bench.take(feedback("g", hours=24 * 7 + 0.001, thumb="up", user_id="bob"), hours=1) is None
+    assert bench.take(feedback("g", hours=24 * 7 + 0.001, thumb="up", user_id="bob")) is None
     assert bench.take(feedback("h", hours=1, thumb="up", user_id="bob"), hours=24 * 7 + 0.001) is None
     assert bench.reasons == ["expired", "expired"]
     assert [arrived.feedback.feedback_id for arrived, _ in bench.aside] == ["g", "h"]
@@ -297,3 +299,24 @@ def test_every_feedback_is_in_exactly_one_place(events: list[Episode | Feedback]
     labels, aside = folded(events)
     joined = [i for label in labels.values() for i in label.feedback_ids]
     assert sorted([*joined, *aside]) == sorted(each.feedback_id for each in events if isinstance(each, Feedback))
+
+
+def test_a_clock_that_is_ahead_does_not_outlive_a_later_change_of_mind() -> None:
+    bench = Bench()
+    bench.take(episode())
+    bench.take(feedback("ahead", hours=20, thumb="up"), hours=1)
+    label = bench.take(feedback("later", hours=2, thumb="down"), hours=2)
+    assert label is not None
+    assert label.verdict == 0.0
+    assert label.newest_feedback_at == T0 + timedelta(hours=2)
+
+
+def test_the_same_answer_sent_twice_is_a_duplicate_and_another_under_its_id_is_set_aside() -> None:
+    bench = Bench()
+    bench.take(episode(user_id="u-1"))
+    assert bench.take(episode(user_id="u-1")) is None
+    assert bench.join.tally.duplicate_episodes == 1
+    for other in (episode(user_id="u-2"), episode(user_id="u-1", tenant="acme"), episode(user_id="u-1").model_copy(update={"answer": "ho"})):
+        with pytest.raises(InvalidEvent) as refused:
+            bench.take(other)
+        assert refused.value.reason == "id_taken"

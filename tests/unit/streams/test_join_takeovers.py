@@ -1,7 +1,7 @@
 """Joins with disks of their own take over from each other at any moment: the books balance each time, and in the end no trace is left."""
 
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.chaos.history import history, undisturbed
 from tests.support.fakes import FakeConsumer
 from tests.unit.streams.test_erasure_ring import Kafka
 
-T0 = datetime.now(UTC)
+T0 = datetime.now(UTC) - timedelta(hours=1)  # nothing is given after it arrives
 
 
 class Turns:

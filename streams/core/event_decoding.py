@@ -1,0 +1,91 @@
+"""What every event shares: it is frozen, knows its Kafka key, and goes to JSON and back. Foreign bytes come to an event or to one reason why not."""
+
+import json
+from typing import ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
+
+from streams.core.errors import InvalidEvent
+from streams.core.person_ids import whole_text
+
+_BOM = b"\xef\xbb\xbf"
+_FRAME = 5
+"""Bytes that a schema registry's serialisers put before the JSON: a zero, and the schema's number in four."""
+
+
+class Event(BaseModel):
+    """What all events share: they are frozen, know their key, and encode to and from JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    key_fields: ClassVar[tuple[str, ...]]
+
+    schema_version: Literal[1] = 1
+
+    @property
+    def key(self) -> str:
+        """The Kafka key: events of equal key keep their order, and a compacted topic keeps the last."""
+        fields = self.key_fields
+        return str(getattr(self, fields[0])) if len(fields) == 1 else "/".join([str(getattr(self, field)) for field in fields])
+
+    def encode(self) -> bytes:
+        """UTF-8 JSON without the fields that are null. Half a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD."""
+        try:
+            return self.__pydantic_serializer__.to_json(self, exclude_none=True)  # model_dump_json makes a str of these very bytes
+        except PydanticSerializationError:
+            whole = type(self).model_validate(whole_text(self.model_dump(exclude_none=True)))
+            return whole.__pydantic_serializer__.to_json(whole, exclude_none=True)
+
+    @classmethod
+    def decode(cls, raw: bytes | None) -> Self:
+        """Parse and validate. Raises InvalidEvent with reason ``empty``, ``not_json``, ``unknown_version`` or ``invalid``, and nothing else:
+        whatever foreign bytes make fail is their fault."""
+        if not raw:
+            raise InvalidEvent("empty", f"{cls.__name__}: the record has no value")
+        raw = _bare(raw)
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            if _reason(error) == "not_json" and (repaired := _with_whole_characters(raw)) is not None:
+                return cls.decode(repaired)
+            raise InvalidEvent(_reason(error), f"{cls.__name__}: {_summary(error)}{_hint(raw)}") from None
+        except RecursionError:
+            raise InvalidEvent("not_json", f"{cls.__name__}: nested too deeply") from None
+        except Exception as error:  # noqa: BLE001 - the boundary to bytes that anybody may write
+            raise InvalidEvent("invalid", f"{cls.__name__}: {type(error).__name__}") from None
+
+
+def _bare(raw: bytes) -> bytes:
+    """The JSON itself, without a byte order mark or a schema registry's frame around it."""
+    if raw.startswith(_BOM):
+        return raw[len(_BOM) :]
+    return raw[_FRAME:] if raw[0] == 0 and raw[_FRAME : _FRAME + 1] == b"{" else raw
+
+
+def _hint(raw: bytes) -> str:
+    return "; the value begins with a schema registry's frame: send plain JSON" if raw[0] == 0 else ""
+
+
+def _with_whole_characters(raw: bytes) -> bytes | None:
+    """JSON in which U+FFFD stands for each half of a surrogate pair, which some writers escape (``\\ud83d``); None where that is not its fault."""
+    if b"\\u" not in raw:
+        return None
+    try:
+        given = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(whole_text(given), ensure_ascii=False).encode()
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return "not_json"
+    return "unknown_version" if first["loc"] == ("schema_version",) else "invalid"
+
+
+def _summary(error: ValidationError) -> str:
+    """The first three complaints, without the values: a value may hold what a person said."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in problems[:3])
+    return told + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")

@@ -1,0 +1,92 @@
+"""One rule for the ids by which agents name people and conversations: at every door, in every event, and on the command line.
+
+An id reaches us as JSON (a string or a number), as bytes of an HTTP header, as an attribute of a span, or typed in a terminal. All of them
+must name one person, or an erasure finds one form and leaves the others. So every form goes through ``plain_id`` before it is kept or compared.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from typing import Any
+from urllib.parse import unquote
+
+MOST_CHARACTERS = 200
+"""Ids longer than this are replaced by their SHA-256. Cutting them would make one person of two."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_HALF = re.compile(r"[\ud800-\udfff]")
+_NAMED = re.compile(
+    rb'"(?:user_?id|user|safety_identifier|user\.id|enduser\.id|gen_ai\.user|x-tidemill-user)"\s*:\s*(?:"((?:[^"\\]|\\.)*)"?|(-?\d+))', re.IGNORECASE
+)
+
+
+def plain_id(value: object) -> str | None:
+    """The id in its one form; None where ``value`` names nobody.
+
+    Whole numbers are written as digits, so that 42 and "42" are one. Text is brought to Unicode's composed form (NFC), loses control
+    characters and the space around it, and where it is longer than 200 characters its SHA-256 takes its place. The rule changes nothing
+    when it is applied again.
+    """
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        value = f"{int(value):d}" if abs(value) < 10**MOST_CHARACTERS else None
+    if not isinstance(value, str):
+        return None
+    if value.isascii() and value.isprintable() and 0 < len(value) <= MOST_CHARACTERS and not value.startswith(" ") and not value.endswith(" "):
+        return value
+    text = unicodedata.normalize("NFC", _CONTROL.sub("", whole_characters(value))).strip()
+    if len(text) > MOST_CHARACTERS:
+        return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return text or None
+
+
+def header_text(raw: bytes) -> str:
+    """The text of an HTTP header's value: UTF-8 where it is UTF-8, else Latin-1; UTF-8 in percent-escapes, as some proxies write it, is read too."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+    if not text.isascii() or "%" not in text:
+        return text
+    try:
+        unescaped = unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        return text
+    return text if unescaped.isascii() else unescaped
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD in place of each half of a surrogate pair, which no UTF-8 can carry."""
+    return _HALF.sub("\ufffd", text)
+
+
+def whole_text(value: Any) -> Any:
+    """The same for every text inside a JSON value, keys included. Returns the value itself where nothing had to change."""
+    if isinstance(value, str):
+        return value if value.isascii() else whole_characters(value)
+    if isinstance(value, dict):
+        return {whole_text(name): whole_text(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole_text(inner) for inner in value) if type(value) in (list, tuple) else value
+    return value
+
+
+def person_of(user_id: str) -> str:
+    """A person by the SHA-256 of their id in its one form, in hex."""
+    return hashlib.sha256((plain_id(user_id) or "").encode()).hexdigest()
+
+
+def people_in(raw: bytes) -> set[str]:
+    """Everybody whom JSON names, whole or cut off, by their ids in the one form: as agents, clients and telemetry name who asks."""
+    found = set()
+    unquoted = raw.replace(b'\\"', b'"') if b'\\"' in raw else b""  # JSON inside a text of JSON, as telemetry's attributes are
+    for text in (raw, unquoted):
+        for quoted, number in _NAMED.findall(text):
+            try:
+                named = json.loads(number or b'"' + quoted + b'"')
+            except ValueError:
+                named = quoted.decode(errors="replace")
+            if (plain := plain_id(named)) is not None:
+                found.add(plain)
+    return found
