@@ -141,7 +141,7 @@ def publish(settings: KafkaSettings, folder: Path, events: int) -> None:
             time.sleep(0.05)
         outbox.put(EPISODES, episode)
         outbox.put(FEEDBACK, thumb)
-    outbox.drained(3600)
+    outbox.wait_until_empty(3600)
     outbox.close()
 
 

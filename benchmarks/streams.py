@@ -192,7 +192,7 @@ def lake(settings: KafkaSettings, folder: Path, count: int) -> list[Figure]:
     """Writing records as Parquet, beside pyarrow writing the same rows; and replay of the episodes from it."""
     consumer, records, figures = Consumer(settings, [EPISODES], "bench", Metrics()), [], []
     with timed(figures, "consume", count):
-        while consumer.lag():
+        while consumer.measure_lag():
             records += consumer.poll(1.0, 5000)
     consumer.close()
     by_partition = [[r for r in records if r.partition == partition] for partition in range(settings.partitions)]

@@ -26,7 +26,7 @@ from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Un
 from streams.core.events import AdapterVersion, Attestation, Erased, Erasure
 from streams.core.part_context import PartContext
 from streams.core.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
-from streams.core.traces import Headers, in_logs
+from streams.core.traces import Headers, trace_in_logs
 from streams.kafka import Consumer
 from streams.outbox.outbox import Outbox
 
@@ -130,7 +130,7 @@ class AdapterLoader:
             while not self._site.stopping.is_set():
                 for record in consumer.poll(0.0 if self._wanted.qsize() else self._settings.poll_s):
                     self._note(record.topic, record.value, record.headers)
-                if consumer.lag() == 0:
+                if consumer.measure_lag() == 0:
                     self._settle()
                     self.caught_up.set()
                     self._take_wanted()
@@ -192,7 +192,7 @@ class AdapterLoader:
         if route.production != before.production:
             version = int(route.production.rpartition("@")[2]) if route.production else 0
             self._site.metrics.set("tidemill_serving_version", version, policy=self._site.policy)
-            with in_logs(self._traced.get(route.production or BASE, ())):
+            with trace_in_logs(self._traced.get(route.production or BASE, ())):
                 log.info("adapter live", adapter=route.production or BASE)
             self._observe_since("tidemill_promotion_served_seconds", self._chooser.moved_at)
             if (adapter := self._loaded.get(route.production or BASE)) is not None:
@@ -225,7 +225,7 @@ class AdapterLoader:
             return True
         if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
             return False
-        with in_logs(self._traced.get(adapter.name, ())):
+        with trace_in_logs(self._traced.get(adapter.name, ())):
             taken = self._take(adapter, by_name)
         if taken:
             self._loaded[adapter.name] = adapter
@@ -268,7 +268,7 @@ class AdapterLoader:
             load_ms=seconds * 1000,
             at=self._site.clock.now(),
         )
-        headers = self._site.traces.told("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
+        headers = self._site.traces.record_span("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
         self._outbox.put(ATTESTATIONS, event, headers)
         if passed:
             self._proofs[adapter.name] = event

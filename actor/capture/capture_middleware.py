@@ -31,7 +31,7 @@ from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome, new_id
 from streams.core.person_ids import header_text, plain_id
-from streams.core.traces import Headers, given, in_logs
+from streams.core.traces import Headers, context_from_header, trace_in_logs
 
 OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
 KEPT_RESPONSE_BYTES = 4 << 20
@@ -96,7 +96,7 @@ class Capture:
         asked = ClientRequest(APIS[scope["path"]], parsed, user, plain_id(headers.get("x-tidemill-conversation")), declined)
         tenant = tenant_of(scope)
         place, recorder = self._conversations.place(tenant, asked), EngineRecorder(asked.choices_per_prompt)
-        asked_in = given(headers.get("traceparent"))
+        asked_in = context_from_header(headers.get("traceparent"))
         exchange = Exchange(asked, new_id("ep"), self._clock.now(), recorder, place, tenant, asked_in=asked_in)
         model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
         self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
@@ -176,7 +176,7 @@ class Capture:
                 kept.append(self._episode(exchange, index, episode_id, told.get(index)))
             except ValidationError as error:
                 self._keeper.skip("invalid")
-                with in_logs(exchange.asked_in):
+                with trace_in_logs(exchange.asked_in):
                     log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
         for episode in kept:
             self._keeper.keep(episode, exchange.asked_in)

@@ -61,7 +61,7 @@ class EpisodeKeeper:
         forgotten = Forgotten()
         forgotten.take(erasure, 0)
         with self._lock:
-            gone = [e.episode_id for e in self._recent.values() if forgotten.covers_what_was_said(e.user_id, e.ended_at)]
+            gone = [e.episode_id for e in self._recent.values() if forgotten.covers_by_event_time(e.user_id, e.ended_at)]
             for episode_id in gone:
                 del self._recent[episode_id]
         return len(gone)
@@ -102,7 +102,7 @@ class EpisodeKeeper:
             self._recent[episode.episode_id] = episode
             while len(self._recent) > self._remembered:
                 self._recent.popitem(last=False)
-        headers = self._traces.told("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
+        headers = self._traces.record_span("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
         return self._outbox.put(EPISODES, episode, headers)
 
     def _put_feedback(self, feedback: Feedback) -> bool:

@@ -149,7 +149,7 @@ def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
                 producer.flush()
                 if not context.stopping.is_set():
                     consumer.commit()
-                context.health.turned(LOOP, TURN_S)
+                context.health.heartbeat(LOOP, TURN_S)
             except Unavailable as error:  # Kafka; what was not committed comes again, and its ids make it count once
                 log.warning("the critic waits", error=str(error))
                 context.stopping.wait(RETRY_S)
@@ -167,6 +167,6 @@ def _judged(critic: Critic, record: Record, context: PartContext) -> list[Feedba
             return []
         except Unavailable as error:
             log.warning("the critic waits", error=str(error))
-            context.health.lacks(LOOP)
+            context.health.mark_missing(LOOP)
             context.stopping.wait(RETRY_S)
     return []

@@ -152,7 +152,7 @@ def run(settings: OtlpSettings, context: PartContext) -> None:
     try:
         while serving.is_alive() and not context.stopping.wait(0.5):
             if server.started:
-                context.health.turned(LOOP, TURN_S)
+                context.health.heartbeat(LOOP, TURN_S)
     finally:
         server.should_exit = True
         serving.join()

@@ -43,12 +43,12 @@ def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, cont
             try:
                 while not context.stopping.wait(settings.poll_s):
                     promoter.turn()
-                    context.health.turned(LOOP, allowed_s)
+                    context.health.heartbeat(LOOP, allowed_s)
             finally:
                 promoter.close()
         except Unavailable as error:
             log.warning("promotion waits", error=str(error))
-            context.health.lacks(LOOP)
+            context.health.mark_missing(LOOP)
             context.stopping.wait(RETRY_S)
 
 
@@ -114,7 +114,7 @@ class Promoter:
                     self.observed.take(BY_NAME[record.topic].decode(record.value))
                 except InvalidEvent as error:  # who owns the topic sets it aside
                     log.warning("event_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
-            if self._consumer.lag() == 0 or self._site.stopping.is_set():
+            if self._consumer.measure_lag() == 0 or self._site.stopping.is_set():
                 return
 
     def _write(self, adapter: str, move: PromotionMove) -> Promotion | None:

@@ -50,11 +50,11 @@ class PromotionEvidence:
                 self._take_label(event)
             case Episode() if event.policy == self._policy:
                 self._tally(event)
-                if not self._forgotten.covers_what_was_said(event.user_id, event.ended_at):
+                if not self._forgotten.covers_by_event_time(event.user_id, event.ended_at):
                     self.episodes.append(event)
             case Erasure():
                 self._forgotten.take(event, 0)
-                kept = [e for e in self.episodes if not self._forgotten.covers_what_was_said(e.user_id, e.ended_at)]
+                kept = [e for e in self.episodes if not self._forgotten.covers_by_event_time(e.user_id, e.ended_at)]
                 self.episodes = deque(kept, self.episodes.maxlen)
 
     def forget(self, episode_id: str) -> None:

@@ -11,8 +11,8 @@ from infra.demo.intervals import Interval, share
 from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Attestation, DeadLetter, Episode, Erasure, Event, Label, Promotion, RewardModelVersion
 from streams.core.topics import BY_NAME, DEAD_LETTERS, LABELS, TOPICS
-from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_join import DECLARED
+from streams.erasure.forgotten_people import Forgotten, record_without
+from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.kafka import Record
 
 V = TypeVar("V")
@@ -163,11 +163,11 @@ class ConsoleFacts:
         """Labels follow by themselves: the join writes them anew."""
         self._forgotten.take(erasure, arrived_ms)
         for episode in list(self.episodes.values()):
-            if self._forgotten.covers_what_was_said(episode.user_id, episode.ended_at):
+            if self._forgotten.covers_by_event_time(episode.user_id, episode.ended_at):
                 del self.episodes[episode.episode_id]
         for offset, letter in list(self.letters.items()):
             lies_at = Record(DEAD_LETTERS.name, 0, letter.offset, arrived_ms, None, letter.event.encode())
-            self.letters[offset] = Letter(letter.offset, DEAD_LETTERS.decode(left_of(lies_at, self._forgotten, DECLARED).value))
+            self.letters[offset] = Letter(letter.offset, DEAD_LETTERS.decode(record_without(lies_at, self._forgotten, DEFAULT_EVIDENCE).value))
 
     def _flow(self, topic: str, now_ms: int) -> Flow:
         recent = self.arrivals[topic]

@@ -72,7 +72,7 @@ class LogFollowing:
                         positions[record.topic, record.partition] = record.offset + 1
                 if time.monotonic() >= asked_s:
                     asked_s = time.monotonic() + LAG_EVERY_S
-                    behind = consumer.lag()
+                    behind = consumer.measure_lag()
                     self.failure = f"{behind} records of the log are still to be read" if behind > len(records) + 500 else None
         finally:
             consumer.close()

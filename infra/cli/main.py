@@ -108,7 +108,7 @@ def topics(create: bool, acls: bool, principals: str, config: str | None, overri
     """Show how the cluster's topics differ from the table; --create makes those that are missing."""
     from infra.settings.config import load
     from streams.core.topics import TOPICS
-    from streams.kafka import PARTS, create_topics, give_rights, grants, principal_of, topic_differences
+    from streams.kafka import PARTS, create_topics, grant_rights, grants, principal_of, topic_differences
 
     settings = load(config, overrides).kafka
     created = create_topics(settings) if create else []
@@ -117,7 +117,7 @@ def topics(create: bool, acls: bool, principals: str, config: str | None, overri
         state = "created" if topic.name in created else "; ".join(differences.get(topic.name, ["as it should be"]))
         click.echo(f"{topic.name:<28} {state}")
     if acls:
-        give_rights(settings, principals)
+        grant_rights(settings, principals)
         for part in PARTS:
             click.echo(f"\n{principal_of(part, principals)}")
             for operation, kind, name in grants(part):

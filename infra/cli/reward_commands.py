@@ -135,5 +135,5 @@ def _replay(settings: "Settings", without: str | None = None) -> "Replay":
 
     torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
     featurizer = Featurizer.for_part(base_folder(settings.policy), settings.reward)
-    person = None if without is None else Forgotten.ever(without)
+    person = None if without is None else Forgotten.as_if_absent(without)
     return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join)

@@ -21,7 +21,7 @@ from infra.local.kafka_jars import cache_folder, kafka_jars
 from infra.local.startable import Startable
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.listening_socket import listening_socket
-from streams.kafka import KafkaSettings, ready
+from streams.kafka import KafkaSettings, kafka_answers
 
 LOG4J = """<Configuration status="error"><Appenders><File name="file" fileName="{log}"><PatternLayout pattern="%d %p %c{{1}} %m%n"/></File>
 </Appenders><Loggers><Root level="info"><AppenderRef ref="file"/></Root></Loggers></Configuration>"""
@@ -159,7 +159,7 @@ class Broker(Startable):
         while time.monotonic() < deadline:
             if not self.running():
                 raise Unavailable(f"the embedded Kafka stopped while starting; its log is {self._folder / 'kafka.log'}")
-            if _listens(self.port) and ready(settings):
+            if _listens(self.port) and kafka_answers(settings):
                 return
             time.sleep(0.2)
         waited = f"broker.start_timeout_s = {self._settings.start_timeout_s:.0f} s"

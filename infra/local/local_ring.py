@@ -17,7 +17,7 @@ from infra.local.startable import Startable
 from infra.settings.config import Settings, secrets_as_environment, to_toml
 from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
-from streams.kafka import create_topics, ready
+from streams.kafka import create_topics, kafka_answers
 
 MEASURE_EVERY_S = 10.0
 """Adding up the memory of all processes takes a while itself."""
@@ -54,7 +54,7 @@ class Ring(Startable):
             self._broker.start()
             self._broker_started_s = time.monotonic()
             self._set("kafka", bootstrap_servers=self._broker.bootstrap_servers)
-        elif not ready(self.settings.kafka):
+        elif not kafka_answers(self.settings.kafka):
             raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
         if self.settings.actor.port == 0:
             self._set("actor", port=free_port())

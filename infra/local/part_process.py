@@ -15,7 +15,7 @@ from streams.core.errors import ConfigError
 from streams.core.health import Health, serve
 from streams.core.part_context import PartContext
 from streams.core.traces import make_traces
-from streams.kafka import ready
+from streams.kafka import kafka_answers
 
 log = structlog.get_logger()
 PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4, "otlp": 5}
@@ -33,13 +33,13 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
     work = _work(role, settings)
     stopping = listen()
     context = make_context(role, settings, stopping)
-    context.metrics.begin(role)
+    context.metrics.start_at_zero(role)
     if role != "actor":  # the actor has an HTTP server of its own, and forks: no thread may run before it does
         port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
-        context.health.lacks("kafka", *LOOPS[role])
+        context.health.mark_missing("kafka", *LOOPS[role])
         log.info("metrics", role=role, port=serve(context.metrics, context.health, port))
         threading.Thread(target=probe_kafka, args=(role, context), name="probe", daemon=True).start()
-    while not ready(settings.kafka):
+    while not kafka_answers(settings.kafka):
         log.warning("kafka is away", servers=settings.kafka.bootstrap_servers)
         if stopping.wait(2.0):
             return
@@ -57,11 +57,11 @@ def probe_kafka(role: str, context: PartContext) -> None:
     kafka = context.kafka.model_copy(update={"request_timeout_s": patient_s})
     while not context.stopping.is_set():
         try:
-            answers = ready(kafka)
+            answers = kafka_answers(kafka)
         except ConfigError:  # it no longer lets us in
             answers = False
         context.metrics.set("tidemill_kafka_up", float(answers), part=role)
-        (context.health.has if answers else context.health.lacks)("kafka")
+        (context.health.mark_present if answers else context.health.mark_missing)("kafka")
         context.stopping.wait(PROBE_S)
 
 

@@ -18,7 +18,7 @@ from infra.local.kafka_jars import KAFKA_VERSION, cache_folder, locked_checksums
 from infra.operate.ring_status import Status, of_run, status_now
 from infra.settings.config import Settings, load
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
-from streams.kafka import ready, topic_differences
+from streams.kafka import kafka_answers, topic_differences
 
 NEEDED = {
     "torch": "torch", "transformers": "transformers", "peft": "peft", "ray": "ray", "faust": "faust-streaming", "kafka": "kafka-python",
@@ -95,7 +95,7 @@ def _java(settings: Settings) -> DoctorFinding:
 def _kafka(settings: Settings) -> DoctorFinding:
     if servers := settings.kafka.bootstrap_servers:
         try:
-            if not ready(settings.kafka):
+            if not kafka_answers(settings.kafka):
                 return DoctorFinding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
             differences = topic_differences(settings.kafka)
         except ConfigError as error:
@@ -141,7 +141,7 @@ def _ring(settings: Settings) -> DoctorFinding:
     """The same facts as ``tidemill status``, asked for what is wrong in them."""
     running = of_run(settings)
     try:
-        if running.kafka.bootstrap_servers is None or not ready(running.kafka):
+        if running.kafka.bootstrap_servers is None or not kafka_answers(running.kafka):
             return DoctorFinding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
         status = status_now(running)
     except (ConfigError, Unavailable) as error:

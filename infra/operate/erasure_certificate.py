@@ -11,7 +11,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import Erased, Erasure, RewardModelVersion, person_of
 from streams.core.metrics import Metrics
 from streams.core.topics import DAY_MS, ERASED, ERASURES, LABELS, REWARD_MODELS, TOPICS
-from streams.erasure.erasure_follower import told
+from streams.erasure.erasure_follower import read_erased
 from streams.kafka import KafkaSettings, Producer, end_offsets, read_to_end
 
 NUMBERED = re.compile(r"^(.*[/@])(\d+)$")
@@ -90,7 +90,9 @@ def newest_erasure(kafka: KafkaSettings, user_id: str) -> Erasure | None:
 def certificate(kafka: KafkaSettings, policy: str, erasure: Erasure) -> Certificate:
     """What the log says now."""
     metrics = Metrics()
-    done = [each for each in told(read_to_end(kafka, ERASED, "erase", metrics)) if each.person == erasure.person and each.erasure_at == erasure.at]
+    done = [
+        each for each in read_erased(read_to_end(kafka, ERASED, "erase", metrics)) if each.person == erasure.person and each.erasure_at == erasure.at
+    ]
     newest = None
     for record in read_to_end(kafka, REWARD_MODELS, "erase", metrics):
         try:

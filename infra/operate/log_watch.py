@@ -112,6 +112,6 @@ class LogWatch:
 
     def _at_end(self, consumer: Consumer) -> bool:
         try:
-            return consumer.lag() == 0
+            return consumer.measure_lag() == 0
         except Unavailable:
             return True

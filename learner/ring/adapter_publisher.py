@@ -62,7 +62,9 @@ class AdapterPublisher:
             metrics={name: value for name, value in exported.metrics.items() if math.isfinite(value)},
             created_at=self._site.clock.now(),
         )
-        told = self._site.traces.told("step", began_at or event.created_at, event.created_at, [follows], adapter=event.name, step=exported.step)
+        told = self._site.traces.record_span(
+            "step", began_at or event.created_at, event.created_at, [follows], adapter=event.name, step=exported.step
+        )
         self._producer.publish(ADAPTERS, event, told)
         self._newest, self.parent_step = version, exported.step
         self._site.metrics.add("tidemill_adapters_published_total")

@@ -12,7 +12,7 @@ from reward.settings import RewardSettings
 from streams.core.errors import Unavailable
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
-from streams.core.traces import in_logs
+from streams.core.traces import trace_in_logs
 from streams.kafka import Producer
 
 log = structlog.get_logger()
@@ -34,7 +34,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
         following: list[Prompt] = []
         device_s = 0.0  # since the last adapter: what the next one cost
         while not context.stopping.is_set() and not (settings.max_steps and (steps or 0) >= settings.max_steps):
-            context.health.turned("learning", TURN_S)
+            context.health.heartbeat("learning", TURN_S)
             try:
                 if steps is None:  # at the start, and whenever the process was lost: what did it keep?
                     steps = int(actor.call("steps"))
@@ -61,12 +61,12 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
                     exported = Exported(folder, targets, steps, report.metrics | {"device_s": device_s})
                     event = publisher.publish(exported, feed.reward_model, began_at, feed.follows)
                     device_s = 0.0
-                    with in_logs(feed.follows):
+                    with trace_in_logs(feed.follows):
                         log.info("adapter_published", adapter=event.name, step=steps, reward_model=feed.reward_model.version)
                 log.info("step", step=steps, **{key: round(value, 4) for key, value in report.metrics.items()})
             except Unavailable as error:
                 log.warning("waiting", error=str(error))
-                context.health.lacks("learning")
+                context.health.mark_missing("learning")
                 context.stopping.wait(RETRY_S)
                 steps, following = None, []
     except Stopped:

@@ -17,7 +17,7 @@ from streams.core.events import Episode, Erased, RewardModelVersion
 from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Headers
-from streams.erasure.erasure_follower import ErasureFollower, told
+from streams.erasure.erasure_follower import ErasureFollower, read_erased
 from streams.kafka import Consumer, Producer, Record, read_to_end
 from streams.kafka.dead_letters import DeadLetters
 
@@ -134,7 +134,7 @@ class Feed:
 
     def _forget(self) -> None:
         """Prompts of those who asked to be forgotten go, on disk too, before it is told; once, however often the log is read."""
-        done = {(each.person, each.erasure_at) for each in told(read_to_end(self._site.kafka, ERASED, "learner", self._site.metrics))
+        done = {(each.person, each.erasure_at) for each in read_erased(read_to_end(self._site.kafka, ERASED, "learner", self._site.metrics))
                 if each.part == "learner"}  # fmt: skip
         due = [each.erasure for each in self._erasures.since(self._forgotten_at) if (each.erasure.person, each.erasure.at) not in done]
         removed = [self.prompts.forget(erasure.person) for erasure in due]

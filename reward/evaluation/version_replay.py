@@ -19,8 +19,8 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError, InvalidEvent
 from streams.core.events import Episode, Label, RewardModelVersion
 from streams.core.topics import EPISODES, LABELS, REWARD_MODELS
-from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_join import DECLARED
+from streams.erasure.forgotten_people import Forgotten, record_without
+from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
@@ -56,14 +56,14 @@ class Replay:
     """The labels of the lake, read forward: each version is rebuilt on top of the one before."""
 
     def __init__(self, lake: Lake, policy: str, settings: RewardSettings, features: Features, without: Forgotten | None = None,
-                 evidence: EvidenceSettings = DECLARED) -> None:  # fmt: skip
+                 evidence: EvidenceSettings = DEFAULT_EVIDENCE) -> None:  # fmt: skip
         """``without``: as if somebody had never been there; labels are then counted again by ``evidence``."""
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._policy, self._features = policy, features
         self.refitter = Refitter(settings, features, propensity=propensity)
         self._ends = lake.positions(LABELS)
         records = lake.records(LABELS)
-        self._waiting = [left_of(record, without, evidence) for record in records] if without else list(records)
+        self._waiting = [record_without(record, without, evidence) for record in records] if without else list(records)
 
     def reach(self, version: RewardModelVersion) -> None:
         """Take in every label that the version had seen. Raises ConfigError where the lake or the settings are not those it was made with."""

@@ -113,7 +113,7 @@ class BatchSteps:
         """The batch is stored: count it, refit, maybe publish, if the buffer is ``whole``. Slow: on a thread of its own."""
         self._versions.seen([(record.partition, record.offset) for record in batch.records])
         self._site.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
-        if self._site.traces.on:
+        if self._site.traces.enabled:
             self._versions.follow([record.headers for record in batch.records])
         if not batch.entries and not batch.gone:
             return

@@ -18,7 +18,7 @@ from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import RewardModelVersion
 from streams.core.part_context import PartContext
 from streams.core.topics import LABELS, REWARD_MODELS
-from streams.core.traces import Headers, in_logs
+from streams.core.traces import Headers, trace_in_logs
 from streams.kafka import Producer, read_to_end
 
 MOST_FOLLOWED = 64
@@ -74,7 +74,7 @@ class Versions:
 
     def maybe_publish(self, refitter: Refitter, found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
-        with in_logs(*self._follows):
+        with trace_in_logs(*self._follows):
             return self._refitted(refitter, found)
 
     def _refitted(self, refitter: Refitter, found: Sequence[GuardFinding]) -> RewardModelVersion | None:
@@ -125,7 +125,7 @@ class Versions:
             newest_feedback_at=newest_feedback_at,
             created_at=self._site.clock.now(),
         )
-        headers = self._site.traces.told("refit", began_at, event.created_at, self._follows, version=number, labels=refit.labels)
+        headers = self._site.traces.record_span("refit", began_at, event.created_at, self._follows, version=number, labels=refit.labels)
         self._producer.publish(REWARD_MODELS, event, headers)
         self._follows = []
         return event

@@ -15,21 +15,21 @@ class Health:
     def __init__(self, clock_s: Callable[[], float] = time.monotonic, run_id: str = "") -> None:
         """``run_id``: of the ring that the process belongs to, which every answer then names; empty: none."""
         self._clock_s, self._lock, self.run_id = clock_s, threading.Lock(), run_id
-        self._turned: dict[str, tuple[float, float]] = {}
+        self._heartbeats: dict[str, tuple[float, float]] = {}
         self._missing: dict[str, None] = {}
 
-    def turned(self, loop: str, allowed_s: float) -> None:
+    def heartbeat(self, loop: str, allowed_s: float) -> None:
         """A loop came round; not seen again within ``allowed_s``, it hangs. What was missing by the loop's name is there."""
         with self._lock:
-            self._turned[loop] = (self._clock_s(), allowed_s)
+            self._heartbeats[loop] = (self._clock_s(), allowed_s)
             self._missing.pop(loop, None)
 
-    def lacks(self, *names: str) -> None:
+    def mark_missing(self, *names: str) -> None:
         """The part cannot do its work without these, and they are not there: ``kafka``, or a loop that has yet to come round."""
         with self._lock:
             self._missing.update(dict.fromkeys(names))
 
-    def has(self, *names: str) -> None:
+    def mark_present(self, *names: str) -> None:
         """They are there."""
         with self._lock:
             for name in names:
@@ -38,7 +38,7 @@ class Health:
     def hanging(self) -> list[str]:
         """Loops that have not come round for longer than they may; a process with one should be started anew."""
         with self._lock:
-            return sorted(loop for loop, (at_s, allowed_s) in self._turned.items() if self._clock_s() - at_s > allowed_s)
+            return sorted(loop for loop, (at_s, allowed_s) in self._heartbeats.items() if self._clock_s() - at_s > allowed_s)
 
     def named(self, told: dict[str, object]) -> dict[str, object]:
         """An answer with the run's id in it: who asks can tell this ring from another one on the same port."""

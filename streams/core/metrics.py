@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, cast
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 M = TypeVar("M", Counter, Gauge, Histogram)
-MOST_SERIES = 200
+MAX_SERIES = 200
 """Of one metric. Labels come from closed sets; should one ever not, what is beyond is counted under ``other``."""
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 7200.0, 28_800.0, 86_400.0)
 
@@ -138,7 +138,7 @@ class Metrics:
         """The same, and below it what libraries in this process count by themselves (vLLM) in prometheus-client's own registry."""
         return self.text() + generate_latest(REGISTRY)
 
-    def begin(self, part: str) -> None:
+    def start_at_zero(self, part: str) -> None:
         """Show the part's counters and histograms without labels at nothing: a rate needs to see where its first event began."""
         for row in TABLE:
             if row.part == part and not row.labels and row.kind == "counter":
@@ -152,7 +152,7 @@ class Metrics:
             return metric
         seen, values = self._seen.setdefault(name, set()), tuple(labels.values())
         if values not in seen:
-            if len(seen) >= MOST_SERIES:
+            if len(seen) >= MAX_SERIES:
                 return metric.labels(**dict.fromkeys(labels, "other"))
             seen.add(values)
         return metric.labels(**labels)

@@ -38,11 +38,11 @@ class Traces:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
 
     @property
-    def on(self) -> bool:
+    def enabled(self) -> bool:
         """Whether anybody listens."""
         return self._provider is not None
 
-    def told(self, stage: str, began_at: datetime, ended_at: datetime, follows: Sequence[Headers] = (), **attributes: str | int) -> Headers:
+    def record_span(self, stage: str, began_at: datetime, ended_at: datetime, follows: Sequence[Headers] = (), **attributes: str | int) -> Headers:
         """A stage is over. Headers for the record that comes of it; none when off.
 
         The span continues the trace of the newest record in ``follows`` that carries one, and links to the others.
@@ -75,20 +75,20 @@ def make_traces(settings: TracesSettings, part: str) -> Traces:
     return Traces(part, OTLPSpanExporter(endpoint=settings.url))
 
 
-def given(value: str | None) -> Headers:
+def context_from_header(value: str | None) -> Headers:
     """The context that a client sent in its ``traceparent`` header."""
     return ((TRACEPARENT, value.encode()),) if value and _CONTEXT.fullmatch(value) else ()
 
 
-def written(headers: Headers) -> str:
+def context_as_text(headers: Headers) -> str:
     """The context as text, to be kept beside an event; empty without one."""
     return next((value.decode("latin-1") for name, value in headers if name == TRACEPARENT), "")
 
 
 @contextmanager
-def in_logs(*follows: Headers) -> Iterator[None]:
+def trace_in_logs(*follows: Headers) -> Iterator[None]:
     """Lines that are logged meanwhile say their ``trace``: of the newest of these headers that carries one; none of them, no word of it."""
-    found = next((found for headers in reversed(follows) if (found := _CONTEXT.fullmatch(written(headers)))), None)
+    found = next((found for headers in reversed(follows) if (found := _CONTEXT.fullmatch(context_as_text(headers)))), None)
     if found is None:
         yield
         return
@@ -100,7 +100,7 @@ def _context(headers: Headers) -> Any:
     """OpenTelemetry's SpanContext, by the W3C's trace context; None where there is none."""
     from opentelemetry.trace import SpanContext, TraceFlags
 
-    if (found := _CONTEXT.fullmatch(written(headers))) is None:
+    if (found := _CONTEXT.fullmatch(context_as_text(headers))) is None:
         return None
     return SpanContext(int(found[1], 16), int(found[2], 16), is_remote=True, trace_flags=TraceFlags(int(found[3], 16)))
 

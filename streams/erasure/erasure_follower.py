@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class AskedErasure:
+class ErasureRequest:
     """One erasure, and where it lies on the topic."""
 
     erasure: Erasure
@@ -31,9 +31,9 @@ class ErasureFollower:
         """Returns when all that lies on the topic now is known. Raises Unavailable."""
         self._consumer = Consumer(context.kafka, [ERASURES], part, context.metrics)
         self.forgotten = Forgotten()
-        self.asked: list[AskedErasure] = []
+        self.asked: list[ErasureRequest] = []
         try:
-            while self._consumer.lag() > 0:
+            while self._consumer.measure_lag() > 0:
                 self.poll(timeout_s=0.5)
         except Unavailable:
             self._consumer.close()
@@ -47,10 +47,10 @@ class ErasureFollower:
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Take what has come; True when somebody new asked."""
         before = len(self.asked)
-        self.asked += take(self._consumer.poll(timeout_s), self.forgotten)
+        self.asked += read_erasures(self._consumer.poll(timeout_s), self.forgotten)
         return len(self.asked) > before
 
-    def since(self, offset: int) -> list[AskedErasure]:
+    def since(self, offset: int) -> list[ErasureRequest]:
         """Those at this offset and later."""
         return [each for each in self.asked if each.offset >= offset]
 
@@ -59,7 +59,7 @@ class ErasureFollower:
         self._consumer.close()
 
 
-def take(records: Iterable[Record], forgotten: Forgotten) -> list[AskedErasure]:
+def read_erasures(records: Iterable[Record], forgotten: Forgotten) -> list[ErasureRequest]:
     """The erasures among the records of that topic, now among the forgotten; what cannot be read is told and passed over."""
     found = []
     for record in records:
@@ -69,11 +69,11 @@ def take(records: Iterable[Record], forgotten: Forgotten) -> list[AskedErasure]:
             log.error("an erasure cannot be read: nobody is forgotten by it", offset=record.offset, error=str(error))
             continue
         forgotten.take(erasure, record.timestamp_ms)
-        found.append(AskedErasure(erasure, record.offset, record.timestamp_ms))
+        found.append(ErasureRequest(erasure, record.offset, record.timestamp_ms))
     return found
 
 
-def told(records: Iterable[Record]) -> list[Erased]:
+def read_erased(records: Iterable[Record]) -> list[Erased]:
     """What parts say they have removed; a record that cannot be read says nothing."""
     found = []
     for record in records:

@@ -18,7 +18,7 @@ from streams.join.feedback_join import CENSORED, verdict_of
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 
-PEOPLES = (EPISODES, FEEDBACK, LABELS, DEAD_LETTERS)
+TOPICS_WITH_PEOPLE = (EPISODES, FEEDBACK, LABELS, DEAD_LETTERS)
 """The topics that hold what people said."""
 LATEST_MS = 1 << 62
 NEVER = LATEST - timedelta(microseconds=1)
@@ -39,7 +39,7 @@ class Forgotten:
         self._asked[erasure.person] = (max(at, erasure.at), max(ms, arrived_ms))
 
     @classmethod
-    def ever(cls, user_id: str) -> "Forgotten":
+    def as_if_absent(cls, user_id: str) -> "Forgotten":
         """Somebody who was never there: for what would be without them."""
         made = cls()
         made.take(Erasure.of(user_id, "", NEVER), LATEST_MS)
@@ -55,7 +55,7 @@ class Forgotten:
             return False
         return at <= asked[0] or arrived_ms <= asked[1]
 
-    def covers_what_was_said(self, user_id: str | None, at: datetime) -> bool:
+    def covers_by_event_time(self, user_id: str | None, at: datetime) -> bool:
         """The same by its own time alone, where the log's is not at hand."""
         return self.covers(user_id, at, LATEST_MS)
 
@@ -66,7 +66,7 @@ class Forgotten:
         return any(person_of(user_id) in self._asked for user_id in people_in(raw))
 
 
-def without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: EvidenceSettings) -> Label | None:
+def label_without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: EvidenceSettings) -> Label | None:
     """The label as if whoever is covered had never spoken; itself when nobody is, None when nothing is left of it."""
     if forgotten.covers(label.user_id, label.episode_at, arrived_ms):
         return None
@@ -85,10 +85,10 @@ def without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: Evide
     })  # fmt: skip
 
 
-def left_of(record: Record, forgotten: Forgotten, settings: EvidenceSettings) -> Record:
+def record_without(record: Record, forgotten: Forgotten, settings: EvidenceSettings) -> Record:
     """What may be kept of a record of any topic: itself, or one at the same place without what is covered. A value of None says that all is gone."""
     if record.topic == DEAD_LETTERS.name:
-        return _letter(record, forgotten)
+        return _letter_without(record, forgotten)
     if not forgotten.names(record.value):
         return record
     try:
@@ -100,16 +100,16 @@ def left_of(record: Record, forgotten: Forgotten, settings: EvidenceSettings) ->
             gone = forgotten.covers(feedback.user_id, feedback.at, record.timestamp_ms)
         elif record.topic == LABELS.name:
             label = LABELS.decode(record.value)
-            left = without(label, forgotten, record.timestamp_ms, settings)
-            return record if left is label else _valued(record, left.encode() if left else None)
+            left = label_without(label, forgotten, record.timestamp_ms, settings)
+            return record if left is label else _with_value(record, left.encode() if left else None)
         else:
             return record
     except InvalidEvent:
         gone = _any_covered(record.value or b"", forgotten, record.timestamp_ms)
-    return _valued(record, None) if gone else record
+    return _with_value(record, None) if gone else record
 
 
-def _letter(record: Record, forgotten: Forgotten) -> Record:
+def _letter_without(record: Record, forgotten: Forgotten) -> Record:
     """A dead letter keeps its place and its reason, and loses the bytes."""
     try:
         letter = DEAD_LETTERS.decode(record.value)
@@ -119,12 +119,12 @@ def _letter(record: Record, forgotten: Forgotten) -> Record:
     named = any(forgotten.covers_person(person, NEVER, record.timestamp_ms) for person in letter.people)
     if not raw or not (named or _any_covered(raw, forgotten, record.timestamp_ms)):
         return record
-    return _valued(record, letter.model_copy(update={"record_base64": "", "people": ()}).encode())
+    return _with_value(record, letter.model_copy(update={"record_base64": "", "people": ()}).encode())
 
 
 def _any_covered(raw: bytes, forgotten: Forgotten, arrived_ms: int) -> bool:
     return any(forgotten.covers(user_id, NEVER, arrived_ms) for user_id in people_in(raw))
 
 
-def _valued(record: Record, value: bytes | None) -> Record:
+def _with_value(record: Record, value: bytes | None) -> Record:
     return replace(record, value=value)

@@ -20,10 +20,10 @@ from streams.join.join_settings import EvidenceSettings, JoinSettings
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
 """Outcomes that say nothing about the answer: an infrastructure fault is never a verdict."""
-DECLARED = EvidenceSettings()
+DEFAULT_EVIDENCE = EvidenceSettings()
 
 
-class Known(BaseModel):
+class KnownEpisode(BaseModel):
     """What a label needs to know of its episode."""
 
     model_config = ConfigDict(frozen=True)
@@ -39,7 +39,7 @@ class Known(BaseModel):
     ended_at: Instant
 
 
-class Arrived(BaseModel):
+class ArrivedFeedback(BaseModel):
     """One feedback event, and when and where it came in."""
 
     model_config = ConfigDict(frozen=True)
@@ -54,8 +54,8 @@ class EpisodeState(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    known: Known | None = None
-    feedback: tuple[Arrived, ...] = ()
+    known: KnownEpisode | None = None
+    feedback: tuple[ArrivedFeedback, ...] = ()
     expires_at: Instant
     """Arrival of the episode (while there is none: of the first feedback) plus the window."""
     erasures: int = 0
@@ -67,7 +67,7 @@ Covers = Callable[[str | None, datetime, datetime], bool]
 
 
 @dataclass(frozen=True)
-class Erasing:
+class EpisodeErasure:
     """What was forgotten of an episode: how much, and what becomes of its label."""
 
     episodes: int = 0
@@ -88,7 +88,7 @@ class EpisodeStates(Protocol):
         """Episode ids whose ``expires_at`` lies before that time."""
 
 
-class InMemory(dict[str, EpisodeState]):
+class StatesInMemory(dict[str, EpisodeState]):
     """The state as a dict. Satisfies EpisodeStates."""
 
     def due(self, before: datetime) -> list[str]:
@@ -112,7 +112,7 @@ class JoinTally:
 class FeedbackJoin:
     """Folds episodes and feedback into labels. ``set_aside`` is handed the feedback that cannot count; nothing is dropped in silence."""
 
-    def __init__(self, state: EpisodeStates, settings: JoinSettings, set_aside: Callable[[Arrived, InvalidEvent], None]) -> None:
+    def __init__(self, state: EpisodeStates, settings: JoinSettings, set_aside: Callable[[ArrivedFeedback, InvalidEvent], None]) -> None:
         self._state, self._window, self._most, self._set_aside = state, settings.window, settings.most_feedback, set_aside
         self._evidence = settings
         self.tally = JoinTally()
@@ -126,7 +126,7 @@ class FeedbackJoin:
                 raise InvalidEvent("id_taken", f"episode {episode.episode_id}: {why}")
             self.tally.duplicate_episodes += 1
             return None
-        known = Known(
+        known = KnownEpisode(
             policy=episode.policy,
             tenant=episode.tenant,
             user_id=episode.user_id,
@@ -150,7 +150,7 @@ class FeedbackJoin:
         if feedback.at > now:  # nobody gave it after it came: a clock that is ahead must not outlive a later change of mind
             feedback = feedback.model_copy(update={"at": now})
         standing = self._state.get(feedback.episode_id)
-        arrived = Arrived(feedback=feedback, at=now, offset=offset)
+        arrived = ArrivedFeedback(feedback=feedback, at=now, offset=offset)
         if standing is None:
             self._state[feedback.episode_id] = EpisodeState(feedback=(arrived,), expires_at=now + self._window)
             return None
@@ -170,25 +170,25 @@ class FeedbackJoin:
         self.tally.joined.append(feedback)
         return self._label(feedback.episode_id, standing)
 
-    def erase(self, episode_id: str, covers: Covers) -> Erasing:
+    def erase(self, episode_id: str, covers: Covers) -> EpisodeErasure:
         """Forget what is covered of an episode: all of it when its person is, else their feedback."""
         standing = self._state.get(episode_id)
         if standing is None:
-            return Erasing()
+            return EpisodeErasure()
         known, window = standing.known, self._window
         if known is not None and covers(known.user_id, known.ended_at, standing.expires_at - window):
             del self._state[episode_id]
-            return Erasing(episodes=1, feedback=len(standing.feedback), label_gone=bool(standing.feedback))
+            return EpisodeErasure(episodes=1, feedback=len(standing.feedback), label_gone=bool(standing.feedback))
         kept = tuple(each for each in standing.feedback if not covers(each.feedback.user_id, each.feedback.at, each.at))
         if (removed := len(standing.feedback) - len(kept)) == 0:
-            return Erasing()
+            return EpisodeErasure()
         if known is None and not kept:
             del self._state[episode_id]
-            return Erasing(feedback=removed)
+            return EpisodeErasure(feedback=removed)
         standing = standing.model_copy(update={"feedback": kept, "erasures": standing.erasures + 1})
         self._state[episode_id] = standing
         label = self._label(episode_id, standing)
-        return Erasing(feedback=removed, label=label, label_gone=known is not None and label is None)
+        return EpisodeErasure(feedback=removed, label=label, label_gone=known is not None and label is None)
 
     def label(self, episode_id: str) -> Label | None:
         """The episode's label as it stands; none while either side is missing."""
@@ -225,7 +225,7 @@ class FeedbackJoin:
             del self._state[episode_id]
         return len(due)
 
-    def _too_late(self, arrived: Arrived, known: Known, episode_arrived_at: datetime) -> bool:
+    def _too_late(self, arrived: ArrivedFeedback, known: KnownEpisode, episode_arrived_at: datetime) -> bool:
         """True, and told, when the feedback was given or came more than a window after its episode, or the episode after it."""
         if arrived.feedback.at - known.ended_at > self._window:
             self._expire(arrived, "it was given too long after its episode ended")
@@ -235,18 +235,18 @@ class FeedbackJoin:
             return False
         return True
 
-    def _expire(self, arrived: Arrived, why: str) -> None:
+    def _expire(self, arrived: ArrivedFeedback, why: str) -> None:
         days = self._window / timedelta(days=1)
         self._set_aside(arrived, InvalidEvent("expired", f"feedback {arrived.feedback.feedback_id}: {why} (join.window_days = {days:g})"))
 
 
-def _differs(known: Known, episode: Episode) -> bool:
+def _differs(known: KnownEpisode, episode: Episode) -> bool:
     """True when they cannot be one answer that was sent twice: somebody else asked, or something else was asked or answered."""
     asked, asked_again = [(m.role, m.text) for m in known.messages], [(m.role, m.text) for m in episode.messages]
     return (known.user_id, known.tenant, known.answer, asked) != (episode.user_id, episode.tenant, episode.answer, asked_again)
 
 
-def label_of(episode_id: str, known: Known, feedback: Iterable[Feedback], settings: EvidenceSettings = DECLARED) -> Label:
+def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback], settings: EvidenceSettings = DEFAULT_EVIDENCE) -> Label:
     """The label that this (distinct, not empty) feedback amounts to, in whatever order it is given.
 
     For each person the newest of a kind replaces the older ones (ties go to the greater feedback_id), then what its author

@@ -11,12 +11,12 @@ from datetime import datetime, timedelta
 from streams.core.events import Erased, Label
 from streams.core.part_context import PartContext
 from streams.core.topics import ERASED, LABELS
-from streams.erasure.erasure_follower import AskedErasure
-from streams.erasure.forgotten_people import Forgotten, left_of
+from streams.erasure.erasure_follower import ErasureRequest
+from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import FeedbackJoin
 from streams.join.join_settings import EvidenceSettings
-from streams.join.sqlite_state import EPOCH, Store
-from streams.join.stale_label_repair import once_more_erased
+from streams.join.sqlite_state import EPOCH, PartitionState
+from streams.join.stale_label_repair import raise_erasure_rank
 from streams.kafka import Producer, Record, read_to_end
 
 
@@ -31,14 +31,16 @@ def labels_naming(forgotten: Forgotten, context: PartContext) -> dict[int, dict[
     return found
 
 
-def forget(store: Store, join: FeedbackJoin, forgotten: Forgotten, on_the_log: Iterable[Record], evidence: EvidenceSettings) -> "Removal":
+def erase_from_partition(
+    store: PartitionState, join: FeedbackJoin, forgotten: Forgotten, on_the_log: Iterable[Record], evidence: EvidenceSettings
+) -> "Removal":
     """Out of the state, and what that makes of the labels. The state is changed and not yet committed."""
     removal = Removal()
 
     def covers(user_id: str | None, at: datetime, arrived_at: datetime) -> bool:
         return forgotten.covers(user_id, at, (arrived_at - EPOCH) // timedelta(milliseconds=1))
 
-    for episode_id in store.where(forgotten.names):
+    for episode_id in store.find_where(forgotten.names):
         done = join.erase(episode_id, covers)
         removal.removed["episodes"] += done.episodes
         removal.removed["feedback"] += done.feedback
@@ -46,9 +48,9 @@ def forget(store: Store, join: FeedbackJoin, forgotten: Forgotten, on_the_log: I
             removal.labels[episode_id] = done.label
     for record in on_the_log:
         episode_id = (record.key or b"").decode(errors="replace")
-        left = left_of(record, forgotten, evidence)
+        left = record_without(record, forgotten, evidence)
         if episode_id not in removal.labels and left is not record:
-            removal.labels[episode_id] = once_more_erased(left)
+            removal.labels[episode_id] = raise_erasure_rank(left)
     removal.removed["labels"] = len(removal.labels)
     return removal
 
@@ -66,7 +68,7 @@ class Removal:
         waits = [producer.retract(LABELS, key) if label is None else producer.send(LABELS, label) for key, label in self.labels.items()]
         return max((wait().offset for wait in waits), default=-1) + 1 or None
 
-    def tell(self, asked: Iterable[AskedErasure], partition: int, end: int | None, producer: Producer, now: datetime) -> None:
+    def report(self, asked: Iterable[ErasureRequest], partition: int, end: int | None, producer: Producer, now: datetime) -> None:
         """That it is done, for each who asked."""
         for each in asked:
             producer.publish(ERASED, Erased(

@@ -34,7 +34,7 @@ def run(settings: JoinSettings, context: PartContext) -> None:
             _session(settings, context)
         except Unavailable as error:
             log.warning("join waits", error=str(error))
-            context.health.lacks("join")
+            context.health.mark_missing("join")
             context.stopping.wait(2.0)
 
 
@@ -50,9 +50,9 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
     expire_at = 0.0
     try:
         while not context.stopping.is_set():
-            context.health.turned("join", TURN_S)
+            context.health.heartbeat("join", TURN_S)
             records = consumer.poll(0.5, settings.batch_records)
-            if (owned := consumer.rebalanced()) is not None:
+            if (owned := consumer.take_assignment()) is not None:
                 close(parts)
                 parts = {number: PartitionProcessor(number, settings, context, letters, erasures) for number in {partition for _, partition in owned}}
                 consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
@@ -69,7 +69,7 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
                 for part in parts.values():
                     part.expire(consumer)
                 context.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in parts.values()))
-                consumer.lag()
+                consumer.measure_lag()
             changed = [part for part in parts.values() if part.changed]
             places = {where: offset for part in parts.values() for where, offset in part.places.items()}
             if changed or places != told:
@@ -88,12 +88,12 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
                 ends = consumer.bounds((LABELS.name, part.number) for part in current)
                 if consumer.commit(places):  # nobody has taken over: whoever does so later writes labels behind these ends, and we look there then
                     for (_, number), (_, end) in ends.items():
-                        parts[number].mend(end, producer)
+                        parts[number].repair_labels(end, producer)
             erasures.poll()
-            if forgetting := [part for part in current if part.must_forget]:
+            if forgetting := [part for part in current if part.erasures_due]:
                 labels = labels_naming(erasures.forgotten, context)
                 for part in forgetting:
-                    part.forget(labels.get(part.number, {}).values(), producer)
+                    part.erase_people(labels.get(part.number, {}).values(), producer)
     finally:
         close(parts)
         erasures.close()

@@ -13,7 +13,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import Feedback
 from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
-from streams.erasure.erasure_follower import take
+from streams.erasure.erasure_follower import read_erasures
 from streams.erasure.forgotten_people import Forgotten
 from streams.join.join_loop import GROUP
 from streams.join.sqlite_state import EPOCH
@@ -109,9 +109,9 @@ def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: d
     """
     metrics, forgotten = Metrics(), Forgotten()
     erasures = end_offsets(settings, ERASURES, metrics)
-    take(read_to_end(settings, ERASURES, "ledger", metrics), forgotten)
-    feedback = list(entries(read_to_end(settings, FEEDBACK, "ledger", metrics), forgotten))
-    episodes = list(entries(read_to_end(settings, EPISODES, "ledger", metrics), forgotten))
+    read_erasures(read_to_end(settings, ERASURES, "ledger", metrics), forgotten)
+    feedback = list(ledger_entries(read_to_end(settings, FEEDBACK, "ledger", metrics), forgotten))
+    episodes = list(ledger_entries(read_to_end(settings, EPISODES, "ledger", metrics), forgotten))
     passed = committed_offsets(settings, GROUP)
     labels = read_to_end(settings, LABELS, "ledger", metrics)
     letters = read_to_end(settings, DEAD_LETTERS, "ledger", metrics)
@@ -131,7 +131,7 @@ def balance(
     until: datetime | None = None,
 ) -> Ledger:
     """The books, made from what lies on the topics. ``passed`` is the join's next offset by (topic, partition)."""
-    reasons, named, span = _reasons(letters), _named(labels), _Span(since, until)
+    reasons, named, span = _reasons(letters), _named(labels), _ArrivalSpan(since, until)
     known: set[str] = set()
     erased: set[str] = set()
     episodes_column = _Column(EPISODES.name)
@@ -143,12 +143,12 @@ def balance(
             place = "erased" if is_passed else "pending"
         elif is_passed and entry.identity is not None:
             known.add(entry.episode_id)
-        episodes_column.count(_aside(reasons, EPISODES.name, entry) or place, entry, span)
+        episodes_column.count(_dead_letter_place(reasons, EPISODES.name, entry) or place, entry, span)
     feedback_column = _Column(FEEDBACK.name)
     seen: set[tuple[str, str]] = set()
     for entry in feedback:
         is_passed = entry.offset < passed.get((FEEDBACK.name, entry.partition), 0)
-        aside = _aside(reasons, FEEDBACK.name, entry)
+        aside = _dead_letter_place(reasons, FEEDBACK.name, entry)
         if entry.identity is not None and is_passed and (entry.erased or entry.episode_id in erased):
             place = aside or "erased"
         elif entry.identity is None:
@@ -165,7 +165,7 @@ def balance(
     return Ledger((episodes_column.row(), feedback_column.row()))
 
 
-def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[LedgerEntry]:
+def ledger_entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[LedgerEntry]:
     """What the books need of episodes' or feedback's records; the rest of them is let go of."""
     covers = (forgotten or Forgotten()).covers
     for record in records:
@@ -180,14 +180,14 @@ def entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> It
         yield LedgerEntry(record.partition, record.offset, record.timestamp_ms, identity, erased)
 
 
-class _Span:
+class _ArrivalSpan:
     """A span of arrival times."""
 
     def __init__(self, since: datetime | None, until: datetime | None) -> None:
         self._since_ms = (since - EPOCH).total_seconds() * 1000 if since else float("-inf")
         self._until_ms = (until - EPOCH).total_seconds() * 1000 if until else float("inf")
 
-    def has(self, entry: LedgerEntry) -> bool:
+    def covers(self, entry: LedgerEntry) -> bool:
         return self._since_ms <= entry.arrived_ms < self._until_ms
 
 
@@ -198,8 +198,8 @@ class _Column:
         self._topic, self._counts = topic, Counter[str]()
         self._missing: list[str] = []
 
-    def count(self, place: str, entry: LedgerEntry, span: _Span) -> None:
-        if span.has(entry):
+    def count(self, place: str, entry: LedgerEntry, span: _ArrivalSpan) -> None:
+        if span.covers(entry):
             self._counts[place] += 1
             if place == "missing":
                 self._missing.append(entry.feedback_id or entry.episode_id or f"{self._topic}/{entry.partition}/{entry.offset}")
@@ -247,7 +247,7 @@ def _named(labels: Iterable[Record]) -> dict[str, frozenset[str]]:
     return found
 
 
-def _aside(reasons: Mapping[Where, str], topic: str, entry: LedgerEntry) -> str | None:
+def _dead_letter_place(reasons: Mapping[Where, str], topic: str, entry: LedgerEntry) -> str | None:
     if (reason := reasons.get((topic, entry.partition, entry.offset))) is None:
         return None
     return "expired" if reason == "expired" else "dead_lettered"

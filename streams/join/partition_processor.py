@@ -13,11 +13,11 @@ from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower
-from streams.join.feedback_join import Arrived, FeedbackJoin
-from streams.join.join_erasure import forget
+from streams.join.feedback_join import ArrivedFeedback, FeedbackJoin
+from streams.join.join_erasure import erase_from_partition
 from streams.join.join_settings import JoinSettings
-from streams.join.sqlite_state import EPOCH, Reached, Store
-from streams.join.stale_label_repair import LOOKED_AT, after, mended
+from streams.join.sqlite_state import EPOCH, PartitionState, Reached
+from streams.join.stale_label_repair import MOST_READ, known_through, labels_to_repair
 from streams.kafka import Consumer, Producer, Publisher, Record, RecordPlace, read_between
 from streams.kafka.dead_letters import DeadLetters
 from streams.kafka.partitioning import partition_of
@@ -33,9 +33,9 @@ class PartitionProcessor:
     """One partition of episodes and of feedback: its state, and how far both are folded."""
 
     def __init__(self, number: int, settings: JoinSettings, context: PartContext, letters: DeadLetters, erasures: ErasureFollower) -> None:
-        self.number, self._site, self._letters, self._erasures = number, context, letters, erasures
+        self.number, self._context, self._letters, self._erasures = number, context, letters, erasures
         self._settings = settings
-        self.store = Store(context.state / f"join-{number}.sqlite3", settings.cached_episodes // context.kafka.partitions)
+        self.store = PartitionState(context.state / f"join-{number}.sqlite3", settings.cached_episodes // context.kafka.partitions)
         self._join = FeedbackJoin(self.store, settings, self._set_aside)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._target = dict.fromkeys(INPUTS, 0)
@@ -98,14 +98,14 @@ class PartitionProcessor:
         if self.catching_up:
             self._join.tally.clear()
             return
-        if self._site.traces.on:
+        if self._context.traces.enabled:
             self._trace(record, None if label is None else label.episode_id)
         if label is not None:
             self._labels[label.episode_id] = label
 
     def _trace(self, record: Record, labelled: str | None) -> None:
         """What an episode's record carries is kept for its labels; a label's span continues it, and links to the feedback's."""
-        key, now = (record.key or b"").decode(errors="replace"), self._site.clock.now()
+        key, now = (record.key or b"").decode(errors="replace"), self._context.clock.now()
         if record.topic == EPISODES.name:
             self._traced[key] = record.headers
             if len(self._traced) > TRACED:
@@ -113,7 +113,7 @@ class PartitionProcessor:
         if labelled is not None:
             began = EPOCH + timedelta(milliseconds=record.timestamp_ms)
             follows = (record.headers, self._traced.get(labelled, ()))
-            self._headers[labelled] = self._site.traces.told("join", min(began, now), now, follows, episode=labelled)
+            self._headers[labelled] = self._context.traces.record_span("join", min(began, now), now, follows, episode=labelled)
 
     def _fold(self, record: Record, now: datetime) -> Label | None:
         """What somebody gave before they were forgotten is passed over, however late it comes."""
@@ -125,18 +125,18 @@ class PartitionProcessor:
         return None if covers(feedback.user_id, feedback.at, record.timestamp_ms) else self._join.on_feedback(feedback, now, record.offset)
 
     @property
-    def must_forget(self) -> bool:
+    def erasures_due(self) -> bool:
         """True while somebody asked to be forgotten and is not yet."""
         return self.reached[ERASURES.name].next < self._erasures.end
 
-    def forget(self, labels: Iterable[Record], producer: Producer) -> None:
+    def erase_people(self, labels: Iterable[Record], producer: Producer) -> None:
         """Forget all who asked since, in the state and in ``labels``, the newest on the log that name them. All that was folded is committed."""
         asked = self._erasures.since(self.reached[ERASURES.name].next)
-        removal = forget(self.store, self._join, self._erasures.forgotten, labels, self._settings)
+        removal = erase_from_partition(self.store, self._join, self._erasures.forgotten, labels, self._settings)
         end = removal.publish(producer)
         self.commit()
         self.store.vacuum()
-        removal.tell(asked, self.number, end, producer, self._site.clock.now())
+        removal.report(asked, self.number, end, producer, self._context.clock.now())
         self.reached[ERASURES.name] = Reached(self._erasures.end)
         self.commit()
         log.info("forgotten", partition=self.number, people=len(asked), **removal.removed)
@@ -166,10 +166,10 @@ class PartitionProcessor:
     def commit(self) -> None:
         """State and offsets become durable; what was sent is acknowledged."""
         ours = (place.offset for place in (sent() for sent in self._sent) if place.partition == self.number)
-        self.reached[LABELS.name] = Reached(after(self.reached[LABELS.name].next, ours))
+        self.reached[LABELS.name] = Reached(known_through(self.reached[LABELS.name].next, ours))
         self._sent.clear()
         self.store.commit(self.reached)
-        tally, now, metrics = self._join.tally, self._site.clock.now(), self._site.metrics
+        tally, now, metrics = self._join.tally, self._context.clock.now(), self._context.metrics
         for feedback in tally.joined:
             metrics.observe("tidemill_thumb_to_label_seconds", (now - feedback.at).total_seconds())
         for kind, count in Counter(feedback.kind.value for feedback in tally.joined).items():
@@ -182,13 +182,13 @@ class PartitionProcessor:
         tally.clear()
         self.changed = False
 
-    def mend(self, end: int, producer: Producer) -> None:
+    def repair_labels(self, end: int, producer: Producer) -> None:
         """Look at what others wrote to labels, which end at ``end``; send again what that forgot. All that was folded is committed."""
         first = self.reached[LABELS.name].next
-        if first >= (end := min(end, first + LOOKED_AT)):
+        if first >= (end := min(end, first + MOST_READ)):
             return
-        written = read_between(self._site.kafka, LABELS, self.number, first, end, "join", self._site.metrics)
-        found = mended(written, self._join, self._erasures.forgotten, self._settings)
+        written = read_between(self._context.kafka, LABELS, self.number, first, end, "join", self._context.metrics)
+        found = labels_to_repair(written, self._join, self._erasures.forgotten, self._settings)
         for episode_id in found:
             log.warning("an older label is replaced", partition=self.number, episode=episode_id)
         self._labels.update({episode_id: label for episode_id, label in found.items() if label is not None})
@@ -198,11 +198,11 @@ class PartitionProcessor:
         self.reached[LABELS.name] = Reached(end)
         self.commit()
 
-    def _set_aside(self, arrived: Arrived, error: InvalidEvent) -> None:
+    def _set_aside(self, arrived: ArrivedFeedback, error: InvalidEvent) -> None:
         if self.catching_up:
             return
         feedback = arrived.feedback
-        if error.reason == "expired" and (right := partition_of(feedback.key.encode(), self._site.kafka.partitions)) != self.number:
+        if error.reason == "expired" and (right := partition_of(feedback.key.encode(), self._context.kafka.partitions)) != self.number:
             # The commonest reason for an episode that never comes: a client whose own rule puts keys elsewhere.
             error = InvalidEvent(
                 "expired", f"{error}; it lies in partition {self.number}, Kafka's own rule (murmur2 of the episode_id) gives {right}"

@@ -32,7 +32,7 @@ class Reached:
     arrived_ms: int = 0
 
 
-class Store:
+class PartitionState:
     """Satisfies Standings. What is set is seen at once and lies on disk after ``commit``; ``cached`` standings stay in memory."""
 
     def __init__(self, path: Path, cached: int) -> None:
@@ -71,7 +71,7 @@ class Store:
         rows = self._database.execute("SELECT episode_id FROM standings WHERE expires_ms < ?", (_ms(before),))
         return [episode_id for (episode_id,) in rows]
 
-    def where(self, holds: Callable[[bytes], bool]) -> list[str]:
+    def find_where(self, holds: Callable[[bytes], bool]) -> list[str]:
         """Episode ids whose stored standing, as bytes of JSON, is as asked; of what is committed."""
         rows = self._database.execute("SELECT episode_id, standing FROM standings")
         return [episode_id for episode_id, standing in rows if holds(standing.encode() if isinstance(standing, str) else standing)]

@@ -10,30 +10,30 @@ from collections.abc import Iterable
 from streams.core.errors import InvalidEvent
 from streams.core.events import Label
 from streams.core.topics import LABELS
-from streams.erasure.forgotten_people import Forgotten, left_of
+from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import FeedbackJoin
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 
-LOOKED_AT = 20_000
+MOST_READ = 20_000
 """Most labels looked at in one turn, so that the loop comes round."""
 
 
-def mended(records: Iterable[Record], join: FeedbackJoin, forgotten: Forgotten, evidence: EvidenceSettings) -> dict[str, Label | None]:
+def labels_to_repair(records: Iterable[Record], join: FeedbackJoin, forgotten: Forgotten, evidence: EvidenceSettings) -> dict[str, Label | None]:
     """What to send by episode, None where nothing may be left: where the newest in ``records`` lacks feedback, or an erasure, that we know of."""
     found: dict[str, Label | None] = {}
     for record in records:
         episode_id = (record.key or b"").decode(errors="replace")
         found.pop(episode_id, None)
         if (ours := join.label(episode_id)) is not None:
-            if _knows_less(record, ours):
+            if _lacks_something(record, ours):
                 found[episode_id] = ours
-        elif (left := left_of(record, forgotten, evidence)) is not record:
-            found[episode_id] = once_more_erased(left)
+        elif (left := record_without(record, forgotten, evidence)) is not record:
+            found[episode_id] = raise_erasure_rank(left)
     return found
 
 
-def once_more_erased(left: Record) -> Label | None:
+def raise_erasure_rank(left: Record) -> Label | None:
     """What an erasure left of a label, of a higher rank than the same label before it; None where nothing is left."""
     if left.value is None:
         return None
@@ -41,14 +41,14 @@ def once_more_erased(left: Record) -> Label | None:
     return label.model_copy(update={"erasures": label.erasures + 1})
 
 
-def after(next_offset: int, ours: Iterable[int]) -> int:
+def known_through(next_offset: int, ours: Iterable[int]) -> int:
     """How far labels are known, when they were known up to ``next_offset`` and we wrote ``ours``: no further than others wrote between."""
     offsets = sorted(ours)
     gapless = bool(offsets) and offsets[0] == next_offset and offsets[-1] - offsets[0] == len(offsets) - 1
     return offsets[-1] + 1 if gapless else next_offset
 
 
-def _knows_less(record: Record, ours: Label) -> bool:
+def _lacks_something(record: Record, ours: Label) -> bool:
     try:
         theirs = LABELS.decode(record.value)
     except InvalidEvent:

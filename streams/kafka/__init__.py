@@ -3,11 +3,11 @@
 Outside this folder nobody imports kafka; errors of the client come out as ours.
 """
 
-from streams.kafka.access_rights import PARTS, give_rights, grants, principal_of
+from streams.kafka.access_rights import PARTS, grant_rights, grants, principal_of
 from streams.kafka.consumer import Consumer, Record, end_offsets, read_between, read_to_end
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.producer import Producer, Publisher, RecordPlace
-from streams.kafka.topic_admin import committed_offsets, create_topics, ready, topic_differences, wanted_topics
+from streams.kafka.topic_admin import committed_offsets, create_topics, kafka_answers, topic_differences, wanted_topics
 
 __all__ = [
     "PARTS",
@@ -20,12 +20,12 @@ __all__ = [
     "committed_offsets",
     "create_topics",
     "end_offsets",
-    "give_rights",
+    "grant_rights",
     "grants",
+    "kafka_answers",
     "principal_of",
     "read_between",
     "read_to_end",
-    "ready",
     "topic_differences",
     "wanted_topics",
 ]

@@ -34,7 +34,7 @@ from streams.core.topics import (
     TOPICS,
     Topic,
 )
-from streams.kafka.client_errors import as_ours
+from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.topic_admin import admin_client
 
@@ -95,7 +95,7 @@ def grants(part: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def give_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = tuple(PARTS)) -> None:
+def grant_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = tuple(PARTS)) -> None:
     """Give each part's principal its rights; those it has already stay. They hold when this returns. Who calls needs Alter on the cluster.
 
     Raises ConfigError, or Unavailable when the broker does not take them over in time.
@@ -103,7 +103,7 @@ def give_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = tu
     acls = [_acl(principal_of(part, pattern), *grant) for part in parts for grant in grants(part)]
     admin = admin_client(settings)
     try:
-        with as_ours("give rights on", settings):
+        with translated_errors("give rights on", settings):
             if failed := admin.create_acls(acls)["failed"]:
                 taken = len(acls) - len(failed)
                 raise ConfigError(f"Kafka took {taken} of {len(acls)} rights: has it an authorizer, and may we alter its cluster?")

@@ -17,28 +17,30 @@ from streams.kafka.kafka_settings import KafkaSettings
 
 
 @contextmanager
-def as_ours(verb: str, settings: KafkaSettings, what: str = "") -> Iterator[None]:
+def translated_errors(verb: str, settings: KafkaSettings, what: str = "") -> Iterator[None]:
     """Turns the client's errors into ConfigError (we are not let in, or not allowed to) or Unavailable; sizes are the caller's to handle."""
     try:
         yield
     except MessageSizeTooLargeError:
         raise
     except KafkaError as error:
-        raise ours(verb, error, settings, what) from error
+        raise translate_error(verb, error, settings, what) from error
 
 
-def ours(verb: str, error: KafkaError, settings: KafkaSettings, what: str = "") -> Unavailable | ConfigError:
+def translate_error(verb: str, error: KafkaError, settings: KafkaSettings, what: str = "") -> Unavailable | ConfigError:
     """The error to raise for one of the client's; ``verb`` says what could not be done to Kafka, ``what`` to which topic or group."""
     if type(error) is KafkaError and ClusterAuthorizationFailedError.__name__ in str(error):
         error = ClusterAuthorizationFailedError()  # what a producer that may write nowhere is told at its start, and passes on as a text
     if isinstance(error, AuthorizationError):
         named = what or ", ".join(sorted(str(name) for name in _flat(error.args)))
         return ConfigError(
-            f"{settings.who} may not {verb} Kafka{f' ({named})' if named else ''}: {type(error).__name__}. `tidemill topics --acls` mends it"
+            f"{settings.principal} may not {verb} Kafka{f' ({named})' if named else ''}: {type(error).__name__}."
+            " `tidemill topics --acls` gives the rights"
         )
     if isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError):
         return ConfigError(
-            f"Kafka does not let {settings.who} in: {type(error).__name__}. See kafka.sasl_username, kafka.sasl_password and kafka.sasl_mechanism"
+            f"Kafka does not let {settings.principal} in: {type(error).__name__}."
+            " See kafka.sasl_username, kafka.sasl_password and kafka.sasl_mechanism"
         )
     return Unavailable(f"cannot {verb} Kafka: {type(error).__name__}: {error}")
 

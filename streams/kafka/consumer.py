@@ -12,7 +12,7 @@ from streams.core.errors import ConfigError
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
 from streams.core.traces import Headers
-from streams.kafka.client_errors import as_ours
+from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 
@@ -63,14 +63,14 @@ class Consumer:
 
     def poll(self, timeout_s: float = 1.0, max_records: int = 500) -> list[Record]:
         """What has come, in offset order within each partition; an empty list when nothing did."""
-        with as_ours("read from", self._settings):
+        with translated_errors("read from", self._settings):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for batch in batches.values() for r in batch]
         for partition, batch in batches.items():
             self._metrics.add("tidemill_consumed_total", len(batch), topic=partition.topic, part=self._part)
         return records
 
-    def rebalanced(self) -> frozenset[tuple[str, int]] | None:
+    def take_assignment(self) -> frozenset[tuple[str, int]] | None:
         """What is assigned now, as (topic, partition), when that was dealt anew since the last call; else None.
 
         Partitions are dealt inside ``poll`` only. What that poll returned starts at the group's committed offsets: who keeps
@@ -84,30 +84,30 @@ class Consumer:
     def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         """First offset still there, and the next to be written, by (topic, partition)."""
         asked = [kafka.TopicPartition(*key) for key in partitions]
-        with as_ours("ask", self._settings):
+        with translated_errors("ask", self._settings):
             first, end = (self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)) if asked else ({}, {})
         return {(p.topic, p.partition): (first[p], end[p]) for p in asked}
 
     def committed(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
         """What the group has committed, by (topic, partition); 0 where nothing was. Asks Kafka."""
-        with as_ours("ask", self._settings):
+        with translated_errors("ask", self._settings):
             return {key: self._consumer.committed(kafka.TopicPartition(*key), timeout_ms=self._ask_timeout_ms) or 0 for key in partitions}
 
     def is_behind(self, topic: str, partition: int) -> bool:
         """True until everything that the last fetch knew of has been polled. Asks nobody."""
         where = kafka.TopicPartition(topic, partition)
         end = self._consumer.highwater(where)
-        with as_ours("read from", self._settings):
+        with translated_errors("read from", self._settings):
             return end is None or self._consumer.position(where) < end
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to read, by (topic, partition), of what is assigned now."""
-        with as_ours("read from", self._settings):
+        with translated_errors("read from", self._settings):
             return {(p.topic, p.partition): self._consumer.position(p) for p in self._consumer.assignment()}
 
     def seek(self, positions: Mapping[tuple[str, int], int]) -> None:
         """Go on from these offsets. A position that retention has deleted moves to the beginning."""
-        with as_ours("read from", self._settings):
+        with translated_errors("read from", self._settings):
             partitions = {key: kafka.TopicPartition(*key) for key in positions}
             first = self._consumer.beginning_offsets(list(partitions.values())) if partitions else {}
             for key, offset in positions.items():
@@ -126,9 +126,9 @@ class Consumer:
             return False
         return True
 
-    def lag(self) -> int:
+    def measure_lag(self) -> int:
         """Records between the positions and the ends of the log; also sets the lag metric."""
-        with as_ours("read from", self._settings):
+        with translated_errors("read from", self._settings):
             partitions = list(self._consumer.assignment())
             ends = self._consumer.end_offsets(partitions) if partitions else {}
             by_topic: dict[str, int] = {}
@@ -146,7 +146,7 @@ class Consumer:
         numbers = self._consumer.partitions_for_topic(topic)
         if not numbers:
             raise ConfigError(
-                f"topic {topic} does not exist (`tidemill topics --create` makes it), or {self._settings.who} may not read it"
+                f"topic {topic} does not exist (`tidemill topics --create` makes it), or {self._settings.principal} may not read it"
                 " (`tidemill topics --acls` gives each part its rights)"
             )
         return [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
@@ -156,7 +156,7 @@ def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: 
     """Every record of a topic from its beginning to where it ends now."""
     consumer = Consumer(settings, [topic], part, metrics)
     try:
-        while consumer.lag():
+        while consumer.measure_lag():
             yield from consumer.poll(timeout_s=1.0, max_records=5000)
     finally:
         consumer.close()
@@ -178,7 +178,7 @@ def end_offsets(settings: KafkaSettings, topic: Topic[Any], metrics: Metrics) ->
     """Where a topic ends now: the next offset by partition."""
     consumer = Consumer(settings, [topic], "ends", metrics)
     try:
-        with as_ours("ask", settings):
+        with translated_errors("ask", settings):
             ends = consumer._consumer.end_offsets(list(consumer._consumer.assignment()))
         return {p.partition: offset for p, offset in ends.items()}
     finally:

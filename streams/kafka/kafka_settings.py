@@ -57,7 +57,7 @@ class KafkaSettings(SettingsSection):
         return [server.strip() for server in self.bootstrap_servers.split(",")]
 
     @property
-    def who(self) -> str:
+    def principal(self) -> str:
         """The principal that logs in, in words."""
         return self.sasl_username or ("the owner of kafka.ssl_certfile" if self.ssl_certfile else "whoever does not log in")
 

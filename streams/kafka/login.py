@@ -11,7 +11,7 @@ from kafka.protocol.parser import KafkaProtocol
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslHandshakeRequest
 
 from streams.core.errors import Unavailable
-from streams.kafka.client_errors import as_ours
+from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 
 PATIENCE_S = 10.0
@@ -22,11 +22,11 @@ PATIENCE_S = 10.0
 def connecting(settings: KafkaSettings) -> Iterator[None]:
     """Around making a client. Raises ConfigError when a Kafka that is there does not let us in, Unavailable when none is."""
     try:
-        with as_ours("connect to", settings):
+        with translated_errors("connect to", settings):
             yield
     except Unavailable:
         if settings.security_protocol.startswith("SASL"):
-            with as_ours("connect to", settings):
+            with translated_errors("connect to", settings):
                 _log_in_anywhere(settings)
         raise
 

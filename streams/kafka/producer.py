@@ -13,7 +13,7 @@ from streams.core.events import Event
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
 from streams.core.traces import Headers
-from streams.kafka.client_errors import as_ours, ours
+from streams.kafka.client_errors import translate_error, translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 from streams.kafka.partitioning import partition_of
@@ -50,7 +50,7 @@ class Producer:
     def __init__(self, settings: KafkaSettings, metrics: Metrics, client_id: str, linger_ms: int = 5) -> None:
         self._settings, self._metrics = settings, metrics
         self._failure: BaseException | None = None
-        self._ended: dict[str, _Ended] = {}
+        self._on_ended: dict[str, _Ended] = {}
         self._counts: dict[str, tuple[int, float]] = {}
         with connecting(self._settings):
             self._producer = kafka.KafkaProducer(
@@ -83,13 +83,13 @@ class Producer:
                 "too_large", f"a record of {len(value or b'')} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
             ) from None
         except KafkaError as error:
-            raise ours("write to", error, self._settings, topic) from error
-        if (ended := self._ended.get(topic)) is None:
-            ended = self._ended[topic] = _Ended(self._metrics, topic, self._failed)
+            raise translate_error("write to", error, self._settings, topic) from error
+        if (ended := self._on_ended.get(topic)) is None:
+            ended = self._on_ended[topic] = _Ended(self._metrics, topic, self._failed)
         future.add_both(ended)
 
         def wait() -> RecordPlace:
-            with as_ours("write to", self._settings, topic):
+            with translated_errors("write to", self._settings, topic):
                 done = future.get(timeout=self._settings.delivery_timeout_s + 5)
             return RecordPlace(done.topic, done.partition, done.offset)
 
@@ -100,12 +100,12 @@ class Producer:
         return self.send(topic, event, headers)()
 
     def flush(self) -> None:
-        with as_ours("write to", self._settings):
+        with translated_errors("write to", self._settings):
             self._producer.flush(timeout=self._settings.delivery_timeout_s + 5)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             if isinstance(failure, KafkaError):
-                raise ours("write to", failure, self._settings) from failure
+                raise translate_error("write to", failure, self._settings) from failure
             raise Unavailable(f"Kafka did not acknowledge a record: {failure}")
 
     def close(self, timeout_s: float = 10.0) -> None:

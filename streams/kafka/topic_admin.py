@@ -9,7 +9,7 @@ from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinato
 
 from streams.core.errors import Unavailable
 from streams.core.topics import DAY_MS, TOPICS
-from streams.kafka.client_errors import as_ours
+from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 
@@ -20,7 +20,7 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
     try:
         while True:
             try:
-                with as_ours("ask", settings):
+                with translated_errors("ask", settings):
                     offsets = admin.list_group_offsets([group])[group]
                 break
             except Unavailable as error:  # the first question of its life makes a cluster create the topic of the answers
@@ -32,7 +32,7 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
     return {(p.topic, p.partition): o.offset for p, o in offsets.items() if o.offset >= 0}
 
 
-def ready(settings: KafkaSettings) -> bool:
+def kafka_answers(settings: KafkaSettings) -> bool:
     """True when a metadata request is answered."""
     try:
         admin = admin_client(settings)
@@ -70,7 +70,7 @@ def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
     """What differs between the table and the cluster, in words, by topic; ``missing`` when it is not there."""
     admin = admin_client(settings)
     try:
-        with as_ours("ask", settings):
+        with translated_errors("ask", settings):
             wanted, found = wanted_topics(settings), {t["name"]: t for t in admin.describe_topics() if t["name"] in wanted_topics(settings)}
             resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(found)]
             configs = admin.describe_configs(resources, config_filter="all")["topic"] if found else {}
@@ -85,7 +85,7 @@ def create_topics(settings: KafkaSettings) -> list[str]:
     if missing:
         admin = admin_client(settings)
         try:
-            with as_ours("create topics on", settings):
+            with translated_errors("create topics on", settings):
                 admin.create_topics({name: wanted_topics(settings)[name] for name in missing}, wait_for_metadata=True)
         finally:
             admin.close()

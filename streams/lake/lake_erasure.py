@@ -14,7 +14,7 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Erased, Erasure, RewardModelVersion
 from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
-from streams.erasure.forgotten_people import PEOPLES, Forgotten, left_of
+from streams.erasure.forgotten_people import TOPICS_WITH_PEOPLE, Forgotten, record_without
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
@@ -25,29 +25,29 @@ log = structlog.get_logger()
 class LakeErasure:
     """Rewrites the lake's files for those who asked to be forgotten, and says what it removed."""
 
-    def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, alive: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, heartbeat: Callable[[], None] = lambda: None) -> None:
         """``alive`` is called before every file: a large lake takes its time."""
-        self._lake, self._artifacts, self._evidence, self._alive = lake, artifacts, evidence, alive
+        self._lake, self._artifacts, self._evidence, self._heartbeat = lake, artifacts, evidence, heartbeat
         self.forgotten = Forgotten()
         """Everybody who ever asked, for what comes late."""
 
-    def kept(self, records: list[Record]) -> list[Record]:
+    def without_erased(self, records: list[Record]) -> list[Record]:
         """What may be written of these records."""
-        return [left_of(record, self.forgotten, self._evidence) for record in records] if self.forgotten else records
+        return [record_without(record, self.forgotten, self._evidence) for record in records] if self.forgotten else records
 
     def erase(self, erasure: Erasure, arrived_ms: int, now: datetime) -> Erased:
         """Rewrite every file that holds something of theirs. Raises Unavailable; doing it again ends the same."""
         alone = Forgotten()
         alone.take(erasure, arrived_ms)
-        removed: Counter[str] = Counter({topic.short_name: 0 for topic in PEOPLES})
+        removed: Counter[str] = Counter({topic.short_name: 0 for topic in TOPICS_WITH_PEOPLE})
         removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards nobody knows what was theirs
         first_label: dict[int, int] = {}
         first_ms: int | None = None
-        for topic in PEOPLES:
+        for topic in TOPICS_WITH_PEOPLE:
             for file in reversed(self._lake.files(topic)):
-                self._alive()
+                self._heartbeat()
                 before = list(self._lake.records_of(topic, file))
-                after = [left_of(record, alone, self._evidence) for record in before]
+                after = [record_without(record, alone, self._evidence) for record in before]
                 changed = [old for old, new in zip(before, after, strict=True) if new is not old]
                 if not changed:
                     continue
@@ -79,7 +79,7 @@ class LakeErasure:
                 media = EPISODES.decode(record.value).media
             except InvalidEvent:
                 continue
-            kept = left_of(record, forgotten, self._evidence) is record
+            kept = record_without(record, forgotten, self._evidence) is record
             (others if kept else theirs).update(
                 f"media/{each.sha256}" for each in media if each.artifact and each.artifact.path == f"media/{each.sha256}"
             )

@@ -12,8 +12,8 @@ import structlog
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.part_context import PartContext
 from streams.core.topics import BY_NAME, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, TOPICS
-from streams.erasure.erasure_follower import ErasureFollower, take, told
-from streams.join.feedback_join import DECLARED
+from streams.erasure.erasure_follower import ErasureFollower, read_erased, read_erasures
+from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Consumer, Producer, read_to_end
 from streams.lake.lake_erasure import LakeErasure
@@ -27,7 +27,7 @@ TURN_S = 300.0
 """A loop that has not come round for this long hangs, or its store cannot be written."""
 
 
-def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings = DECLARED) -> None:
+def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings = DEFAULT_EVIDENCE) -> None:
     """Write until told to stop; what waits then is written before it returns. Kafka or the store being away is waited out.
 
     ``evidence``: the join's, by which labels that lose a vote are counted again.
@@ -35,10 +35,10 @@ def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings
     lake = Lake(settings.uri or str(context.state / "lake"))
     while not context.stopping.is_set():
         try:
-            _session(settings, context, lake, LakeErasure(lake, context.artifacts, evidence, lambda: context.health.turned("lake", TURN_S)))
+            _session(settings, context, lake, LakeErasure(lake, context.artifacts, evidence, lambda: context.health.heartbeat("lake", TURN_S)))
         except Unavailable as error:
             log.warning("lake waits", error=str(error))
-            context.health.lacks("lake")
+            context.health.mark_missing("lake")
             context.stopping.wait(settings.retry_s)
 
 
@@ -48,20 +48,20 @@ def _session(settings: LakeSettings, context: PartContext, lake: Lake, erasure: 
     consumer = Consumer(context.kafka, TOPICS, "lake", context.metrics)
     waiting = WriteBuffer(settings.flush_rows, settings.flush_s, settings.flush_bytes)
     try:
-        consumer.seek(_start(consumer, lake))
+        consumer.seek(_start_positions(consumer, lake))
         lag_at = prune_at = 0.0
         while not context.stopping.is_set():
-            context.health.turned("lake", TURN_S)
+            context.health.heartbeat("lake", TURN_S)
             records = consumer.poll(min(0.5, settings.flush_s), max_records=5000)
             waiting.add(records, time.monotonic())
-            asked = take((record for record in records if record.topic == ERASURES.name), erasure.forgotten)
+            asked = read_erasures((record for record in records if record.topic == ERASURES.name), erasure.forgotten)
             for topic in waiting.topics() if asked else waiting.due(time.monotonic()):
                 _flush(topic, waiting, settings, context, lake, erasure)
             if asked:
                 _catch_up(erasure, context)
             if time.monotonic() >= lag_at:
                 lag_at = time.monotonic() + 5
-                consumer.lag()
+                consumer.measure_lag()
             if settings.keep_days is not None and time.monotonic() >= prune_at:
                 prune_at = time.monotonic() + PRUNE_EVERY_S
                 _prune(settings.keep_days, context, lake)
@@ -78,11 +78,11 @@ def _prune(keep_days: int, context: PartContext, lake: Lake) -> None:
             log.info("lake pruned", topic=topic.name, files=removed, before=str(before))
 
 
-def _start(consumer: Consumer, lake: Lake) -> dict[Key, int]:
+def _start_positions(consumer: Consumer, lake: Lake) -> dict[Key, int]:
     """Where the files end. A lake that is ahead of its log belongs to another log, and must not be mixed with this one."""
     positions = {}
     for topic in TOPICS:
-        lake.sweep(topic)
+        lake.delete_unfinished(topic)
         for partition, offset in lake.positions(topic).items():
             positions[topic.name, partition] = offset
     known = consumer.bounds(consumer.positions())
@@ -99,7 +99,9 @@ def _catch_up(erasure: LakeErasure, context: PartContext) -> None:
     """Forget everybody who asked and of whom the log does not say yet that the lake has forgotten them."""
     erasures = ErasureFollower(context, "lake")
     erasures.close()
-    done = {(each.person, each.erasure_at) for each in told(read_to_end(context.kafka, ERASED, "lake", context.metrics)) if each.part == "lake"}
+    done = {
+        (each.person, each.erasure_at) for each in read_erased(read_to_end(context.kafka, ERASED, "lake", context.metrics)) if each.part == "lake"
+    }
     for each in erasures.asked:
         erasure.forgotten.take(each.erasure, each.arrived_ms)
     if not (due := [each for each in erasures.asked if (each.erasure.person, each.erasure.at) not in done]):
@@ -117,12 +119,12 @@ def _flush(topic: str, waiting: WriteBuffer, settings: LakeSettings, context: Pa
     for key, records in waiting.of(topic).items():
         while True:
             try:
-                lake.write(BY_NAME[topic], erasure.kept(records))
+                lake.write(BY_NAME[topic], erasure.without_erased(records))
                 break
             except Unavailable as error:
                 context.metrics.add("tidemill_lake_failures_total")
-                context.health.turned("lake", TURN_S)
-                context.health.lacks("lake")
+                context.health.heartbeat("lake", TURN_S)
+                context.health.mark_missing("lake")
                 log.error("lake cannot write and tries again", error=str(error), waiting_rows=waiting.rows, retry_s=settings.retry_s)
                 if context.stopping.wait(settings.retry_s):
                     return  # the log still has it; the next start goes on before it

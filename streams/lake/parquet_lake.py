@@ -78,7 +78,7 @@ class Lake:
         """The next offset to be written, by partition."""
         return {file.partition: file.last + 1 for file in sorted(self.files(topic), key=lambda file: file.last)}
 
-    def sweep(self, topic: Topic[Any]) -> None:
+    def delete_unfinished(self, topic: Topic[Any]) -> None:
         """Remove what a killed writer left half-written."""
         selector = pyarrow.fs.FileSelector(f"{self._root}/{topic.short_name}", recursive=True, allow_not_found=True)
         try:

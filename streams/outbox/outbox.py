@@ -19,11 +19,11 @@ from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Event
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
-from streams.core.traces import Headers, given, written
+from streams.core.traces import Headers, context_as_text, context_from_header
 from streams.kafka import Publisher, Record, RecordPlace
 from streams.kafka.dead_letters import DeadLetters
 from streams.outbox.outbox_settings import OutboxSettings
-from streams.outbox.sqlite_spool import Gone, Spool, SpooledEvent
+from streams.outbox.sqlite_spool import Deleted, Spool, SpooledEvent
 
 BATCH_EVENTS = 500
 BATCH_BYTES = 8 << 20
@@ -58,7 +58,7 @@ class Outbox:
         self._closing, self._deadline = threading.Event(), threading.Event()
         if self._spool.lost:
             metrics.add("tidemill_outbox_lost_total", self._spool.lost)
-        self._tell_depth()
+        self._report_depth()
         self._threads = self._start()
 
     @property
@@ -78,7 +78,7 @@ class Outbox:
             if not self._has_room():
                 self._metrics.add("tidemill_outbox_dropped_total", reason="full")
                 return False
-            waiting = SpooledEvent(self._spool.counters.accepted + 1, topic.name, key, value, written(headers))
+            waiting = SpooledEvent(self._spool.counters.accepted + 1, topic.name, key, value, context_as_text(headers))
             self._spool.counters.note(accepted=waiting.id)
             if self._settings.outbox_fsync == "each":
                 if not self._write([waiting]):
@@ -92,10 +92,10 @@ class Outbox:
                     self._spool_work.set()
             self._waiting += 1
             self._waiting_bytes += waiting.bytes
-        self._tell_depth()
+        self._report_depth()
         return True
 
-    def drained(self, timeout_s: float) -> bool:
+    def wait_until_empty(self, timeout_s: float) -> bool:
         """Wait until nothing waits; False when the time is up."""
         waited = threading.Event()
         for _ in range(max(1, int(timeout_s / 0.02))):
@@ -165,7 +165,7 @@ class Outbox:
         try:
             self._spool.append(batch)
             if self._settings.outbox_when_full == "keep_newest":
-                self._left(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
+                self._count_removed(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
         except Unavailable as error:
             log.warning("outbox cannot write its spool", error=str(error))
             return False
@@ -174,13 +174,13 @@ class Outbox:
     def _send_oldest(self) -> bool:
         """One batch from disk to Kafka, oldest first; nothing overtakes what could not be sent. False when it must be tried again later."""
         try:
-            self._left(self._spool.drop_older(self._settings.outbox_age_h * 3600), "old")
+            self._count_removed(self._spool.drop_older(self._settings.outbox_age_h * 3600), "old")
             if rows := self._spool.oldest(self._sent, BATCH_EVENTS, BATCH_BYTES):
                 self._producer = self._producer or self._connect()
                 self._publish(self._producer, rows)
                 self._sent = rows[-1].id
                 self._spool.counters.note(sent=self._sent)
-            self._left(self._spool.delete_through(self._sent))
+            self._count_removed(self._spool.delete_through(self._sent))
         except Unavailable as error:
             log.warning("outbox waits", waiting=self.depth, error=str(error))
             if self._producer is not None:
@@ -188,14 +188,14 @@ class Outbox:
             self._producer = None
             return False
         finally:
-            self._tell_depth()
+            self._report_depth()
         return True
 
     def _publish(self, producer: RawPublisher, rows: Sequence[SpooledEvent]) -> None:
         letters = DeadLetters(producer, self._clock, self._metrics, self._part)
         for _, topic, key, value, trace in rows:
             try:
-                producer.send_raw(topic, key, value, given(trace))
+                producer.send_raw(topic, key, value, context_from_header(trace))
             except InvalidEvent as error:
                 letters.set_aside(Record(topic, -1, -1, int(self._clock.now().timestamp() * 1000), key, value), error)
         producer.flush()
@@ -206,7 +206,7 @@ class Outbox:
             return len(self._fresh) < self._settings.outbox_events and self._waiting_bytes - self._spool.bytes < self._most_bytes
         return self._waiting < self._settings.outbox_events and self._waiting_bytes < self._most_bytes
 
-    def _left(self, gone: Gone, reason: str | None = None) -> None:
+    def _count_removed(self, gone: Deleted, reason: str | None = None) -> None:
         """Count what is no longer on disk; ``reason`` when it was dropped."""
         with self._lock:
             self._waiting -= gone.events
@@ -214,5 +214,5 @@ class Outbox:
         if reason and gone.events:
             self._metrics.add("tidemill_outbox_dropped_total", gone.events, reason=reason)
 
-    def _tell_depth(self) -> None:
+    def _report_depth(self) -> None:
         self._metrics.set("tidemill_outbox_depth", self._waiting)

@@ -51,7 +51,7 @@ class SpooledEvent(NamedTuple):
         return len(self.key) + len(self.value)
 
 
-class Gone(NamedTuple):
+class Deleted(NamedTuple):
     """What was deleted."""
 
     events: int
@@ -105,17 +105,17 @@ class Spool:
             log.error("the outbox was killed and lost events that were not on disk yet", lost=self.lost, accepted=self.counters.accepted)
         newest = max(written, self.counters.accepted)
         self.counters.note(accepted=newest, let_go=newest if self.lost else 0)
-        self._lived_s: float = self._database.execute("SELECT seconds FROM lived").fetchone()[0]
+        self._in_use_s: float = self._database.execute("SELECT seconds FROM lived").fetchone()[0]
         self._opened_s = time.monotonic()
         self.events, self.bytes = self._database.execute(f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM spool").fetchone()
 
-    def lived_s(self) -> float:
+    def in_use_s(self) -> float:
         """How long this file has been in use, in seconds; what an event's age is measured by."""
-        return self._lived_s + time.monotonic() - self._opened_s
+        return self._in_use_s + time.monotonic() - self._opened_s
 
     def append(self, events: Sequence[SpooledEvent]) -> None:
         """All of them or none."""
-        at = self.lived_s()
+        at = self.in_use_s()
         with self._transaction():
             self._database.executemany(
                 "INSERT INTO spool (id, topic, key, value, trace, put_at_s) VALUES (?, ?, ?, ?, ?, ?)", [(*event, at) for event in events]
@@ -138,27 +138,27 @@ class Spool:
             rows.close()
         return found
 
-    def delete_through(self, last: int) -> Gone:
+    def delete_through(self, last: int) -> Deleted:
         """Delete up to and with that id."""
         with self._transaction():
             gone = self._delete(last)
         self._count(-gone.events, -gone.bytes)
         return gone
 
-    def drop_beyond(self, events: int, size_bytes: int) -> Gone:
+    def drop_beyond(self, events: int, size_bytes: int) -> Deleted:
         """Delete the oldest until no more than that is left."""
-        before = Gone(self.events, self.bytes)
+        before = Deleted(self.events, self.bytes)
         while (self.events > events or self.bytes > size_bytes) and (oldest := self.oldest(0, max(1, self.events - events), 1 << 20)):
             self.delete_through(oldest[-1].id)
-        return Gone(before.events - self.events, before.bytes - self.bytes)
+        return Deleted(before.events - self.events, before.bytes - self.bytes)
 
-    def drop_older(self, age_s: float) -> Gone:
+    def drop_older(self, age_s: float) -> Deleted:
         """Delete what has waited for longer."""
-        before = self.lived_s() - age_s
+        before = self.in_use_s() - age_s
         with self._transaction():
             oldest = self._database.execute("SELECT put_at_s FROM spool ORDER BY id LIMIT 1").fetchone()
             if oldest is None or oldest[0] >= before:
-                return Gone(0, 0)
+                return Deleted(0, 0)
             gone = self._delete(self._database.execute("SELECT max(id) FROM spool WHERE put_at_s < ?", (before,)).fetchone()[0])
         self._count(-gone.events, -gone.bytes)
         return gone
@@ -168,8 +168,8 @@ class Spool:
             self._database.close()
             self.counters.close()
 
-    def _delete(self, last: int) -> Gone:
-        gone = Gone(*self._database.execute(f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM spool WHERE id <= ?", (last,)).fetchone())
+    def _delete(self, last: int) -> Deleted:
+        gone = Deleted(*self._database.execute(f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM spool WHERE id <= ?", (last,)).fetchone())
         self._database.execute("DELETE FROM spool WHERE id <= ?", (last,))
         return gone
 

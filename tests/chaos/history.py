@@ -8,7 +8,7 @@ from pathlib import Path
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
 from streams.core.metrics import Metrics
 from streams.core.topics import LABELS
-from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, read_to_end
 
@@ -41,7 +41,7 @@ def history(chance: random.Random, episodes: int, begin: datetime) -> list[Episo
 
 def undisturbed(events: Sequence[Episode | Feedback], begin: datetime) -> dict[str, Label]:
     """The labels of a run in which nothing happens."""
-    join, labels = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None), {}
+    join, labels = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None), {}
     for event in events:
         label = join.on_episode(event, begin) if isinstance(event, Episode) else join.on_feedback(event, max(begin, event.at))
         if label is not None:

@@ -35,7 +35,7 @@ def main(kafka: str, folder: Path, events: Path, per_second: float, fsync: str) 
             time.sleep(0.2)  # as a client does that is told to come again later
         os.pwrite(place, b"%020d" % (number + 1), 0)
         time.sleep(1 / per_second)
-    while not outbox.drained(1):
+    while not outbox.wait_until_empty(1):
         pass
     (folder / "done").touch()
     outbox.close()

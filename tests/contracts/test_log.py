@@ -55,7 +55,7 @@ def read(consumer: Any, wanted: Callable[[Record], bool], count: int) -> list[Re
     found: list[Record] = []
     for _ in range(120):
         records = consumer.poll(0.5)
-        consumer.rebalanced()
+        consumer.take_assignment()
         found += [record for record in records if wanted(record)]
         if len(found) >= count:
             break
@@ -134,7 +134,7 @@ def test_a_consumer_without_a_group_reads_all_from_the_beginning_and_goes_where_
     consumer = log.consumer([DEAD_LETTERS])
     assert [r.offset for r in read(consumer, lambda r: r.key == topic.encode(), 5)] == [place.offset for place in places]
     assert consumer.positions()[DEAD_LETTERS.name, 0] == places[-1].offset + 1
-    assert consumer.lag() == 0
+    assert consumer.measure_lag() == 0
     assert not consumer.is_behind(DEAD_LETTERS.name, 0)
     consumer.seek({(DEAD_LETTERS.name, 0): places[3].offset})
     assert [r.offset for r in read(consumer, lambda r: r.key == topic.encode(), 2)] == [place.offset for place in places[3:]]

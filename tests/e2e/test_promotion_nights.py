@@ -78,7 +78,7 @@ class Engine:
     def drop(self, name: str) -> None:
         return None
 
-    def sweep(self) -> list[str]:
+    def delete_unfinished(self) -> list[str]:
         names = self.router.idle()
         for name in names:
             self.router.forget(name)

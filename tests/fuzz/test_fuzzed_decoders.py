@@ -33,9 +33,9 @@ from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprin
 from streams.core.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable
 from streams.core.events import Artifact, Feedback, FeedbackKind
 from streams.core.topics import BY_NAME, EPISODES, FEEDBACK, TOPICS, Topic
-from streams.core.traces import given as given_headers
-from streams.erasure.forgotten_people import Forgotten, left_of
-from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.core.traces import context_from_header as given_headers
+from streams.erasure.forgotten_people import Forgotten, record_without
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 from streams.kafka import KafkaSettings, Record
 from streams.lake.parquet_lake import Lake
@@ -70,7 +70,7 @@ def test_events(topic: Topic[Any], data: st.DataObject) -> None:
 
 @given(st.data())
 def test_a_label_is_made_of_whatever_decodes(data: st.DataObject) -> None:
-    join = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    join = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None)
     for _ in range(4):
         try:
             join.on_episode(EPISODES.decode(as_bytes(data.draw(spoiled(EXAMPLES_JSON["episodes"])))), T0)
@@ -83,9 +83,9 @@ def test_a_label_is_made_of_whatever_decodes(data: st.DataObject) -> None:
 @given(st.sampled_from(TOPICS), st.data())
 def test_what_erasure_leaves_of_a_record_can_be_read_or_is_nothing(topic: Topic[Any], data: st.DataObject) -> None:
     record = Record(topic.name, 0, 0, 0, None, data.draw(raw(EXAMPLES_JSON[topic.short_name])))
-    left = left_of(record, forgotten("u-7"), EvidenceSettings())
+    left = record_without(record, forgotten("u-7"), EvidenceSettings())
     assert left is record or left.value is None or topic.decode(left.value)
-    assert left_of(record, Forgotten(), EvidenceSettings()) is record
+    assert record_without(record, Forgotten(), EvidenceSettings()) is record
 
 
 @given(raw(EXAMPLES_JSON["feedback"]))

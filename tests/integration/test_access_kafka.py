@@ -18,7 +18,18 @@ from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
 from streams.join import join_loop as joiner
 from streams.join.join_settings import JoinSettings
-from streams.kafka import PARTS, Consumer, KafkaSettings, Producer, committed_offsets, create_topics, give_rights, principal_of, read_to_end, ready
+from streams.kafka import (
+    PARTS,
+    Consumer,
+    KafkaSettings,
+    Producer,
+    committed_offsets,
+    create_topics,
+    grant_rights,
+    kafka_answers,
+    principal_of,
+    read_to_end,
+)
 from tests.support.running import running, wait_for
 
 NOW = datetime.now(UTC)
@@ -47,7 +58,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     with Broker(BrokerSettings(), folder / "broker", guard=guard) as broker:
         found = Guarded(broker, guard)
         create_topics(found.login(ADMIN))
-        give_rights(found.login(ADMIN), "User:tidemill-{part}")
+        grant_rights(found.login(ADMIN), "User:tidemill-{part}")
         producer = Producer(found.login(ADMIN), Metrics(), "test")
         for topic in TOPICS:
             producer.send_raw(topic.name, b"key", NO_EVENT)
@@ -138,7 +149,7 @@ def test_a_wrong_password_and_no_password_are_told_apart_from_a_broker_that_is_a
     with pytest.raises(ConfigError, match=r"does not let tidemill-actor in.*kafka\.sasl_mechanism"):
         Producer(other, Metrics(), "test")
     plain = KafkaSettings(bootstrap_servers=settings.bootstrap_servers, request_timeout_s=0.5)
-    assert not ready(plain)
+    assert not kafka_answers(plain)
 
 
 def test_principals_must_differ() -> None:
@@ -148,4 +159,4 @@ def test_principals_must_differ() -> None:
 
 def test_nobody_but_an_administrator_gives_rights(kafka: Guarded) -> None:
     with pytest.raises((ConfigError, Unavailable), match="rights"):
-        give_rights(kafka.login("agent"), "User:tidemill-{part}")
+        grant_rights(kafka.login("agent"), "User:tidemill-{part}")

@@ -13,7 +13,17 @@ from streams.core.errors import ConfigError, InvalidEvent, Unavailable
 from streams.core.events import Erasure, new_id, person_of
 from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS, TOPICS
-from streams.kafka import Consumer, Producer, committed_offsets, create_topics, end_offsets, read_to_end, ready, topic_differences, wanted_topics
+from streams.kafka import (
+    Consumer,
+    Producer,
+    committed_offsets,
+    create_topics,
+    end_offsets,
+    kafka_answers,
+    read_to_end,
+    topic_differences,
+    wanted_topics,
+)
 from streams.kafka.kafka_settings import KafkaSettings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -70,7 +80,7 @@ def test_a_broker_that_goes_away_is_unavailable_and_comes_back_with_all_it_ackno
         producer.flush()
     assert consumer.poll(1.0) == []
     assert consumer.commit() is False
-    assert not ready(settings)
+    assert not kafka_answers(settings)
     asks = (
         lambda: committed_offsets(settings, "g"),
         lambda: list(read_to_end(settings, ERASURES, "test", metrics)),
@@ -140,7 +150,7 @@ def test_partitions_of_what_is_joined_are_dealt_side_by_side_and_anew_when_a_mem
     assert not dealt[0] & dealt[1]
     two.close()
     assert len(_dealt([one])[0]) == 8
-    assert one.rebalanced() is None
+    assert one.take_assignment() is None
     one.close()
 
 
@@ -161,7 +171,7 @@ def _dealt(consumers: list[Consumer]) -> list[frozenset[tuple[str, int]]]:
     while time.monotonic() < until:
         for index, consumer in enumerate(consumers):
             consumer.poll(0.2)
-            if (now := consumer.rebalanced()) is not None:
+            if (now := consumer.take_assignment()) is not None:
                 owned[index], quiet_since = now, time.monotonic()
         if all(owned) and time.monotonic() - quiet_since > 5:
             return owned

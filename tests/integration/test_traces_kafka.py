@@ -22,7 +22,7 @@ from streams.core.events import Episode, Feedback, FeedbackKind, Message
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, FEEDBACK, LABELS, REWARD_MODELS, Topic
-from streams.core.traces import Traces, given
+from streams.core.traces import Traces, context_from_header
 from streams.join import join_loop as joiner
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, Record, read_to_end
@@ -73,7 +73,7 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
         for number in range(COUNT):
             said = (Message(role="user", content="tea?"),)
             answer = "you " * (number % 3)
-            keeper.keep(Episode(episode_id=f"ep-{number}", messages=said, answer=answer, started_at=now, ended_at=now), given(CLIENT))
+            keeper.keep(Episode(episode_id=f"ep-{number}", messages=said, answer=answer, started_at=now, ended_at=now), context_from_header(CLIENT))
             thumb = Feedback(
                 feedback_id=f"fb-{number}", episode_id=f"ep-{number}", kind=FeedbackKind.THUMB, thumb="up" if number % 2 else "down", at=now
             )

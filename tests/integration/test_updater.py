@@ -168,7 +168,9 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
     for number in range(12):
         producer.send(LABELS, label(number, float(number % 2)))
     producer.flush()
-    workers.append(failing := Worker(kafka, tiny_base, tmp_path, "from reward.updater.batch_steps import Intake\nIntake.prepare = lambda *_: 1 / 0"))
+    workers.append(
+        failing := Worker(kafka, tiny_base, tmp_path, "from reward.updater.batch_steps import BatchSteps\nBatchSteps.prepare = lambda *_: 1 / 0")
+    )
     assert failing.process.wait(timeout=120) == 1
     assert "ZeroDivisionError" in Path(failing._log.name).read_text()
 

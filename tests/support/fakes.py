@@ -85,7 +85,7 @@ class FakeConsumer:
             self._positions[record.topic, record.partition] = record.offset + 1
         return found
 
-    def rebalanced(self) -> frozenset[tuple[str, int]] | None:
+    def take_assignment(self) -> frozenset[tuple[str, int]] | None:
         dealt, self._dealt = self._dealt, False
         return frozenset(self._positions) if dealt else None
 
@@ -110,7 +110,7 @@ class FakeConsumer:
         self._log.committed.update({(self._group, *key): offset for key, offset in (positions or self._positions).items()})
         return True
 
-    def lag(self) -> int:
+    def measure_lag(self) -> int:
         return sum(len(self._log.records.get(key, [])) - offset for key, offset in self._positions.items())
 
     def close(self) -> None:

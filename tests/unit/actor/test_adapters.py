@@ -61,7 +61,7 @@ class Engine:
     def drop(self, name: str) -> None:
         self.dropped.append(name)
 
-    def sweep(self) -> list[str]:
+    def delete_unfinished(self) -> list[str]:
         return []
 
 

@@ -17,7 +17,7 @@ from streams.core.clock import FixedClock
 from streams.core.errors import Unavailable
 from streams.core.events import Episode, Feedback
 from streams.core.part_context import PartContext
-from streams.join.feedback_channels import CRITIC
+from streams.join.join_settings import CRITIC
 from streams.kafka import KafkaSettings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -18,7 +18,7 @@ from reward.trust.drift_alarm import page_hinkley
 from reward.trust.voter_trust import smoothing, trusts
 from reward.updater.refitter import Refitter
 from streams.core.events import Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import Known, label_of
+from streams.join.feedback_join import KnownEpisode, label_of
 from streams.join.join_settings import JoinSettings
 from tests.unit.reward.test_refit import SMALL, TEN, CountedLetters, checksum, label, refitter
 
@@ -45,7 +45,7 @@ def joined(number: int, *said: dict[str, Any], answer: str = "you tea", settings
                 **carries,
             )
         )
-    known = Known(
+    known = KnownEpisode(
         policy="default",
         tenant="default",
         adapter=adapter,

@@ -17,7 +17,7 @@ from streams.core.errors import ConfigError, Unavailable
 from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, TOPICS, Topic
 from streams.kafka import PARTS, KafkaSettings, Producer, grants, principal_of
-from streams.kafka.client_errors import ours
+from streams.kafka.client_errors import translate_error
 
 NAMES = {"any agent": "agent", "promotion": "promoter", "operators": "operator"}
 ACTOR = KafkaSettings.model_validate({
@@ -59,17 +59,18 @@ def test_rights_are_told_as_kafkas_own_tools_call_them() -> None:
 
 
 def test_a_refusal_names_who_may_not_do_what_where() -> None:
-    refused = ours("write to", TopicAuthorizationFailedError({"tidemill.labels.v1"}), ACTOR)
+    refused = translate_error("write to", TopicAuthorizationFailedError({"tidemill.labels.v1"}), ACTOR)
     assert isinstance(refused, ConfigError)
     assert str(refused).startswith("tidemill-actor may not write to Kafka (tidemill.labels.v1)")
     at_its_start = KafkaError("Unexpected error in InitProducerIdResponse: [Error 31] ClusterAuthorizationFailedError")
-    assert str(ours("write to", at_its_start, ACTOR, "tidemill.labels.v1")).startswith("tidemill-actor may not write to Kafka (tidemill.labels.v1)")
-    assert "(tidemill-join)" in str(ours("read from", GroupAuthorizationFailedError("tidemill-join"), ACTOR))
-    unlettered = ours("connect to", SaslAuthenticationFailedError("bad credentials hush-hush"), ACTOR)
+    told = str(translate_error("write to", at_its_start, ACTOR, "tidemill.labels.v1"))
+    assert told.startswith("tidemill-actor may not write to Kafka (tidemill.labels.v1)")
+    assert "(tidemill-join)" in str(translate_error("read from", GroupAuthorizationFailedError("tidemill-join"), ACTOR))
+    unlettered = translate_error("connect to", SaslAuthenticationFailedError("bad credentials hush-hush"), ACTOR)
     assert isinstance(unlettered, ConfigError)
     assert "does not let tidemill-actor in" in str(unlettered)
     assert "hush" not in str(refused) + str(unlettered)
-    assert isinstance(ours("read from", KafkaTimeoutError("later"), ACTOR), Unavailable)
+    assert isinstance(translate_error("read from", KafkaTimeoutError("later"), ACTOR), Unavailable)
 
 
 def test_a_kafka_that_hangs_up_is_away_and_has_not_refused_anybody() -> None:

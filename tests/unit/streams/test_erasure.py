@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from streams.core.events import ANONYMOUS, DeadLetter, Episode, Erasure, Event, Feedback, FeedbackKind, Label, Message, person_of
 from streams.core.person_ids import people_in, plain_id
 from streams.core.topics import BY_NAME, DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, Topic
-from streams.erasure.forgotten_people import Forgotten, left_of, without
-from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.erasure.forgotten_people import Forgotten, label_without, record_without
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 from streams.kafka import Record
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 T0_MS = int(T0.timestamp() * 1000)
 ASKED_MS = T0_MS + 60_000
-DECLARED = EvidenceSettings()
+DEFAULT_EVIDENCE = EvidenceSettings()
 
 
 def forgotten(*users: str) -> Forgotten:
@@ -39,7 +39,7 @@ def thumb(user_id: str, up: bool = True, seconds: float = 0.0, feedback_id: str 
 
 
 def joined(*feedback: Feedback, asker: str | None = "asker") -> Label | None:
-    join, label = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None), None
+    join, label = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None), None
     join.on_episode(episode(asker), T0)
     for each in feedback:
         label = join.on_feedback(each, T0) or label
@@ -54,51 +54,51 @@ def test_a_label_without_somebody_is_the_label_that_never_knew_them() -> None:
     both, other = joined(thumb("ann"), thumb("bob", up=False, seconds=1)), joined(thumb("bob", up=False, seconds=1))
     assert both is not None
     assert other is not None
-    assert without(both, forgotten("ann"), T0_MS, DECLARED) == other
+    assert label_without(both, forgotten("ann"), T0_MS, DEFAULT_EVIDENCE) == other
 
 
 def test_a_label_on_what_they_asked_or_that_they_alone_gave_is_gone() -> None:
     label = joined(thumb("ann"))
     assert label is not None
-    assert without(label, forgotten("asker"), T0_MS, DECLARED) is None
-    assert without(label, forgotten("ann"), T0_MS, DECLARED) is None
-    assert without(label, forgotten("somebody else"), T0_MS, DECLARED) is label
+    assert label_without(label, forgotten("asker"), T0_MS, DEFAULT_EVIDENCE) is None
+    assert label_without(label, forgotten("ann"), T0_MS, DEFAULT_EVIDENCE) is None
+    assert label_without(label, forgotten("somebody else"), T0_MS, DEFAULT_EVIDENCE) is label
 
 
 def test_who_comes_back_afterwards_is_remembered_from_then_on() -> None:
     late = thumb("ann", seconds=120)
     kept = record(FEEDBACK, late, ASKED_MS + 1)
-    assert left_of(kept, forgotten("ann"), DECLARED) is kept
+    assert record_without(kept, forgotten("ann"), DEFAULT_EVIDENCE) is kept
     early_but_brought_late = record(FEEDBACK, thumb("ann"), ASKED_MS + 1)
-    assert left_of(early_but_brought_late, forgotten("ann"), DECLARED).value is None
+    assert record_without(early_but_brought_late, forgotten("ann"), DEFAULT_EVIDENCE).value is None
     by_a_wrong_clock = record(FEEDBACK, late, ASKED_MS - 1)
-    assert left_of(by_a_wrong_clock, forgotten("ann"), DECLARED).value is None
+    assert record_without(by_a_wrong_clock, forgotten("ann"), DEFAULT_EVIDENCE).value is None
 
 
 @pytest.mark.parametrize("topic", [EPISODES, FEEDBACK], ids=lambda topic: topic.short_name)
 def test_their_records_keep_their_place_and_lose_their_bytes(topic: Topic[Event]) -> None:
     event: Event = episode("ann") if topic is EPISODES else thumb("ann")
-    left = left_of(record(topic, event), forgotten("ann"), DECLARED)
+    left = record_without(record(topic, event), forgotten("ann"), DEFAULT_EVIDENCE)
     assert (left.topic, left.partition, left.offset, left.timestamp_ms, left.value) == (topic.name, 0, 3, T0_MS, None)
 
 
 def test_a_record_that_cannot_be_read_is_known_by_the_names_in_it() -> None:
     broken = record(EPISODES, b'{"messages": [{"content": "Minka"}], "user_id": "\\u0061nn", "answer":')
-    assert left_of(broken, forgotten("ann"), DECLARED).value is None
-    assert left_of(broken, forgotten("bob"), DECLARED) is broken
+    assert record_without(broken, forgotten("ann"), DEFAULT_EVIDENCE).value is None
+    assert record_without(broken, forgotten("bob"), DEFAULT_EVIDENCE) is broken
 
 
 def test_a_dead_letter_keeps_its_reason_and_loses_what_was_said() -> None:
     raw = base64.b64encode(thumb("ann").encode()).decode()
     letter = DeadLetter(source_topic=FEEDBACK.name, source_partition=0, source_offset=1, reason="expired", message="late", record_base64=raw,
                         part="join", at=T0)  # fmt: skip
-    left = left_of(record(DEAD_LETTERS, letter), forgotten("ann"), DECLARED)
+    left = record_without(record(DEAD_LETTERS, letter), forgotten("ann"), DEFAULT_EVIDENCE)
     assert DEAD_LETTERS.decode(left.value) == letter.model_copy(update={"record_base64": ""})
-    assert left_of(record(DEAD_LETTERS, letter), forgotten("bob"), DECLARED).value == letter.encode()
+    assert record_without(record(DEAD_LETTERS, letter), forgotten("bob"), DEFAULT_EVIDENCE).value == letter.encode()
 
 
 def test_the_join_forgets_a_voter_and_an_asker() -> None:
-    state = InMemory()
+    state = StatesInMemory()
     join = FeedbackJoin(state, JoinSettings(), lambda *_: None)
     join.on_episode(episode("asker"), T0)
     join.on_feedback(thumb("ann"), T0)
@@ -117,7 +117,7 @@ def test_the_join_forgets_a_voter_and_an_asker() -> None:
 
 
 def test_the_last_voter_gone_the_label_is_gone_and_the_episode_waits_on() -> None:
-    state = InMemory()
+    state = StatesInMemory()
     join = FeedbackJoin(state, JoinSettings(), lambda *_: None)
     join.on_episode(episode("asker"), T0)
     join.on_feedback(thumb("ann"), T0)
@@ -137,12 +137,12 @@ def test_every_name_that_json_can_hold_is_found(name: str) -> None:
     assert (plain_id(name) or ANONYMOUS) in people_in(thumb(name, feedback_id="fb").encode())
     if plain_id(name) is None:
         return
-    assert left_of(record(EPISODES, episode(name)), forgotten(name), DECLARED).value is None
+    assert record_without(record(EPISODES, episode(name)), forgotten(name), DEFAULT_EVIDENCE).value is None
 
 
 @given(st.sampled_from(sorted(BY_NAME)), st.binary(max_size=300))
 def test_no_bytes_trip_it(topic: str, raw: bytes) -> None:
-    assert left_of(Record(topic, 0, 0, 0, None, raw), forgotten("ann"), DECLARED).value in (raw, None)
+    assert record_without(Record(topic, 0, 0, 0, None, raw), forgotten("ann"), DEFAULT_EVIDENCE).value in (raw, None)
 
 
 def test_an_erasure_does_not_name_whom_it_forgets() -> None:
@@ -156,6 +156,6 @@ def test_a_dead_letter_that_was_cut_before_the_name_is_found_by_whom_it_names() 
     raw = base64.b64encode(b'{"text": "cut off long before the name').decode()
     letter = DeadLetter(source_topic="otlp", source_partition=-1, source_offset=-1, reason="invalid", message="m", record_base64=raw,
                         people=(person_of("ann"),), part="otlp", at=T0)  # fmt: skip
-    left = left_of(record(DEAD_LETTERS, letter), forgotten("ann"), DECLARED)
+    left = record_without(record(DEAD_LETTERS, letter), forgotten("ann"), DEFAULT_EVIDENCE)
     assert DEAD_LETTERS.decode(left.value) == letter.model_copy(update={"record_base64": "", "people": ()})
-    assert left_of(record(DEAD_LETTERS, letter), forgotten("bob"), DECLARED).value == letter.encode()
+    assert record_without(record(DEAD_LETTERS, letter), forgotten("bob"), DEFAULT_EVIDENCE).value == letter.encode()

@@ -29,7 +29,7 @@ from streams.join import join_erasure
 from streams.join import join_loop as joiner
 from streams.join import partition_processor as join_partition
 from streams.join.join_settings import JoinSettings
-from streams.join.ledger import balance, entries
+from streams.join.ledger import balance, ledger_entries
 from streams.kafka import KafkaSettings, Record
 from streams.lake import lake_loop as lake
 from streams.lake.lake_erasure import LakeErasure
@@ -147,7 +147,7 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         assert len(traces(ring)) > 5
         told = Refitter(SETTINGS, words)
         told.absorb(told.prepare(list(standing(kafka).values())))
-        would_be = Replay(Lake(kept.uri or ""), "default", SETTINGS, words, Forgotten.ever(HER), evidence)  # type: ignore[arg-type]
+        would_be = Replay(Lake(kept.uri or ""), "default", SETTINGS, words, Forgotten.as_if_absent(HER), evidence)  # type: ignore[arg-type]
         would_be.refitter.absorb(would_be.refitter.prepare(standing_labels(would_be._waiting, lambda r: LABELS.decode(r.value))[0]))
         seen = len(kafka.records(LABELS))
 
@@ -190,8 +190,8 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
     assert traces(ring) == []
 
     forgotten = Forgotten()
-    erasures.take(kafka.records(ERASURES), forgotten)
-    books = balance(entries(kafka.records(EPISODES), forgotten), entries(kafka.records(FEEDBACK), forgotten), kafka.records(LABELS),
+    erasures.read_erasures(kafka.records(ERASURES), forgotten)
+    books = balance(ledger_entries(kafka.records(EPISODES), forgotten), ledger_entries(kafka.records(FEEDBACK), forgotten), kafka.records(LABELS),
                     kafka.records(DEAD_LETTERS), {key[1:]: offset for key, offset in kafka.log.committed.items()})  # fmt: skip
     assert books.balanced, str(books)
     assert books.rows[0].erased == 1

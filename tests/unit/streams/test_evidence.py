@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from infra.settings.config import load
 from streams.core.errors import ConfigError
 from streams.core.events import Evidence, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import Known, label_of
+from streams.join.feedback_join import KnownEpisode, label_of
 from streams.join.join_settings import JoinSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,7 +24,9 @@ def said(number: int, user_id: str = "ann", hours: float = 0, **carries: Any) ->
 
 
 def labelled(*feedback: Feedback, outcome: Outcome = Outcome.COMPLETED, settings: JoinSettings | None = None) -> Label:
-    known = Known(policy="p", tenant="t", adapter=None, outcome=outcome, messages=(Message(role="user", content="hello"),), answer="hi", ended_at=T0)
+    known = KnownEpisode(
+        policy="p", tenant="t", adapter=None, outcome=outcome, messages=(Message(role="user", content="hello"),), answer="hi", ended_at=T0
+    )
     return label_of("e", known, feedback, settings or JoinSettings())
 
 

@@ -37,23 +37,23 @@ def served() -> tuple[int, Health, Metrics, Hands]:
 
 def test_a_part_is_ready_when_its_loops_have_come_round_and_kafka_answers(served: tuple[int, Health, Metrics, Hands]) -> None:
     port, health, _, _ = served
-    health.lacks("kafka", "join")
+    health.mark_missing("kafka", "join")
     assert ask(port, "/readyz") == (503, json.dumps({"status": "waiting", "missing": ["kafka", "join"]}).encode())
     assert ask(port, "/healthz")[0] == 200, "waiting is no reason to be started anew"
-    health.turned("join", 60)
-    health.has("kafka")
+    health.heartbeat("join", 60)
+    health.mark_present("kafka")
     assert ask(port, "/readyz") == (200, json.dumps({"status": "ready", "missing": []}).encode())
 
 
 def test_a_loop_that_hangs_makes_the_part_neither_alive_nor_ready_until_it_turns_again(served: tuple[int, Health, Metrics, Hands]) -> None:
     port, health, _, hands = served
-    health.turned("join", 60)
+    health.heartbeat("join", 60)
     hands.now_s = 60
     assert ask(port, "/healthz")[0] == 200
     hands.now_s = 61
     assert ask(port, "/healthz") == (503, json.dumps({"status": "hanging", "hanging": ["join"]}).encode())
     assert ask(port, "/readyz")[0] == 503
-    health.turned("join", 60)
+    health.heartbeat("join", 60)
     assert (ask(port, "/healthz")[0], ask(port, "/readyz")[0]) == (200, 200)
 
 

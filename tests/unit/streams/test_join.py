@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import Arrived, FeedbackJoin, InMemory
+from streams.join.feedback_join import ArrivedFeedback, FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,8 +22,8 @@ class Bench:
     """A join over a dict, the newest label of each episode, and what was set aside."""
 
     def __init__(self, settings: JoinSettings = SETTINGS) -> None:
-        self.state = InMemory()
-        self.aside: list[tuple[Arrived, InvalidEvent]] = []
+        self.state = StatesInMemory()
+        self.aside: list[tuple[ArrivedFeedback, InvalidEvent]] = []
         self.join = FeedbackJoin(self.state, settings, lambda arrived, error: self.aside.append((arrived, error)))
         self.labels: dict[str, Label] = {}
         self.published = 0

@@ -14,10 +14,10 @@ from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.erasure.forgotten_people import Forgotten
 from streams.join import join_loop as joiner
-from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
-from streams.join.ledger import balance, entries
-from streams.join.stale_label_repair import after, mended
+from streams.join.ledger import balance, ledger_entries
+from streams.join.stale_label_repair import known_through, labels_to_repair
 from streams.kafka import KafkaSettings, Record
 from tests.support.fakes import FakeConsumer
 from tests.support.running import running, wait_for
@@ -72,7 +72,7 @@ def knows(kafka: Kafka, count: int) -> bool:
 
 def join_of(count: int) -> tuple[FeedbackJoin, Label]:
     """A state that knows so many thumbs, and the label of it."""
-    join = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    join = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None)
     join.on_episode(EPISODE, T0)
     for number in range(count):
         join.on_feedback(thumb(number), T0)
@@ -134,7 +134,7 @@ def test_an_older_label_from_a_join_that_was_taken_for_dead_is_replaced_at_once_
         producer.send(FEEDBACK, thumb(3))
         wait_for(lambda: knows(kafka, 4))
     assert len(kafka.records(LABELS)) == said + 1, "what is right is left alone"
-    books = balance(entries(kafka.records(EPISODES)), entries(kafka.records(FEEDBACK)), kafka.records(LABELS), [],
+    books = balance(ledger_entries(kafka.records(EPISODES)), ledger_entries(kafka.records(FEEDBACK)), kafka.records(LABELS), [],
                     {key[1:]: offset for key, offset in kafka.log.committed.items()})  # fmt: skip
     assert books.balanced, str(books)
 
@@ -147,7 +147,7 @@ def test_only_what_forgot_something_is_sent_again() -> None:
     def told(*labels: Label | bytes | None) -> list[Label | None]:
         values = [label.encode() if isinstance(label, Label) else label for label in labels]
         records = [Record(LABELS.name, 0, offset, 0, b"ep", value) for offset, value in enumerate(values)]
-        return list(mended(records, join, Forgotten(), JoinSettings()).values())
+        return list(labels_to_repair(records, join, Forgotten(), JoinSettings()).values())
 
     assert told(old) == [ours]
     assert told(b"not json") == [ours]
@@ -156,12 +156,12 @@ def test_only_what_forgot_something_is_sent_again() -> None:
     assert told(old, ours) == []
     assert told(newer) == []
     assert told(newer.model_copy(update={"erasures": 1})) == []
-    assert mended([Record(LABELS.name, 0, 0, 0, b"unheard of", old.encode())], join, Forgotten(), JoinSettings()) == {}
+    assert labels_to_repair([Record(LABELS.name, 0, 0, 0, b"unheard of", old.encode())], join, Forgotten(), JoinSettings()) == {}
 
 
 def test_what_is_written_again_of_an_episode_that_was_wholly_erased_is_taken_back(kafka: Kafka, tmp_path: Path) -> None:
     hers = EPISODE.model_copy(update={"user_id": "ann"})
-    join = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    join = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None)
     join.on_episode(hers, T0)
     old = join.on_feedback(thumb(0), T0)
     assert old is not None
@@ -188,20 +188,20 @@ def test_a_label_that_the_state_let_go_of_is_written_again_without_who_is_forgot
     _, old = join_of(3)
     forgotten = Forgotten()
     forgotten.take(Erasure.of("u1", "test", T0 + timedelta(days=1)), 0)
-    nobody = FeedbackJoin(InMemory(), JoinSettings(), lambda *_: None)
+    nobody = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None)
     record = Record(LABELS.name, 0, 0, 0, b"ep", old.encode())
-    (label,) = mended([record], nobody, forgotten, JoinSettings()).values()
+    (label,) = labels_to_repair([record], nobody, forgotten, JoinSettings()).values()
     assert label is not None
     assert [vote.user_id for vote in label.votes] == ["u0", "u2"]
     assert label.erasures == old.erasures + 1
-    assert mended([record, Record(LABELS.name, 0, 1, 0, b"ep", label.encode())], nobody, forgotten, JoinSettings()) == {}
+    assert labels_to_repair([record, Record(LABELS.name, 0, 1, 0, b"ep", label.encode())], nobody, forgotten, JoinSettings()) == {}
 
 
 def test_labels_count_as_known_up_to_where_another_wrote_between() -> None:
-    assert after(5, [7, 5, 6]) == 8
-    assert after(5, []) == 5
-    assert after(5, [6, 7]) == 5
-    assert after(5, [5, 7]) == 5
+    assert known_through(5, [7, 5, 6]) == 8
+    assert known_through(5, []) == 5
+    assert known_through(5, [6, 7]) == 5
+    assert known_through(5, [5, 7]) == 5
 
 
 def test_a_join_that_has_lost_its_partitions_calls_no_label_looked_at(kafka: Kafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

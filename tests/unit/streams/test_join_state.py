@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from streams.core.errors import Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import Arrived, EpisodeState, FeedbackJoin, InMemory
+from streams.join.feedback_join import ArrivedFeedback, EpisodeState, FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
-from streams.join.sqlite_state import Reached, Store
+from streams.join.sqlite_state import PartitionState, Reached
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = JoinSettings(window_days=1)
@@ -24,11 +24,11 @@ SETTINGS = JoinSettings(window_days=1)
 
 def standing(name: str = "x", hours: float = 0) -> EpisodeState:
     given = Feedback(feedback_id=name, episode_id="e", kind=FeedbackKind.COMMENT, text="wörds \n", at=T0)
-    return EpisodeState(feedback=(Arrived(feedback=given, at=T0, offset=7),), expires_at=T0 + timedelta(hours=hours))
+    return EpisodeState(feedback=(ArrivedFeedback(feedback=given, at=T0, offset=7),), expires_at=T0 + timedelta(hours=hours))
 
 
 def test_what_is_committed_is_there_after_a_restart_and_what_is_not_never_was(tmp_path: Path) -> None:
-    store = Store(tmp_path / "s", cached=10)
+    store = PartitionState(tmp_path / "s", cached=10)
     store["a"] = standing("a")
     store["gone"] = standing("gone")
     store.commit({"t": Reached(5, 50)})
@@ -37,7 +37,7 @@ def test_what_is_committed_is_there_after_a_restart_and_what_is_not_never_was(tm
     assert store.get("b") is not None
     assert store.get("gone") is None
     store.close()
-    again = Store(tmp_path / "s", cached=10)
+    again = PartitionState(tmp_path / "s", cached=10)
     assert again.get("a") == standing("a")
     assert again.get("b") is None
     assert again.get("gone") is not None
@@ -46,7 +46,7 @@ def test_what_is_committed_is_there_after_a_restart_and_what_is_not_never_was(tm
 
 @pytest.mark.parametrize("cached", [0, 1, 100])
 def test_the_cache_changes_nothing_but_memory(tmp_path: Path, cached: int) -> None:
-    store, chance, plain = Store(tmp_path / "s", cached), random.Random(0), InMemory()
+    store, chance, plain = PartitionState(tmp_path / "s", cached), random.Random(0), StatesInMemory()
     for number in range(300):
         name = f"e{chance.randrange(20)}"
         if chance.random() < 0.2 and plain.get(name):
@@ -65,29 +65,29 @@ def test_the_cache_changes_nothing_but_memory(tmp_path: Path, cached: int) -> No
 
 
 def test_two_processes_cannot_both_move_a_partition_on(tmp_path: Path) -> None:
-    one, other = Store(tmp_path / "s", 10), Store(tmp_path / "s", 10)
+    one, other = PartitionState(tmp_path / "s", 10), PartitionState(tmp_path / "s", 10)
     one["a"] = standing("one")
     one.commit({"t": Reached(5)})
     other["a"] = standing("other")
     with pytest.raises(Unavailable, match="another process"):
         other.commit({"t": Reached(3)})
-    assert Store(tmp_path / "s", 10).get("a") == standing("one")
+    assert PartitionState(tmp_path / "s", 10).get("a") == standing("one")
     one.commit({"t": Reached(6)})
 
 
 def test_a_damaged_file_is_folded_again_from_nothing(tmp_path: Path) -> None:
-    store = Store(tmp_path / "s", 10)
+    store = PartitionState(tmp_path / "s", 10)
     store["a"] = standing()
     store.commit({"t": Reached(5)})
     store.close()
     (tmp_path / "s").write_bytes(b"not a database, and long enough to look like one" * 100)
-    again = Store(tmp_path / "s", 10)
+    again = PartitionState(tmp_path / "s", 10)
     assert again.get("a") is None
     assert again.reached == {}
 
 
 def test_a_full_disk_is_something_to_wait_for(tmp_path: Path) -> None:
-    store = Store(tmp_path / "s", 10)
+    store = PartitionState(tmp_path / "s", 10)
     store._database.execute("PRAGMA max_page_count = 12")
     for number in range(2000):
         store[f"e{number}"] = standing(str(number))
@@ -95,16 +95,16 @@ def test_a_full_disk_is_something_to_wait_for(tmp_path: Path) -> None:
         store.commit({"t": Reached(2000)})
     store._database.execute("PRAGMA max_page_count = 100000")
     store.commit({"t": Reached(2000)})
-    assert Store(tmp_path / "s", 10).get("e1999") is not None
+    assert PartitionState(tmp_path / "s", 10).get("e1999") is not None
 
 
 def test_a_file_of_another_log_is_emptied(tmp_path: Path) -> None:
-    store = Store(tmp_path / "s", 10)
+    store = PartitionState(tmp_path / "s", 10)
     store["a"] = standing()
     store.commit({"t": Reached(5)})
     store.forget()
     assert store.get("a") is None
-    assert Store(tmp_path / "s", 10).reached == {}
+    assert PartitionState(tmp_path / "s", 10).reached == {}
     assert sqlite3.connect(tmp_path / "s").execute("SELECT count(*) FROM standings").fetchone() == (0,)
 
 
@@ -120,7 +120,7 @@ class DurableJoin(RuleBasedStateMachine):
         self._open()
 
     def _open(self) -> None:
-        self.store = Store(Path(self.folder.name) / "s", cached=2)
+        self.store = PartitionState(Path(self.folder.name) / "s", cached=2)
         self.unsent: list[Any] = []
         self.join = FeedbackJoin(self.store, SETTINGS, lambda arrived, _: self.unsent.append(arrived.feedback.feedback_id))
         self.next = self.store.reached.get("log", Reached()).next
@@ -181,7 +181,7 @@ class DurableJoin(RuleBasedStateMachine):
         if self.next < len(self.log):
             return
         aside: set[str] = set()
-        join, expected = FeedbackJoin(InMemory(), SETTINGS, lambda arrived, _: aside.add(arrived.feedback.feedback_id)), {}
+        join, expected = FeedbackJoin(StatesInMemory(), SETTINGS, lambda arrived, _: aside.add(arrived.feedback.feedback_id)), {}
         for event in self.log:
             label = join.on_episode(event, T0) if isinstance(event, Episode) else join.on_feedback(event, T0)
             if label is not None:

@@ -14,7 +14,7 @@ from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
 from streams.join.join_settings import JoinSettings
-from streams.join.ledger import balance, entries
+from streams.join.ledger import balance, ledger_entries
 from streams.kafka import KafkaSettings
 from tests.chaos.history import history, undisturbed
 from tests.support.fakes import FakeConsumer
@@ -66,8 +66,9 @@ def test_whoever_takes_over_whenever_nothing_is_lost(seed: int, monkeypatch: pyt
         assert takeovers < 2000, [name for name, label in expected.items() if standing(kafka).get(name) != label]
         assert all(kafka.log.committed.get(key, 0) >= offset for key, offset in told.items())
         told = dict(kafka.log.committed)
-        books = balance(entries(kafka.records(EPISODES)), entries(kafka.records(FEEDBACK)), kafka.records(LABELS), kafka.records(DEAD_LETTERS),
-                        {key[1:]: offset for key, offset in told.items()})  # fmt: skip
+        episodes, feedback = ledger_entries(kafka.records(EPISODES)), ledger_entries(kafka.records(FEEDBACK))
+        passed = {key[1:]: offset for key, offset in told.items()}
+        books = balance(episodes, feedback, kafka.records(LABELS), kafka.records(DEAD_LETTERS), passed)
         assert books.balanced, str(books)
     assert takeovers > 5
     assert kafka.records(DEAD_LETTERS) == []

@@ -83,7 +83,7 @@ def test_what_a_killed_writer_left_is_neither_read_nor_counted_and_is_swept(tmp_
     (folder / "README.txt").write_bytes(b"not ours")
     assert lake.positions(EPISODES) == {0: 1}
     assert offsets(lake) == [(0, 0)]
-    lake.sweep(EPISODES)
+    lake.delete_unfinished(EPISODES)
     assert sorted(p.name for p in folder.iterdir()) == ["000-000000000000-000000000000.parquet", "README.txt"]
 
 

@@ -12,9 +12,9 @@ from infra.cli.main import main
 from streams.core.errors import InvalidEvent
 from streams.core.events import DeadLetter, Episode, Event, Feedback, FeedbackKind, Message
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, Topic
-from streams.join.feedback_join import FeedbackJoin, InMemory
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
-from streams.join.ledger import Ledger, Row, balance, entries
+from streams.join.ledger import Ledger, Row, balance, ledger_entries
 from streams.kafka import Record
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,7 +34,7 @@ class Log:
     def __init__(self) -> None:
         self.topics: dict[str, list[Record]] = {topic.name: [] for topic in (EPISODES, FEEDBACK, LABELS, DEAD_LETTERS)}
         self.passed: dict[tuple[str, int], int] = {}
-        self.join = FeedbackJoin(InMemory(), JoinSettings(window_days=1), lambda arrived, error: self.set_aside(arrived.offset, error.reason))
+        self.join = FeedbackJoin(StatesInMemory(), JoinSettings(window_days=1), lambda arrived, error: self.set_aside(arrived.offset, error.reason))
 
     def publish(self, topic: Topic[Event], event: Event | bytes, hours: float = 0) -> int:
         records = self.topics[topic.name]
@@ -67,7 +67,7 @@ class Log:
     def ledger(self, **span: datetime) -> Ledger:
         read = self.topics
         letters = read[DEAD_LETTERS.name]
-        return balance(entries(read[EPISODES.name]), entries(read[FEEDBACK.name]), read[LABELS.name], letters, self.passed, **span)
+        return balance(ledger_entries(read[EPISODES.name]), ledger_entries(read[FEEDBACK.name]), read[LABELS.name], letters, self.passed, **span)
 
 
 def test_an_empty_log_balances() -> None:

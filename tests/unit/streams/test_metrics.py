@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from streams.core.metrics import MOST_SERIES, TABLE, Metrics
+from streams.core.metrics import MAX_SERIES, TABLE, Metrics
 
 
 def test_every_row_has_a_name_that_says_its_unit_and_can_be_made() -> None:
@@ -47,7 +47,7 @@ def test_two_parts_in_one_process_do_not_share_numbers() -> None:
 
 def test_what_a_part_counts_is_shown_at_nothing_before_the_first_event() -> None:
     metrics = Metrics()
-    metrics.begin("streams")
+    metrics.start_at_zero("streams")
     told = metrics.text().decode()
     assert "tidemill_labels_total 0.0" in told
     assert "tidemill_thumb_to_label_seconds_count 0.0" in told
@@ -61,9 +61,9 @@ def test_however_many_values_a_label_takes_the_series_are_bounded_and_nothing_is
         metrics.add("tidemill_dead_letters_total", topic="t", reason=f"reason-{number}")
         metrics.adder("tidemill_published_total", topic=f"topic-{number}")()
     series = [line for line in metrics.text().decode().splitlines() if line.startswith("tidemill_dead_letters_total{")]
-    assert len(series) == MOST_SERIES + 1
+    assert len(series) == MAX_SERIES + 1
     assert sum(float(line.rpartition(" ")[2]) for line in series) == 5000
-    assert metrics.value("tidemill_published_total", topic="other") == 5000 - MOST_SERIES
+    assert metrics.value("tidemill_published_total", topic="other") == 5000 - MAX_SERIES
 
 
 def test_no_metric_is_told_apart_by_what_people_or_their_agents_choose() -> None:

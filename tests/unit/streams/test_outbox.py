@@ -97,7 +97,7 @@ def test_events_go_out_in_order(outboxes: Callable[..., Outbox], broker: Broker)
     outbox = outboxes()
     for number in range(50):
         assert outbox.put(FEEDBACK, thumb(number))
-    assert outbox.drained(60)
+    assert outbox.wait_until_empty(60)
     assert ids(broker) == [f"fb-{number}" for number in range(50)]
 
 
@@ -111,7 +111,7 @@ def test_what_waits_survives_a_restart_and_keeps_its_order(outboxes: Callable[..
     broker.away.clear()
     second = outboxes()
     second.put(FEEDBACK, thumb(20))
-    assert second.drained(60)
+    assert second.wait_until_empty(60)
     assert ids(broker) == [f"fb-{number}" for number in range(21)]
 
 
@@ -129,7 +129,7 @@ def test_an_event_too_large_for_kafka_becomes_a_dead_letter_and_holds_nothing_up
     outbox.put(FEEDBACK, thumb(0))
     outbox.put(FEEDBACK, thumb(1, text="y" * 20_000))
     outbox.put(FEEDBACK, thumb(2))
-    assert outbox.drained(60)
+    assert outbox.wait_until_empty(60)
     assert ids(broker) == ["fb-0", "fb-2"]
     assert [letter.model_dump()["reason"] for letter in broker.letters] == ["too_large"]
 
@@ -144,7 +144,7 @@ def test_where_the_newest_matter_the_oldest_give_way_and_are_counted(outboxes: C
     until(lambda: metrics.value("tidemill_outbox_dropped_total", reason="full") == 5)
     assert outbox.depth == 3
     broker.away.clear()
-    assert outbox.drained(20)
+    assert outbox.wait_until_empty(20)
     assert ids(broker) == ["fb-5", "fb-6", "fb-7"]
 
 
@@ -171,13 +171,13 @@ def test_what_has_waited_too_long_is_dropped_and_counted(outboxes: Callable[...,
 
 def test_age_is_time_in_use_and_goes_on_after_a_restart(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "s", synced=False)
-    spool._lived_s += 100
+    spool._in_use_s += 100
     spool.append([SpooledEvent(1, FEEDBACK.name, b"k", b"v")])
     spool.close()
     again = Spool(tmp_path / "s", synced=False)
-    assert again.lived_s() >= 100
+    assert again.in_use_s() >= 100
     assert again.drop_older(60).events == 0
-    again._lived_s += 61
+    again._in_use_s += 61
     assert again.drop_older(60).events == 1
 
 
@@ -191,7 +191,7 @@ def test_a_disk_that_takes_no_more_is_waited_for_in_memory(outboxes: Callable[..
     assert metrics.value("tidemill_outbox_dropped_total", reason="full") == 10
     assert ids(broker) == []
     outbox._spool._database.execute("PRAGMA max_page_count = 100000")
-    assert outbox.drained(20)
+    assert outbox.wait_until_empty(20)
     assert ids(broker) == [f"fb-{number}" for number in range(50)]
 
 
@@ -257,7 +257,7 @@ def test_a_damaged_file_is_put_aside_and_its_loss_is_told(outboxes: Callable[...
     assert (second.lost, metrics.value("tidemill_outbox_lost_total")) == (7, 7)
     assert len(list(tmp_path.glob("*.damaged-*"))) >= 1
     second.put(FEEDBACK, thumb(7))
-    assert second.drained(20)
+    assert second.wait_until_empty(20)
     assert ids(broker) == ["fb-7"]
 
 
@@ -268,7 +268,7 @@ def test_a_file_of_the_time_before_ages_is_read(outboxes: Callable[..., Outbox],
     database.close()
     outbox = outboxes()
     outbox.put(FEEDBACK, thumb(1))
-    assert outbox.drained(20)
+    assert outbox.wait_until_empty(20)
     assert ids(broker) == ["fb-0", "fb-1"]
     assert outbox.lost == 0
 
@@ -277,6 +277,6 @@ def test_what_comes_within_the_linger_is_written_and_sent_together(outboxes: Cal
     outbox = outboxes(linger_ms=1000)
     for number in range(20):
         outbox.put(FEEDBACK, thumb(number))
-    assert outbox.drained(60)
+    assert outbox.wait_until_empty(60)
     assert ids(broker) == [f"fb-{number}" for number in range(20)]
     assert broker.flushes <= 3  # not one for each

@@ -9,7 +9,7 @@ import structlog
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from streams.core.traces import Headers, Traces, given, in_logs, make_traces, written
+from streams.core.traces import Headers, Traces, context_as_text, context_from_header, make_traces, trace_in_logs
 from streams.core.traces_settings import TracesSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -22,12 +22,12 @@ def spans() -> InMemorySpanExporter:
 
 
 def told(traces: Traces, stage: str, *follows: Headers) -> Headers:
-    return traces.told(stage, T0, T0 + timedelta(seconds=2), follows, episode="ep-1")
+    return traces.record_span(stage, T0, T0 + timedelta(seconds=2), follows, episode="ep-1")
 
 
 def test_a_stage_continues_the_trace_of_the_newest_record_and_links_to_the_others(spans: InMemorySpanExporter) -> None:
     traces = Traces("streams", spans)
-    asked = given(CLIENT)
+    asked = context_from_header(CLIENT)
     captured = told(traces, "capture", asked)
     other = told(traces, "capture")
     told(traces, "join", other, (), captured)
@@ -47,29 +47,29 @@ def test_a_stage_continues_the_trace_of_the_newest_record_and_links_to_the_other
 
 @pytest.mark.parametrize("value", [None, "", "00-0-0-01", CLIENT + "\n", "x" * 10_000])
 def test_what_is_no_context_is_passed_over(value: str | None, spans: InMemorySpanExporter) -> None:
-    assert given(value) == ()
+    assert context_from_header(value) == ()
     traces = Traces("actor", spans)
-    told(traces, "capture", given(value), (("traceparent", b"\xff"),), (("other", b"x"),))
+    told(traces, "capture", context_from_header(value), (("traceparent", b"\xff"),), (("other", b"x"),))
     traces.close()
     assert spans.get_finished_spans()[0].parent is None
 
 
 def test_lines_that_are_logged_meanwhile_name_the_trace_of_the_newest_record() -> None:
-    older = given(f"00-{'ef' * 16}-{'cd' * 8}-01")
+    older = context_from_header(f"00-{'ef' * 16}-{'cd' * 8}-01")
     context = structlog.contextvars.get_contextvars
-    with in_logs(older, given(CLIENT), ()):
+    with trace_in_logs(older, context_from_header(CLIENT), ()):
         assert context() == {"trace": "ab" * 16}
-        with in_logs((), (("traceparent", b"\xff"),)):
+        with trace_in_logs((), (("traceparent", b"\xff"),)):
             assert context() == {"trace": "ab" * 16}
-        with in_logs(older):
+        with trace_in_logs(older):
             assert context() == {"trace": "ef" * 16}
         assert context() == {"trace": "ab" * 16}
-    with in_logs(), in_logs(()):
+    with trace_in_logs(), trace_in_logs(()):
         assert context() == {}
 
 
 def test_off_nothing_is_carried_and_opentelemetry_is_not_even_imported() -> None:
     traces = make_traces(TracesSettings(), "actor")
-    assert (traces.on, told(traces, "capture", given(CLIENT)), written(())) == (False, (), "")
+    assert (traces.enabled, told(traces, "capture", context_from_header(CLIENT)), context_as_text(())) == (False, (), "")
     script = "import sys, streams.join.join_loop, streams.outbox.outbox; sys.exit('opentelemetry' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
