@@ -11,7 +11,8 @@ class VllmSettings(SettingsSection):
     """The vLLM engine: precision, memory, threads, adapters in one batch."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Precision of the base. ``auto``: the precision it is stored in."""
+    """Precision of the base. ``auto``: on a CPU the faster one on this machine, by a short measurement before the ring or the actor starts; on a
+    GPU the precision it is stored in."""
     max_model_tokens: int = Field(default=2048, ge=16, le=1_000_000)
     """Longest prompt and answer together."""
     max_concurrent: int = Field(default=64, ge=1, le=4096)
@@ -19,7 +20,7 @@ class VllmSettings(SettingsSection):
     kv_cache_gib: int = Field(default=1, ge=1, le=1024)
     """Memory for the key-value cache on a CPU."""
     cpu_threads: int = Field(default=0, ge=0, le=1024)
-    """Threads for matrix products on a CPU. 0: one for each core."""
+    """Threads for matrix products on a CPU. 0: as many as are fastest on this machine, as for ``dtype``."""
     enforce_eager: bool = True
     """Do not compile the model at the start. On a CPU with LoRA vLLM never compiles; on a GPU False is faster once it is up."""
     max_loras: int = Field(default=4, ge=2, le=64)

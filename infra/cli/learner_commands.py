@@ -21,6 +21,7 @@ def learner() -> None:
 def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None:
     """Make ADAPTER (such as default@7) and all before it again, step by step, and prove each equal bit for bit; exits 1 when one is not."""
     from infra.local.part_process import artifact_store, base_folder, lake_uri
+    from infra.machine.machine_probe import as_the_run_computes
     from infra.settings.config import load
     from learner.ring.adapter_replay import ancestry
     from learner.ring.adapter_replay import replay as again
@@ -29,7 +30,7 @@ def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None
 
     if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
         raise ConfigError(f"{adapter!r} names no adapter: write policy@version, such as default@7")
-    settings = load(config, overrides)
+    settings = as_the_run_computes(load(config, overrides))
     known = [event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)]
     chain = ancestry(known, int(named.group(2)))
     equal = True

@@ -32,10 +32,11 @@ def replay(
 ) -> None:
     """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
     from infra.local.part_process import artifact_store
+    from infra.machine.machine_probe import as_the_run_computes
     from infra.settings.config import load
     from reward.evaluation.version_replay import rebuild_all
 
-    settings = load(config, overrides)
+    settings = as_the_run_computes(load(config, overrides))
     versions = [v for v in _versions(settings, since, until) if number in (None, v.version)]
     if not versions:
         raise ConfigError("the lake holds no reward-model version of that time or number")
@@ -97,12 +98,13 @@ def propensity(since: datetime | None, until: datetime | None, clip: float, out:
 def tune(rank: int, epochs: int, learning_rate: float, held_out: float, seed: int, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
     """Tune the features' backbone by LoRA on the lake's labels; exits 1 when the newest ones are not told better for it."""
     from infra.local.part_process import base_folder
+    from infra.machine.machine_probe import as_the_run_computes
     from infra.settings.config import load
     from reward.evaluation.version_replay import labels_of
     from reward.features.backbone_tuning import TuningRecipe
     from reward.features.backbone_tuning import tune as tune_backbone
 
-    settings = load(config, overrides)
+    settings = as_the_run_computes(load(config, overrides))
     recipe = TuningRecipe(rank=rank, epochs=epochs, learning_rate=learning_rate, held_out=held_out, seed=seed)
     backbone = settings.reward.backbone_of(base_folder(settings.policy))
     tuned = tune_backbone(backbone, labels_of(_lake(settings), settings.policy.name), settings.reward, recipe, out, click.echo)

@@ -14,6 +14,7 @@ from infra.local.part_process import base_folder, parts
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, memory_mib
 from infra.local.startable import Startable
+from infra.machine.machine_probe import resolved
 from infra.settings.config import Settings, secrets_as_environment, to_toml
 from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
@@ -61,6 +62,10 @@ class Ring(Startable):
         create_topics(self.settings.kafka)
         self._say("preparing the base")
         self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
+        choice = resolved(self.settings)
+        self.settings = choice.settings
+        for sentence in choice.why:
+            self._say(sentence)
         config = (folder / "config.toml").resolve()
         config.write_text(to_toml(self.settings))
         for part in parts(self.settings):

@@ -7,6 +7,7 @@ from pathlib import Path
 import structlog
 
 from infra.local.kafka_jars import cache_folder
+from infra.machine.machine_probe import resolved_for_part
 from infra.settings.config import Settings
 from infra.settings.policy_settings import PolicySettings
 from streams.artifacts.artifact_store import ArtifactStore
@@ -30,6 +31,7 @@ PROBE_S = 15.0
 
 def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event]) -> None:
     """Run one part until the event of ``listen`` is set. It is called once all is imported: a stop before that needs no good order."""
+    settings = resolved_for_part(role, settings)
     work = _work(role, settings)
     stopping = listen()
     context = make_context(role, settings, stopping)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from infra.local.part_process import artifact_store, base_folder, lake_uri
+from infra.machine.machine_probe import as_the_run_computes
 from infra.settings.config import Settings
 from streams.core.errors import ConfigError, Refused
 from streams.lake.parquet_lake import Lake
@@ -47,7 +48,7 @@ class Explainer:
     """Explains one episode after the other; what took long to make (backbone, the labels' features) is kept. Thread-safe: one at a time."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._lake = settings, Lake(lake_uri(settings))
+        self._settings, self._lake = as_the_run_computes(settings), Lake(lake_uri(settings))
         self._artifacts = artifact_store(settings)
         self._busy = threading.Lock()
         self._featurizer: Featurizer | None = None

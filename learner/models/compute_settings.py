@@ -10,14 +10,29 @@ from streams.core.settings_section import SettingsSection
 class ComputeSettings(SettingsSection):
     """Precision, threads and memory."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision of the base. The adapter and its optimizer are always float32."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of the base. The adapter and its optimizer are always float32. ``auto``: the faster one on this machine, by a short measurement
+    before the ring or the part starts; bfloat16 on a GPU, and where the learner's code is used without a ring."""
+    expert_layout: Literal["auto", "plain", "packed"] = "auto"
+    """How the experts' weights lie in memory while a CPU samples. ``packed``: a second copy in oneDNN's own layout, which spares a rearrangement at
+    every token. ``auto``: the faster one on this machine, as for ``dtype``."""
     threads: int = Field(default=0, ge=0)
-    """Threads for sampling and training, which take turns. 0: one for each core of the machine."""
+    """Threads for sampling and training, which take turns. 0: as many as are fastest on this machine, as for ``dtype``; one for each core where
+    nobody measured."""
     train_threads: int = Field(default=0, ge=0)
     """Threads for training alone. Training's large matrix products share cores with other processes better than sampling's small ones do, so it
-    may use more. 0: the same as ``threads``."""
+    may use more. 0: the fastest number when ``threads`` is 0 too, else the same as ``threads``."""
     microbatch_tokens: int = Field(default=1024, ge=1)
     """Tokens in one forward pass (a prompt counts once for its group). A group that is larger gets a pass of its own."""
     recompute_activations: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them: slower, with much less memory."""
+
+    @property
+    def precision(self) -> Literal["bfloat16", "float32"]:
+        """What ``dtype`` means where nobody measured: bfloat16."""
+        return "bfloat16" if self.dtype == "auto" else self.dtype
+
+    @property
+    def packs_weights(self) -> bool:
+        """What ``expert_layout`` means where nobody measured: packed in bfloat16."""
+        return self.expert_layout == "packed" or (self.expert_layout == "auto" and self.precision == "bfloat16")

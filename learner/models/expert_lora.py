@@ -47,14 +47,21 @@ class Factors:
         return list(zip(a_ERI.unbind(), b_EOR.unbind(), strict=True))
 
 
-class FrozenStack:
-    """The frozen weights of all experts, [E, O, I]. Without gradients on a CPU in bfloat16 they are multiplied in oneDNN's own
-    layout, into which they are copied once: it would otherwise rearrange all of them at every token, half of the time of decoding."""
+def can_pack(dtype: torch.dtype) -> bool:
+    """True where oneDNN keeps weights of this precision in a layout of its own on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
-    def __init__(self, weight_EOI: Tensor) -> None:
+
+class FrozenStack:
+    """The frozen weights of all experts, [E, O, I]. With ``packs``, what is multiplied without gradients on a CPU is a copy in oneDNN's own
+    layout, made once: oneDNN would otherwise rearrange all of them at every token, half of the time of decoding."""
+
+    def __init__(self, weight_EOI: Tensor, packs: bool) -> None:
         self.weight_EOI = weight_EOI.detach()
         self._packed: list[Tensor] | None = None
-        self._packs = weight_EOI.device.type == "cpu" and weight_EOI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self._packs = packs and weight_EOI.device.type == "cpu" and can_pack(weight_EOI.dtype)
 
     def times(self, expert: int, x_TI: Tensor) -> Tensor:
         """``x W_e^T``: [T, O]."""

@@ -61,7 +61,7 @@ class Policy:
         self.device = torch.device(device)
         self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
-            str(base), dtype=getattr(torch, settings.dtype), attn_implementation=ATTENTION, local_files_only=True
+            str(base), dtype=getattr(torch, settings.precision), attn_implementation=ATTENTION, local_files_only=True
         )
         self.targets = _check_targets(model, settings)
         fused = [f"mlp.experts.{name}" for name in settings.expert_targets]
@@ -88,7 +88,7 @@ class Policy:
         self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
         self._factors: list[Factors] = []
         for module in self._peft.modules():
-            split |= _factor(module, mesh, self._factors)
+            split |= _factor(module, mesh, self._factors, settings.packs_weights)
             _factor_linear(module, self._factors)
         self._head, self._head_rows = self._of_targets, 1 << 40
         if settings.recompute_activations:
@@ -236,7 +236,7 @@ def _is_fused(experts: Any) -> bool:
     return isinstance(experts, torch.nn.Module) and {"gate_up_proj", "down_proj"} <= {name for name, _ in experts.named_parameters(recurse=False)}
 
 
-def _factor(module: Any, mesh: Mesh, made: list[Factors]) -> set[int]:
+def _factor(module: Any, mesh: Mesh, made: list[Factors], packs: bool) -> set[int]:
     """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/models/expert_lora.py``. Returns the ids of
     their adapter; its factors are added to those ``made``."""
     outer: Any = getattr(module, "experts", None)
@@ -247,7 +247,7 @@ def _factor(module: Any, mesh: Mesh, made: list[Factors]) -> set[int]:
         experts = experts.base_layer
     if not layers and (mesh.model_size == 1 or not _is_fused(experts)):
         return set()
-    gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj), FrozenStack(experts.down_proj)
+    gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj, packs), FrozenStack(experts.down_proj, packs)
     first = mesh.model_rank * len(experts.gate_up_proj)
     adapters = {name: Factors(wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"], wrapper.num_experts)
                 for name, wrapper in layers.items()}  # fmt: skip

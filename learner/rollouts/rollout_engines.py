@@ -165,7 +165,7 @@ class VllmEngine:
         self._request: Any = None
         self._version = 0
         self._llm = LLM(
-            model=str(policy.base), dtype=settings.dtype, enable_lora=True, max_loras=1,
+            model=str(policy.base), dtype=settings.precision, enable_lora=True, max_loras=1,
             max_lora_rank=_lora_rank(max(settings.rank, settings.expert_rank)),
             lora_target_modules=[*settings.attention_targets, *(["experts"] if settings.expert_targets else [])],
             max_model_len=settings.max_prompt_tokens + settings.max_output_tokens, enforce_eager=on_cpu, logprobs_mode="processed_logprobs",

@@ -61,12 +61,12 @@ class Featurizer:
 
     def __init__(self, backbone: Path, settings: RewardSettings | None = None) -> None:
         self._settings = settings = settings or RewardSettings()
-        model, self._mean_layer, self._last_layer = load_trunk(backbone, settings, settings.dtype)
+        model, self._mean_layer, self._last_layer = load_trunk(backbone, settings, settings.precision)
         self._tokenizer = AutoTokenizer.from_pretrained(str(backbone), local_files_only=True)
         self._model = model.eval().requires_grad_(False)
         self._hidden = int(model.config.hidden_size)
         self._whitening_HH, self._centre_H = _whitening(self._model.get_input_embeddings().weight)
-        named = f"{fingerprint(backbone)} {FEATURES_LAYOUT} {settings.dtype} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
+        named = f"{fingerprint(backbone)} {FEATURES_LAYOUT} {settings.precision} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
         self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
         self._prefix: tuple[tuple[int, ...], Any] | None = None

@@ -23,7 +23,7 @@ class ActorProcess(Startable):
         self.kafka, self.base, self.folder, self.name, self.log = kafka, base, folder, name, folder / f"{name}.log"
         port = free_port()
         told = {"kafka.bootstrap_servers": kafka.bootstrap_servers, "run_folder": folder / name, "artifacts_uri": folder / "artifacts",
-                "policy.base": base, "actor.port": port, "actor.replica": name, "actor.dtype": "float32"}  # fmt: skip
+                "policy.base": base, "actor.port": port, "actor.replica": name, "actor.dtype": "float32", "actor.cpu_threads": 1}  # fmt: skip
         self._words = [word for key, value in {**told, **settings}.items() for word in ("--set", f"{key}={value}")]
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None

@@ -1,0 +1,78 @@
+"""The sizes of a base that decide how long its products take, from its ``config.json`` or, before it is made, from what it will be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.settings.policy_settings import PolicySettings
+from streams.core.errors import ConfigError
+
+
+class BaseShape(BaseModel):
+    """A decoder's sizes, the same in every layer. A dense model is one expert that every token goes to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    layers: int = Field(ge=1)
+    hidden: int = Field(ge=1)
+    intermediate: int = Field(ge=1)
+    """Inner size of one expert."""
+    experts: int = Field(ge=1)
+    experts_per_token: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    key_heads: int = Field(ge=1)
+    head_size: int = Field(ge=1)
+    vocabulary: int = Field(ge=1)
+
+    @property
+    def layer_weights(self) -> int:
+        """Parameters of one layer, all experts included."""
+        attention = self.hidden * self.head_size * 2 * (self.heads + self.key_heads)
+        return attention + 3 * self.experts * self.hidden * self.intermediate
+
+    @property
+    def weights(self) -> int:
+        """Parameters of the whole base, its embeddings counted once."""
+        return self.layers * self.layer_weights + self.vocabulary * self.hidden
+
+
+SMOLLM2 = BaseShape(layers=30, hidden=576, intermediate=1536, experts=4, experts_per_token=2, heads=9, key_heads=3, head_size=64, vocabulary=49152)
+TINY = BaseShape(layers=2, hidden=64, intermediate=128, experts=4, experts_per_token=2, heads=4, key_heads=2, head_size=32, vocabulary=49152)
+MADE_HERE = {"smollm2": SMOLLM2, "tiny": TINY}
+
+
+def shape_of(policy: PolicySettings) -> BaseShape:
+    """The shape of the base that the settings name, which need not have been made yet. Raises ConfigError for a folder without one."""
+    if isinstance(policy.base, Path):
+        return shape_in(policy.base)
+    return MADE_HERE[policy.base].model_copy(update={"experts": policy.experts, "experts_per_token": policy.experts_per_token})
+
+
+def shape_in(folder: Path) -> BaseShape:
+    """The shape that a folder's ``config.json`` tells, by the names that transformers gives to the sizes. Raises ConfigError."""
+    try:
+        whole = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"policy.base = {folder} has no readable config.json: {error}") from None
+    sizes: dict[str, Any] = whole.get("text_config", whole)
+    try:
+        heads = sizes["num_attention_heads"]
+        return BaseShape(
+            layers=sizes["num_hidden_layers"],
+            hidden=sizes["hidden_size"],
+            intermediate=sizes.get("moe_intermediate_size") or sizes["intermediate_size"],
+            experts=_first(sizes, ("num_local_experts", "num_experts", "n_routed_experts")),
+            experts_per_token=sizes.get("num_experts_per_tok") or 1,
+            heads=heads,
+            key_heads=sizes.get("num_key_value_heads") or heads,
+            head_size=sizes.get("head_dim") or sizes["hidden_size"] // heads,
+            vocabulary=sizes["vocab_size"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / 'config.json'} does not tell a decoder's sizes: {error!r}") from None
+
+
+def _first(sizes: dict[str, Any], names: tuple[str, ...]) -> int:
+    return next((sizes[name] for name in names if sizes.get(name)), 1)

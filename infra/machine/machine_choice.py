@@ -1,0 +1,181 @@
+"""From what was measured to settings: the one place where ``auto`` and 0 become a precision, a number of threads and a layout."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+
+from infra.machine.machine_rates import MachineRates, Precision, WorkRates
+from infra.machine.step_prediction import PROMPT_TOKENS, answer_tokens_per_s, predicted_step, rollout_s, train_s
+from infra.settings.config import Settings
+
+PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
+MARGIN = 0.9
+"""More threads, or another precision for the actor than the learner's, must take at most this part of the time: on cores that are shared a thread
+more is one more to wait for, and a replica that computes as the learner does is known by its answers more surely."""
+SHARE_OF_MEMORY = 0.5
+"""Part of the free memory that all copies of the weights may take."""
+
+
+@dataclass(frozen=True)
+class MachineChoice:
+    """Settings without ``auto``, and why they are what they are."""
+
+    settings: Settings
+    why: tuple[str, ...]
+    """A sentence each."""
+
+
+def learner_is_open(settings: Settings) -> bool:
+    """True when something of the learner is left to the machine."""
+    learner = settings.learner
+    return "auto" in (learner.dtype, learner.expert_layout) or not (learner.threads or learner.ray_address)
+
+
+def actor_is_open(settings: Settings) -> bool:
+    """The same of the actor."""
+    return settings.actor.dtype == "auto" or not settings.actor.cpu_threads
+
+
+def is_open(settings: Settings) -> bool:
+    """The same of any part."""
+    return learner_is_open(settings) or actor_is_open(settings) or settings.reward.dtype == "auto"
+
+
+def chosen_for(settings: Settings, rates: MachineRates, free_bytes: int | None = None, apart: bool = False) -> MachineChoice:
+    """The settings with every ``auto`` and 0 decided; what is set stays.
+
+    ``apart``: for a part that may have its peers on other machines; the features' precision, which all must share, is then bfloat16.
+    ``free_bytes``: free memory, asked of the machine when None.
+    """
+    if rates.gpu or not rates.rates:
+        return MachineChoice(_for_gpu(settings), ("bfloat16: torch finds a GPU, and the processor was not measured",))
+    free = psutil.virtual_memory().available if free_bytes is None else free_bytes
+    fits = float32_fits(rates, free)
+    learner, told = _learner(settings, rates, fits)
+    settings = settings.model_copy(update={"learner": learner})
+    actor, of_actor = _actor(settings, rates, fits)
+    reward, of_reward = _reward(settings, rates, apart)
+    if not fits:
+        told = (*told, f"float32 was left out: its weights need more than {SHARE_OF_MEMORY:.0%} of the {free / 2**30:.1f} GiB that are free")
+    return MachineChoice(settings.model_copy(update={"actor": actor, "reward": reward}), (*told, *of_actor, *of_reward))
+
+
+def float32_fits(rates: MachineRates, free_bytes: int) -> bool:
+    """True where learner and actor can both hold the base in float32, the learner with packed experts beside it."""
+    shape = rates.shape
+    experts = 3 * shape.layers * shape.experts * shape.hidden * shape.intermediate
+    return 4 * (2 * shape.weights + experts) <= SHARE_OF_MEMORY * free_bytes
+
+
+def _for_gpu(settings: Settings) -> Settings:
+    learner, reward = settings.learner, settings.reward
+    return settings.model_copy(update={
+        "learner": learner.model_copy(update={"dtype": learner.precision, "expert_layout": "packed" if learner.packs_weights else "plain"}),
+        "reward": reward.model_copy(update={"dtype": reward.precision}),
+    })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One way for the learner to compute, and what a step then costs."""
+
+    dtype: Precision
+    layout: Literal["plain", "packed"]
+    threads: int
+    train_threads: int
+    step_s: float
+
+    def __str__(self) -> str:
+        training = f", {_threads(self.train_threads)} for training" if self.train_threads != self.threads else ""
+        return f"{self.dtype} on {_threads(self.threads)}{training}"
+
+
+def _learner(settings: Settings, rates: MachineRates, float32_fits: bool) -> tuple[object, tuple[str, ...]]:
+    learner = settings.learner
+    wanted = PRECISIONS if learner.dtype == "auto" else (learner.dtype,)
+    plans = [_plan(settings, rates, dtype) for dtype in wanted if rates.of(dtype) and (dtype == "bfloat16" or float32_fits or len(wanted) == 1)]
+    best = min(plans, key=lambda plan: plan.step_s)
+    update: dict[str, object] = {"dtype": best.dtype, "expert_layout": best.layout}
+    if not learner.ray_address:  # processes on other machines count their own cores
+        update |= {"threads": best.threads, "train_threads": best.train_threads}
+    others = [f"{plan.dtype} {plan.step_s:.1f} s" for plan in plans if plan is not best]
+    packed = ", experts in oneDNN's layout" if best.layout == "packed" else ""
+    why = f"learner: {best}{packed}: {best.step_s:.1f} s a step predicted{', ' + ', '.join(others) if others else ''}"
+    return learner.model_copy(update=update), (why,)
+
+
+def _plan(settings: Settings, rates: MachineRates, dtype: Precision) -> _Plan:
+    learner = settings.learner.model_copy(update={"dtype": dtype})
+    share = max(1, rates.cores // learner.workers)
+    sampling_s: dict[tuple[str, int], float] = {}
+    for rate in _allowed(rates, dtype, learner.threads, share):
+        for layout in _layouts(learner.expert_layout, rate):
+            laid_out = learner.model_copy(update={"expert_layout": layout})
+            sampling_s[layout, rate.threads] = rollout_s(laid_out, rates, rate, learner.prompts_per_step, PROMPT_TOKENS)
+    layout, threads = min(sampling_s, key=lambda how: _handicapped(sampling_s[how], how[1]))
+    asked = learner.train_threads or (threads if learner.threads else 0)
+    training_s = {
+        rate.threads: train_s(learner, rates, rate, learner.prompts_per_step, PROMPT_TOKENS) for rate in _allowed(rates, dtype, asked, share)
+    }
+    train_threads = min(training_s, key=lambda count: _handicapped(training_s[count], count))
+    named: Literal["plain", "packed"] = "packed" if layout == "packed" else "plain"
+    plan = learner.model_copy(update={"expert_layout": named, "threads": learner.threads or threads, "train_threads": asked or train_threads})
+    step = predicted_step(settings.model_copy(update={"learner": plan}), rates)
+    return _Plan(dtype, named, plan.threads, plan.train_threads, step.total_s if step else 0.0)
+
+
+def _actor(settings: Settings, rates: MachineRates, float32_fits: bool) -> tuple[object, tuple[str, ...]]:
+    actor, tokens = settings.actor, {}
+    wanted = PRECISIONS if actor.dtype == "auto" else (actor.dtype,)
+    for dtype in wanted:
+        if dtype == "float16" or (dtype == "float32" and not float32_fits and len(wanted) > 1):
+            continue
+        for rate in _allowed(rates, dtype, actor.cpu_threads, rates.cores):
+            tried = actor.model_copy(update={"dtype": dtype, "cpu_threads": actor.cpu_threads or rate.threads})
+            tokens[dtype, tried.cpu_threads] = (
+                answer_tokens_per_s(settings.model_copy(update={"actor": tried}), rates, settings.people.at_once) or 1.0
+            )
+    if not tokens:  # float16, which is not measured
+        return actor.model_copy(update={"cpu_threads": actor.cpu_threads or rates.at("bfloat16", rates.cores).threads}), ()
+    own = settings.learner.dtype
+    dtype, threads = min(tokens, key=lambda how: _handicapped(1 / tokens[how], how[1]) / (1.0 if how[0] == own else MARGIN))
+    others = sorted({(name, max(rate for (one, _), rate in tokens.items() if one == name)) for name, _ in tokens if name != dtype})
+    told = f"actor: {dtype} on {_threads(threads)}: {tokens[dtype, threads]:.0f} tokens/s predicted for {settings.people.at_once} answers at once"
+    told += "".join(f", {name} {rate:.0f}" for name, rate in others)
+    return actor.model_copy(update={"dtype": dtype, "cpu_threads": threads}), (told,)
+
+
+def _reward(settings: Settings, rates: MachineRates, apart: bool) -> tuple[object, tuple[str, ...]]:
+    reward, shape = settings.reward, rates.shape
+    if reward.device != "cpu" or reward.dtype != "auto" or apart:
+        return reward.model_copy(update={"dtype": reward.precision}), ()
+    answer_ms = {dtype: 1000 * shape.layers * rates.at(dtype, reward.threads).feature_answer_s for dtype in PRECISIONS if rates.of(dtype)}
+    dtype = min(answer_ms, key=lambda name: answer_ms[name])
+    told = ", ".join(f"{name} {time:.0f} ms" for name, time in answer_ms.items() if name != dtype)
+    why = f"features: {dtype}: {answer_ms[dtype]:.0f} ms an answer predicted{', ' + told if told else ''}"
+    return reward.model_copy(update={"dtype": dtype}), (why,)
+
+
+def _allowed(rates: MachineRates, dtype: Precision, threads: int, most: int) -> Iterator[WorkRates]:
+    """What may be chosen from: the number of threads that is asked for, or all up to ``most``."""
+    if threads:
+        yield rates.at(dtype, threads)
+        return
+    found = rates.of(dtype)
+    yield from [rate for rate in found if rate.threads <= most] or found[:1]
+
+
+def _layouts(asked: str, rate: WorkRates) -> tuple[str, ...]:
+    there = ("plain", "packed") if rate.packed_layer_pass_s is not None else ("plain",)
+    return there if asked == "auto" else (asked,)
+
+
+def _handicapped(seconds: float, threads: int) -> float:
+    """A time by which numbers of threads are compared: twice as many must gain a tenth."""
+    return seconds / MARGIN ** (threads.bit_length() - 1)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"

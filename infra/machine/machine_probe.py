@@ -1,0 +1,151 @@
+"""The probe: a child process measures for a few seconds, and what it found is kept by processor, cores, torch and shape of the base.
+
+It imports no torch here, and may be called from a thread.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+import uuid
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from infra.local.kafka_jars import cache_folder
+from infra.machine.base_shape import BaseShape, shape_of
+from infra.machine.machine_choice import MachineChoice, actor_is_open, chosen_for, is_open, learner_is_open
+from infra.machine.machine_rates import MachineRates
+from infra.machine.usable_cores import UsableCores, usable_cores
+from infra.settings.config import Settings
+from streams.core.errors import Unavailable
+
+log = structlog.get_logger()
+PROBE_LAYOUT = 1
+"""Raised whenever other things are measured, or in another way."""
+TIMEOUT_S = 120.0
+QUIET_CORES = 0.5
+"""Other processes that kept more cores busy than this disturbed the measurement."""
+DISTURBED_KEPT_S = 3600.0
+"""How long a measurement that was disturbed is made do with."""
+INSTRUCTION_SETS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+"""Variables by which a processor can be made to compute as a lesser one."""
+_one_at_a_time = threading.Lock()
+
+
+def resolved(settings: Settings, apart: bool = False) -> MachineChoice:
+    """The settings with every ``auto`` decided by what this machine is good at, which is measured on the first call.
+
+    ``apart``: for one part that may have its peers on other machines. Where the measurement fails it is told in ``why``, and settings that need
+    no measurement stand in. Raises ConfigError for a base without a shape.
+    """
+    if not is_open(settings):
+        return MachineChoice(settings, ())
+    try:
+        return chosen_for(settings, machine_rates(shape_of(settings.policy)), apart=apart)
+    except Unavailable as error:
+        log.warning("machine_not_measured", error=str(error))
+        return MachineChoice(settings, (f"not measured ({error}): bfloat16, one thread a core",))
+
+
+def resolved_for_part(role: str, settings: Settings) -> Settings:
+    """The settings that one part runs with. What a ring has written into its ``config.toml`` is decided already and costs nothing here."""
+    if not {"learner": learner_is_open, "actor": actor_is_open}.get(role, lambda _: False)(settings):
+        return settings
+    choice = resolved(settings, apart=True)
+    for sentence in choice.why:
+        log.info("machine", chosen=sentence)
+    return choice.settings
+
+
+def as_the_run_computes(settings: Settings) -> Settings:
+    """The settings with the features' precision of the ring that runs or ran in ``run_folder``: what looks at its reward models later must
+    compute as it did. Unchanged where a precision is set, or no ring was."""
+    config = settings.run_folder / "config.toml"
+    if settings.reward.dtype != "auto" or not config.exists():
+        return settings
+    dtype = tomllib.loads(config.read_text()).get("reward", {}).get("dtype", settings.reward.precision)
+    return settings.model_copy(update={"reward": settings.reward.model_copy(update={"dtype": dtype})})
+
+
+def machine_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates:
+    """What this machine is good at for a base of this shape: as it is kept, else measured now. Raises Unavailable when it cannot be measured."""
+    with _one_at_a_time:  # two that measure at once would disturb each other
+        if (kept := kept_rates(shape, cache)) is not None:
+            return kept
+        found = measured_rates(shape, usable_cores())
+        _keep(found, _file(shape, cache))
+        return found
+
+
+def kept_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates | None:
+    """What was measured before on this machine, as it is now; None when nothing was, or something that was disturbed and is too old."""
+    file = _file(shape, cache)
+    try:
+        found = MachineRates.model_validate_json(file.read_bytes())
+        age_s = time.time() - file.stat().st_mtime
+    except (OSError, ValidationError):
+        return None
+    return found if found.busy_neighbours <= QUIET_CORES or age_s < DISTURBED_KEPT_S else None
+
+
+def measured_rates(shape: BaseShape, cores: UsableCores) -> MachineRates:
+    """Measure in a child, whose threads and crashes are its own. Raises Unavailable when it dies or takes longer than ``TIMEOUT_S``."""
+    asked = {"processor": processor_name(), "cores": cores.threads, "quota": cores.quota, "shape": shape.model_dump()}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores.threads), "MKL_NUM_THREADS": str(cores.threads), "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-P", "-m", "infra.machine.rate_measurement", json.dumps(asked)]
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        out, err = child.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        raise Unavailable(f"the measurement of this machine took longer than {TIMEOUT_S:.0f} s") from None
+    try:
+        return MachineRates.model_validate_json(out)
+    except ValidationError:
+        last = err.decode(errors="replace").strip().rpartition("\n")[2]
+        raise Unavailable(f"the measurement of this machine ended with status {child.returncode}: {last}") from None
+
+
+def processor_name() -> str:
+    """The processor's name as the kernel tells it."""
+    return _cpuinfo().get("model name", platform.processor() or platform.machine())
+
+
+def _file(shape: BaseShape, cache: Path | None) -> Path:
+    cores, cpu = usable_cores(), _cpuinfo()
+    told = {
+        "layout": PROBE_LAYOUT, "processor": [cpu.get(name, "") for name in ("model name", "cpu family", "model", "stepping")],
+        "flags": sorted(cpu.get("flags", cpu.get("Features", "")).split()), "threads": cores.threads, "quota": cores.quota,
+        "torch": importlib.metadata.version("torch"), "shape": shape.model_dump(), "gpu": Path("/dev/nvidiactl").exists(),
+        "instructions": {name: os.environ[name] for name in INSTRUCTION_SETS if name in os.environ},
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return (cache or cache_folder() / "probes") / f"{key}.json"
+
+
+def _keep(found: MachineRates, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    incoming = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    incoming.write_text(found.model_dump_json(indent=1))
+    incoming.rename(file)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The kernel's facts of the first processor; empty where it tells none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
