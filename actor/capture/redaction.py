@@ -4,11 +4,13 @@ Rules, each with a check where digits alone would say too much; or Presidio, whe
 brackets behind. Token ids spell the text out, so an episode that was redacted keeps none, nor their logprobs.
 """
 
+import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from actor.capture.card_numbers import find_cards
 from actor.capture.redaction_settings import Kind, RedactionSettings
 from streams.core.errors import ConfigError
 from streams.core.events import Episode, Feedback
@@ -18,7 +20,6 @@ KINDS: tuple[Kind, ...] = ("keys", "emails", "cards", "phones")
 MARKS: dict[str, str] = {"keys": "[key]", "emails": "[email]", "cards": "[card]", "phones": "[phone]"}
 
 _EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
-_CARD = re.compile(r"\d(?<![\d.]\d)(?:[ -]?\d){12,18}(?!\d)")  # what stands before is looked at second: a pattern that begins with a class is fast
 _PHONE = re.compile(
     r"[+(0-9](?<![\w.+-].)(?:(?<=\+)\d[\d ()./-]{6,18}\d"  # with its country: +49 30 1234567
     r"|(?:(?<=\()\d{3}\) ?|(?<=\d)\d{2}[ .-])\d{3}[ .-]\d{4}"  # North America: (415) 555-2671
@@ -33,6 +34,7 @@ _KEY = re.compile(
     r"|(?<=[Bb]earer )[\w.~+/-]{20,4000}=*",
 )
 
+_DIGIT = re.compile(r"\d")
 _REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
 _KEYS_BEGIN = (
     "sk-", "sk_", "rk_", "pk_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "AKIA", "ASIA", "AIza", "xox", "hf_", "tm-", "eyJ",
@@ -55,17 +57,16 @@ class Rules:
         self._rules = [(kind, *_RULES[kind]) for kind in KINDS if kind in kinds]
 
     def text(self, text: str, found: Counter[str]) -> str:
-        for kind, hint, pattern, holds in self._rules:
+        for kind, hint, spans in self._rules:
             if not hint(text):
                 continue
-
-            def mark(match: re.Match[str], kind: str = kind, holds: Callable[[str], bool] = holds) -> str:
-                if not holds(match[0]):
-                    return match[0]
+            kept, end = [], 0
+            for begin, next_end in spans(text):
+                kept += [text[end:begin], MARKS[kind]]
                 found[kind] += 1
-                return MARKS[kind]
-
-            text = pattern.sub(mark, text)
+                end = next_end
+            if kept:
+                text = "".join([*kept, text[end:]])
         return text
 
 
@@ -130,7 +131,7 @@ def redacted(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
     """The same JSON with every text in it redacted, but for what stands for media: now and then a checksum has the digits of a card."""
     match value:
         case str():
-            return value if _REFERENCE.fullmatch(value) else redactor.text(value, found)
+            return value if _REFERENCE.fullmatch(value) else _redacted_text(value, redactor, found)
         case dict():
             return {name: redacted(each, redactor, found) for name, each in value.items()}
         case list() | tuple():
@@ -139,15 +140,40 @@ def redacted(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
             return value
 
 
+def _redacted_text(text: str, redactor: Redactor, found: Counter[str]) -> str:
+    """The text without what must not be kept. Text that is JSON, as a call's arguments are, stays JSON: what is taken out of it becomes a string."""
+    passages: Counter[str] = Counter()
+    plain = redactor.text(text, passages)
+    if not passages:
+        return text
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            tree = json.loads(text)
+        except (ValueError, RecursionError):
+            tree = None
+        if tree is not None:
+            passages.clear()
+            plain = json.dumps(_redacted_numbers(tree, redactor, passages), ensure_ascii=False)
+    found.update(passages)
+    return plain
+
+
+def _redacted_numbers(tree: Any, redactor: Redactor, found: Counter[str]) -> Any:
+    """``redacted``, for whole numbers and names of fields too."""
+    match tree:
+        case dict():
+            return {_redacted_text(name, redactor, found): _redacted_numbers(each, redactor, found) for name, each in tree.items()}
+        case list():
+            return [_redacted_numbers(each, redactor, found) for each in tree]
+        case int() if not isinstance(tree, bool):
+            written = redactor.text(str(tree), found)
+            return tree if written == str(tree) else written
+        case _:
+            return redacted(tree, redactor, found)
+
+
 def _digits(text: str) -> str:
     return "".join(character for character in text if character.isdecimal())
-
-
-def passes_luhn(text: str) -> bool:
-    """The check digit of payment cards (ISO/IEC 7812-1, annex B)."""
-    digits = [int(digit) for digit in _digits(text)]
-    doubled = [digit if place % 2 == 0 else 2 * digit - 9 * (digit > 4) for place, digit in enumerate(reversed(digits))]
-    return sum(doubled) % 10 == 0 and any(digits)
 
 
 def _is_phone(text: str) -> bool:
@@ -155,13 +181,17 @@ def _is_phone(text: str) -> bool:
 
 
 def _has_digits(text: str) -> bool:
-    return any(map(text.__contains__, "0123456789"))
+    return _DIGIT.search(text) is not None
 
 
-_RULES: dict[Kind, tuple[Callable[[str], bool], re.Pattern[str], Callable[[str], bool]]] = {
-    "keys": (lambda text: any(map(text.__contains__, _KEYS_BEGIN)), _KEY, bool),
-    "emails": (lambda text: "@" in text, _EMAIL, bool),
-    "cards": (_has_digits, _CARD, passes_luhn),
-    "phones": (_has_digits, _PHONE, _is_phone),
+def _matches(pattern: re.Pattern[str], holds: Callable[[str], bool] = bool) -> Callable[[str], Iterator[tuple[int, int]]]:
+    return lambda text: (match.span() for match in pattern.finditer(text) if holds(match[0]))
+
+
+_RULES: dict[Kind, tuple[Callable[[str], bool], Callable[[str], Iterator[tuple[int, int]]]]] = {
+    "keys": (lambda text: any(map(text.__contains__, _KEYS_BEGIN)), _matches(_KEY)),
+    "emails": (lambda text: "@" in text, _matches(_EMAIL)),
+    "cards": (_has_digits, find_cards),
+    "phones": (_has_digits, _matches(_PHONE, _is_phone)),
 }
-"""For each kind: whether a text may hold one at all, what one looks like, and whether it is one."""
+"""For each kind: whether a text may hold one at all, and where they are."""

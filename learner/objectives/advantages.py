@@ -9,30 +9,38 @@ from torch import Tensor
 EPSILON: Final = 1e-6
 
 
+def _centred(rewards_PG: Tensor) -> Tensor:
+    """``r - mean`` within the group, in float64. There the mean of equal float32 numbers is that number. In float32 it is not always, and
+    the residue, divided by a spread of nearly nothing, would push a whole group one way."""
+    rewards_PG = rewards_PG.double()
+    return rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+
+
 def grpo(rewards_PG: Tensor) -> Tensor:
     """``(r - mean) / (std + eps)`` within the group (GRPO, Shao et al. 2024, section 4.1.2). [P, G].
 
     The standard deviation is the sample's (n - 1). A group of equal rewards teaches nothing: its advantages are 0.
     """
-    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    return centred_PG / (rewards_PG.std(dim=1, keepdim=True) + EPSILON)
+    centred_PG = _centred(rewards_PG)
+    spread_P1 = (centred_PG.square().sum(dim=1, keepdim=True) / (rewards_PG.shape[1] - 1)).sqrt()
+    return (centred_PG / (spread_P1 + EPSILON)).to(rewards_PG.dtype)
 
 
 def dr_grpo(rewards_PG: Tensor) -> Tensor:
     """``r - mean`` within the group (Dr. GRPO, Liu et al. 2025): without the division, which favours groups of small spread."""
-    return rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    return _centred(rewards_PG).to(rewards_PG.dtype)
 
 
 def rloo(rewards_PG: Tensor) -> Tensor:
     """``r - mean of the others`` (leave-one-out, Kool et al. 2019; Ahmadian et al. 2024): an unbiased baseline."""
     size = rewards_PG.shape[1]
-    return rewards_PG - (rewards_PG.sum(dim=1, keepdim=True) - rewards_PG) / (size - 1)
+    return (_centred(rewards_PG) * (size / (size - 1))).to(rewards_PG.dtype)  # r - (sum - r) / (n - 1)
 
 
 def reinforce_pp(rewards_PG: Tensor) -> Tensor:
     """``r - mean`` within the group, divided by the spread of the whole step (REINFORCE++ with baseline, Hu 2025): no group is blown up."""
-    centred_PG = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    return centred_PG / (centred_PG.std() + EPSILON)
+    centred_PG = _centred(rewards_PG)
+    return (centred_PG / (centred_PG.std() + EPSILON)).to(rewards_PG.dtype)
 
 
 def gae(rewards_B: Tensor, values_BT: Tensor, mask_BT: Tensor, decay: float) -> tuple[Tensor, Tensor]:

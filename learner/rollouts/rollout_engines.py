@@ -1,5 +1,6 @@
 """Rollouts, and the two engines that sample them in the learner's own process behind one small interface."""
 
+import hashlib
 import itertools
 import os
 import shutil
@@ -180,19 +181,22 @@ class VllmEngine:
         if self._asleep:
             self._llm.wake_up()
             self._asleep = False
-        folder = self._folder / f"v{version}"
-        policy.save_adapter(folder)
-        if self._request is not None:
+        if self._request is not None:  # before the next is written: it may have the same version, and then the same folder
             self._llm.llm_engine.remove_lora(self._request.lora_int_id)
             shutil.rmtree(self._request.lora_path, ignore_errors=True)
+        folder = self._folder / f"v{version}"
+        policy.save_adapter(folder)
         self._request = LoRARequest(f"learner@{version}", version + 1, str(folder))
         self._version = version
 
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
         from vllm import SamplingParams
 
-        asked = SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0, max_tokens=max_output_tokens, logprobs=0, seed=seed,
-                               detokenize=False)  # fmt: skip
+        asked = [
+            SamplingParams(n=samples, temperature=temperature, top_p=1.0, top_k=0, max_tokens=max_output_tokens, logprobs=0,
+                           seed=seed_of(seed, index), detokenize=False)
+            for index in range(len(prompts))
+        ]  # fmt: skip
         given = [{"prompt_token_ids": list(ids)} for ids in prompts]
         return [
             Rollout(prompt, tuple(one.token_ids), tuple(step[token].logprob for step, token in zip(one.logprobs, one.token_ids, strict=True)),
@@ -209,6 +213,12 @@ class VllmEngine:
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def seed_of(seed: int, prompt: int) -> int:
+    """The seed of one prompt's samples in one step, below 2^62. vLLM adds the sample's number to it, and steps' seeds follow each other too:
+    without a hash, rollouts of one step would be those of the step before."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8], "big") >> 2
 
 
 def make_engine(policy: Policy, settings: LearnerSettings) -> RolloutEngine:

@@ -9,6 +9,7 @@ import torch
 from learner.models.value_head import ValueHead
 from learner.objectives import advantages, losses
 from learner.objectives import importance_weights as corrections
+from learner.rollouts.rollout_engines import seed_of
 
 ALL_THERE = torch.ones(2, 3, dtype=torch.bool)
 
@@ -24,6 +25,13 @@ def test_a_group_of_equal_rewards_teaches_nothing() -> None:
     rewards = torch.full((2, 4), 0.7)
     for advantage in advantages.BY_NAME.values():
         assert advantage(rewards).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("advantage", sorted(advantages.BY_NAME))
+@pytest.mark.parametrize("size", range(2, 17))
+def test_equal_rewards_are_exactly_nothing_for_every_size_of_group_and_every_value(advantage: str, size: int) -> None:
+    rewards_PG = torch.arange(1, 1000).div(1000)[:, None].expand(-1, size)
+    assert advantages.BY_NAME[advantage](rewards_PG).abs().max() == 0
 
 
 def test_dr_grpo_keeps_the_distance_from_the_mean_as_it_is() -> None:
@@ -197,3 +205,9 @@ def test_a_value_head_says_the_mean_at_first_and_learns_what_positions_are_worth
     for one in (head, again):
         one.fit(hidden, returns, updates=8)
     assert torch.equal(head.values(hidden), again.values(hidden))
+
+
+def test_no_two_samples_share_a_random_stream_though_an_engine_adds_the_samples_number_to_a_seed() -> None:
+    streams = [seed_of(seed, prompt) + sample for seed in range(200, 260) for prompt in range(16) for sample in range(8)]
+    assert len(set(streams)) == len(streams)
+    assert all(0 <= stream < 2**63 for stream in streams)
