@@ -59,7 +59,7 @@ class EpisodeKeeper:
     def forget(self, erasure: Erasure) -> int:
         """Episodes of somebody who asked to be forgotten are remembered no longer; returns how many. On any thread."""
         forgotten = Forgotten()
-        forgotten.take(erasure, 0)
+        forgotten.add(erasure, 0)
         with self._lock:
             gone = [e.episode_id for e in self._recent.values() if forgotten.covers_by_event_time(e.user_id, e.ended_at)]
             for episode_id in gone:

@@ -53,7 +53,7 @@ class PromotionEvidence:
                 if not self._forgotten.covers_by_event_time(event.user_id, event.ended_at):
                     self.episodes.append(event)
             case Erasure():
-                self._forgotten.take(event, 0)
+                self._forgotten.add(event, 0)
                 kept = [e for e in self.episodes if not self._forgotten.covers_by_event_time(e.user_id, e.ended_at)]
                 self.episodes = deque(kept, self.episodes.maxlen)
 

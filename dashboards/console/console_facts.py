@@ -161,7 +161,7 @@ class ConsoleFacts:
 
     def _forget(self, erasure: Erasure, arrived_ms: int) -> None:
         """Labels follow by themselves: the join writes them anew."""
-        self._forgotten.take(erasure, arrived_ms)
+        self._forgotten.add(erasure, arrived_ms)
         for episode in list(self.episodes.values()):
             if self._forgotten.covers_by_event_time(episode.user_id, episode.ended_at):
                 del self.episodes[episode.episode_id]

@@ -1,8 +1,8 @@
 """Artifacts: folders of files under one URI (``file://``, ``s3://``, ``gs://``), written once, checked by SHA-256.
 
-An artifact's checksum is that of its manifest, which lists every file with its own checksum and size; so one hash in an
-event vouches for all its bytes; where keys are set, a signature beside it says who made it (``signing.py``). Only the file types of
-``ALLOWED`` are taken: weights are safetensors, nothing is unpickled.
+An artifact's checksum is the checksum of its manifest, which lists every file with its own checksum and size. So one hash in an event proves
+all bytes of an artifact. Where signing keys are set, a signature beside the manifest proves who made it (``signing.py``). Only the file types
+in ``ALLOWED`` are accepted: weights are safetensors, nothing is unpickled.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class ArtifactStore:
             raise ConfigError(f"artifacts.uri = {uri!r} is not a place pyarrow.fs can open: {error}") from None
 
     def put(self, folder: Path, path: str) -> Artifact:
-        """Store every file of ``folder`` as artifact ``path``; the same content again is fine, another is refused."""
+        """Store every file of ``folder`` as artifact ``path``. Storing the same content again is fine; other content raises BadArtifact."""
         files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()}
         if not files:
             raise BadArtifact(f"{folder} holds no files")
@@ -84,7 +84,7 @@ class ArtifactStore:
             incoming.mkdir(parents=True)
             text = self._read_small(f"{self._at(artifact.path)}/{MANIFEST}")
             if text is None:
-                raise BadArtifact(f"artifact {artifact.path} has no manifest: it was never finished, or is gone")
+                raise BadArtifact(f"artifact {artifact.path} has no manifest: its upload never finished, or it was deleted")
             if (found := hashlib.sha256(text).hexdigest()) != artifact.sha256:
                 raise BadArtifact(f"artifact {artifact.path}: manifest has SHA-256 {found}, its event says {artifact.sha256}")
             if self._signing.demands:
@@ -96,7 +96,7 @@ class ArtifactStore:
                 (incoming / name).parent.mkdir(parents=True, exist_ok=True)
                 (incoming / name).write_bytes(data)
             if into.exists():
-                shutil.rmtree(into)  # only now: what stood there is better than nothing
+                shutil.rmtree(into)  # only now: until the new files are complete, the old ones are better than nothing
             incoming.rename(into)
         except OSError as error:
             raise Unavailable(f"cannot fetch artifact {artifact.path} into {into}: {error}") from error
@@ -105,7 +105,7 @@ class ArtifactStore:
         return into
 
     def remove(self, path: str) -> bool:
-        """Delete an artifact for good; False when there was none. The manifest goes first: what a kill leaves behind is no artifact any more."""
+        """Delete an artifact; False when there was none. The manifest goes first, so that after a kill the rest is no longer an artifact."""
         target = self._at(path)
         try:
             if self._filesystem.get_file_info(f"{target}/{MANIFEST}").type == pyarrow.fs.FileType.NotFound:
@@ -117,7 +117,7 @@ class ArtifactStore:
         return True
 
     def below(self, folder: str) -> dict[str, int]:
-        """Path and size in bytes of each finished artifact right below a folder; one that is just being written is not among them."""
+        """Path and size in bytes of each finished artifact directly below a folder. Artifacts that are being written are not listed."""
         try:
             places = self._filesystem.get_file_info(pyarrow.fs.FileSelector(self._at(folder), allow_not_found=True))
             paths = [f"{folder}/{place.base_name}" for place in places if place.type == pyarrow.fs.FileType.Directory]
@@ -128,7 +128,7 @@ class ArtifactStore:
         return {path: sum(entry.size_bytes for entry in entries.values()) for path, entries in finished.items()}
 
     def _sign(self, artifact: Artifact) -> None:
-        """Ed25519 is deterministic: signing again writes the same bytes."""
+        """Write the signature, if there is a key. Ed25519 is deterministic: signing again writes the same bytes."""
         if (signature := self._signing.sign(artifact.path, artifact.sha256)) is not None:
             self._write(f"{self._at(artifact.path)}/{SIGNATURE}", signature)
 
@@ -164,7 +164,7 @@ def sha256_of(path: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hex SHA-256 that names a model: over the checksums of its configuration and weights, whatever the folder is called."""
+    """Hex SHA-256 that identifies a model: over the checksums of its configuration and weights. The folder's name does not matter."""
     files = [p for p in sorted(folder.iterdir()) if p.name == "config.json" or p.suffix == ".safetensors"]
     if not files:
         raise BadArtifact(f"{folder} holds no model (no config.json, no .safetensors)")
@@ -177,11 +177,11 @@ def _absolute(uri: str) -> str:
 
 def _check_name(name: str) -> None:
     if name.startswith("/") or not NAME.fullmatch(name) or any(part in ("", ".", "..") for part in name.split("/")):
-        raise BadArtifact(f"file name {name!r} would leave the artifact's folder, or is no plain name")
+        raise BadArtifact(f"file name {name!r} would leave the artifact's folder, or is not a plain name")
     if not name.endswith(ALLOWED):
         raise BadArtifact(f"file {name!r} is not one of {', '.join(ALLOWED)}")
     if name == MANIFEST:
-        raise BadArtifact(f"{MANIFEST} is the store's own file")
+        raise BadArtifact(f"{MANIFEST} is reserved for the store itself")
 
 
 def _entries(artifact: Artifact, text: bytes) -> dict[str, ManifestEntry]:
@@ -189,7 +189,7 @@ def _entries(artifact: Artifact, text: bytes) -> dict[str, ManifestEntry]:
     try:
         entries = MANIFEST_SHAPE.validate_json(text)
     except ValidationError as error:
-        raise BadArtifact(f"artifact {artifact.path} has a manifest of another shape ({error.error_count()} problems)") from None
+        raise BadArtifact(f"the manifest of artifact {artifact.path} is malformed ({error.error_count()} problems)") from None
     if not 0 < len(entries) <= MAX_FILES:
         raise BadArtifact(f"artifact {artifact.path} lists {len(entries)} files, not 1 to {MAX_FILES}")
     for name in entries:

@@ -1,7 +1,7 @@
-"""Signatures on artifacts: who made an adapter or a reward model, on top of the checksum that says it is whole.
+"""Signatures on artifacts: they prove who made an adapter or a reward model. The checksum alone proves only that it is complete.
 
-Ed25519 (RFC 8032) over the artifact's path and its manifest's SHA-256, so that a signature vouches for these bytes under this name and
-for nothing else. Whoever can write to the artifact store and to the topics, but holds no trusted key, gets nothing loaded.
+Ed25519 (RFC 8032) over the artifact's path and its manifest's SHA-256, so that a signature is valid for these bytes under this name and for
+nothing else. An attacker who can write to the artifact store and to the topics, but has no trusted key, cannot get anything loaded.
 """
 
 import base64
@@ -16,7 +16,7 @@ from streams.artifacts.signing_settings import SigningSettings, decode_key
 from streams.core.errors import BadArtifact
 
 CONTEXT = b"tidemill artifact v1"
-"""Begins whatever is signed, so that a key used elsewhere cannot be made to sign for us."""
+"""Prefix of every signed message (domain separation): a signature made for another purpose with the same key is not valid here."""
 
 
 class Signature(BaseModel):
@@ -31,7 +31,7 @@ class Signature(BaseModel):
 
 
 class Signing:
-    """Signs and verifies, as far as keys are there."""
+    """Signs when there is a private key, and verifies when there are trusted keys."""
 
     def __init__(self, settings: SigningSettings | None = None) -> None:
         settings = settings or SigningSettings()
@@ -49,7 +49,7 @@ class Signing:
 
     @property
     def demands(self) -> bool:
-        """True when an artifact must be signed to be taken."""
+        """True when only signed artifacts are accepted."""
         return bool(self._trusted)
 
     def verify(self, path: str, manifest_sha256: str, file: bytes | None) -> None:
@@ -57,7 +57,7 @@ class Signing:
         if not self.demands:
             return
         if file is None:
-            raise BadArtifact(f"artifact {path} is not signed, and signing.trusted_keys asks for it")
+            raise BadArtifact(f"artifact {path} is not signed, and signing.trusted_keys requires a signature")
         try:
             found = Signature.model_validate_json(file)
             signature = base64.b64decode(found.signature, validate=True)
@@ -68,11 +68,11 @@ class Signing:
         try:
             key.verify(signature, _message(path, manifest_sha256))
         except InvalidSignature:
-            raise BadArtifact(f"artifact {path}: the signature is not of these bytes under this name") from None
+            raise BadArtifact(f"artifact {path}: the signature does not match these bytes under this name") from None
 
 
 class KeyPair(BaseModel):
-    """A new pair, base64."""
+    """A new pair of keys, base64."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -81,7 +81,7 @@ class KeyPair(BaseModel):
 
     @classmethod
     def generate(cls) -> Self:
-        """From the operating system's randomness."""
+        """A pair from the operating system's random source."""
         private = Ed25519PrivateKey.generate()
         return cls(
             private_key=SecretStr(base64.b64encode(private.private_bytes_raw()).decode()),

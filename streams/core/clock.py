@@ -1,4 +1,4 @@
-"""Time, passed in. Steps take a ``Clock`` so that tests can hold it still or jump it."""
+"""The clock, passed in: code takes a ``Clock`` so that tests can stop it or move it."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
@@ -18,7 +18,7 @@ class SystemClock:
 
 
 class FixedClock:
-    """A clock that stands where it was put, and moves when told to."""
+    """A clock that stands still until ``advance`` moves it."""
 
     def __init__(self, at: datetime) -> None:
         self._at = at

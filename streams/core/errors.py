@@ -5,9 +5,9 @@ TidemillError
 ├── InvalidEvent       this one record is bad: dead-letter it, keep the stream moving
 ├── BadArtifact        these bytes are not what their event promised: refuse them, keep what you have
 ├── StalePolicy        this one rollout is too old: count it, drop it
-├── Refused            an operator asked for what cannot be done: say why, change nothing
-├── AttestationFailed  this replica does not serve what it should: keep it out of traffic
-└── Unavailable        a dependency is down: back off, retry, stay un-ready
+├── Refused            an operator asked for something impossible: say why, change nothing
+├── AttestationFailed  this replica does not serve the adapter it should: keep it out of traffic
+└── Unavailable        a dependency is down: back off, retry, stay not ready
 
 Built-in errors are bugs and are never caught. A message gives the value, the limit and the setting's name.
 """
@@ -41,12 +41,12 @@ class StalePolicy(TidemillError):
 
 
 class Refused(TidemillError):
-    """An operator asked for what cannot be done: say why, change nothing."""
+    """An operator asked for something impossible: say why, change nothing."""
 
 
 class AttestationFailed(TidemillError):
-    """A replica does not serve what it should: keep it out of traffic."""
+    """A replica does not serve the adapter it should: keep it out of traffic."""
 
 
 class Unavailable(TidemillError):
-    """A dependency is down: back off, retry, stay un-ready."""
+    """A dependency is down: back off, retry, stay not ready."""

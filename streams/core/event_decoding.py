@@ -1,4 +1,4 @@
-"""What every event shares: it is frozen, knows its Kafka key, and goes to JSON and back. Foreign bytes come to an event or to one reason why not."""
+"""The base of all events: frozen, with a Kafka key, encoded as JSON. Decoding foreign bytes gives an event or one InvalidEvent with its reason."""
 
 import json
 from typing import ClassVar, Literal, Self
@@ -11,11 +11,11 @@ from streams.core.person_ids import whole_text
 
 _BOM = b"\xef\xbb\xbf"
 _FRAME = 5
-"""Bytes that a schema registry's serialisers put before the JSON: a zero, and the schema's number in four."""
+"""Bytes that a schema registry's serialisers put before the JSON: a zero byte and the schema's number in four bytes."""
 
 
 class Event(BaseModel):
-    """What all events share: they are frozen, know their key, and encode to and from JSON."""
+    """Base of all events: frozen, with a key, encoded as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
     key_fields: ClassVar[tuple[str, ...]]
@@ -24,7 +24,7 @@ class Event(BaseModel):
 
     @property
     def key(self) -> str:
-        """The Kafka key: events of equal key keep their order, and a compacted topic keeps the last."""
+        """The Kafka key. Events with the same key keep their order, and a compacted topic keeps the last of them."""
         fields = self.key_fields
         return str(getattr(self, fields[0])) if len(fields) == 1 else "/".join([str(getattr(self, field)) for field in fields])
 
@@ -85,7 +85,7 @@ def _reason(error: ValidationError) -> str:
 
 
 def _summary(error: ValidationError) -> str:
-    """The first three complaints, without the values: a value may hold what a person said."""
+    """The first three problems, without the values: a value may contain what a person said."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     told = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'record'}: {p['msg']}" for p in problems[:3])
     return told + (f" (and {len(problems) - 3} more)" if len(problems) > 3 else "")

@@ -1,7 +1,7 @@
-"""The pipeline's language: every event, frozen and versioned, as JSON on the wire.
+"""Every event, frozen and versioned, as JSON on the wire.
 
-Evolution is additive: a reader ignores fields it does not know and refuses a ``schema_version`` it does not know. Any agent
-in any language may publish these; ``docs/reference/events.md`` shows an example of each.
+Schemas only grow: a reader ignores fields that it does not know and rejects a ``schema_version`` that it does not know. Agents in any language may
+publish events; ``docs/reference/events.md`` shows an example of each.
 """
 
 import uuid
@@ -42,7 +42,7 @@ def new_id(prefix: str) -> str:
 
 
 class Episode(Event):
-    """A deployed agent answered."""
+    """One answer of a deployed agent, with its conversation."""
 
     key_fields = ("episode_id",)
 
@@ -50,14 +50,14 @@ class Episode(Event):
     policy: Name = "default"
     tenant: Name = "default"
     user_id: NamedId = None
-    """Who asked, as the agent names people; needed to let a person be forgotten."""
+    """The person who asked, by the id that the agent gives people. An erasure needs it."""
     conversation_id: NamedId = None
     turn: Count = 0
     """Position in its conversation, from 0."""
     replies_to: Id | None = None
-    """The episode before it in the conversation: what this one's newest messages (a person's next turn, results of tools) reply to."""
+    """The episode before it in the conversation, which this one's newest messages (a person's next turn, results of tools) reply to."""
     adapter: str | None = None
-    """Versioned name of the adapter that answered, such as ``default@7``; none when the base answered."""
+    """Versioned name of the adapter that answered, such as ``default@7``. None when the base answered."""
     adapter_sha256: Sha256 | None = None
     replica: str | None = None
     api: Literal["chat", "completion", "response", "other"] = "chat"
@@ -68,15 +68,15 @@ class Episode(Event):
     tool_calls: tuple[dict[str, Any], ...] = ()
     prompt_ids: tuple[TokenId, ...] = ()
     output_ids: tuple[TokenId, ...] = ()
-    """Tokens of the answer as the engine sampled them; empty when the agent's server does not tell."""
+    """Tokens of the answer as the engine sampled them. Empty when the agent's server does not report them."""
     output_logprobs: tuple[Finite, ...] = ()
     """Log-probability of each output token under the weights that sampled it, in nats."""
     media: tuple[Media, ...] = ()
-    """Images and sounds that came inside the messages, which keep only ``sha256:…`` in their place."""
+    """Images and sounds that came inside the messages, where ``sha256:…`` now replaces them."""
     redacted: dict[str, int] = {}
-    """How many passages were taken out before the episode left the actor, by kind; token ids and logprobs are left out then."""
+    """Number of passages removed before the episode left the actor, by kind. A redacted episode has no token ids and no logprobs."""
     sampling: dict[str, Any] = {}
-    """Temperature, top_p, max_tokens and the like, as asked for."""
+    """Temperature, top_p, max_tokens and so on, as the client asked for."""
     outcome: Outcome = Outcome.COMPLETED
     error: str | None = None
     started_at: Instant
@@ -110,7 +110,7 @@ class Feedback(Event):
     key_fields = ("episode_id",)
 
     feedback_id: Id
-    """Chosen by the sender; a second record of the same id is a duplicate and is dropped."""
+    """Chosen by the sender. A second record with the same id is a duplicate and is dropped."""
     episode_id: Id
     user_id: Annotated[Id, BeforeValidator(_giver)] = ANONYMOUS
     kind: FeedbackKind
@@ -120,25 +120,25 @@ class Feedback(Event):
     text: str | None = Field(default=None, min_length=1, max_length=100_000)
     """The comment, the whole answer as it should have been (correction), or what the person said next (reply)."""
     over: Id | None = None
-    """Comparison: the episode that this one was preferred to."""
+    """Comparison: the other episode, to which the person preferred this one."""
     signal: Name | None = None
     """Implicit or outcome signal, such as ``copied``, ``retried``, ``abandoned``, ``test-passed``."""
     retracts: Id | None = None
-    """Retraction: the feedback_id that is taken back."""
+    """Retraction: the feedback_id that is withdrawn."""
     at: Instant
-    """When the person gave it (event time): the join orders by this, not by arrival."""
+    """When the person gave it (event time). The join orders by this time, not by arrival."""
 
     @model_validator(mode="after")
     def _carries_what_its_kind_needs(self) -> Self:
         needed = _CARRIES[self.kind]
         given = {field for field in set(_CARRIES.values()) if getattr(self, field) is not None}
         if given != {needed}:
-            raise ValueError(f"kind {self.kind.value} carries exactly the field '{needed}', got {sorted(given) or 'none'}")
+            raise ValueError(f"kind {self.kind.value} needs exactly the field '{needed}', got {sorted(given) or 'none'}")
         return self
 
 
 class Label(Event):
-    """What all feedback on an episode amounts to, now. A later label of the same episode replaces it."""
+    """The verdict on an episode from all feedback so far. A later label of the same episode replaces it."""
 
     key_fields = ("episode_id",)
 
@@ -146,24 +146,25 @@ class Label(Event):
     policy: Name
     tenant: Name = "default"
     user_id: NamedId = None
-    """Who asked, so that they can be forgotten."""
+    """The person who asked, so that an erasure finds the label."""
     conversation_id: NamedId = None
-    """Of the episode: labels of one conversation are not independent of each other."""
+    """The episode's conversation. Labels of one conversation are not independent of each other."""
     adapter: str | None = None
     outcome: Outcome
     messages: tuple[Message, ...]
     answer: str
     verdict: float | None = Field(default=None, ge=0, le=1)
-    """Mean of what the people said, one voice each: 0 bad, 1 good. None: no scalar feedback stands (withdrawn or censored)."""
+    """Mean over people of their newest thumb or rating: 0 bad, 1 good. None: there is no such feedback (any more), or the label is censored."""
     votes: tuple[Vote, ...] = ()
     """The feedback that counts, by event time."""
     evidence: tuple[Evidence, ...] | None = None
-    """What each channel says and how much it counts; empty when censored, none in labels of before it was told.
-    ``verdict`` is people's thumbs and ratings alone."""
+    """Each channel's verdict and weight. Empty when censored; None in labels from versions that did not write it. ``verdict`` is made of people's
+    thumbs and ratings alone."""
     superseded: tuple[str, ...] = ()
-    """feedback_ids that were folded in and no longer count: changed, retracted, or retracting."""
+    """feedback_ids that were read and do not count (any more): replaced, retracted, or retractions themselves."""
     erasures: int = Field(default=0, ge=0)
-    """How often somebody was erased from it: of two labels the one with more is the later, whatever its feedback's times."""
+    """How often a person was erased from it. Of two labels of an episode the one with more erasures is the later one, whatever its feedback's
+    times."""
     episode_at: Instant
     """When the episode ended."""
     first_feedback_at: Instant
@@ -171,7 +172,7 @@ class Label(Event):
 
     @property
     def feedback_ids(self) -> tuple[str, ...]:
-        """Every feedback event that this label has taken in."""
+        """Every feedback event that this label was made from."""
         return tuple(vote.feedback_id for vote in self.votes) + self.superseded
 
 
@@ -188,15 +189,15 @@ class RewardModelVersion(Event):
     """Labels in the replay buffer that it was fitted on."""
     calibration: Calibration
     slices: dict[str, Calibration] = {}
-    """The same by slice of the labels: ``channel=…``, ``adapter=…``, ``language=…``, ``length=…``; those with too few labels are left out."""
+    """Calibration by slice of the labels: ``channel=…``, ``adapter=…``, ``language=…``, ``length=…``. Slices with too few labels are left out."""
     alarms: tuple[str, ...] = ()
-    """What stood against trusting it when it was published, a sentence each."""
+    """Reasons not to trust it, as known when it was published, one sentence each."""
     largest_person_share: float | None = Field(default=None, ge=0, le=1)
-    """The largest part of the weight of its labels, comparisons and corrections that any one person holds; ``reward.person_share`` keeps it down."""
+    """Largest part of the weight of its labels, comparisons and corrections that one person holds. ``reward.person_share`` limits it."""
     withheld: dict[str, int] = {}
-    """Refits since the version before that were not published, by the reason."""
+    """Refits since the version before that were not published, by reason."""
     offsets: Offsets
-    """The labels it has seen: next offset by partition."""
+    """The labels that it has seen: next offset by partition."""
     newest_feedback_at: Instant
     created_at: Instant
 
@@ -216,7 +217,7 @@ class AdapterVersion(Event):
     reward_model_version: int = Field(ge=0)
     reward_model_offsets: Offsets = {}
     newest_feedback_at: Instant | None = None
-    """Event time of the newest feedback that its reward model had seen."""
+    """Event time of the newest feedback that its reward model had seen (the watermark of what it learned)."""
     step: int = Field(ge=0)
     metrics: dict[str, float] = {}
     created_at: Instant
@@ -228,7 +229,7 @@ class AdapterVersion(Event):
 
 
 class Attestation(Event):
-    """A replica proved that it serves exactly that adapter, or failed to."""
+    """A replica proved that it serves exactly this adapter, or failed to."""
 
     key_fields = ("replica", "adapter")
 
@@ -241,13 +242,13 @@ class Attestation(Event):
     learner_gap: float | None = None
     """Mean absolute difference from the learner's logprobs on the probes, in nats per token."""
     base_gap: float | None = None
-    """The same from the base's logprobs: how far the replica's adapter is from not being there."""
+    """The same difference from the base's logprobs. It is small when the adapter has no effect on this replica."""
     load_ms: float = Field(ge=0)
     at: Instant
 
 
 class Promotion(Event):
-    """An adapter moved."""
+    """An adapter changed its standing: candidate, shadow, canary, promoted, rejected or rolled back."""
 
     key_fields = ("policy",)
 
@@ -258,12 +259,12 @@ class Promotion(Event):
     reason: str
     evidence: dict[str, Any] = {}
     canary_share: float | None = Field(default=None, ge=0, le=1)
-    """Canary and promoted: part of the conversations that the adapter answers from now on. Promoted: the rest are held back on the production before
-    it, to compare with; none is all of them."""
+    """Canary and promoted: part of the conversations that the adapter answers from now on; None means all. Promoted: the rest stay with the
+    production before it, for comparison."""
     awaits_approval: bool = False
-    """Canary: it has shown itself better, and a person must approve before it is promoted."""
+    """Canary: it was better, and waits for a person's approval before it is promoted."""
     to: Id | None = None
-    """Rolled back from production: what answers instead; none: the production before it."""
+    """Rolled back: the rollback target, which answers instead. None: the production before it."""
     by: str = "tidemill"
     at: Instant
 
@@ -275,7 +276,7 @@ class DeadLetter(Event):
 
     source_topic: str
     source_partition: int = Field(ge=-1)
-    """-1 when the bytes never reached a topic (refused at a door)."""
+    """-1 when the bytes never reached a topic (refused over HTTP)."""
     source_offset: int = Field(ge=-1)
     reason: str
     """A countable word: ``not_json``, ``unknown_version``, ``invalid``, ``expired``, ``too_large`` …"""
@@ -283,16 +284,16 @@ class DeadLetter(Event):
     feedback_id: str | None = None
     record_key: str | None = None
     record_base64: str
-    """The record's value as it came, cut at 64 KiB."""
+    """The record's original value, cut at 64 KiB."""
     people: tuple[Sha256, ...] = ()
     """SHA-256 of everybody whom the value named, also beyond the cut, so that they can be forgotten."""
     part: str
-    """Who set it aside: ``join``, ``lake``, ``reward``, ``actor`` …"""
+    """The part that set it aside: ``join``, ``lake``, ``reward``, ``actor`` …"""
     at: Instant
 
 
 class Erasure(Event):
-    """A person asked to be forgotten: all that they gave or asked until now."""
+    """A person asked to be erased: everything that they said or asked until now is deleted."""
 
     key_fields = ("person",)
 
@@ -308,21 +309,22 @@ class Erasure(Event):
 
 
 class Erased(Event):
-    """A part has forgotten a person."""
+    """A part has erased a person's data."""
 
     key_fields = ("person", "part", "where")
 
     person: Sha256
     part: str
-    """Who forgot: ``join``, ``lake``, ``learner``, ``actor``."""
+    """The part: ``join``, ``lake``, ``learner``, ``actor``."""
     where: str
-    """Which of its stores: a partition, a replica, a folder."""
+    """Which of its stores: a partition, a replica, or a folder."""
     removed: dict[str, int]
-    """How many things of which kind were removed."""
+    """Number of removed things, by kind."""
     learned: tuple[str, ...] = ()
-    """Lake: reward models and adapters that had seen something of theirs."""
+    """Lake: reward models and adapters that had learned from this person's data."""
     offsets: Offsets = {}
-    """Join: next offset of the labels after those written without them. A reward model that has seen so far knows nothing of them."""
+    """Join: next offset of the labels after those rewritten without this person. A reward model that has read up to there has learned nothing from
+    them."""
     erasure_at: Instant
     """``at`` of the erasure that this answers."""
     at: Instant

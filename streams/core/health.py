@@ -1,4 +1,4 @@
-"""How a part is: alive while its loops come round, ready when nothing that it needs is missing. Served beside its metrics."""
+"""Health of a part: alive while its loops send heartbeats, ready while nothing that it needs is missing. Served beside its metrics."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from streams.core.metrics import Metrics
 
 
 class Health:
-    """What one process knows of itself. Thread-safe; one a process, passed in."""
+    """The health of one process. Thread-safe. One instance per process, passed in."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic, run_id: str = "") -> None:
         """``run_id``: of the ring that the process belongs to, which every answer then names; empty: none."""
@@ -19,24 +19,24 @@ class Health:
         self._missing: dict[str, None] = {}
 
     def heartbeat(self, loop: str, allowed_s: float) -> None:
-        """A loop came round; not seen again within ``allowed_s``, it hangs. What was missing by the loop's name is there."""
+        """A loop has completed a turn. Without another heartbeat within ``allowed_s`` it counts as hanging. Marks the loop as present."""
         with self._lock:
             self._heartbeats[loop] = (self._clock_s(), allowed_s)
             self._missing.pop(loop, None)
 
     def mark_missing(self, *names: str) -> None:
-        """The part cannot do its work without these, and they are not there: ``kafka``, or a loop that has yet to come round."""
+        """The part cannot work without these, and they are missing: ``kafka``, or a loop without a first heartbeat."""
         with self._lock:
             self._missing.update(dict.fromkeys(names))
 
     def mark_present(self, *names: str) -> None:
-        """They are there."""
+        """These are no longer missing."""
         with self._lock:
             for name in names:
                 self._missing.pop(name, None)
 
     def hanging(self) -> list[str]:
-        """Loops that have not come round for longer than they may; a process with one should be started anew."""
+        """Loops whose heartbeat is overdue. A process with one should be restarted."""
         with self._lock:
             return sorted(loop for loop, (at_s, allowed_s) in self._heartbeats.items() if self._clock_s() - at_s > allowed_s)
 
@@ -45,14 +45,14 @@ class Health:
         return told | ({"run_id": self.run_id} if self.run_id else {})
 
     def missing(self) -> list[str]:
-        """Everything that keeps the part from its work now; nothing when it is ready."""
+        """Everything that keeps the part from working now. Empty when it is ready."""
         with self._lock:
             lacking = list(self._missing)
         return [*lacking, *(loop for loop in self.hanging() if loop not in lacking)]
 
 
 def serve(metrics: Metrics, health: Health, port: int = 0, host: str = "127.0.0.1") -> int:
-    """``/metrics``, ``/healthz`` and ``/readyz`` on a thread of their own; port 0 takes a free one. Returns the port."""
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` on a thread of their own. Port 0: a free one. Returns the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

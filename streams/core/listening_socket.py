@@ -1,4 +1,4 @@
-"""Sockets that a part listens on, taken before anything slow begins."""
+"""Sockets that a part listens on, bound before anything slow begins."""
 
 import socket
 

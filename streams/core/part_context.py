@@ -1,4 +1,4 @@
-"""What every part is handed when it starts: where things lie, and how it is told to stop."""
+"""What every part receives when it starts: its folders and clients, and the event that stops it."""
 
 import threading
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # pyarrow takes its time, and a command that only looks at th
 
 @dataclass(frozen=True)
 class PartContext:
-    """One part's surroundings, made by the command line and passed in."""
+    """Everything that a part needs from outside, made by the command line and passed in."""
 
     kafka: KafkaSettings
     artifacts: "ArtifactStore"
@@ -26,7 +26,7 @@ class PartContext:
     base: Path
     """Folder of the base: config.json, safetensors, tokenizer."""
     state: Path
-    """A folder of this part's own, kept between runs."""
+    """This part's own folder, kept between runs."""
     metrics: Metrics = field(default_factory=Metrics)
     health: Health = field(default_factory=Health)
     clock: Clock = field(default_factory=SystemClock)

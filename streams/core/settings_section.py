@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 class SettingsSection(BaseModel):
     """A group of settings that belong to one part.
 
-    Every field's docstring is its documentation (``docs/reference/settings.md`` is generated from it); a unit stands in its name.
+    A field's docstring is its documentation (``docs/reference/settings.md`` is generated from it). Its name ends in its unit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)

@@ -1,4 +1,4 @@
-"""The map of the pipeline. Read top to bottom, this table is the data flow."""
+"""Every Kafka topic in one table: what it carries, who writes it, who reads it. Read from top to bottom, it is the data flow."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,7 +24,7 @@ FOR_EVER = -1
 
 @dataclass(frozen=True)
 class Topic(Generic[E]):
-    """One arrow of the ring: a Kafka topic, the event it carries, and who stands at its ends."""
+    """A Kafka topic: the event it carries, and the parts that write and read it."""
 
     short_name: str
     event: type[E]
@@ -34,7 +34,7 @@ class Topic(Generic[E]):
     compacted: bool = False
     retention_ms: int = FOR_EVER
     partitioned: bool = False
-    """Spread over ``kafka.partitions``; the rest have one partition, so that their order is total."""
+    """True: ``kafka.partitions`` partitions. False: one partition, so that all events are in one order."""
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class Topic(Generic[E]):
 EPISODES = Topic(
     "episodes",
     Episode,
-    "one answer of a deployed agent, with all that led to it",
+    "one answer of a deployed agent, with its conversation",
     ("actor", "any agent"),
     ("streams", "learner"),
     retention_ms=7 * DAY_MS,
@@ -67,7 +67,7 @@ FEEDBACK = Topic(
 LABELS = Topic(
     "labels",
     Label,
-    "what all feedback on an episode amounts to, now",
+    "the verdict on an episode from all feedback so far",
     ("streams",),
     ("reward", "learner", "promotion"),
     compacted=True,

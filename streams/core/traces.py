@@ -1,7 +1,7 @@
-"""Traces, when they are asked for: a span for each stage that something goes through, its context carried in Kafka's headers.
+"""Traces: one OpenTelemetry span for each stage (capture, join, refit, …). Kafka headers carry the trace context from stage to stage.
 
-The home of OpenTelemetry's SDK, which is imported only when traces are on. A span is told when its stage is over, so that nothing on the way
-has to hold one open; off, a call returns at once.
+OpenTelemetry's SDK is imported here alone, and only when traces are on. A span is recorded when its stage is over, so no code has to keep one
+open. When traces are off, a call returns at once.
 """
 
 import re
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 Headers = tuple[tuple[str, bytes], ...]
-"""Of a Kafka record."""
+"""Headers of a Kafka record."""
 TRACEPARENT = "traceparent"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CONTEXT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
 
 class Traces:
-    """Spans of one part. Without an exporter it is off."""
+    """Records the spans of one part. Without an exporter traces are off."""
 
     def __init__(self, part: str = "", exporter: "SpanExporter | None" = None) -> None:
         self._provider: Any = None
@@ -39,13 +39,13 @@ class Traces:
 
     @property
     def enabled(self) -> bool:
-        """Whether anybody listens."""
+        """True when spans are recorded."""
         return self._provider is not None
 
     def record_span(self, stage: str, began_at: datetime, ended_at: datetime, follows: Sequence[Headers] = (), **attributes: str | int) -> Headers:
-        """A stage is over. Headers for the record that comes of it; none when off.
+        """Record the span of a finished stage. Returns headers for the record that the stage produced; empty when traces are off.
 
-        The span continues the trace of the newest record in ``follows`` that carries one, and links to the others.
+        The span continues the trace of the newest record in ``follows`` that has one, and links to the traces of the others.
         """
         if self._provider is None:
             return ()
@@ -61,13 +61,13 @@ class Traces:
         return ((TRACEPARENT, f"00-{told.trace_id:032x}-{told.span_id:016x}-01".encode()),)
 
     def close(self) -> None:
-        """Send what waits."""
+        """Send the spans that are still waiting."""
         if self._provider is not None:
             self._provider.shutdown()
 
 
 def make_traces(settings: TracesSettings, part: str) -> Traces:
-    """As the settings say."""
+    """Traces as the settings say: off without a ``url``."""
     if not settings.url:
         return Traces()
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -76,18 +76,18 @@ def make_traces(settings: TracesSettings, part: str) -> Traces:
 
 
 def context_from_header(value: str | None) -> Headers:
-    """The context that a client sent in its ``traceparent`` header."""
+    """The trace context that a client sent in its ``traceparent`` header."""
     return ((TRACEPARENT, value.encode()),) if value and _CONTEXT.fullmatch(value) else ()
 
 
 def context_as_text(headers: Headers) -> str:
-    """The context as text, to be kept beside an event; empty without one."""
+    """The trace context as text, to store beside an event; empty without one."""
     return next((value.decode("latin-1") for name, value in headers if name == TRACEPARENT), "")
 
 
 @contextmanager
 def trace_in_logs(*follows: Headers) -> Iterator[None]:
-    """Lines that are logged meanwhile say their ``trace``: of the newest of these headers that carries one; none of them, no word of it."""
+    """Adds ``trace`` to all log lines written inside: the id in the newest of these headers that carries one. Without any, nothing is added."""
     found = next((found for headers in reversed(follows) if (found := _CONTEXT.fullmatch(context_as_text(headers)))), None)
     if found is None:
         yield
@@ -97,7 +97,7 @@ def trace_in_logs(*follows: Headers) -> Iterator[None]:
 
 
 def _context(headers: Headers) -> Any:
-    """OpenTelemetry's SpanContext, by the W3C's trace context; None where there is none."""
+    """OpenTelemetry's SpanContext from a W3C ``traceparent`` header; None without one."""
     from opentelemetry.trace import SpanContext, TraceFlags
 
     if (found := _CONTEXT.fullmatch(context_as_text(headers))) is None:

@@ -1,4 +1,4 @@
-"""What events are made of: ids and times, messages, votes, evidence, artifacts, calibrations. Other code takes them from ``streams.core.events``."""
+"""The values inside events: ids, times, messages, votes, evidence, artifacts, calibrations. Import them from ``streams.core.events``."""
 
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -77,7 +77,7 @@ class Outcome(StrEnum):
 
 
 class FeedbackKind(StrEnum):
-    """What a person may say about an episode; each kind names the one field that it carries."""
+    """The kinds of feedback on an episode. Each kind uses exactly one field."""
 
     THUMB = "thumb"
     RATING = "rating"
@@ -85,13 +85,13 @@ class FeedbackKind(StrEnum):
     CORRECTION = "correction"
     COMPARISON = "comparison"
     REPLY = "reply"
-    """What the person said next in the conversation; whoever captures the next turn sends it."""
+    """The person's next turn in the conversation. The part that captures that turn sends it."""
     SIGNAL = "signal"
     RETRACTION = "retraction"
 
 
 class Vote(BaseModel):
-    """One feedback event that counts in a label, with what it says as a number where it has one."""
+    """One feedback event that counts in a label, with its value as a number where it has one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,7 +99,7 @@ class Vote(BaseModel):
     user_id: str
     kind: FeedbackKind
     value: float | None = Field(default=None, ge=0, le=1)
-    """0 bad, 1 good; none for words and comparisons."""
+    """0 bad, 1 good. None for words and comparisons."""
     text: str | None = None
     over: str | None = None
     signal: str | None = None
@@ -107,7 +107,7 @@ class Vote(BaseModel):
 
 
 class Channel(StrEnum):
-    """A way in which people, their tools or a critic speak about an episode. The order is that of ``Label.evidence``."""
+    """A way in which people, their tools or a critic judge an episode. ``Label.evidence`` has the same order."""
 
     THUMBS = "thumbs"
     RATINGS = "ratings"
@@ -118,32 +118,32 @@ class Channel(StrEnum):
     OUTCOMES = "outcomes"
     """What tools report: test passed, form submitted."""
     CRITIC = "critic"
-    """A model that answers a rubric about the episode."""
+    """A model that judges the episode by a rubric."""
 
 
 class Evidence(BaseModel):
-    """What one channel says about an episode, how much that counts, and the feedback that it comes from."""
+    """One channel's verdict on an episode, its weight, and the feedback that it comes from."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     channel: Name
-    """One of ``Channel``; a reader passes over what it does not know."""
+    """One of ``Channel``. Readers ignore channels that they do not know."""
     value: float | None = Field(default=None, ge=0, le=1)
-    """0 bad, 1 good; none for comparisons and corrections, which set one answer above another."""
+    """0 bad, 1 good. None for comparisons and corrections, which prefer one answer to another."""
     weight: float = Field(ge=0, allow_inf_nan=False)
-    """Beside one person's thumb at 1: the channel's weight by how strong what was said is."""
+    """The channel's weight times the strength of the verdict; one person's thumb counts 1."""
     feedback_ids: tuple[str, ...] = ()
 
 
 class Artifact(BaseModel):
-    """A folder of files under the artifact store, written once."""
+    """A folder of files in the artifact store, written once."""
 
     model_config = ConfigDict(frozen=True)
 
     path: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@/-]*$", max_length=500)
     """Relative to the store's URI."""
     sha256: Sha256
-    """Of the manifest that lists every file with its own SHA-256 and size."""
+    """SHA-256 of the manifest, which lists every file with its own SHA-256 and size."""
     size_bytes: int = Field(ge=0)
 
     @model_validator(mode="after")
@@ -159,17 +159,17 @@ class Media(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     sha256: Sha256
-    """Of its bytes; it stands as ``sha256:…`` where the bytes were."""
+    """SHA-256 of its bytes. ``sha256:…`` replaces the bytes in the message."""
     size_bytes: Count
     content_type: str = Field(max_length=100)
     artifact: Artifact | None = None
-    """A folder with the one file; none when it was not kept."""
+    """An artifact with this one file. None when it was not kept."""
     dropped: str | None = None
     """Why it was not kept."""
 
 
 class Calibration(BaseModel):
-    """How good a reward model was on labels it had not seen (test-then-train)."""
+    """How good a reward model was on labels that it had not seen (prequential, i.e. test-then-train)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -181,4 +181,4 @@ class Calibration(BaseModel):
     ece: float = Field(ge=0, le=1)
     """Expected calibration error over 10 equal-width bins."""
     auc: float | None = Field(default=None, ge=0, le=1)
-    """Chance that a good answer was predicted above a bad one: what learning goes by. None unless there were both."""
+    """AUC: how often a good answer was scored above a bad one, which is what learning depends on. None unless there were both."""

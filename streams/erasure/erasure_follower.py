@@ -1,4 +1,4 @@
-"""Following the erasures on the log: who asked to be forgotten, told to each part beside its own inputs."""
+"""Follows the erasures topic, so that each part knows which people asked to be erased."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class ErasureRequest:
-    """One erasure, and where it lies on the topic."""
+    """One erasure, and its place on the topic."""
 
     erasure: Erasure
     offset: int
@@ -25,10 +25,10 @@ class ErasureRequest:
 
 
 class ErasureFollower:
-    """Reads the topic from its beginning: a part that folds old records must know everybody who was ever to be forgotten. Not thread-safe."""
+    """Reads the erasures topic from its beginning: a part that reads old records again must know every erasure there ever was. Not thread-safe."""
 
     def __init__(self, context: PartContext, part: str) -> None:
-        """Returns when all that lies on the topic now is known. Raises Unavailable."""
+        """Returns when everything that is on the topic now has been read. Raises Unavailable."""
         self._consumer = Consumer(context.kafka, [ERASURES], part, context.metrics)
         self.forgotten = Forgotten()
         self.asked: list[ErasureRequest] = []
@@ -41,44 +41,44 @@ class ErasureFollower:
 
     @property
     def end(self) -> int:
-        """Offset after the last erasure that is known."""
+        """Offset after the last erasure that was read."""
         return self.asked[-1].offset + 1 if self.asked else 0
 
     def poll(self, timeout_s: float = 0.0) -> bool:
-        """Take what has come; True when somebody new asked."""
+        """Read new erasures. True when there were any."""
         before = len(self.asked)
         self.asked += read_erasures(self._consumer.poll(timeout_s), self.forgotten)
         return len(self.asked) > before
 
     def since(self, offset: int) -> list[ErasureRequest]:
-        """Those at this offset and later."""
+        """The erasures at this offset and later."""
         return [each for each in self.asked if each.offset >= offset]
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the consumer."""
         self._consumer.close()
 
 
 def read_erasures(records: Iterable[Record], forgotten: Forgotten) -> list[ErasureRequest]:
-    """The erasures among the records of that topic, now among the forgotten; what cannot be read is told and passed over."""
+    """Decode erasures and add them to ``forgotten``. A record that cannot be decoded is logged and skipped."""
     found = []
     for record in records:
         try:
             erasure = ERASURES.decode(record.value)
         except InvalidEvent as error:
-            log.error("an erasure cannot be read: nobody is forgotten by it", offset=record.offset, error=str(error))
+            log.error("an erasure cannot be read: it erases nobody", offset=record.offset, error=str(error))
             continue
-        forgotten.take(erasure, record.timestamp_ms)
+        forgotten.add(erasure, record.timestamp_ms)
         found.append(ErasureRequest(erasure, record.offset, record.timestamp_ms))
     return found
 
 
 def read_erased(records: Iterable[Record]) -> list[Erased]:
-    """What parts say they have removed; a record that cannot be read says nothing."""
+    """Decode the parts' reports of what they erased. A record that cannot be decoded is logged and skipped."""
     found = []
     for record in records:
         try:
             found.append(ERASED.decode(record.value))
         except InvalidEvent as error:
-            log.error("what a part says to have erased cannot be read", offset=record.offset, error=str(error))
+            log.error("a part's report of an erasure cannot be read", offset=record.offset, error=str(error))
     return found

@@ -1,7 +1,7 @@
-"""A person asked to be forgotten: whom that covers, and what is left of a record without them. Pure; it has never heard of Kafka.
+"""People who asked to be erased: which data that covers, and what is left of a record without it. Pure: no Kafka here.
 
-What a person gave or asked before their erasure is covered, by its own time or by the log's, whichever is kinder to them: a sender's clock may be
-wrong, and an outbox may bring late what was said early. Somebody who comes back afterwards is remembered from then on.
+An erasure covers what a person said or asked before it, by the event's own time or by its arrival on the log, whichever covers more: a sender's
+clock may be wrong, and an outbox may deliver late. Data of a person who comes back after the erasure is kept again.
 """
 
 import base64
@@ -25,7 +25,7 @@ NEVER = LATEST - timedelta(microseconds=1)
 
 
 class Forgotten:
-    """Who asked to be forgotten, and when."""
+    """The people who asked to be erased, and when."""
 
     def __init__(self) -> None:
         self._asked: dict[str, tuple[datetime, int]] = {}
@@ -33,41 +33,41 @@ class Forgotten:
     def __bool__(self) -> bool:
         return bool(self._asked)
 
-    def take(self, erasure: Erasure, arrived_ms: int) -> None:
-        """One more erasure, and when it came to the log."""
+    def add(self, erasure: Erasure, arrived_ms: int) -> None:
+        """Add an erasure that arrived on the log at ``arrived_ms``."""
         at, ms = self._asked.get(erasure.person, (erasure.at, arrived_ms))
         self._asked[erasure.person] = (max(at, erasure.at), max(ms, arrived_ms))
 
     @classmethod
     def as_if_absent(cls, user_id: str) -> "Forgotten":
-        """Somebody who was never there: for what would be without them."""
+        """Erases this person for all time: to find out what things would be like without them."""
         made = cls()
-        made.take(Erasure.of(user_id, "", NEVER), LATEST_MS)
+        made.add(Erasure.of(user_id, "", NEVER), LATEST_MS)
         return made
 
     def covers(self, user_id: str | None, at: datetime, arrived_ms: int) -> bool:
-        """True when what this person gave at that time, or which came to the log then, is to be forgotten."""
+        """True when an erasure covers what this person said at ``at``, or what arrived on the log at ``arrived_ms``."""
         return bool(self._asked) and user_id is not None and self.covers_person(person_of(user_id), at, arrived_ms)
 
     def covers_person(self, person: str, at: datetime, arrived_ms: int) -> bool:
-        """The same of somebody who is known by the SHA-256 of their id."""
+        """The same for a person given by the SHA-256 of their user_id."""
         if (asked := self._asked.get(person)) is None:
             return False
         return at <= asked[0] or arrived_ms <= asked[1]
 
     def covers_by_event_time(self, user_id: str | None, at: datetime) -> bool:
-        """The same by its own time alone, where the log's is not at hand."""
+        """The same by event time alone, where the arrival time is not known."""
         return self.covers(user_id, at, LATEST_MS)
 
     def names(self, raw: bytes | None, arrived_ms: int = 0) -> bool:
-        """True when these bytes name somebody who asked to be forgotten, after they came. Quick: nothing is decoded but the names."""
+        """True when these bytes name an erased person. Fast: only user_ids are decoded."""
         if not self._asked or raw is None:
             return False
         return any(person_of(user_id) in self._asked for user_id in people_in(raw))
 
 
 def label_without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: EvidenceSettings) -> Label | None:
-    """The label as if whoever is covered had never spoken; itself when nobody is, None when nothing is left of it."""
+    """The label without the votes that an erasure covers: the same object when there are none, None when nothing is left."""
     if forgotten.covers(label.user_id, label.episode_at, arrived_ms):
         return None
     votes = tuple(vote for vote in label.votes if not forgotten.covers(vote.user_id, vote.at, arrived_ms))
@@ -86,7 +86,7 @@ def label_without(label: Label, forgotten: Forgotten, arrived_ms: int, settings:
 
 
 def record_without(record: Record, forgotten: Forgotten, settings: EvidenceSettings) -> Record:
-    """What may be kept of a record of any topic: itself, or one at the same place without what is covered. A value of None says that all is gone."""
+    """The record without what an erasure covers: the same object when there is nothing, a value of None when nothing is left. Any topic."""
     if record.topic == DEAD_LETTERS.name:
         return _letter_without(record, forgotten)
     if not forgotten.names(record.value):
@@ -110,7 +110,7 @@ def record_without(record: Record, forgotten: Forgotten, settings: EvidenceSetti
 
 
 def _letter_without(record: Record, forgotten: Forgotten) -> Record:
-    """A dead letter keeps its place and its reason, and loses the bytes."""
+    """A dead letter keeps its place and its reason, but not the original bytes."""
     try:
         letter = DEAD_LETTERS.decode(record.value)
         raw = base64.b64decode(letter.record_base64)

@@ -1,7 +1,7 @@
-"""What the feedback on an episode amounts to, channel by channel, and how much each channel counts. Pure.
+"""Feedback by channel: the verdict of each channel on an episode, and its weight. Pure.
 
-A *channel* is a way in which people, their tools or a critic speak: thumbs, ratings, comparisons, corrections, implicit signals (what people
-do), outcomes (what tools report), critic. They stay apart on the label, each with its weight, so that what counted can be read there.
+A *channel* is a way in which people, their tools or a critic judge an answer: thumbs, ratings, comparisons, corrections, implicit signals (what
+people do), outcomes (what tools report), critic. The label keeps the channels apart, each with its weight, so that one can see what counted.
 """
 
 from collections import defaultdict
@@ -12,14 +12,14 @@ from streams.join.join_settings import EvidenceSettings
 
 
 def voices(votes: Iterable[Vote]) -> dict[str, Vote]:
-    """Each person's newest thumb or rating: one voice each (votes come oldest first)."""
+    """Each person's newest thumb or rating: one vote per person. ``votes`` are sorted oldest first."""
     return {vote.user_id: vote for vote in votes if vote.value is not None}
 
 
 def evidence_of(votes: Sequence[Vote], settings: EvidenceSettings) -> tuple[Evidence, ...]:
-    """The channels that say something, in the order of ``Channel``. Votes come oldest first.
+    """The channels with a verdict, in the order of ``Channel``. ``votes`` are sorted oldest first.
 
-    Thumbs and ratings share one weight by the number of people, so that an episode counts as one label however many people spoke.
+    Thumbs and ratings share one weight by the number of people, so that an episode counts as one label however many people voted.
     """
     spoken = voices(votes).values()
     thumbs = [v for v in spoken if v.kind is FeedbackKind.THUMB]
@@ -47,7 +47,7 @@ def _of_words(channel: Channel, votes: Sequence[Vote]) -> Evidence | None:
 
 
 def _of_signals(channel: Channel, votes: Sequence[Vote], says: Mapping[str, float], newest_only: bool) -> Evidence | None:
-    """Good and bad are set against each other by person; what is left over is the weight, averaged over the people."""
+    """Each person's good and bad signals are added up; the weight is the absolute sum, averaged over the people."""
     declared = [v for v in votes if v.signal is not None and v.signal in says]
     by_person: dict[str, list[Vote]] = defaultdict(list)
     for vote in declared:

@@ -1,9 +1,8 @@
-"""Feedback to episode: late, early, changed, retracted, duplicated. Pure; it has never heard of Kafka.
+"""Joins feedback to its episode, whether it is late, early, changed, retracted or duplicated. Pure: no Kafka here.
 
-A label is a fold over all feedback on its episode, so it does not depend on the order in which things arrive nor on how
-often. "When" has two meanings here. *Event time* (``Feedback.at``) says which of two opinions is the newer one. *Arrival* (the
-log's own time of a record) says what came too late; it is the same however often the log is read, so a refold of
-the log gives the labels it gave the first time.
+A label is a fold over all feedback on its episode, so it depends neither on the order in which records arrive nor on how often. There are two
+times. *Event time* (``Feedback.at``) decides which of two opinions is the newer one. *Arrival time* (the log's own timestamp of a record) decides
+what came too late. It is the same however often the log is read, so folding the log again gives the same labels.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,12 +18,12 @@ from streams.join.feedback_channels import evidence_of, voices
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
-"""Outcomes that say nothing about the answer: an infrastructure fault is never a verdict."""
+"""Outcomes that are no verdict on the answer: an infrastructure fault never counts against it."""
 DEFAULT_EVIDENCE = EvidenceSettings()
 
 
 class KnownEpisode(BaseModel):
-    """What a label needs to know of its episode."""
+    """The fields of an episode that its label needs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +39,7 @@ class KnownEpisode(BaseModel):
 
 
 class ArrivedFeedback(BaseModel):
-    """One feedback event, and when and where it came in."""
+    """One feedback event, with its arrival time and its offset."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,32 +49,32 @@ class ArrivedFeedback(BaseModel):
 
 
 class EpisodeState(BaseModel):
-    """All that is known about one episode: itself (none while feedback waits for it) and its distinct feedback."""
+    """The join's state of one episode: the episode (None while feedback waits for it) and its distinct feedback."""
 
     model_config = ConfigDict(frozen=True)
 
     known: KnownEpisode | None = None
     feedback: tuple[ArrivedFeedback, ...] = ()
     expires_at: Instant
-    """Arrival of the episode (while there is none: of the first feedback) plus the window."""
+    """Arrival of the episode (or, while it has not arrived, of the first feedback) plus the window."""
     erasures: int = 0
-    """How often somebody was erased from it."""
+    """How often a person was erased from it."""
 
 
 Covers = Callable[[str | None, datetime, datetime], bool]
-"""Whether what a person gave at a time, and which arrived at another, is to be forgotten (streams/erasure/forgotten_people.py)."""
+"""(user_id, event time, arrival time) -> must it be erased? See streams/erasure/forgotten_people.py."""
 
 
 @dataclass(frozen=True)
 class EpisodeErasure:
-    """What was forgotten of an episode: how much, and what becomes of its label."""
+    """What was erased from an episode's state, and its label afterwards."""
 
     episodes: int = 0
     feedback: int = 0
     label: Label | None = None
-    """The label as it stands now."""
+    """The label without the erased person."""
     label_gone: bool = False
-    """There may be a label on the log that has nothing left to stand on."""
+    """True when nothing is left of the label: one that may be on the log must be deleted there."""
 
 
 class EpisodeStates(Protocol):
@@ -85,7 +84,7 @@ class EpisodeStates(Protocol):
     def __setitem__(self, episode_id: str, standing: EpisodeState, /) -> None: ...
     def __delitem__(self, episode_id: str, /) -> None: ...
     def due(self, before: datetime) -> list[str]:
-        """Episode ids whose ``expires_at`` lies before that time."""
+        """Episode ids whose ``expires_at`` is before that time."""
 
 
 class StatesInMemory(dict[str, EpisodeState]):
@@ -97,20 +96,20 @@ class StatesInMemory(dict[str, EpisodeState]):
 
 @dataclass
 class JoinTally:
-    """What was folded in since it was cleared."""
+    """Counts of what was folded since the last ``clear``."""
 
     joined: list[Feedback] = field(default_factory=list)
     duplicate_feedback: int = 0
     duplicate_episodes: int = 0
 
     def clear(self) -> None:
-        """Start counting anew."""
+        """Start counting from 0."""
         self.joined.clear()
         self.duplicate_feedback = self.duplicate_episodes = 0
 
 
 class FeedbackJoin:
-    """Folds episodes and feedback into labels. ``set_aside`` is handed the feedback that cannot count; nothing is dropped in silence."""
+    """Folds episodes and feedback into labels. ``set_aside`` receives feedback that cannot count; nothing is dropped silently."""
 
     def __init__(self, state: EpisodeStates, settings: JoinSettings, set_aside: Callable[[ArrivedFeedback, InvalidEvent], None]) -> None:
         self._state, self._window, self._most, self._set_aside = state, settings.window, settings.most_feedback, set_aside
@@ -118,7 +117,7 @@ class FeedbackJoin:
         self.tally = JoinTally()
 
     def on_episode(self, episode: Episode, now: datetime) -> Label | None:
-        """``now`` is when the episode arrived. The label, if feedback was waiting for it."""
+        """Fold an episode that arrived at ``now``. Returns its label if feedback was waiting for it."""
         standing = self._state.get(episode.episode_id)
         if standing is not None and standing.known is not None:
             if _differs(standing.known, episode):
@@ -146,7 +145,7 @@ class FeedbackJoin:
         return self._label(episode.episode_id, standing)
 
     def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
-        """``now`` is when the feedback arrived. The episode's label as it stands with it; none when it changes nothing or must wait."""
+        """Fold feedback that arrived at ``now``. Returns the episode's new label; None when nothing changed or the episode has not arrived."""
         if feedback.at > now:  # nobody gave it after it came: a clock that is ahead must not outlive a later change of mind
             feedback = feedback.model_copy(update={"at": now})
         standing = self._state.get(feedback.episode_id)
@@ -171,7 +170,7 @@ class FeedbackJoin:
         return self._label(feedback.episode_id, standing)
 
     def erase(self, episode_id: str, covers: Covers) -> EpisodeErasure:
-        """Forget what is covered of an episode: all of it when its person is, else their feedback."""
+        """Erase from an episode what ``covers`` says: all of it when its own person is erased, otherwise that person's feedback."""
         standing = self._state.get(episode_id)
         if standing is None:
             return EpisodeErasure()
@@ -191,22 +190,22 @@ class FeedbackJoin:
         return EpisodeErasure(feedback=removed, label=label, label_gone=known is not None and label is None)
 
     def label(self, episode_id: str) -> Label | None:
-        """The episode's label as it stands; none while either side is missing."""
+        """The episode's current label; None while the episode or all feedback is missing."""
         standing = self._state.get(episode_id)
         return None if standing is None else self._label(episode_id, standing)
 
     def _label(self, episode_id: str, standing: EpisodeState) -> Label | None:
-        """As it stands; none while either side is missing."""
+        """The current label; None while the episode or all feedback is missing."""
         if standing.known is None or not standing.feedback:
             return None
         label = label_of(episode_id, standing.known, [each.feedback for each in standing.feedback], self._evidence)
         return label.model_copy(update={"erasures": standing.erasures}) if standing.erasures else label
 
     def expire(self, now: datetime) -> int:
-        """Let go of what has grown too old; feedback that never found its episode is expired. Returns how many episodes left.
+        """Drop the state of episodes older than the window; feedback whose episode never arrived expires. Returns the number of dropped episodes.
 
-        ``now`` is a time that the arrivals of *both* inputs have passed: with the other's time, a lagging
-        input would lose what it has yet to bring.
+        ``now`` must be the watermark: a time that the arrivals of *both* inputs have passed. With the time of the faster input, the slower one
+        would lose records that it has yet to deliver.
         """
         due = self._state.due(now)
         for episode_id in due:
@@ -226,11 +225,11 @@ class FeedbackJoin:
         return len(due)
 
     def _too_late(self, arrived: ArrivedFeedback, known: KnownEpisode, episode_arrived_at: datetime) -> bool:
-        """True, and told, when the feedback was given or came more than a window after its episode, or the episode after it."""
+        """True when feedback and episode are more than a window apart, in event time or in arrival time. The feedback is then set aside."""
         if arrived.feedback.at - known.ended_at > self._window:
             self._expire(arrived, "it was given too long after its episode ended")
         elif abs(arrived.at - episode_arrived_at) > self._window:
-            self._expire(arrived, "it and its episode came too far apart")
+            self._expire(arrived, "it and its episode arrived too far apart")
         else:
             return False
         return True
@@ -247,10 +246,10 @@ def _differs(known: KnownEpisode, episode: Episode) -> bool:
 
 
 def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback], settings: EvidenceSettings = DEFAULT_EVIDENCE) -> Label:
-    """The label that this (distinct, not empty) feedback amounts to, in whatever order it is given.
+    """The label that follows from this (distinct, not empty) feedback, in whatever order it is given.
 
-    For each person the newest of a kind replaces the older ones (ties go to the greater feedback_id), then what its author
-    took back is withdrawn. What was replaced stays replaced: who said good, then bad, then took that back, has no opinion.
+    For each person the newest feedback of a kind replaces the older (ties go to the greater feedback_id); then retractions apply. What was
+    replaced stays replaced: a person who said good, then bad, then retracted the bad, has no opinion.
     """
     everything = sorted(feedback, key=_age)
     retracted = {(each.user_id, each.retracts) for each in everything if each.kind is FeedbackKind.RETRACTION}
@@ -280,7 +279,7 @@ def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback],
 
 
 def verdict_of(votes: Iterable[Vote]) -> float | None:
-    """Mean over people of the newest number each gave (votes come oldest first): one voice each. None when nobody gave one."""
+    """Mean over people of each one's newest thumb or rating. ``votes`` are sorted oldest first. None when there is no such vote."""
     values = sorted(vote.value for vote in voices(votes).values() if vote.value is not None)
     return sum(values) / len(values) if values else None
 
@@ -290,7 +289,7 @@ def _age(feedback: Feedback) -> tuple[datetime, str]:
 
 
 def _subject(feedback: Feedback) -> tuple[str, str, str | None]:
-    """What a newer word of the same person replaces: a thumb a thumb, but a comparison only one with the same other episode."""
+    """What newer feedback of the same person replaces: a thumb any thumb, but a comparison only one with the same other episode."""
     return feedback.user_id, feedback.kind.value, feedback.over or feedback.signal
 
 

@@ -1,7 +1,7 @@
-"""Erasure in one partition of the join: its state, and every label that its state has long let go of.
+"""Erasure in one partition of the join: in its state, and in labels on the log whose state has long expired.
 
-The labels without a person are acknowledged before the state forgets them, and both before it is told on the log. A kill in between does all
-of it again, to the same end; what is told may then be less than what was removed.
+First the labels without the person are acknowledged, then the state is committed, then the erasure is reported on the log. A kill in between
+repeats all of it, with the same result; the report may then count less than was removed.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from streams.kafka import Producer, Record, read_to_end
 
 
 def labels_naming(forgotten: Forgotten, context: PartContext) -> dict[int, dict[str, Record]]:
-    """By partition and episode: the newest label, where it names somebody who is forgotten. One pass over the topic."""
+    """By partition and episode: the newest label, where it names an erased person. Reads the whole topic once."""
     found: dict[int, dict[str, Record]] = {}
     for record in read_to_end(context.kafka, LABELS, "join", context.metrics):
         episode_id, partition = (record.key or b"").decode(errors="replace"), found.setdefault(record.partition, {})
@@ -34,7 +34,7 @@ def labels_naming(forgotten: Forgotten, context: PartContext) -> dict[int, dict[
 def erase_from_partition(
     store: PartitionState, join: FeedbackJoin, forgotten: Forgotten, on_the_log: Iterable[Record], evidence: EvidenceSettings
 ) -> "Removal":
-    """Out of the state, and what that makes of the labels. The state is changed and not yet committed."""
+    """Erase people from the partition's state and work out the labels without them. The state is changed but not yet committed."""
     removal = Removal()
 
     def covers(user_id: str | None, at: datetime, arrived_at: datetime) -> bool:
@@ -56,20 +56,20 @@ def erase_from_partition(
 
 
 class Removal:
-    """What one partition forgets."""
+    """What an erasure removes from one partition."""
 
     def __init__(self) -> None:
         self.removed: Counter[str] = Counter(episodes=0, feedback=0)
         self.labels: dict[str, Label | None] = {}
-        """By episode: the label without them, or None when nothing is left of it."""
+        """By episode: the label without the erased people, or None when nothing is left of it."""
 
     def publish(self, producer: Producer) -> int | None:
-        """The labels without them, acknowledged; returns the offset after the last one, None where there was none."""
+        """Send the new labels and wait for their acknowledgements. Returns the offset after the last one; None without any."""
         waits = [producer.retract(LABELS, key) if label is None else producer.send(LABELS, label) for key, label in self.labels.items()]
         return max((wait().offset for wait in waits), default=-1) + 1 or None
 
     def report(self, asked: Iterable[ErasureRequest], partition: int, end: int | None, producer: Producer, now: datetime) -> None:
-        """That it is done, for each who asked."""
+        """Report each erasure as done, on the log."""
         for each in asked:
             producer.publish(ERASED, Erased(
                 person=each.erasure.person,

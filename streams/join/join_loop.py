@@ -1,8 +1,8 @@
-"""The join's wiring: episodes and feedback in, labels and dead letters out, read from top to bottom.
+"""The join's loop: episodes and feedback in, labels and dead letters out.
 
-A batch is folded, its labels are acknowledged, then its offsets are told to Kafka, then state and offsets are committed in one
-transaction. So no state is ever further than what Kafka was told, and whoever takes over with an older one folds in silence up to
-there: labels and offsets do not go back, and a kill anywhere repeats labels at most.
+For each batch, in this order: fold it, wait until its labels are acknowledged, commit its offsets to Kafka, then commit state and offsets to disk
+in one transaction. So the state on disk is never ahead of the offsets in Kafka, and a member that takes over with older state first folds up to
+those offsets without publishing: labels and offsets never go back. A kill at any point can only repeat labels.
 """
 
 import time
@@ -21,26 +21,26 @@ from streams.kafka.dead_letters import DeadLetters
 
 GROUP = "tidemill-join"
 REFUSALS = 5
-"""Turns whose offsets Kafka may refuse, one after the other, before the join connects anew; so much may wait in memory."""
+"""Turns in a row whose offset commit may fail before the join reconnects. Their records wait in memory meanwhile."""
 TURN_S = 300.0
-"""A loop that has not come round for this long hangs: longer than Kafka may take to acknowledge or to be called away."""
+"""Without a heartbeat for this long the loop counts as hanging. Longer than Kafka's own time limits."""
 log = structlog.get_logger()
 
 
 def run(settings: JoinSettings, context: PartContext) -> None:
-    """Join until told to stop. Kafka being away is waited out."""
+    """Join until stopped. While Kafka is unavailable, wait and try again."""
     while not context.stopping.is_set():
         try:
             _session(settings, context)
         except Unavailable as error:
-            log.warning("join waits", error=str(error))
+            log.warning("the join waits for Kafka", error=str(error))
             context.health.mark_missing("join")
             context.stopping.wait(2.0)
 
 
 def _session(settings: JoinSettings, context: PartContext) -> None:
-    """From connecting to the first failure; the next session goes on at the last commit."""
-    erasures = ErasureFollower(context, "join")  # first: whoever joins the group takes partitions from others
+    """Connect and join until the first failure. The next session continues at the last commit."""
+    erasures = ErasureFollower(context, "join")  # first: joining the group takes partitions away from others
     producer = Producer(context.kafka, context.metrics, "tidemill-join")
     letters = DeadLetters(producer, context.clock, context.metrics, "join")
     consumer = Consumer(context.kafka, [EPISODES, FEEDBACK], "join", context.metrics, group=GROUP)
@@ -57,7 +57,8 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
                 parts = {number: PartitionProcessor(number, settings, context, letters, erasures) for number in {partition for _, partition in owned}}
                 consumer.seek({key: offset for part in parts.values() for key, offset in part.start(consumer).items()})
                 told, refused = {}, 0
-                log.info("join owns", partitions=sorted(parts), catches_up=sorted(number for number, part in parts.items() if part.catching_up))
+                catching_up = sorted(number for number, part in parts.items() if part.catching_up)
+                log.info("the join owns partitions", partitions=sorted(parts), catches_up=catching_up)
                 continue
             for record in records:
                 parts[record.partition].take(record)
@@ -76,9 +77,9 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
                 for part in changed:
                     part.publish(producer)
                 producer.flush()
-                if not consumer.commit(places):  # the next turn has lost the partitions, and drops all this, or tries it again
+                if not consumer.commit(places):  # the next turn tries again, or drops this work because the partitions are lost
                     if (refused := refused + 1) >= REFUSALS:
-                        raise Unavailable(f"Kafka has refused the offsets of {GROUP} {refused} times")
+                        raise Unavailable(f"Kafka has refused the offsets of {GROUP} {refused} times in a row")
                     continue
                 told, refused = places, 0
                 for part in changed:
@@ -86,7 +87,7 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
             current = [part for part in parts.values() if not part.catching_up]
             if due:
                 ends = consumer.bounds((LABELS.name, part.number) for part in current)
-                if consumer.commit(places):  # nobody has taken over: whoever does so later writes labels behind these ends, and we look there then
+                if consumer.commit(places):  # no other member has taken over. One that does so later writes after these ends, which we then check
                     for (_, number), (_, end) in ends.items():
                         parts[number].repair_labels(end, producer)
             erasures.poll()
@@ -98,11 +99,11 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
         close(parts)
         erasures.close()
         consumer.close()
-        producer.close(timeout_s=2.0)  # all that was committed is acknowledged; the rest is sent again
+        producer.close(timeout_s=2.0)  # everything committed is acknowledged already; the rest is sent again
 
 
 def close(parts: dict[int, PartitionProcessor]) -> None:
-    """Let go of the state files; what was not committed will be folded again."""
+    """Close the state files. What was not committed will be folded again."""
     for part in parts.values():
         part.store.close()
     parts.clear()

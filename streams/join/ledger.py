@@ -1,6 +1,6 @@
-"""The books: published = joined + pending + expired + dead-lettered + erased, for episodes and feedback, and the ids of what is missing.
+"""The ledger: published = joined + pending + expired + dead-lettered + erased, for episodes and feedback, and the ids of what is missing.
 
-It believes nobody: it reads the topics themselves and asks of every record where it is now.
+It trusts no part's own counts: it reads the topics themselves and finds out for every record where it is now.
 """
 
 from collections import Counter
@@ -25,21 +25,21 @@ Where = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Row:
-    """What became of the records of one topic. Each record is counted in exactly one column."""
+    """Where the records of one topic are now. Each record is counted in exactly one column."""
 
     topic: str
     published: int
     joined: int
-    """Episodes: folded in. Feedback: named by the newest label of its episode."""
+    """Episodes: folded. Feedback: named by the newest label of its episode."""
     pending: int
     """Not yet read by the join, or (feedback) waiting for its episode."""
     expired: int
     dead_lettered: int
     duplicates: int
     missing: tuple[str, ...]
-    """The join has passed these and they are nowhere: ids, or topic/partition/offset where a record has none."""
+    """The join has read past these and they are nowhere: ids, or topic/partition/offset where a record has no id."""
     erased: int = 0
-    """Of people who asked to be forgotten, or about an answer to one of them."""
+    """Of people who asked to be erased, or about an answer to one of them."""
 
     @property
     def balanced(self) -> bool:
@@ -60,15 +60,15 @@ class Ledger:
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """What cannot be accounted for, over all rows."""
+        """Records that are not accounted for, over all rows."""
         return tuple(name for row in self.rows for name in row.missing)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the rows, and every id that is missing."""
+        """For JSON: the rows with every missing id."""
         return {"balanced": self.balanced, "rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        """A line for each topic, and the first of what is missing."""
+        """One line for each topic, then the first missing ids."""
         lines = []
         for row in self.rows:
             line = f"{row.topic.split('.')[1]:<9}{row.published} published = {row.joined} joined + {row.pending} pending + {row.expired} expired"
@@ -81,9 +81,9 @@ class Ledger:
 
 
 class LedgerEntry(NamedTuple):
-    """One record: where it is, when it came, and which it is: (episode_id, feedback_id or nothing); None when it cannot be read.
+    """One record: its place, its arrival time, and its identity (episode_id, feedback_id or empty), None when it cannot be decoded.
 
-    ``erased``: of somebody who has asked to be forgotten since.
+    ``erased``: its person has asked to be erased since.
     """
 
     partition: int
@@ -102,10 +102,10 @@ class LedgerEntry(NamedTuple):
 
 
 def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
-    """The books as they stand now, of what arrived ``since`` (included) and ``until`` (not included). Raises Unavailable.
+    """The ledger as of now, of records that arrived from ``since`` (included) to ``until`` (not included). Raises Unavailable.
 
-    Causes are read before their effects, so that the books balance at any moment: what the join had passed when it was asked has
-    its label in what is read after that.
+    Causes are read before their effects, so that the ledger balances at any moment: everything before the join's offsets has its label in what is
+    read after them.
     """
     metrics, forgotten = Metrics(), Forgotten()
     erasures = end_offsets(settings, ERASURES, metrics)
@@ -116,7 +116,7 @@ def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: d
     labels = read_to_end(settings, LABELS, "ledger", metrics)
     letters = read_to_end(settings, DEAD_LETTERS, "ledger", metrics)
     ledger = balance(episodes, feedback, labels, letters, passed, since, until)
-    if end_offsets(settings, ERASURES, metrics) != erasures:  # somebody asked meanwhile: their labels went while we read
+    if end_offsets(settings, ERASURES, metrics) != erasures:  # a new erasure deleted labels while we read: start again
         return read_ledger(settings, since, until)
     return ledger
 
@@ -130,7 +130,7 @@ def balance(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Ledger:
-    """The books, made from what lies on the topics. ``passed`` is the join's next offset by (topic, partition)."""
+    """The ledger of these records. ``passed`` is the join's next offset by (topic, partition)."""
     reasons, named, span = _reasons(letters), _named(labels), _ArrivalSpan(since, until)
     known: set[str] = set()
     erased: set[str] = set()
@@ -166,7 +166,7 @@ def balance(
 
 
 def ledger_entries(records: Iterable[Record], forgotten: Forgotten | None = None) -> Iterator[LedgerEntry]:
-    """What the books need of episodes' or feedback's records; the rest of them is let go of."""
+    """What the ledger needs from records of episodes or feedback, so that the rest need not stay in memory."""
     covers = (forgotten or Forgotten()).covers
     for record in records:
         erased = False
@@ -192,7 +192,7 @@ class _ArrivalSpan:
 
 
 class _Column:
-    """Counts a topic's records by where they are."""
+    """Counts a topic's records by where they are now."""
 
     def __init__(self, topic: str) -> None:
         self._topic, self._counts = topic, Counter[str]()
@@ -220,7 +220,7 @@ class _Column:
 
 
 def _reasons(letters: Iterable[Record]) -> dict[Where, str]:
-    """Why each record was set aside by the join, by where it came from."""
+    """The join's reason for each dead letter, by the place of the original record."""
     found = {}
     for record in letters:
         try:

@@ -1,4 +1,4 @@
-"""One partition of the join: its state, how far both its inputs are folded, and what waits to be sent."""
+"""One partition of the join: its state, the offsets up to which both inputs are folded, and the labels that wait to be sent."""
 
 import time
 from collections import Counter, OrderedDict
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 class PartitionProcessor:
-    """One partition of episodes and of feedback: its state, and how far both are folded."""
+    """Joins one partition of episodes with the same partition of feedback."""
 
     def __init__(self, number: int, settings: JoinSettings, context: PartContext, letters: DeadLetters, erasures: ErasureFollower) -> None:
         self.number, self._context, self._letters, self._erasures = number, context, letters, erasures
@@ -40,45 +40,46 @@ class PartitionProcessor:
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._target = dict.fromkeys(INPUTS, 0)
         self.catching_up = False
-        """While another has been further: what it called done is folded in silence, since its labels are on the log."""
+        """True while another member has been further: records up to its offsets are folded without publishing, since their labels are on the log."""
         self._labels: dict[str, Label] = {}
         self._sent: list[Callable[[], RecordPlace]] = []
         self._traced: OrderedDict[str, Headers] = OrderedDict()
-        """Contexts of the newest episodes; empty when traces are off."""
+        """Trace contexts of the newest episodes. Empty when traces are off."""
         self._headers: dict[str, Headers] = {}
         self._read_at = time.monotonic()
         self.changed = False
 
     def start(self, consumer: Consumer) -> dict[tuple[str, int], int]:
-        """Where to read from: where the state stands, or the beginning when it is of another log.
+        """The offsets to read from: those of the state, or the beginning when the state belongs to another log.
 
-        Where the group has come further, another took over meanwhile, and we fold up to there before we say anything: a label
-        from an older state would replace a newer one.
+        Where the group's offsets are further, another member had taken over meanwhile. Then we fold up to those offsets before we publish
+        anything, since a label from older state would replace a newer one.
         """
         bounds = {topic: consumer.bounds([(topic, self.number)])[topic, self.number] for topic in INPUTS}
         if any(self.reached[topic].next > end for topic, (_, end) in bounds.items()):
-            log.warning("join state is of another log and is folded again", partition=self.number)
+            log.warning("the join's state belongs to another log and is rebuilt", partition=self.number)
             self.store.forget()
             self.reached = dict.fromkeys(KEPT, Reached())
         for topic, (first, _) in bounds.items():
             if 0 < self.reached[topic].next < first:
-                log.error("join was away for longer than the log is kept", topic=topic, partition=self.number, lost=first - self.reached[topic].next)
+                lost = first - self.reached[topic].next
+                log.error("the join was down for longer than the log is kept: records are lost", topic=topic, partition=self.number, lost=lost)
         done = consumer.committed((topic, self.number) for topic in INPUTS)
         self._target = {topic: min(done[topic, self.number], end) for topic, (_, end) in bounds.items()}
         self.catching_up = any(self.reached[topic].next < target for topic, target in self._target.items())
         return {(topic, self.number): self.reached[topic].next for topic in INPUTS}
 
     def catch_up(self, consumer: Consumer) -> None:
-        """From where the group stands we speak again, once both inputs are folded up to there; what was read beyond it is read again."""
+        """Publish again once both inputs are folded up to the group's offsets. What was read beyond them is read again."""
         positions = consumer.positions()
         if all(positions[topic, self.number] >= target for topic, target in self._target.items()):
             consumer.seek({(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()})
             self.catching_up = False
-            log.info("join has caught up", partition=self.number)
+            log.info("the join has caught up", partition=self.number)
 
     @property
     def places(self) -> dict[tuple[str, int], int]:
-        """How far the group is in this partition: never back."""
+        """The offsets to commit for this partition. They never go back."""
         return {(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()}
 
     def take(self, record: Record) -> None:
@@ -104,7 +105,7 @@ class PartitionProcessor:
             self._labels[label.episode_id] = label
 
     def _trace(self, record: Record, labelled: str | None) -> None:
-        """What an episode's record carries is kept for its labels; a label's span continues it, and links to the feedback's."""
+        """Remember an episode's trace context for its labels. A label's span continues it and links to the feedback's trace."""
         key, now = (record.key or b"").decode(errors="replace"), self._context.clock.now()
         if record.topic == EPISODES.name:
             self._traced[key] = record.headers
@@ -116,7 +117,7 @@ class PartitionProcessor:
             self._headers[labelled] = self._context.traces.record_span("join", min(began, now), now, follows, episode=labelled)
 
     def _fold(self, record: Record, now: datetime) -> Label | None:
-        """What somebody gave before they were forgotten is passed over, however late it comes."""
+        """Fold one record. What a person gave before their erasure is skipped, however late it arrives."""
         covers = self._erasures.forgotten.covers
         if record.topic == EPISODES.name:
             episode = EPISODES.decode(record.value)
@@ -126,11 +127,11 @@ class PartitionProcessor:
 
     @property
     def erasures_due(self) -> bool:
-        """True while somebody asked to be forgotten and is not yet."""
+        """True while there are erasures that this partition has not carried out."""
         return self.reached[ERASURES.name].next < self._erasures.end
 
     def erase_people(self, labels: Iterable[Record], producer: Producer) -> None:
-        """Forget all who asked since, in the state and in ``labels``, the newest on the log that name them. All that was folded is committed."""
+        """Carry out all new erasures, in the state and in ``labels`` (the newest on the log that name these people). Commits everything folded."""
         asked = self._erasures.since(self.reached[ERASURES.name].next)
         removal = erase_from_partition(self.store, self._join, self._erasures.forgotten, labels, self._settings)
         end = removal.publish(producer)
@@ -139,12 +140,13 @@ class PartitionProcessor:
         removal.report(asked, self.number, end, producer, self._context.clock.now())
         self.reached[ERASURES.name] = Reached(self._erasures.end)
         self.commit()
-        log.info("forgotten", partition=self.number, people=len(asked), **removal.removed)
+        log.info("people erased", partition=self.number, people=len(asked), **removal.removed)
 
     def expire(self, consumer: Consumer) -> None:
-        """Let go of what is older than the window, by the time that both inputs have passed.
+        """Drop what is older than the window, by the watermark: the arrival time that both inputs have passed.
 
-        That is the log's own time, so no jump of a clock expires anything; when both are read to their ends, time goes on from there.
+        The watermark is the log's own time, so a jump of this machine's clock expires nothing. When both inputs are read to their ends, it
+        advances with real time.
         """
         if self.catching_up:
             return
@@ -155,7 +157,7 @@ class PartitionProcessor:
             self.changed = True
 
     def publish(self, producer: Publisher) -> None:
-        """Begin to send the newest label of each episode that changed."""
+        """Start sending the newest label of each changed episode."""
         self._sent.clear()
         for label in self._labels.values():
             try:
@@ -164,7 +166,7 @@ class PartitionProcessor:
                 self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
 
     def commit(self) -> None:
-        """State and offsets become durable; what was sent is acknowledged."""
+        """Wait for acknowledgements, then make state and offsets durable."""
         ours = (place.offset for place in (sent() for sent in self._sent) if place.partition == self.number)
         self.reached[LABELS.name] = Reached(known_through(self.reached[LABELS.name].next, ours))
         self._sent.clear()
@@ -183,14 +185,14 @@ class PartitionProcessor:
         self.changed = False
 
     def repair_labels(self, end: int, producer: Producer) -> None:
-        """Look at what others wrote to labels, which end at ``end``; send again what that forgot. All that was folded is committed."""
+        """Check labels that other members wrote before offset ``end``, and send again those that lost feedback. Commits everything folded."""
         first = self.reached[LABELS.name].next
         if first >= (end := min(end, first + MOST_READ)):
             return
         written = read_between(self._context.kafka, LABELS, self.number, first, end, "join", self._context.metrics)
         found = labels_to_repair(written, self._join, self._erasures.forgotten, self._settings)
         for episode_id in found:
-            log.warning("an older label is replaced", partition=self.number, episode=episode_id)
+            log.warning("a stale label is replaced", partition=self.number, episode=episode_id)
         self._labels.update({episode_id: label for episode_id, label in found.items() if label is not None})
         self.publish(producer)
         self._sent += [producer.retract(LABELS, episode_id) for episode_id, label in found.items() if label is None]
@@ -203,9 +205,9 @@ class PartitionProcessor:
             return
         feedback = arrived.feedback
         if error.reason == "expired" and (right := partition_of(feedback.key.encode(), self._context.kafka.partitions)) != self.number:
-            # The commonest reason for an episode that never comes: a client whose own rule puts keys elsewhere.
+            # The most common reason for an episode that never arrives: a client with another partitioner.
             error = InvalidEvent(
-                "expired", f"{error}; it lies in partition {self.number}, Kafka's own rule (murmur2 of the episode_id) gives {right}"
+                "expired", f"{error}; it is in partition {self.number}, but Kafka's partitioner (murmur2 of the episode_id) gives {right}"
             )
         record = Record(FEEDBACK.name, self.number, arrived.offset, 0, feedback.key.encode(), feedback.encode())
         self._letters.set_aside(record, error, feedback.feedback_id)

@@ -1,6 +1,6 @@
-"""The join's state on disk: one SQLite file a partition, with the offsets it has folded up to in the same transaction.
+"""The join's state on disk: one SQLite file per partition. State and offsets are committed in the same transaction.
 
-The state is a cache of the log: a file that is lost, or belongs to another log, is folded again from the beginning.
+The state is a cache of the log: a file that is lost, or belongs to another log, is rebuilt by folding the log from its beginning.
 """
 
 import sqlite3
@@ -26,14 +26,14 @@ CREATE TABLE IF NOT EXISTS places (topic TEXT PRIMARY KEY, next INTEGER NOT NULL
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far a topic has been folded: the next offset, and when its last record arrived (ms since 1970; 0 before the first)."""
+    """How far a topic has been folded: the next offset, and the arrival time of the last record (ms since 1970; 0 before the first)."""
 
     next: int = 0
     arrived_ms: int = 0
 
 
 class PartitionState:
-    """Satisfies Standings. What is set is seen at once and lies on disk after ``commit``; ``cached`` standings stay in memory."""
+    """Satisfies EpisodeStates. A change is visible at once and durable after ``commit``. ``cached`` states stay in memory."""
 
     def __init__(self, path: Path, cached: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class PartitionState:
                 raise Unavailable(f"cannot open {path}: {error}") from error
             for suffix in ("", "-wal", "-shm"):
                 Path(f"{path}{suffix}").unlink(missing_ok=True)
-            log.warning("join state is damaged and is folded again", path=str(path), error=str(error))
+            log.warning("the join's state is damaged and is rebuilt", path=str(path), error=str(error))
             self._database = _open(path)
         self._clean: dict[str, EpisodeState] = {}
         self._changed: dict[str, EpisodeState | None] = {}
@@ -67,17 +67,17 @@ class PartitionState:
         self._changed[episode_id] = None
 
     def due(self, before: datetime) -> list[str]:
-        """Of what is committed."""
+        """Episode ids whose ``expires_at`` is before that time, among committed states."""
         rows = self._database.execute("SELECT episode_id FROM standings WHERE expires_ms < ?", (_ms(before),))
         return [episode_id for (episode_id,) in rows]
 
     def find_where(self, holds: Callable[[bytes], bool]) -> list[str]:
-        """Episode ids whose stored standing, as bytes of JSON, is as asked; of what is committed."""
+        """Episode ids whose committed state, as JSON bytes, satisfies ``holds``."""
         rows = self._database.execute("SELECT episode_id, standing FROM standings")
         return [episode_id for episode_id, standing in rows if holds(standing.encode() if isinstance(standing, str) else standing)]
 
     def vacuum(self) -> None:
-        """Leave no trace on the disk of what was deleted: SQLite keeps deleted bytes in free pages and in its log until they are needed again."""
+        """Remove deleted bytes from the disk: SQLite keeps them in free pages and in its log until it reuses the space."""
         try:
             self._database.execute("VACUUM")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -85,11 +85,11 @@ class PartitionState:
             raise Unavailable(f"cannot rewrite {self._path}: {error}") from error
 
     def waiting(self) -> int:
-        """Feedback on disk that waits for its episode."""
+        """Number of committed feedback events that wait for their episode."""
         return int(self._database.execute("SELECT coalesce(sum(waiting), 0) FROM standings WHERE waiting > 0").fetchone()[0])
 
     def commit(self, reached: Mapping[str, Reached]) -> None:
-        """State and offsets become durable together. Raises Unavailable when another process has moved this partition on."""
+        """Make state and offsets durable together. Raises Unavailable when another process has advanced this partition (fencing)."""
         try:
             self._database.execute("BEGIN IMMEDIATE")
             for topic, place in reached.items():
@@ -97,7 +97,7 @@ class PartitionState:
                 self._database.execute("INSERT OR IGNORE INTO places VALUES (?, 0, 0)", (topic,))
                 update = "UPDATE places SET next = ?, arrived_ms = ? WHERE topic = ? AND next = ?"
                 if self._database.execute(update, (place.next, place.arrived_ms, topic, before.next)).rowcount != 1:
-                    raise Unavailable(f"{self._path} is no longer at offset {before.next} of {topic}: another process joins this partition")
+                    raise Unavailable(f"{self._path} is no longer at offset {before.next} of {topic}: another process joins this partition too")
             self._write()
             self._database.execute("COMMIT")
         except sqlite3.OperationalError as error:  # a lock held by another; a full disk, where SQLite has already rolled back
@@ -115,7 +115,7 @@ class PartitionState:
             del self._clean[episode_id]
 
     def forget(self) -> None:
-        """Empty the file: it belongs to another log."""
+        """Delete everything, because the file belongs to another log."""
         self._clean.clear()
         self._changed.clear()
         self.reached = {}
@@ -142,7 +142,7 @@ class PartitionState:
 def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, isolation_level=None, timeout=30)
     database.execute("PRAGMA journal_mode = WAL")
-    # In WAL mode NORMAL loses nothing to a kill and at most the last commits to a power cut, whose offsets go with them.
+    # In WAL mode NORMAL loses nothing in a kill, and in a power cut at most the last commits together with their offsets.
     database.execute("PRAGMA synchronous = NORMAL")
     database.executescript(SCHEMA)
     return database

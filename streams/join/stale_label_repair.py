@@ -1,8 +1,8 @@
-"""What another join wrote to our labels: one that Kafka took for dead, or that the network held up, may send old labels after newer ones.
+"""Repairs stale labels: a join member that Kafka believed dead, or that the network delayed, may write old labels after newer ones.
 
-Nothing can keep it from that, since Kafka's fences cost a transaction for each batch. So whoever owns a partition knows which offsets
-of labels are its own, and looks at every other one: a label that has forgotten what the state knows is sent again as it stands, and one of
-which the state knows nothing any more is rid of whoever is to be forgotten, as the erasure had done.
+Kafka could only prevent this (fencing) at the cost of a transaction for each batch. Instead, the owner of a partition knows which offsets of the
+labels topic it wrote itself, and reads all others: a label that lacks feedback which the state has is sent again from the state. A label whose
+state has expired is only freed of erased people, as the erasure had done before.
 """
 
 from collections.abc import Iterable
@@ -16,11 +16,11 @@ from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 
 MOST_READ = 20_000
-"""Most labels looked at in one turn, so that the loop comes round."""
+"""Most labels read in one turn, so that the loop stays responsive."""
 
 
 def labels_to_repair(records: Iterable[Record], join: FeedbackJoin, forgotten: Forgotten, evidence: EvidenceSettings) -> dict[str, Label | None]:
-    """What to send by episode, None where nothing may be left: where the newest in ``records`` lacks feedback, or an erasure, that we know of."""
+    """Labels to send, by episode, where the newest in ``records`` lacks feedback or an erasure that the state has. None: delete the label."""
     found: dict[str, Label | None] = {}
     for record in records:
         episode_id = (record.key or b"").decode(errors="replace")
@@ -34,7 +34,7 @@ def labels_to_repair(records: Iterable[Record], join: FeedbackJoin, forgotten: F
 
 
 def raise_erasure_rank(left: Record) -> Label | None:
-    """What an erasure left of a label, of a higher rank than the same label before it; None where nothing is left."""
+    """The label that an erasure left over, with one more erasure than before, so that it wins over the older one. None: nothing is left."""
     if left.value is None:
         return None
     label = LABELS.decode(left.value)
@@ -42,7 +42,7 @@ def raise_erasure_rank(left: Record) -> Label | None:
 
 
 def known_through(next_offset: int, ours: Iterable[int]) -> int:
-    """How far labels are known, when they were known up to ``next_offset`` and we wrote ``ours``: no further than others wrote between."""
+    """The offset up to which all labels are known to us: ``next_offset``, or the end of ``ours`` when nobody wrote in between."""
     offsets = sorted(ours)
     gapless = bool(offsets) and offsets[0] == next_offset and offsets[-1] - offsets[0] == len(offsets) - 1
     return offsets[-1] + 1 if gapless else next_offset

@@ -1,6 +1,6 @@
-"""Who may do what on Kafka: one table of every part's least rights, and the ACLs made from it. Read top to bottom, the table is the policy.
+"""Access rights on Kafka: one table with the least rights that each part needs, and the ACLs made from it.
 
-A topic's name stands for itself, a name that ends in ``*`` for all that begin with it. Reading and writing include being told of a topic.
+A name that ends in ``*`` is a prefix. Read and Write include Describe.
 """
 
 import time
@@ -50,11 +50,11 @@ class Rights:
     groups: tuple[str, ...] = ()
     """Consumer groups that it may join."""
     own: tuple[str, ...] = ()
-    """Topics of its own, which it creates, reads and writes."""
+    """Its own topics, which it creates, reads and writes."""
     watches_groups: tuple[str, ...] = ()
-    """Groups whose progress it may look at."""
+    """Consumer groups whose offsets it may read."""
     administers: bool = False
-    """Makes topics, and reads how they are configured."""
+    """May create topics and read their configuration."""
 
 
 PARTS: dict[str, Rights] = {
@@ -69,7 +69,7 @@ PARTS: dict[str, Rights] = {
     "console": Rights(reads=TOPICS, writes=(PROMOTIONS, EPISODES, FEEDBACK)),
     "operator": Rights(reads=TOPICS, writes=(PROMOTIONS, ERASURES), watches_groups=("tidemill-join",), administers=True),
 }
-"""By part. An agent is whatever publishes episodes by itself; the operator is who calls ``tidemill`` on the command line."""
+"""By part. ``agent``: an application that publishes episodes itself. ``operator``: a person who uses ``tidemill`` on the command line."""
 
 EVERY_RIGHT = ACLFilter(
     None, None, ACLOperation.ANY, ACLPermissionType.ANY, ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
@@ -77,14 +77,14 @@ EVERY_RIGHT = ACLFilter(
 
 
 def principal_of(part: str, pattern: str) -> str:
-    """A part's principal: ``{part}`` in the pattern is its name. Raises ConfigError when the pattern names all alike."""
+    """A part's principal: ``{part}`` in the pattern is replaced by its name. Raises ConfigError when the pattern lacks it."""
     if "{part}" not in pattern or ":" not in pattern:
         raise ConfigError(f"--principals {pattern!r}: write a type and a name with {{part}} in it, such as User:tidemill-{{part}}")
     return pattern.replace("{part}", part)
 
 
 def grants(part: str) -> list[tuple[str, str, str]]:
-    """A part's rights one by one: (operation, kind, name), as Kafka's own tools call them."""
+    """A part's rights one by one: (operation, kind, name), in the words of Kafka's own tools."""
     rights = PARTS[part]
     found = [("Read", "topic", topic.name) for topic in rights.reads] + [("Write", "topic", topic.name) for topic in rights.writes]
     found += [(operation, "topic", name) for name in rights.own for operation in ("Create", "Describe", "Read", "Write")]
@@ -96,9 +96,9 @@ def grants(part: str) -> list[tuple[str, str, str]]:
 
 
 def grant_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = tuple(PARTS)) -> None:
-    """Give each part's principal its rights; those it has already stay. They hold when this returns. Who calls needs Alter on the cluster.
+    """Give each part's principal its rights; existing ones stay. They are in force when this returns. The caller needs Alter on the cluster.
 
-    Raises ConfigError, or Unavailable when the broker does not take them over in time.
+    Raises ConfigError, or Unavailable when the broker does not apply them in time.
     """
     acls = [_acl(principal_of(part, pattern), *grant) for part in parts for grant in grants(part)]
     admin = admin_client(settings)
@@ -106,11 +106,11 @@ def grant_rights(settings: KafkaSettings, pattern: str, parts: Sequence[str] = t
         with translated_errors("give rights on", settings):
             if failed := admin.create_acls(acls)["failed"]:
                 taken = len(acls) - len(failed)
-                raise ConfigError(f"Kafka took {taken} of {len(acls)} rights: has it an authorizer, and may we alter its cluster?")
+                raise ConfigError(f"Kafka accepted {taken} of {len(acls)} rights: does it have an authorizer, and may we alter the cluster?")
             until = time.monotonic() + settings.request_timeout_s
             while missing := set(acls).difference(admin.describe_acls(EVERY_RIGHT)[0]):  # the controller knows them before the broker does
                 if time.monotonic() > until:
-                    raise Unavailable(f"the broker does not know {len(missing)} of {len(acls)} rights yet: ask again")
+                    raise Unavailable(f"the broker does not apply {len(missing)} of {len(acls)} rights yet: try again")
                 time.sleep(0.1)
     finally:
         admin.close()

@@ -1,4 +1,4 @@
-"""The client's errors, as ours."""
+"""Translates the Kafka client's errors into Tidemill's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from streams.kafka.kafka_settings import KafkaSettings
 
 @contextmanager
 def translated_errors(verb: str, settings: KafkaSettings, what: str = "") -> Iterator[None]:
-    """Turns the client's errors into ConfigError (we are not let in, or not allowed to) or Unavailable; sizes are the caller's to handle."""
+    """Raises the client's errors as ConfigError (login refused, or no right) or Unavailable. Errors about sizes pass through to the caller."""
     try:
         yield
     except MessageSizeTooLargeError:
@@ -28,9 +28,9 @@ def translated_errors(verb: str, settings: KafkaSettings, what: str = "") -> Ite
 
 
 def translate_error(verb: str, error: KafkaError, settings: KafkaSettings, what: str = "") -> Unavailable | ConfigError:
-    """The error to raise for one of the client's; ``verb`` says what could not be done to Kafka, ``what`` to which topic or group."""
+    """Tidemill's error for one of the client's. ``verb`` says what failed ("write to"), ``what`` on which topic or group."""
     if type(error) is KafkaError and ClusterAuthorizationFailedError.__name__ in str(error):
-        error = ClusterAuthorizationFailedError()  # what a producer that may write nowhere is told at its start, and passes on as a text
+        error = ClusterAuthorizationFailedError()  # a producer without any right gets this at its start, and the client passes it on as text only
     if isinstance(error, AuthorizationError):
         named = what or ", ".join(sorted(str(name) for name in _flat(error.args)))
         return ConfigError(
@@ -39,7 +39,7 @@ def translate_error(verb: str, error: KafkaError, settings: KafkaSettings, what:
         )
     if isinstance(error, SaslAuthenticationFailedError | UnsupportedSaslMechanismError):
         return ConfigError(
-            f"Kafka does not let {settings.principal} in: {type(error).__name__}."
+            f"Kafka refused the login of {settings.principal}: {type(error).__name__}."
             " See kafka.sasl_username, kafka.sasl_password and kafka.sasl_mechanism"
         )
     return Unavailable(f"cannot {verb} Kafka: {type(error).__name__}: {error}")

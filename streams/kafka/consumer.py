@@ -1,4 +1,4 @@
-"""The consumer: raw records, offsets committed by hand after the work is done."""
+"""The Kafka consumer: raw records, with offsets committed explicitly after the work is done."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from streams.kafka.login import connecting
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it lies on the log."""
+    """One record of the log."""
 
     topic: str
     partition: int
@@ -31,15 +31,15 @@ class Record:
 
 
 class Consumer:
-    """Reads raw records and commits by hand. With a group, partitions are shared; without, it reads all of them.
+    """Reads raw records and commits explicitly. With a group, members share the partitions; without one, it reads all of them.
 
-    A start position is ``earliest`` unless the group has committed one. Not thread-safe.
+    It starts at ``earliest`` unless the group has committed an offset. Not thread-safe.
     """
 
     def __init__(self, settings: KafkaSettings, topics: Sequence[Topic[Any]], part: str, metrics: Metrics, group: str | None = None,
                  start: Literal["earliest", "latest"] = "earliest") -> None:  # fmt: skip
         self._metrics, self._part, self._grouped, self._settings = metrics, part, group is not None, settings
-        self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without one it is tried for ever
+        self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without a timeout it tries for ever
         self._ask_timeout_ms = int(settings.request_timeout_s * 1000)
         with connecting(self._settings):
             self._consumer = kafka.KafkaConsumer(
@@ -62,7 +62,7 @@ class Consumer:
                 self._consumer.assign([p for name in names for p in self._partitions(name)])
 
     def poll(self, timeout_s: float = 1.0, max_records: int = 500) -> list[Record]:
-        """What has come, in offset order within each partition; an empty list when nothing did."""
+        """New records, in offset order within each partition. Empty when there are none."""
         with translated_errors("read from", self._settings):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for batch in batches.values() for r in batch]
@@ -71,10 +71,10 @@ class Consumer:
         return records
 
     def take_assignment(self) -> frozenset[tuple[str, int]] | None:
-        """What is assigned now, as (topic, partition), when that was dealt anew since the last call; else None.
+        """The assigned (topic, partition) pairs when a rebalance happened since the last call; otherwise None.
 
-        Partitions are dealt inside ``poll`` only. What that poll returned starts at the group's committed offsets: who keeps
-        offsets of their own drops it and seeks.
+        A rebalance happens inside ``poll`` only. The records of that poll start at the group's committed offsets: a caller that keeps its own
+        offsets must drop them and seek.
         """
         if not self._rebalance.happened:
             return None
@@ -82,31 +82,31 @@ class Consumer:
         return frozenset((p.topic, p.partition) for p in self._consumer.assignment())
 
     def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
-        """First offset still there, and the next to be written, by (topic, partition)."""
+        """First offset that still exists and the next to be written, by (topic, partition). Asks Kafka."""
         asked = [kafka.TopicPartition(*key) for key in partitions]
         with translated_errors("ask", self._settings):
             first, end = (self._consumer.beginning_offsets(asked), self._consumer.end_offsets(asked)) if asked else ({}, {})
         return {(p.topic, p.partition): (first[p], end[p]) for p in asked}
 
     def committed(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
-        """What the group has committed, by (topic, partition); 0 where nothing was. Asks Kafka."""
+        """The group's committed offsets by (topic, partition); 0 where there is none. Asks Kafka."""
         with translated_errors("ask", self._settings):
             return {key: self._consumer.committed(kafka.TopicPartition(*key), timeout_ms=self._ask_timeout_ms) or 0 for key in partitions}
 
     def is_behind(self, topic: str, partition: int) -> bool:
-        """True until everything that the last fetch knew of has been polled. Asks nobody."""
+        """True until everything that the last fetch knew about has been polled. Does not ask Kafka."""
         where = kafka.TopicPartition(topic, partition)
         end = self._consumer.highwater(where)
         with translated_errors("read from", self._settings):
             return end is None or self._consumer.position(where) < end
 
     def positions(self) -> dict[tuple[str, int], int]:
-        """Next offset to read, by (topic, partition), of what is assigned now."""
+        """Next offset to read of each assigned (topic, partition)."""
         with translated_errors("read from", self._settings):
             return {(p.topic, p.partition): self._consumer.position(p) for p in self._consumer.assignment()}
 
     def seek(self, positions: Mapping[tuple[str, int], int]) -> None:
-        """Go on from these offsets. A position that retention has deleted moves to the beginning."""
+        """Continue at these offsets. An offset that retention has deleted moves to the first one that exists."""
         with translated_errors("read from", self._settings):
             partitions = {key: kafka.TopicPartition(*key) for key in positions}
             first = self._consumer.beginning_offsets(list(partitions.values())) if partitions else {}
@@ -114,7 +114,7 @@ class Consumer:
                 self._consumer.seek(partitions[key], max(offset, first[partitions[key]]))
 
     def commit(self, positions: Mapping[tuple[str, int], int] | None = None) -> bool:
-        """Commit after the effects are durable. False when the group was rebalanced meanwhile: the new owner redoes the work."""
+        """Commit, after the effects are durable. False when it failed, as after a rebalance: the new owner then repeats the work."""
         if not self._grouped:
             raise ValueError("a consumer without a group has nothing to commit")
         offsets = (
@@ -127,7 +127,7 @@ class Consumer:
         return True
 
     def measure_lag(self) -> int:
-        """Records between the positions and the ends of the log; also sets the lag metric."""
+        """Number of records not yet read, by asking Kafka for the ends of the log. Also sets the lag metric."""
         with translated_errors("read from", self._settings):
             partitions = list(self._consumer.assignment())
             ends = self._consumer.end_offsets(partitions) if partitions else {}
@@ -139,21 +139,21 @@ class Consumer:
         return sum(by_topic.values())
 
     def close(self) -> None:
-        """Leave the group (if any) and hang up."""
+        """Leave the group (if any) and close the connection."""
         self._consumer.close(autocommit=False, timeout_ms=5000)
 
     def _partitions(self, topic: str) -> list[Any]:
         numbers = self._consumer.partitions_for_topic(topic)
         if not numbers:
             raise ConfigError(
-                f"topic {topic} does not exist (`tidemill topics --create` makes it), or {self._settings.principal} may not read it"
+                f"topic {topic} does not exist (`tidemill topics --create` creates it), or {self._settings.principal} may not read it"
                 " (`tidemill topics --acls` gives each part its rights)"
             )
         return [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
 
 
 def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: Metrics) -> Iterator[Record]:
-    """Every record of a topic from its beginning to where it ends now."""
+    """Every record of a topic from its beginning to its current end."""
     consumer = Consumer(settings, [topic], part, metrics)
     try:
         while consumer.measure_lag():
@@ -163,7 +163,7 @@ def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: 
 
 
 def read_between(settings: KafkaSettings, topic: Topic[Any], partition: int, first: int, end: int, part: str, metrics: Metrics) -> Iterator[Record]:
-    """Every record of one partition from offset ``first`` to before ``end``."""
+    """Every record of one partition from offset ``first`` (included) to ``end`` (not included)."""
     where, consumer = (topic.name, partition), Consumer(settings, [topic], part, metrics)
     try:
         consumer._consumer.assign([kafka.TopicPartition(*where)])
@@ -175,7 +175,7 @@ def read_between(settings: KafkaSettings, topic: Topic[Any], partition: int, fir
 
 
 def end_offsets(settings: KafkaSettings, topic: Topic[Any], metrics: Metrics) -> dict[int, int]:
-    """Where a topic ends now: the next offset by partition."""
+    """The current end of a topic: next offset by partition."""
     consumer = Consumer(settings, [topic], "ends", metrics)
     try:
         with translated_errors("ask", settings):
@@ -186,7 +186,7 @@ def end_offsets(settings: KafkaSettings, topic: Topic[Any], metrics: Metrics) ->
 
 
 class _Rebalance(kafka.ConsumerRebalanceListener):
-    """Remembers that partitions were dealt anew. It runs inside the client, so it does no more than that."""
+    """Remembers that a rebalance happened. It runs inside the client, so it does no more than that."""
 
     happened = False
 

@@ -1,4 +1,4 @@
-"""Nothing is dropped in silence: what cannot be used is set aside with where it came from and why."""
+"""Dead letters: a record that cannot be used is set aside, with its origin and the reason. Nothing is dropped silently."""
 
 import base64
 
@@ -20,7 +20,7 @@ class DeadLetters:
         self._publisher, self._clock, self._metrics, self._part = publisher, clock, metrics, part
 
     def set_aside(self, record: Record, error: InvalidEvent, feedback_id: str | None = None) -> None:
-        """Begin to publish the dead letter; it is durable after the publisher's next ``flush``."""
+        """Start publishing the dead letter. It is durable after the publisher's next ``flush``."""
         self._publisher.send(DEAD_LETTERS, DeadLetter(
             source_topic=record.topic,
             source_partition=record.partition,

@@ -1,4 +1,4 @@
-"""Whether Kafka lets us in. The client tries a refused login until its time is up and then calls Kafka away: so we ask once ourselves."""
+"""Finds out whether Kafka refused our login. The client retries a refused login until its timeout and then reports Kafka as unavailable."""
 
 import socket
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 
 PATIENCE_S = 10.0
-"""A server that takes longer than this to answer a login is called away."""
+"""A server that takes longer than this to answer a login counts as unavailable."""
 
 
 @contextmanager
 def connecting(settings: KafkaSettings) -> Iterator[None]:
-    """Around making a client. Raises ConfigError when a Kafka that is there does not let us in, Unavailable when none is."""
+    """Wraps the creation of a client. Raises ConfigError when Kafka refuses the login, Unavailable when no server answers."""
     try:
         with translated_errors("connect to", settings):
             yield
@@ -38,7 +38,7 @@ def _log_in_anywhere(settings: KafkaSettings) -> None:
             with _connection(server, settings) as connection:
                 _log_in(connection, settings)
         except OSError:
-            continue  # away, as the client says
+            continue  # this server is unavailable, as the client reported
         return
 
 
@@ -60,7 +60,7 @@ def _log_in(connection: socket.socket, settings: KafkaSettings) -> None:
 
 
 def _answer(connection: socket.socket, protocol: KafkaProtocol, request: Any) -> Any:
-    """Kafka's answer to one request. Raises the client's error when it is one, OSError when none comes."""
+    """Kafka's answer to one request. Raises the client's error when the answer is one, OSError when there is no answer."""
     protocol.send_request(request)
     connection.sendall(protocol.send_bytes())
     while received := connection.recv(4096):
@@ -68,4 +68,4 @@ def _answer(connection: socket.socket, protocol: KafkaProtocol, request: Any) ->
             if (error := for_code(response.error_code)) is not NoError:
                 raise error(response)
             return response
-    raise ConnectionError("it hung up without an answer")
+    raise ConnectionError("the server closed the connection without an answer")

@@ -1,4 +1,4 @@
-"""Which partition a key goes to: Kafka's own rule (murmur2, as Java's clients have it), so that equal keys of two topics lie side by side."""
+"""The partition of a key: Kafka's own partitioner (murmur2, as in the Java clients), so that equal keys of two topics share a partition number."""
 
 import struct
 
@@ -6,7 +6,7 @@ SEED, MULTIPLIER, MASK = 0x9747B28C, 0x5BD1E995, 0xFFFFFFFF
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition, from 0, of a topic with so many. kafka-python computes the same, byte by byte and at twice the cost."""
+    """The partition number, from 0, in a topic with ``partitions``. kafka-python computes the same byte by byte, at twice the cost."""
     length = len(key)
     words = length // 4
     result = SEED ^ length

@@ -1,4 +1,4 @@
-"""The producer: idempotent, every record acknowledged by all replicas."""
+"""The Kafka producer: idempotent, every record acknowledged by all replicas."""
 
 import time
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from streams.kafka.login import connecting
 from streams.kafka.partitioning import partition_of
 
 BATCH_BYTES = 128 << 10
-"""Sent together to one partition: each batch costs a request, and kafka-python's own 16 KiB hold eight episodes."""
+"""Size of a batch to one partition. Each batch costs a request, and kafka-python's default of 16 KiB holds only eight episodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordPlace:
-    """Where a record lies."""
+    """The place of a record on the log."""
 
     topic: str
     partition: int
@@ -32,13 +32,13 @@ class RecordPlace:
 
 
 class Publisher(Protocol):
-    """Takes events to the log. The seam that steps and tests see instead of Kafka."""
+    """Publishes events. Code and tests depend on this protocol instead of Kafka."""
 
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
-        """Begin to send; calling what is returned waits for the acknowledgement. Raises InvalidEvent when too large."""
+        """Start sending. The returned function waits for the acknowledgement. Raises InvalidEvent when the event is too large."""
 
     def retract(self, topic: Topic[Any], key: str) -> Callable[[], RecordPlace]:
-        """Begin to send a record without a value: on a compacted topic nothing of that key is kept."""
+        """Start sending a tombstone: a record without a value, after which a compacted topic keeps nothing of that key."""
 
     def flush(self) -> None:
         """Wait until everything sent is acknowledged. Raises Unavailable if anything was not."""
@@ -74,7 +74,7 @@ class Producer:
         return self.send_raw(topic.name, key.encode(), None)
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], RecordPlace]:
-        """Bytes as they are; for the outbox, which encoded them long ago."""
+        """Start sending encoded bytes, as the outbox stores them."""
         try:
             partition = None if key is None else partition_of(key, self._partitions(topic))
             future = self._producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
@@ -109,11 +109,11 @@ class Producer:
             raise Unavailable(f"Kafka did not acknowledge a record: {failure}")
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Send what is buffered and hang up."""
+        """Send what is buffered and close the connection."""
         self._producer.close(timeout=timeout_s)
 
     def _partitions(self, topic: str) -> int:
-        """How many the topic has; asked again every minute, for it may be given more."""
+        """Number of partitions of the topic. Asked again every minute, since partitions may be added."""
         count, until = self._counts.get(topic, (0, 0.0))
         if time.monotonic() >= until:
             count = len(self._producer.partitions_for(topic))
@@ -125,7 +125,7 @@ class Producer:
 
 
 class _Ended:
-    """Counts how sending ended, for one topic. Called by the client for every record, so it does little."""
+    """Counts acknowledged and failed records of one topic. The client calls it for every record, so it does little."""
 
     def __init__(self, metrics: Metrics, topic: str, failed: Callable[[BaseException], None]) -> None:
         self._published = metrics.adder("tidemill_published_total", topic=topic)

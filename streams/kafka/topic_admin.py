@@ -1,4 +1,4 @@
-"""The admin: topics as the table has them, and what groups have committed."""
+"""Topic administration: create the topics of the table, compare them with the cluster, and read the offsets of groups."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ from streams.kafka.login import connecting
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
-    """What a group has committed, by (topic, partition)."""
+    """A group's committed offsets by (topic, partition)."""
     admin, until = admin_client(settings), time.monotonic() + settings.request_timeout_s
     try:
         while True:
@@ -23,7 +23,7 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
                 with translated_errors("ask", settings):
                     offsets = admin.list_group_offsets([group])[group]
                 break
-            except Unavailable as error:  # the first question of its life makes a cluster create the topic of the answers
+            except Unavailable as error:  # a new cluster first has to create its offsets topic
                 if not isinstance(error.__cause__, CoordinatorNotAvailableError | NotCoordinatorError) or time.monotonic() > until:
                     raise
                 time.sleep(0.2)
@@ -33,7 +33,7 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
 
 
 def kafka_answers(settings: KafkaSettings) -> bool:
-    """True when a metadata request is answered."""
+    """Ask Kafka for its metadata. True when it answers."""
     try:
         admin = admin_client(settings)
     except Unavailable:
@@ -48,7 +48,7 @@ def kafka_answers(settings: KafkaSettings) -> bool:
 
 
 def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
-    """The topics as they should be: partitions, replication and configuration by name."""
+    """The topics as they should be, by name: partitions, replication and configuration."""
     return {
         topic.name: {
             "num_partitions": settings.partitions if topic.partitioned else 1,
@@ -56,9 +56,9 @@ def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
             "configs": {
                 "cleanup.policy": "compact" if topic.compacted else "delete",
                 "retention.ms": str(topic.retention_ms),
-                "message.timestamp.type": "LogAppendTime",  # the broker's clock says when a record came, not a sender's
+                "message.timestamp.type": "LogAppendTime",  # the broker's clock sets a record's time, not the sender's
                 "max.message.bytes": str(settings.max_message_bytes),
-                # Only closed segments are deleted or compacted, and by default one is closed after a week: bytes would stay so much longer.
+                # Only closed segments are deleted or compacted. By default a segment closes after a week: bytes would stay a week longer.
                 **({"max.compaction.lag.ms": str(DAY_MS)} if topic.compacted else {"segment.ms": str(DAY_MS)} if topic.retention_ms > 0 else {}),
             },
         }
@@ -67,7 +67,7 @@ def wanted_topics(settings: KafkaSettings) -> dict[str, dict[str, Any]]:
 
 
 def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
-    """What differs between the table and the cluster, in words, by topic; ``missing`` when it is not there."""
+    """Differences between the table and the cluster, in words, by topic; ``missing`` for a topic that does not exist."""
     admin = admin_client(settings)
     try:
         with translated_errors("ask", settings):
@@ -80,7 +80,7 @@ def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:
-    """Create the topics that are missing; returns their names. What exists is left as it is."""
+    """Create the missing topics and return their names. Existing topics are not changed."""
     missing = [name for name, rows in topic_differences(settings).items() if rows == ["missing"]]
     if missing:
         admin = admin_client(settings)
@@ -107,6 +107,6 @@ def _differences(wanted: dict[str, Any], found: dict[str, Any] | None, configs: 
 
 
 def admin_client(settings: KafkaSettings) -> Any:
-    """A client to administer with; close it."""
+    """A client for administration. The caller closes it."""
     with connecting(settings):
         return kafka.KafkaAdminClient(**settings.client_options(), client_id="tidemill-admin")

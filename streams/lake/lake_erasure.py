@@ -1,7 +1,7 @@
-"""Erasure in the lake: files that hold what somebody gave are written again without it, under the same name and with the same offsets.
+"""Erasure in the lake: files with an erased person's data are rewritten without it, under the same name and with the same offsets.
 
-So the names stay the lake's commit log, and a reader sees a file as it was or as it is. Of a partition the oldest file is rewritten
-last: after a kill the next start still finds from where on versions had seen the person.
+So the file names stay the lake's commit log, and a reader sees either the old or the new file. In each partition the oldest file is rewritten
+last: after a kill the next start can still find out which versions had learned from the person.
 """
 
 from collections import Counter
@@ -23,24 +23,24 @@ log = structlog.get_logger()
 
 
 class LakeErasure:
-    """Rewrites the lake's files for those who asked to be forgotten, and says what it removed."""
+    """Rewrites the lake's files without erased people, and reports what it removed."""
 
     def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, heartbeat: Callable[[], None] = lambda: None) -> None:
-        """``alive`` is called before every file: a large lake takes its time."""
+        """``heartbeat`` is called before every file, since a large lake takes long."""
         self._lake, self._artifacts, self._evidence, self._heartbeat = lake, artifacts, evidence, heartbeat
         self.forgotten = Forgotten()
-        """Everybody who ever asked, for what comes late."""
+        """All erased people, for their records that arrive late."""
 
     def without_erased(self, records: list[Record]) -> list[Record]:
-        """What may be written of these records."""
+        """These records without the data of erased people."""
         return [record_without(record, self.forgotten, self._evidence) for record in records] if self.forgotten else records
 
     def erase(self, erasure: Erasure, arrived_ms: int, now: datetime) -> Erased:
-        """Rewrite every file that holds something of theirs. Raises Unavailable; doing it again ends the same."""
+        """Rewrite every file with this person's data. Raises Unavailable. Idempotent."""
         alone = Forgotten()
-        alone.take(erasure, arrived_ms)
+        alone.add(erasure, arrived_ms)
         removed: Counter[str] = Counter({topic.short_name: 0 for topic in TOPICS_WITH_PEOPLE})
-        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards nobody knows what was theirs
+        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards nothing tells whose they were
         first_label: dict[int, int] = {}
         first_ms: int | None = None
         for topic in TOPICS_WITH_PEOPLE:
@@ -69,7 +69,7 @@ class LakeErasure:
         )
 
     def _media_of(self, forgotten: Forgotten) -> list[str]:
-        """Artifacts of pictures and sounds that they alone sent. A path is taken from an event only where it is that of its own checksum."""
+        """Artifacts of images and sounds that only they sent. An event's path is trusted only when it matches the event's own checksum."""
         theirs: set[str] = set()
         others: set[str] = set()
         for record in self._lake.records(EPISODES):
@@ -86,7 +86,7 @@ class LakeErasure:
         return sorted(theirs - others)
 
     def _learned(self, first_label: dict[int, int], first_ms: int | None) -> tuple[str, ...]:
-        """Reward models that had read a label of theirs; adapters of such a reward model, or made since they asked for the first time."""
+        """Reward models that had read a label of theirs, adapters trained with such a reward model, and adapters made since their first question."""
         models, names = set(), []
         for record in self._lake.records(REWARD_MODELS):
             version = _event(record)

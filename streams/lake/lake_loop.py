@@ -1,7 +1,7 @@
-"""The lake's wiring: every topic in, Parquet out, read from top to bottom.
+"""The lake's loop: every topic in, Parquet files out.
 
-It reads without a group and keeps no offsets: where to go on is in the names of the lake's files. A write that fails is tried again
-with all that waits still in memory, and nothing more is read meanwhile.
+It reads without a consumer group and stores no offsets: the names of the lake's files tell where to continue. A failed write is tried again; the
+waiting records stay in memory, and nothing more is read meanwhile.
 """
 
 import time
@@ -24,26 +24,26 @@ from streams.lake.write_buffer import Key, WriteBuffer
 log = structlog.get_logger()
 PRUNE_EVERY_S = 3600.0
 TURN_S = 300.0
-"""A loop that has not come round for this long hangs, or its store cannot be written."""
+"""Without a heartbeat for this long the loop hangs, or its store cannot be written."""
 
 
 def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings = DEFAULT_EVIDENCE) -> None:
-    """Write until told to stop; what waits then is written before it returns. Kafka or the store being away is waited out.
+    """Write until stopped; waiting records are written before it returns. While Kafka or the store is unavailable, wait and try again.
 
-    ``evidence``: the join's, by which labels that lose a vote are counted again.
+    ``evidence``: the join's settings, to work out labels again that lose a vote in an erasure.
     """
     lake = Lake(settings.uri or str(context.state / "lake"))
     while not context.stopping.is_set():
         try:
             _session(settings, context, lake, LakeErasure(lake, context.artifacts, evidence, lambda: context.health.heartbeat("lake", TURN_S)))
         except Unavailable as error:
-            log.warning("lake waits", error=str(error))
+            log.warning("the lake waits", error=str(error))
             context.health.mark_missing("lake")
             context.stopping.wait(settings.retry_s)
 
 
 def _session(settings: LakeSettings, context: PartContext, lake: Lake, erasure: LakeErasure) -> None:
-    """From connecting to Kafka's first failure; the next session goes on after what was written."""
+    """Connect and write until Kafka's first failure. The next session continues after the last file."""
     _catch_up(erasure, context)
     consumer = Consumer(context.kafka, TOPICS, "lake", context.metrics)
     waiting = WriteBuffer(settings.flush_rows, settings.flush_s, settings.flush_bytes)
@@ -79,7 +79,7 @@ def _prune(keep_days: int, context: PartContext, lake: Lake) -> None:
 
 
 def _start_positions(consumer: Consumer, lake: Lake) -> dict[Key, int]:
-    """Where the files end. A lake that is ahead of its log belongs to another log, and must not be mixed with this one."""
+    """The offsets after the last files. A lake that is ahead of the log belongs to another log and must not be mixed with this one."""
     positions = {}
     for topic in TOPICS:
         lake.delete_unfinished(topic)
@@ -89,21 +89,22 @@ def _start_positions(consumer: Consumer, lake: Lake) -> dict[Key, int]:
     for key, offset in positions.items():
         first, end = known.get(key, (0, 0))
         if offset > end:
-            raise ConfigError(f"the lake ends at offset {offset} of {key[0]}/{key[1]}, the log at {end}: set lake.uri to a place of this log's own")
+            raise ConfigError(f"the lake ends at offset {offset} of {key[0]}/{key[1]}, the log at {end}: set lake.uri to a new place for this log")
         if offset < first:
-            log.error("lake was away for longer than the log is kept", topic=key[0], partition=key[1], lost=first - offset)
+            lost = first - offset
+            log.error("the lake was down for longer than the log is kept: records are lost", topic=key[0], partition=key[1], lost=lost)
     return positions
 
 
 def _catch_up(erasure: LakeErasure, context: PartContext) -> None:
-    """Forget everybody who asked and of whom the log does not say yet that the lake has forgotten them."""
+    """Carry out every erasure that the lake has not yet reported as done."""
     erasures = ErasureFollower(context, "lake")
     erasures.close()
     done = {
         (each.person, each.erasure_at) for each in read_erased(read_to_end(context.kafka, ERASED, "lake", context.metrics)) if each.part == "lake"
     }
     for each in erasures.asked:
-        erasure.forgotten.take(each.erasure, each.arrived_ms)
+        erasure.forgotten.add(each.erasure, each.arrived_ms)
     if not (due := [each for each in erasures.asked if (each.erasure.person, each.erasure.at) not in done]):
         return
     producer = Producer(context.kafka, context.metrics, "tidemill-lake")
@@ -115,7 +116,7 @@ def _catch_up(erasure: LakeErasure, context: PartContext) -> None:
 
 
 def _flush(topic: str, waiting: WriteBuffer, settings: LakeSettings, context: PartContext, lake: Lake, erasure: LakeErasure) -> None:
-    """Write all that waits of a topic, however often that must be tried, unless told to stop."""
+    """Write all waiting records of a topic, trying again until it works or the part is stopped."""
     for key, records in waiting.of(topic).items():
         while True:
             try:
@@ -125,8 +126,8 @@ def _flush(topic: str, waiting: WriteBuffer, settings: LakeSettings, context: Pa
                 context.metrics.add("tidemill_lake_failures_total")
                 context.health.heartbeat("lake", TURN_S)
                 context.health.mark_missing("lake")
-                log.error("lake cannot write and tries again", error=str(error), waiting_rows=waiting.rows, retry_s=settings.retry_s)
+                log.error("the lake cannot write and will try again", error=str(error), waiting_rows=waiting.rows, retry_s=settings.retry_s)
                 if context.stopping.wait(settings.retry_s):
-                    return  # the log still has it; the next start goes on before it
+                    return  # the log still has these records; the next start begins before them
         waiting.drop(key)
         context.metrics.add("tidemill_lake_rows_total", len(records), topic=topic)

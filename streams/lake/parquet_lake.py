@@ -1,7 +1,7 @@
 """The lake: every record of every topic as Parquet by topic and day, written exactly once, and replay from it.
 
-A file is named by its offsets and appears whole or not at all, so the names are the lake's own commit log: a writer that starts goes
-on after the highest offset it finds, and no offset is kept anywhere else. Records stay as they came, the unreadable ones too.
+A file's name holds its offsets, and a file appears whole or not at all. So the names are the lake's commit log: a writer continues after the
+highest offset that it finds, and offsets are stored nowhere else. Records are kept unchanged, also those that cannot be decoded.
 """
 
 import os
@@ -42,7 +42,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")
 
 @dataclass(frozen=True, slots=True)
 class LakeFile:
-    """One file by its name: records ``first`` to ``last`` of a partition, of one UTC day."""
+    """One file, as its name says: records ``first`` to ``last`` of a partition, of one UTC day."""
 
     path: str
     day: date
@@ -52,7 +52,7 @@ class LakeFile:
 
 
 class Lake:
-    """Writes batches of records, and reads them back. Raises Unavailable where the store cannot be used now."""
+    """Writes batches of records and reads them back. Raises Unavailable when the store cannot be used now."""
 
     def __init__(self, uri: str) -> None:
         try:
@@ -62,7 +62,7 @@ class Lake:
             raise ConfigError(f"lake.uri = {uri!r} is not a place pyarrow.fs can open: {error}") from None
 
     def files(self, topic: Topic[Any]) -> list[LakeFile]:
-        """The topic's files by partition and first offset; of two that begin together the longer one first."""
+        """The topic's files by partition and first offset; of two with the same first offset the longer one comes first."""
         selector = pyarrow.fs.FileSelector(f"{self._root}/{topic.short_name}", recursive=True, allow_not_found=True)
         found = []
         try:
@@ -75,11 +75,11 @@ class Lake:
         return sorted(found, key=lambda file: (file.partition, file.first, -file.last))
 
     def positions(self, topic: Topic[Any]) -> dict[int, int]:
-        """The next offset to be written, by partition."""
+        """Next offset to write, by partition."""
         return {file.partition: file.last + 1 for file in sorted(self.files(topic), key=lambda file: file.last)}
 
     def delete_unfinished(self, topic: Topic[Any]) -> None:
-        """Remove what a killed writer left half-written."""
+        """Delete files that a killed writer left unfinished."""
         selector = pyarrow.fs.FileSelector(f"{self._root}/{topic.short_name}", recursive=True, allow_not_found=True)
         try:
             for info in self._filesystem.get_file_info(selector):
@@ -89,7 +89,7 @@ class Lake:
             raise Unavailable(f"cannot tidy the lake at {self._root}: {error}") from error
 
     def prune(self, topic: Topic[Any], before: date) -> int:
-        """Delete files of earlier days; returns how many. The newest of each partition stays: its name says where to go on."""
+        """Delete files of earlier days and return their number. The newest of each partition stays: its name tells where to continue."""
         files = self.files(topic)
         newest = {file.partition: file.path for file in sorted(files, key=lambda file: file.last)}
         old = [file for file in files if file.day < before and file.path != newest[file.partition]]
@@ -101,7 +101,7 @@ class Lake:
         return len(old)
 
     def write(self, topic: Topic[Any], records: Sequence[Record]) -> list[LakeFile]:
-        """Records of one partition in offset order become one file a day. Written again, they overwrite themselves."""
+        """Write records of one partition, in offset order, to one file per day. Writing the same records again overwrites the same files."""
         written = []
         for day, rows in groupby(records, key=_day):
             batch = list(rows)
@@ -112,7 +112,7 @@ class Lake:
         return written
 
     def records(self, topic: Topic[Any], since: datetime | None = None, until: datetime | None = None) -> Iterator[Record]:
-        """What lies in the lake, each offset once, in offset order within a partition, partitions one after the other.
+        """The lake's records, each offset once, in offset order within a partition, one partition after the other.
 
         ``since`` (included) and ``until`` (not included) are arrival times in the log.
         """
@@ -130,7 +130,7 @@ class Lake:
             seen = file.last
 
     def records_of(self, topic: Topic[Any], file: LakeFile) -> Iterator[Record]:
-        """What one file holds, in offset order."""
+        """The records of one file, in offset order."""
         for batch in self._batches(file):
             columns = [batch.column(name).to_pylist() for name in ("offset", "key", "value")]
             times = batch.column("timestamp").cast(pyarrow.int64()).to_pylist()
@@ -138,11 +138,11 @@ class Lake:
                 yield Record(topic.name, file.partition, offset, timestamp_ms, key, value)
 
     def rewrite(self, file: LakeFile, records: Sequence[Record]) -> None:
-        """The same records at the same offsets with other values, in the place of those that were. Whole or not at all."""
+        """Replace a file by the same offsets with other values, atomically."""
         self._write(file.path, _table(records))
 
     def replay(self, topic: Topic[E], since: datetime | None = None, until: datetime | None = None) -> Iterator[E]:
-        """The events that can be read; the records that cannot are in ``records``, and on dead-letters."""
+        """The events that can be decoded. The other records are in ``records`` and among the dead letters."""
         for record in self.records(topic, since, until):
             try:
                 yield topic.decode(record.value)
@@ -161,7 +161,7 @@ class Lake:
             raise Unavailable(f"cannot read {file.path}: {error}") from error
 
     def _write(self, path: str, table: Any) -> None:
-        """Whole or not at all: an object store shows an object when it is complete; elsewhere a rename does that."""
+        """Write atomically: an object store shows an object only when it is complete; elsewhere a rename does the same."""
         whole = self._filesystem.type_name in OBJECT_STORES
         target = path if whole else f"{path.rpartition('/')[0]}/.{uuid.uuid4().hex}.tmp"
         try:
@@ -180,7 +180,7 @@ class Lake:
             raise Unavailable(f"cannot write {path}: {error}") from error
 
     def _sync(self, path: str) -> None:
-        """On the disk before the name says so: a name without its bytes after a power cut would be a loss nobody notices."""
+        """fsync before the rename: after a power cut, a name without its bytes would be a silent loss."""
         if isinstance(self._filesystem, pyarrow.fs.LocalFileSystem):
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What the lake has read and not yet written."""
+"""Records that the lake has read and not yet written."""
 
 from streams.kafka import Record
 
@@ -6,7 +6,7 @@ Key = tuple[str, int]
 
 
 class WriteBuffer:
-    """Records that wait to be written, by topic and partition; knows which are due."""
+    """Waiting records by topic and partition. Knows which topics are due to be written."""
 
     def __init__(self, flush_rows: int, flush_s: float, flush_bytes: int) -> None:
         self._flush_rows, self._flush_s, self._flush_bytes = flush_rows, flush_s, flush_bytes
@@ -16,7 +16,7 @@ class WriteBuffer:
         self.rows = 0
 
     def add(self, records: list[Record], now: float) -> None:
-        """``now`` in seconds of a clock that never goes back."""
+        """Add records. ``now``: seconds of a monotonic clock."""
         for record in records:
             key = (record.topic, record.partition)
             self._records.setdefault(key, []).append(record)
@@ -25,7 +25,7 @@ class WriteBuffer:
         self.rows += len(records)
 
     def due(self, now: float) -> list[str]:
-        """Topics that have waited long enough, or are large enough; all of them when memory asks for it."""
+        """Topics whose records have waited long enough or are many enough; all topics when the memory limit is reached."""
         if sum(self._bytes.values()) >= self._flush_bytes:
             return self.topics()
         return [
@@ -38,11 +38,11 @@ class WriteBuffer:
         return list(self._since)
 
     def of(self, topic: str) -> dict[Key, list[Record]]:
-        """What waits of a topic, by partition."""
+        """Waiting records of a topic, by partition."""
         return {key: records for key, records in self._records.items() if key[0] == topic}
 
     def drop(self, key: Key) -> None:
-        """It is written."""
+        """Drop records that have been written."""
         self.rows -= len(self._records.pop(key))
         del self._bytes[key]
         if not self.of(key[0]):

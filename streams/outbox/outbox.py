@@ -1,9 +1,9 @@
-"""A durable local spool between a part that must not wait and a Kafka that may be away.
+"""The outbox: a durable local queue between a part that must not wait and a Kafka that may be unavailable.
 
-``put`` only appends to memory (unless ``outbox_fsync`` is ``each``). One thread moves events to a SQLite file, another sends them from there in
-order and deletes what Kafka has acknowledged. So an answer is never delayed and a broker away for minutes costs nothing. What a kill took
-from memory is told by the next start, as is everything that was dropped for want of room. What was sent and not yet deleted is sent again
-after a restart: events carry ids and their readers drop duplicates.
+``put`` only appends to memory (unless ``outbox_fsync`` is ``each``). One thread moves events to a SQLite file; another sends them from there in
+order and deletes what Kafka has acknowledged. So no answer is delayed, and a broker that is down for minutes loses nothing. Events that a kill
+lost from memory are counted by the next start, and so is everything dropped for lack of room. Events that were sent and not yet deleted are sent
+again after a restart: events carry ids and their readers drop duplicates.
 """
 
 import threading
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 class RawPublisher(Publisher, Protocol):
-    """A publisher that also takes bytes as they are."""
+    """A publisher that also sends encoded bytes."""
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Headers = ()) -> Callable[[], RecordPlace]: ...
 
@@ -40,11 +40,11 @@ class RawPublisher(Publisher, Protocol):
 
 
 class Outbox:
-    """Takes events at once, keeps them on disk, sends them in order. Thread-safe."""
+    """Accepts events at once, keeps them on disk, sends them in order. Thread-safe."""
 
     def __init__(self, path: Path, connect: Callable[[], RawPublisher], metrics: Metrics, part: str, settings: OutboxSettings | None = None,
                  clock: Clock | None = None) -> None:  # fmt: skip
-        """``connect`` opens a producer (it may raise Unavailable, and is tried again)."""
+        """``connect`` opens a producer. It may raise Unavailable; then it is called again later."""
         self._connect, self._metrics, self._part = connect, metrics, part
         self._settings, self._clock = settings or OutboxSettings(), clock or SystemClock()
         self._most_bytes = self._settings.outbox_mib << 20
@@ -63,16 +63,16 @@ class Outbox:
 
     @property
     def depth(self) -> int:
-        """Events waiting to be acknowledged by Kafka."""
+        """Events that Kafka has not yet acknowledged."""
         return self._waiting
 
     @property
     def lost(self) -> int:
-        """Events that were accepted before this start and did not survive a kill."""
+        """Events that were accepted before this start and lost in a kill."""
         return self._spool.lost
 
     def put(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> bool:
-        """Take an event, without ever waiting unless each is synced. False when it was dropped, which is counted."""
+        """Accept an event. Never waits, unless every event is synced. False when it was dropped; that is counted."""
         key, value = event.key.encode(), event.encode()
         with self._lock:
             if not self._has_room():
@@ -88,7 +88,7 @@ class Outbox:
                 self._send_work.set()
             else:
                 self._fresh.append(waiting)
-                if not self._spool_work.is_set():  # waking a thread costs the one that wakes it more than all of the above
+                if not self._spool_work.is_set():  # waking a thread costs more than all of the above
                     self._spool_work.set()
             self._waiting += 1
             self._waiting_bytes += waiting.bytes
@@ -96,7 +96,7 @@ class Outbox:
         return True
 
     def wait_until_empty(self, timeout_s: float) -> bool:
-        """Wait until nothing waits; False when the time is up."""
+        """Wait until the outbox is empty. False when the time is up first."""
         waited = threading.Event()
         for _ in range(max(1, int(timeout_s / 0.02))):
             if self.depth == 0:
@@ -105,7 +105,7 @@ class Outbox:
         return self.depth == 0
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Put everything on disk, try to send it for so long, and stop. What is left is sent after the next start."""
+        """Write everything to disk, send for at most ``timeout_s``, and stop. The rest is sent after the next start."""
         self._closing.set()
         for thread, work in zip(self._threads, (self._spool_work, self._send_work), strict=False):
             work.set()
@@ -147,11 +147,11 @@ class Outbox:
             self._producer.close()
 
     def _gather(self) -> None:
-        """Let others come before the work begins: its cost is that of a batch, and it is paid by whoever answers people."""
+        """Wait for more events: a batch costs about as much as one event, and this process also has answers to serve."""
         self._closing.wait(self._settings.outbox_linger_ms / 1000)
 
     def _spool_fresh(self) -> bool:
-        """From memory to disk. A full disk leaves events in memory, within the bounds, until there is room."""
+        """Move events from memory to disk. With a full disk they stay in memory, within the limits, until there is room."""
         with self._lock:
             batch = list(self._fresh)
         if batch and not self._write(batch):
@@ -167,12 +167,12 @@ class Outbox:
             if self._settings.outbox_when_full == "keep_newest":
                 self._count_removed(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
         except Unavailable as error:
-            log.warning("outbox cannot write its spool", error=str(error))
+            log.warning("the outbox cannot write to its disk", error=str(error))
             return False
         return True
 
     def _send_oldest(self) -> bool:
-        """One batch from disk to Kafka, oldest first; nothing overtakes what could not be sent. False when it must be tried again later."""
+        """Send one batch from disk to Kafka, oldest first; nothing overtakes an event that could not be sent. False: try again later."""
         try:
             self._count_removed(self._spool.drop_older(self._settings.outbox_age_h * 3600), "old")
             if rows := self._spool.oldest(self._sent, BATCH_EVENTS, BATCH_BYTES):
@@ -182,7 +182,7 @@ class Outbox:
                 self._spool.counters.note(sent=self._sent)
             self._count_removed(self._spool.delete_through(self._sent))
         except Unavailable as error:
-            log.warning("outbox waits", waiting=self.depth, error=str(error))
+            log.warning("the outbox waits for Kafka", waiting=self.depth, error=str(error))
             if self._producer is not None:
                 self._producer.close(timeout_s=0)
             self._producer = None
@@ -201,13 +201,13 @@ class Outbox:
         producer.flush()
 
     def _has_room(self) -> bool:
-        """With ``keep_newest`` the oldest on disk give way as the new one is written; while it cannot be, memory takes as many as the disk does."""
+        """With ``keep_newest`` writing deletes the oldest on disk; while the disk cannot be written, memory may hold as many as the disk."""
         if self._settings.outbox_when_full == "keep_newest":
             return len(self._fresh) < self._settings.outbox_events and self._waiting_bytes - self._spool.bytes < self._most_bytes
         return self._waiting < self._settings.outbox_events and self._waiting_bytes < self._most_bytes
 
     def _count_removed(self, gone: Deleted, reason: str | None = None) -> None:
-        """Count what is no longer on disk; ``reason`` when it was dropped."""
+        """Count events that were deleted from disk. ``reason``: why they were dropped, if they were."""
         with self._lock:
             self._waiting -= gone.events
             self._waiting_bytes -= gone.bytes

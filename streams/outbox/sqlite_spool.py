@@ -1,7 +1,7 @@
-"""The outbox's file: events in order in SQLite (write-ahead log), and counters beside it that a kill does not take.
+"""The outbox's file: events in order in SQLite (write-ahead log), and counters beside it that survive a kill.
 
-An event is counted when it is accepted, in a page of memory that belongs to the kernel and so outlives the process. What was counted and never
-reached the file is what a kill took: the next start knows how many.
+An accepted event is counted in a memory-mapped page, which belongs to the kernel and so survives the process. Events that were counted and never
+reached the file were lost in a kill: the next start knows how many.
 """
 
 import mmap
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS lived (seconds REAL NOT NULL);
 INSERT INTO lived SELECT 0 WHERE NOT EXISTS (SELECT * FROM lived);
 """
 BEYOND = 1 << 62
-"""No outbox ever comes to such an id: a file or a counter that says so is damaged."""
+"""No outbox ever reaches this id: a file or a counter with a larger one is damaged."""
 SHAPELESS = """
 SELECT EXISTS (SELECT * FROM spool WHERE id < 1 OR typeof(topic) != 'text' OR typeof(key) != 'blob' OR typeof(value) != 'blob'
   OR typeof(put_at_s) != 'real' OR typeof(trace) != 'text') OR EXISTS (SELECT * FROM lived WHERE typeof(seconds) != 'real')
@@ -37,14 +37,14 @@ log = structlog.get_logger()
 
 
 class SpooledEvent(NamedTuple):
-    """One event on its way to Kafka. Ids rise by one with each event that is accepted."""
+    """One event on its way to Kafka. Ids grow by one with each accepted event."""
 
     id: int
     topic: str
     key: bytes
     value: bytes
     trace: str = ""
-    """The context of its trace; empty when traces are off."""
+    """Its trace context. Empty when traces are off."""
 
     @property
     def bytes(self) -> int:
@@ -52,14 +52,14 @@ class SpooledEvent(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """What was deleted."""
+    """Number and size of deleted events."""
 
     events: int
     bytes: int
 
 
 class Counters:
-    """Three numbers in a file mapped into memory: the last id accepted, the last one let go of before it was on disk, the last one Kafka has."""
+    """Three ids in a memory-mapped file: the last one accepted, the last one dropped before it was on disk, the last one that Kafka has."""
 
     def __init__(self, path: Path) -> None:
         self._lock = Lock()
@@ -70,7 +70,7 @@ class Counters:
         self.accepted, self.let_go, self.sent = read if max(read) < BEYOND else (0, 0, 0)
 
     def note(self, *, accepted: int = 0, let_go: int = 0, sent: int = 0) -> None:
-        """Raise what is given; none ever falls."""
+        """Raise the given counters. They never fall."""
         with self._lock:
             self.accepted, self.let_go, self.sent = max(self.accepted, accepted), max(self.let_go, let_go), max(self.sent, sent)
             struct.pack_into("<3Q", self._page, 0, self.accepted, self.let_go, self.sent)
@@ -81,10 +81,10 @@ class Counters:
 
 
 class Spool:
-    """The file. Thread-safe; everything raises Unavailable when the disk is full or the file cannot be used."""
+    """The file. Thread-safe. Every method raises Unavailable when the disk is full or the file cannot be used."""
 
     def __init__(self, path: Path, synced: bool) -> None:
-        """``synced``: a write is on the disk when it returns, not only with the kernel."""
+        """``synced``: fsync every write before it returns."""
         self._path, self._lock = path, Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.counters = Counters(path.with_name(path.name + ".counters"))
@@ -99,10 +99,10 @@ class Spool:
             for suffix in ("", "-wal", "-shm"):
                 if (part := Path(f"{path}{suffix}")).exists():
                     part.rename(f"{aside}{suffix}")
-            log.error("the outbox's file is damaged and was put aside", path=str(aside), error=str(error), lost_at_most=self.lost)
+            log.error("the outbox's file is damaged and was moved aside", path=str(aside), error=str(error), lost_at_most=self.lost)
             self._database, written = _open(path, synced)
         if self.lost:
-            log.error("the outbox was killed and lost events that were not on disk yet", lost=self.lost, accepted=self.counters.accepted)
+            log.error("the outbox was killed and lost events that were not yet on disk", lost=self.lost, accepted=self.counters.accepted)
         newest = max(written, self.counters.accepted)
         self.counters.note(accepted=newest, let_go=newest if self.lost else 0)
         self._in_use_s: float = self._database.execute("SELECT seconds FROM lived").fetchone()[0]
@@ -110,11 +110,11 @@ class Spool:
         self.events, self.bytes = self._database.execute(f"SELECT count(*), coalesce(sum({SIZE}), 0) FROM spool").fetchone()
 
     def in_use_s(self) -> float:
-        """How long this file has been in use, in seconds; what an event's age is measured by."""
+        """Seconds for which this file has been in use. An event's age is measured in this time."""
         return self._in_use_s + time.monotonic() - self._opened_s
 
     def append(self, events: Sequence[SpooledEvent]) -> None:
-        """All of them or none."""
+        """Append all of them or none."""
         at = self.in_use_s()
         with self._transaction():
             self._database.executemany(
@@ -124,7 +124,7 @@ class Spool:
         self._count(len(events), sum(event.bytes for event in events))
 
     def oldest(self, after: int, most: int, most_bytes: int) -> list[SpooledEvent]:
-        """The oldest beyond that id: at most so many, and no more bytes than that unless one alone has more."""
+        """The oldest events after id ``after``: at most ``most``, and at most ``most_bytes`` unless a single one is larger."""
         found: list[SpooledEvent] = []
         size = 0
         with self._transaction():
@@ -139,21 +139,21 @@ class Spool:
         return found
 
     def delete_through(self, last: int) -> Deleted:
-        """Delete up to and with that id."""
+        """Delete all events up to and including that id."""
         with self._transaction():
             gone = self._delete(last)
         self._count(-gone.events, -gone.bytes)
         return gone
 
     def drop_beyond(self, events: int, size_bytes: int) -> Deleted:
-        """Delete the oldest until no more than that is left."""
+        """Delete the oldest events until at most this many and this size are left."""
         before = Deleted(self.events, self.bytes)
         while (self.events > events or self.bytes > size_bytes) and (oldest := self.oldest(0, max(1, self.events - events), 1 << 20)):
             self.delete_through(oldest[-1].id)
         return Deleted(before.events - self.events, before.bytes - self.bytes)
 
     def drop_older(self, age_s: float) -> Deleted:
-        """Delete what has waited for longer."""
+        """Delete events that have waited for longer."""
         before = self.in_use_s() - age_s
         with self._transaction():
             oldest = self._database.execute("SELECT put_at_s FROM spool ORDER BY id LIMIT 1").fetchone()
@@ -174,7 +174,7 @@ class Spool:
         return gone
 
     def _count(self, events: int, size_bytes: int) -> None:
-        """After the commit, so that what failed to be written is not counted."""
+        """Update the totals, after the commit, so that failed writes do not count."""
         with self._lock:
             self.events += events
             self.bytes += size_bytes
@@ -190,10 +190,10 @@ class Spool:
 
 
 def _open(path: Path, synced: bool) -> tuple[sqlite3.Connection, int]:
-    """The file, and the last id that was ever written to it."""
+    """Open the file. Also returns the last id that was ever written to it."""
     database = sqlite3.connect(path, timeout=30, check_same_thread=False)
     database.execute("PRAGMA journal_mode=WAL")
-    # In WAL mode NORMAL syncs at checkpoints alone: a power cut takes the newest writes and never damages the file.
+    # In WAL mode NORMAL syncs at checkpoints only: a power cut loses the newest writes and never damages the file.
     database.execute(f"PRAGMA synchronous={'FULL' if synced else 'NORMAL'}")
     columns = {name for _, name, *_ in database.execute("PRAGMA table_info(spool)")}
     if columns and "put_at_s" not in columns:
@@ -208,5 +208,5 @@ def _open(path: Path, synced: bool) -> tuple[sqlite3.Connection, int]:
     shapeless = database.execute(SHAPELESS).fetchone()[0] or not isinstance(newest, int) or not largest <= newest < BEYOND
     if shapeless or not topics <= BY_NAME.keys():
         database.close()
-        raise sqlite3.DatabaseError("it holds something that no outbox has put there")  # sending would stop at it for ever
+        raise sqlite3.DatabaseError("it holds rows that no outbox wrote")  # sending would stop there for ever
     return database, newest

@@ -134,19 +134,19 @@ def test_a_wrong_password_and_no_password_are_told_apart_from_a_broker_that_is_a
 ) -> None:
     settings = kafka.login("actor")
     wrong = KafkaSettings.model_validate(settings.model_dump() | {"sasl_password": "wrong", "request_timeout_s": 0.5})
-    with pytest.raises(ConfigError, match="does not let tidemill-actor in") as refused:
+    with pytest.raises(ConfigError, match="refused the login of tidemill-actor") as refused:
         Producer(wrong, Metrics(), "test")
     assert "wrong" not in str(refused.value)
     monkeypatch.setenv("TIDEMILL_KAFKA__SASL_PASSWORD", "wrong")
     known = wrong.model_dump(exclude={"sasl_password"}, exclude_defaults=True)
     findings = {each.name: each for each in examine(None, [f"run_folder={tmp_path}", *(f"kafka.{key}={value}" for key, value in known.items())])}
     assert not findings["kafka"].well
-    assert "does not let tidemill-actor in" in findings["kafka"].told
+    assert "refused the login of tidemill-actor" in findings["kafka"].told
     away = wrong.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(Unavailable):
         Producer(away, Metrics(), "test")
     other = settings.model_copy(update={"sasl_mechanism": "PLAIN", "request_timeout_s": 0.5})
-    with pytest.raises(ConfigError, match=r"does not let tidemill-actor in.*kafka\.sasl_mechanism"):
+    with pytest.raises(ConfigError, match=r"refused the login of tidemill-actor.*kafka\.sasl_mechanism"):
         Producer(other, Metrics(), "test")
     plain = KafkaSettings(bootstrap_servers=settings.bootstrap_servers, request_timeout_s=0.5)
     assert not kafka_answers(plain)

@@ -68,7 +68,7 @@ def test_a_refusal_names_who_may_not_do_what_where() -> None:
     assert "(tidemill-join)" in str(translate_error("read from", GroupAuthorizationFailedError("tidemill-join"), ACTOR))
     unlettered = translate_error("connect to", SaslAuthenticationFailedError("bad credentials hush-hush"), ACTOR)
     assert isinstance(unlettered, ConfigError)
-    assert "does not let tidemill-actor in" in str(unlettered)
+    assert "refused the login of tidemill-actor" in str(unlettered)
     assert "hush" not in str(refused) + str(unlettered)
     assert isinstance(translate_error("read from", KafkaTimeoutError("later"), ACTOR), Unavailable)
 

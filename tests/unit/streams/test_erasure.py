@@ -24,7 +24,7 @@ DEFAULT_EVIDENCE = EvidenceSettings()
 def forgotten(*users: str) -> Forgotten:
     made = Forgotten()
     for user in users:
-        made.take(Erasure.of(user, "operator", T0 + timedelta(minutes=1)), ASKED_MS)
+        made.add(Erasure.of(user, "operator", T0 + timedelta(minutes=1)), ASKED_MS)
     return made
 
 

@@ -187,7 +187,7 @@ def test_what_is_written_again_of_an_episode_that_was_wholly_erased_is_taken_bac
 def test_a_label_that_the_state_let_go_of_is_written_again_without_who_is_forgotten() -> None:
     _, old = join_of(3)
     forgotten = Forgotten()
-    forgotten.take(Erasure.of("u1", "test", T0 + timedelta(days=1)), 0)
+    forgotten.add(Erasure.of("u1", "test", T0 + timedelta(days=1)), 0)
     nobody = FeedbackJoin(StatesInMemory(), JoinSettings(), lambda *_: None)
     record = Record(LABELS.name, 0, 0, 0, b"ep", old.encode())
     (label,) = labels_to_repair([record], nobody, forgotten, JoinSettings()).values()

@@ -58,12 +58,12 @@ def test_a_signature_is_good_for_its_bytes_and_its_name_alone(tmp_path: Path, fo
     new = put(tmp_path, folder, by=None, path="adapters/default/2")
     signature = (tmp_path / "store" / old.path / SIGNATURE).read_bytes()
     (tmp_path / "store" / new.path / SIGNATURE).write_bytes(signature)
-    with pytest.raises(BadArtifact, match="not of these bytes under this name"):
+    with pytest.raises(BadArtifact, match="does not match these bytes under this name"):
         fetch(tmp_path, new, PAIR)
     (folder / "adapter_config.json").write_text('{"r": 8}')
     again = put(tmp_path, folder, by=None, path="adapters/default/3")  # the bytes that were signed, under another name
     (tmp_path / "store" / again.path / SIGNATURE).write_bytes(signature)
-    with pytest.raises(BadArtifact, match="not of these bytes under this name"):
+    with pytest.raises(BadArtifact, match="does not match these bytes under this name"):
         fetch(tmp_path, again, PAIR)
 
 
