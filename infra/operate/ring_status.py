@@ -2,7 +2,6 @@
 
 import json
 import threading
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +10,7 @@ from typing import Any
 import click
 
 from infra.operate.log_watch import LogFacts, LogWatch
-from infra.settings.config import Settings, load
+from infra.settings.config import Settings, load_over
 from streams.join.ledger import Ledger, read_ledger
 
 LEDGER_EVERY = 6
@@ -60,11 +59,10 @@ class Status:
 
 
 def of_run(settings: Settings) -> Settings:
-    """The settings of the run in ``run_folder``, whose broker may be an embedded one on a port it chose; else as they are."""
+    """What was asked now, above the settings of the run in ``run_folder``, whose broker may be an embedded one on a port it chose."""
     resolved = settings.run_folder / "config.toml"
     if settings.kafka.bootstrap_servers is None and resolved.exists():
-        servers = tomllib.loads(resolved.read_text())["kafka"]["bootstrap_servers"]
-        return load(resolved, (f"kafka.bootstrap_servers={servers}",))
+        return load_over(resolved, settings)
     return settings
 
 

@@ -19,6 +19,7 @@ from dashboards.console.console_settings import ConsoleSettings
 from infra.demo.people_settings import PeopleSettings
 from infra.local.broker_settings import BrokerSettings
 from infra.operate.prune_settings import PruneSettings
+from infra.settings.given_values import is_service_link, values_of
 from infra.settings.policy_settings import PolicySettings
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
@@ -94,7 +95,18 @@ def load(config: str | Path | None = None, overrides: Sequence[str] = (), enviro
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {override!r}: write section.key=value")
-        _merge(tree, _nest(key.split("."), value))
+        _merge(tree, nested(key.split("."), value))
+    return _resolved(tree, config)
+
+
+def load_over(config: Path, settings: Settings) -> Settings:
+    """What ``config`` says, below what ``settings`` were given: a flag, a variable or a file is never dropped. Raises ConfigError."""
+    tree = _toml(config)
+    _merge(tree, settings.model_dump(exclude_unset=True, exclude_none=True))
+    return _resolved(tree, config)
+
+
+def _resolved(tree: dict[str, Any], config: str | Path | None) -> Settings:
     try:
         return Settings(**tree)
     except ValidationError as error:
@@ -137,22 +149,24 @@ def _toml(config: str | Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """TIDEMILL_SECTION__KEY variables as a tree; one that names no setting fails, as a misspelled key does."""
+    """TIDEMILL_SECTION__KEY variables as a tree. One that names no setting fails, as a misspelled key does; those of Kubernetes are passed by."""
     tree: dict[str, Any] = {}
     for name, value in environment.items():
-        if not name.upper().startswith(PREFIX) or name.upper() in NOT_SETTINGS:
+        if not name.upper().startswith(PREFIX) or name.upper() in NOT_SETTINGS or is_service_link(name, value):
             continue
         keys = name[len(PREFIX) :].lower().split("__")
         if keys[0] not in Settings.model_fields:
             raise ConfigError(f"environment variable {name} names no setting; sections are {', '.join(sorted(Settings.model_fields))}")
-        _merge(tree, _nest(keys, value))
+        _merge(tree, nested(keys, value))
     return tree
 
 
-def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
+def nested(keys: Sequence[str], value: str) -> dict[str, Any]:
+    """A tree with this one value, read as its setting needs it. Raises ConfigError."""
+    tree: Any = values_of(Settings, keys, value)
     for key in reversed(keys):
-        value = {key: value}
-    return dict(value)
+        tree = {key: tree}
+    return dict(tree)
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:

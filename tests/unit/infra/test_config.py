@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from infra.demo.demo import seed_overrides
+from infra.operate.ring_status import of_run
 from infra.settings.config import load, secrets_as_environment, shipped, to_toml
 from streams.core.errors import ConfigError
 from streams.core.settings_section import SettingsSection
@@ -79,3 +80,46 @@ def test_the_seed_of_a_demo_is_that_of_people_and_learner() -> None:
     settings = load("tiny", seed_overrides(7), {})
     assert (settings.people.seed, settings.learner.seed) == (7, 7)
     assert seed_overrides(None) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("TIDEMILL_PORT", "tcp://10.0.0.1:8000"), ("TIDEMILL_SERVICE_HOST", "10.0.0.1"), ("TIDEMILL_PORT_8000_TCP_ADDR", "10.0.0.1"),
+    ("TIDEMILL_PORT_8000_TCP", "tcp://10.0.0.1:8000"), ("TIDEMILL_ACTOR_PORT", "tcp://10.0.0.1:8000"), ("TIDEMILL_ACTOR_SERVICE_PORT", "8000"),
+    ("TIDEMILL_ACTOR_SERVICE_PORT_HTTP", "8000"), ("TIDEMILL_METRICS_PORT", "tcp://10.0.0.1:9100"), ("TIDEMILL_PORT_53_UDP_PROTO", "udp"),
+])  # fmt: skip
+def test_what_kubernetes_says_of_a_service_called_tidemill_is_no_setting(name: str, value: str) -> None:
+    assert load(None, (), {name: value}) == load(None, (), {})
+
+
+def test_a_misspelled_variable_still_fails_and_a_setting_of_that_name_still_counts() -> None:
+    with pytest.raises(ConfigError, match="TIDEMILL_ACTOR_PORT names no setting"):
+        load(None, (), {"TIDEMILL_ACTOR_PORT": "8000"})
+    assert load(None, (), {"TIDEMILL_METRICS_PORT": "9100"}).metrics_port == 9100
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), [
+    ("learner.attention_targets", "q_proj,v_proj", ("q_proj", "v_proj")), ("learner.attention_targets", '["q_proj"]', ("q_proj",)),
+    ("actor.media_hosts", '["a.example.com", "b.example.com"]', ("a.example.com", "b.example.com")), ("otlp.redact", "emails", ("emails",)),
+    ("actor.redact", "", ()), ("actor.redact", "emails, cards", ("emails", "cards")),
+    ("critic.rubric", '["Is it kind, and short?"]', ("Is it kind, and short?",)),
+])  # fmt: skip
+def test_lists_are_set_by_a_flag_and_by_a_variable_alike(key: str, value: str, expected: tuple[str, ...]) -> None:
+    section, name = key.split(".")
+    variable = {f"TIDEMILL_{section}__{name}".upper(): value}
+    for settings in (load(None, (f"{key}={value}",), {}), load(None, (), variable)):
+        assert getattr(getattr(settings, section), name) == expected
+
+
+def test_a_list_that_is_broken_json_names_its_key() -> None:
+    with pytest.raises(ConfigError, match=r"actor.redact = '\[emails' is not JSON"):
+        load(None, ("actor.redact=[emails",), {})
+
+
+def test_what_is_asked_now_stands_above_what_the_run_was_started_with(tmp_path: Path) -> None:
+    started = load("laptop", (f"run_folder={tmp_path}", "kafka.bootstrap_servers=127.0.0.1:9", "prune.keep_adapters=20", "actor.port=8123"), {})
+    (tmp_path / "config.toml").write_text(to_toml(started))
+    asked = load(None, (f"run_folder={tmp_path}", "prune.keep_adapters=3"), {"TIDEMILL_PRUNE__KEEP_REWARD_MODELS": "7"})
+    running = of_run(asked)
+    assert (running.prune.keep_adapters, running.prune.keep_reward_models) == (3, 7)
+    assert (running.kafka.bootstrap_servers, running.actor.port) == ("127.0.0.1:9", 8123)
+    assert of_run(load(None, (f"run_folder={tmp_path}",), {})).prune.keep_adapters == 20
