@@ -88,7 +88,7 @@ class Broker(Startable):
                 raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
         with (self._folder / "stdout.log").open("ab") as out:
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-                                             pass_fds=[self._lock], preexec_fn=die_with_parent, start_new_session=True)  # fmt: skip
+                                             pass_fds=[self._lock], preexec_fn=die_with_parent, process_group=0)  # fmt: skip
 
     def relaunch(self) -> None:
         """Launch once more after the JVM ended by itself, on the port that it had; does not wait until it answers."""

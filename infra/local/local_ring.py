@@ -9,6 +9,7 @@ from typing import IO
 
 import httpx
 
+from infra.local.core_plan import core_plan
 from infra.local.embedded_broker import Broker, free_port
 from infra.local.part_process import base_folder, parts
 from infra.local.port_check import check_ports
@@ -68,8 +69,10 @@ class Ring(Startable):
             self._say(sentence)
         config = (folder / "config.toml").resolve()
         config.write_text(to_toml(self.settings))
+        plan = core_plan(len(os.sched_getaffinity(0)), self.settings)
         for part in parts(self.settings):
-            self.processes.start(part, ["run", part, "--config", str(config)], secrets_as_environment(self.settings))
+            environment = {**plan[part].environment, **secrets_as_environment(self.settings)}
+            self.processes.start(part, ["run", part, "--config", str(config)], environment, plan[part].niceness)
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""

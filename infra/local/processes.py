@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -59,6 +60,7 @@ class PartProcess:
     command: Sequence[str]
     environment: Mapping[str, str]
     log: Path
+    niceness: int = 0
     process: subprocess.Popen[bytes] | None = None
     deaths: DeathRecord = field(default_factory=DeathRecord)
     started_at_s: float = 0.0
@@ -72,13 +74,13 @@ class Processes:
         self._parts: dict[str, PartProcess] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
-    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Run ``tidemill <arguments>`` as the part ``name``."""
-        self.start_command(name, [sys.executable, "-P", "-m", "infra.cli", *arguments], environment)
+    def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, niceness: int = 0) -> None:
+        """Run ``tidemill <arguments>`` as the part ``name``. ``niceness``: how far it stands back for others, 0 to 19."""
+        self.start_command(name, [sys.executable, "-P", "-m", "infra.cli", *arguments], environment, niceness)
 
-    def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, niceness: int = 0) -> None:
         """Run any command as the part ``name``."""
-        part = PartProcess(name, command, {**os.environ, **(environment or {})}, self._logs / f"{name}.log")
+        part = PartProcess(name, command, {**os.environ, **(environment or {})}, self._logs / f"{name}.log", niceness)
         self._parts[name] = part
         self._launch(part)
 
@@ -135,10 +137,18 @@ class Processes:
 
     def _launch(self, part: PartProcess) -> None:
         with part.log.open("ab") as out:
+            # A process group of its own, so that Ctrl-C reaches only us; but no session: each would be a scheduling group of its own (Linux
+            # autogroup), to which the niceness of others means nothing.
             part.process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-                                            start_new_session=True, preexec_fn=die_with_parent)  # fmt: skip
+                                            process_group=0, preexec_fn=partial(_before_exec, part.niceness))  # fmt: skip
         part.started_at_s = self._clock_s()
         part.deaths.started()
+
+
+def _before_exec(niceness: int) -> None:
+    """In the child."""
+    die_with_parent()
+    os.nice(niceness)
 
 
 def _lived_s(part: PartProcess, now_s: float) -> float:

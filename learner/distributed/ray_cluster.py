@@ -121,7 +121,7 @@ class LearnerActor:
 def _init(settings: LearnerSettings) -> None:
     """Start Ray in this machine, or join the cluster that the settings name. Ray's own SIGTERM handler would end us unclean: ours stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers are at 15: beside a busy actor the learner would starve
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would take 15; ours lower themselves, if they are to (learner.background)
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     here: dict[str, Any] = {

@@ -22,6 +22,9 @@ class ComputeSettings(SettingsSection):
     train_threads: int = Field(default=0, ge=0)
     """Threads for training alone. Training's large matrix products share cores with other processes better than sampling's small ones do, so it
     may use more. 0: the fastest number when ``threads`` is 0 too, else the same as ``threads``."""
+    background: bool = True
+    """On a CPU, sample and train only with processor time that nothing else on the machine wants (Linux's idle scheduling class): people who wait
+    for an answer come first. False where the learner must make progress beside a machine that is always busy."""
     microbatch_tokens: int = Field(default=1024, ge=1)
     """Tokens in one forward pass (a prompt counts once for its group). A group that is larger gets a pass of its own."""
     recompute_activations: bool = False

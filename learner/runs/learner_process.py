@@ -19,6 +19,7 @@ from learner.ring.adapter_recipe import AdapterRecipe, Notebook, TakenStep
 from learner.ring.judged_answers import JudgedAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
+from learner.runs.background import stand_back
 from learner.runs.trainer import Prompt, StepResult, Trainer
 from learner.settings import LearnerSettings
 from reward.features.featurizer import Featurizer
@@ -66,6 +67,8 @@ class LearnerProcess:
         torch.set_num_threads(threads(settings))
         self._settings, self._state = settings, state
         device = torch.device("cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu")
+        if settings.background and device.type == "cpu":
+            log.info("in_the_background", threads=stand_back())
         self._mesh = ALONE
         if place is not None:
             self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)

@@ -1,5 +1,6 @@
 """Parts are started again when they die, and nothing is left behind."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import psutil
 import pytest
 
 from infra.local import local_ring
+from infra.local.core_plan import core_plan
 from infra.local.local_ring import Ring
+from infra.local.part_process import parts
 from infra.local.port_check import check_ports, ports_of
 from infra.local.processes import LONGEST_PAUSE_S, QUIET_S, RESTARTS, DeathRecord, Processes
 from infra.settings.config import Settings, load
@@ -32,28 +35,28 @@ class ClockOfTests:
 
 def test_a_part_that_keeps_dying_is_shown_as_failing_with_the_end_of_its_log_and_the_others_go_on(tmp_path: Path) -> None:
     clock = ClockOfTests()
-    parts = Processes(tmp_path, clock)
-    parts.start_command("steady", SLEEPER)
-    parts.start_command("flaky", (sys.executable, "-c", "print('out of cheese'); raise SystemExit(3)"))
+    ours = Processes(tmp_path, clock)
+    ours.start_command("steady", SLEEPER)
+    ours.start_command("flaky", (sys.executable, "-c", "print('out of cheese'); raise SystemExit(3)"))
     said: list[str] = []
 
     def one_more_death() -> None:
         clock.now_s += LONGEST_PAUSE_S  # the pause is over
-        parts.check()
+        ours.check()
         died = len(said)
-        wait_for(lambda: (said.extend(parts.check()), len(said) > died)[1], 20)
+        wait_for(lambda: (said.extend(ours.check()), len(said) > died)[1], 20)
 
     for _ in range(RESTARTS):
         one_more_death()
-        assert parts.failing() == {}
+        assert ours.failing() == {}
     one_more_death()
-    assert "out of cheese" in parts.failing()["flaky"]
+    assert "out of cheese" in ours.failing()["flaky"]
     assert [sentence.split(" (")[0] for sentence in said[:RESTARTS]] == ["flaky died"] * RESTARTS
     assert "keeps dying" in said[-1]
     one_more_death()  # it is tried again for ever
-    assert list(parts.failing()) == ["flaky"]
-    assert parts.restarts == {"flaky": RESTARTS + 1}
-    parts.stop_all(timeout_s=5)
+    assert list(ours.failing()) == ["flaky"]
+    assert ours.restarts == {"flaky": RESTARTS + 1}
+    ours.stop_all(timeout_s=5)
 
 
 def test_pauses_grow_up_to_a_bound_and_deaths_before_a_quiet_time_are_forgotten() -> None:
@@ -166,17 +169,47 @@ def test_the_ports_that_are_checked_are_those_of_the_parts_that_run() -> None:
 
 
 def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
-    parts = Processes(tmp_path)
+    ours = Processes(tmp_path)
     sleeper = "import time; time.sleep(60)"
     child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', '{sleeper}']).pid, flush=True); {sleeper}"
-    parts.start_command("parent", (sys.executable, "-c", child))
+    ours.start_command("parent", (sys.executable, "-c", child))
     log, deadline = tmp_path / "parent.log", time.monotonic() + 10
     while not log.read_text().endswith("\n") and time.monotonic() < deadline:
         time.sleep(0.02)
     grandchild = int(log.read_text())
     assert psutil.pid_exists(grandchild)
-    parts.stop_all(timeout_s=5)
+    ours.stop_all(timeout_s=5)
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_part_has_its_niceness_in_the_rings_own_session_where_it_counts(tmp_path: Path) -> None:
+    started = Processes(tmp_path)
+    started.start_command("nice", (sys.executable, "-c", "import os; print(os.getsid(0), os.getpgrp() == os.getpid(), os.nice(0))"), niceness=7)
+    wait_for(lambda: (tmp_path / "nice.log").read_text().endswith("\n"), 20)
+    assert (tmp_path / "nice.log").read_text().split() == [str(os.getsid(0)), "True", str(min(19, os.nice(0) + 7))]
+    started.stop_all(timeout_s=5)
+
+
+def test_people_come_first_and_waiting_threads_sleep() -> None:
+    plan = core_plan(2, load("laptop", ("promotion.mode=gated", "reward.threads=1"), {}), {})
+    assert plan["actor"].niceness == plan["streams"].niceness == plan["otlp"].niceness == 0
+    assert all(plan[part].niceness > 0 for part in ("promoter", "reward", "critic", "learner"))
+    assert {part: share.threads for part, share in plan.items() if share.threads > 1} == {"actor": 2, "learner": 2}
+    assert all(share.environment["OMP_WAIT_POLICY"] == "passive" for share in plan.values())
+    assert plan["reward"].environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_plan_keeps_to_what_is_set_and_to_what_the_operator_put_into_the_environment() -> None:
+    settings = load("laptop", ("actor.cpu_threads=3", "learner.threads=5", "reward.threads=2"), {})
+    plan = core_plan(8, settings, {"OMP_WAIT_POLICY": "active"})
+    assert (plan["actor"].threads, plan["learner"].threads, plan["promoter"].threads, plan["streams"].threads) == (3, 5, 2, 1)
+    assert "OMP_WAIT_POLICY" not in plan["actor"].environment
+    assert core_plan(8, load("laptop", ("learner.workers=4",), {}), {})["learner"].threads == 2
+
+
+def test_a_part_without_a_share_would_be_seen() -> None:
+    every_part = Settings.model_validate({"promotion": {"mode": "gated"}, "critic": {"rubric": ["It is short."]}, "otlp": {"beside_ring": True}})
+    assert set(parts(every_part)) == set(core_plan(2, every_part))
 
 
 def test_a_log_on_a_full_disk_ends_nobody(tmp_path: Path) -> None:
