@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 
 from dashboards.console import console_actions as actions
 from dashboards.console import page_contents as pages
-from dashboards.console.console_facts import verdict_of
+from dashboards.console.console_facts import ConsoleFacts, verdict_of
 from dashboards.console.console_settings import ConsoleSettings
 from dashboards.console.log_following import LogFollowing
 from streams.core.clock import Clock
@@ -34,6 +34,8 @@ NAVIGATION = (("/", "Ring"), ("/curves", "Curves"), ("/versions", "Versions"), (
 
 Explain = Callable[[str], dict[str, Any]]
 """Why the reward model scores an episode as it does (``infra/operate/explain_episode.py``). Raises ConfigError, Refused, BadArtifact or Unavailable."""
+Learning = Callable[[ConsoleFacts], str]
+"""What the learner does, or still needs (``infra/operate/learning_needs.py``)."""
 Act = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -41,9 +43,9 @@ class Console:
     """The pages and the actions over one following of the log."""
 
     def __init__(self, settings: ConsoleSettings, following: LogFollowing, log: actions.Log, clock: Clock, gated: bool = True,
-                 explain: Explain | None = None) -> None:  # fmt: skip
-        """``gated``: the replicas follow the promotions (``promotion.mode``)."""
-        self._explain = explain
+                 explain: Explain | None = None, learning: Learning = lambda _: "") -> None:  # fmt: skip
+        """``gated``: the replicas follow the promotions (``promotion.mode``). ``learning``: what the learner does or needs, in a sentence."""
+        self._explain, self._learning = explain, learning
         self._settings, self._following, self._log, self._clock, self._gated = settings, following, log, clock, gated
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -80,12 +82,12 @@ class Console:
 
     def _ring(self, request: Request) -> Response:
         with self._following.facts() as facts:
-            now = pages.ring(facts, _now_ms())
+            now = pages.ring(facts, _now_ms(), self._learning(facts))
         return self._page("ring.html", "/", now=now, arrows=pages.ARROWS)
 
     def _ring_now(self, request: Request) -> Response:
         with self._following.facts() as facts:
-            now = pages.ring(facts, _now_ms())
+            now = pages.ring(facts, _now_ms(), self._learning(facts))
         return JSONResponse(now | {"failure": self._following.failure})
 
     def _curves(self, request: Request) -> Response:

@@ -39,7 +39,7 @@ ARROWS = (
 )
 
 
-def ring(facts: ConsoleFacts, now_ms: int) -> dict[str, Any]:
+def ring(facts: ConsoleFacts, now_ms: int, learning: str = "") -> dict[str, Any]:
     """The ring now: what the page shows, and what it asks for again every two seconds."""
     flows = facts.flows(now_ms)
     model = facts.reward_models[-1] if facts.reward_models else None
@@ -54,6 +54,7 @@ def ring(facts: ConsoleFacts, now_ms: int) -> dict[str, Any]:
             "reward-model": f"v{model.version}" if model else "none yet",
             "accuracy": f"{calibration.accuracy:.0%}" if calibration and calibration.labels else "–",
             "ece": f"{calibration.ece:.3f}" if calibration and calibration.labels else "–",
+            "learning": learning or "–",
             "adapters": str(len(facts.adapters)),
             "served-after": seconds(latest),
             "dead-letters": str(facts.reasons.total()),

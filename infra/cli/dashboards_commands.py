@@ -56,6 +56,7 @@ def console(config: str | None, overrides: tuple[str, ...]) -> None:
     from dashboards.console.console_process import run_console
     from infra.local.part_logs import log_json
     from infra.operate.explain_episode import Explainer
+    from infra.operate.learning_needs import learning_of
     from infra.operate.ring_status import of_run
     from infra.settings.config import load
 
@@ -67,4 +68,5 @@ def console(config: str | None, overrides: tuple[str, ...]) -> None:
     def explain(episode_id: str) -> dict[str, Any]:
         return explainer.explain(episode_id).as_dict()
 
-    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True), explain)
+    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True), explain,
+                lambda facts: learning_of(running, facts))  # fmt: skip

@@ -1,14 +1,35 @@
 """``tidemill up``: the ring for a person's own agents, until stopped."""
 
+import time
+from collections.abc import Callable
+
 import click
 
 from infra.local.local_ring import Ring
 from infra.local.stop_signals import stop_on_signal
+from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogWatch
 from infra.settings.config import Settings
 from streams.core.errors import Unavailable
 
 START_TIMEOUT_S = 600.0
+AGAIN_S = 30.0
+
+
+class LearningLines:
+    """Which of the sentences about learning are worth a line: other needs and other phases at once, the same one with other numbers now and then."""
+
+    def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s, self._said, self._said_at_s = clock_s, "", -AGAIN_S
+
+    def worth_saying(self, sentence: str) -> str | None:
+        """The sentence, or None."""
+        of_a_step = sentence.startswith("step ")
+        same = sentence == self._said or (of_a_step and sentence.partition(",")[0] == self._said.partition(",")[0])
+        if sentence == self._said or sentence.startswith("waits ") or (same and self._clock_s() - self._said_at_s < AGAIN_S):
+            return None
+        self._said, self._said_at_s = sentence, self._clock_s()
+        return sentence
 
 
 def run_up(settings: Settings) -> None:
@@ -34,9 +55,11 @@ The ring turns. Kafka: {ring.settings.kafka.bootstrap_servers}   run folder: {ri
 EPISODE stands in the answer's header x-tidemill-episode. Ctrl-C stops everything.""")
         watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)
         watch.start()
-        serving = "base"
+        serving, learning = "base", LearningLines()
         while not stopping.wait(2.0):
             ring.check()
+            if watch.caught_up and (line := learning.worth_saying(learning_of(ring.settings, watch.facts))):
+                click.echo(f"learning: {line}")
             if watch.facts.serving != serving:
                 serving = watch.facts.serving
                 click.echo(f"now serving {serving}")

@@ -3,7 +3,6 @@
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from actor.promotion.adapter_standing import AdapterStanding
 from streams.core.errors import InvalidEvent, Unavailable
@@ -69,7 +68,8 @@ class LogWatch:
     def __init__(self, kafka: KafkaSettings, gated_policy: str | None = None) -> None:
         """``gated_policy``: the policy whose production moves by promotions."""
         self.facts = LogFacts(standing=AdapterStanding(gated_policy) if gated_policy else None)
-        self.caught_up_at: datetime | None = None
+        self.caught_up = False
+        """True once the log was read to its end."""
         self._kafka = kafka
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -95,6 +95,7 @@ class LogWatch:
                     if self._stopping.is_set():
                         return
                     continue
+                self.caught_up = self.caught_up or (not records and self._at_end(consumer))
                 for record in records:
                     if record.topic == LABELS.name and record.value is None:
                         self.facts.labels.pop((record.key or b"").decode(errors="replace"), None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogFacts, LogWatch
 from infra.settings.config import Settings, load_over
 from streams.join.ledger import Ledger, read_ledger
@@ -22,6 +23,8 @@ class Status:
 
     facts: LogFacts
     ledger: Ledger
+    learning: str
+    """What the learner is doing, or what it still needs."""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -34,6 +37,7 @@ class Status:
             "adapters_attested": sum(a.passed for a in facts.attestations),
             "adapters_refused": {a.adapter: a.reason for a in facts.attestations if not a.passed},
             "serving": facts.serving,
+            "learning": self.learning,
             "dead_letters": dict(facts.dead_letters),
             "ledger_balanced": self.ledger.balanced,
         }
@@ -48,6 +52,7 @@ class Status:
         refused = "".join(f"\n                {name}: {reason}" for name, reason in told["adapters_refused"].items())
         return "\n".join([
             f"serving         {told['serving']}",
+            f"learning        {self.learning}",
             f"labels          {told['labels']} ({told['votes']} votes)",
             f"reward model    {model_line}",
             f"adapters        {told['adapters_published']} published, {told['adapters_attested']} attested, "
@@ -79,7 +84,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
     watch.start()
     ledger = read_ledger(settings.kafka)
     while not stopping.is_set():
-        show(Status(watch.facts, ledger))
+        show(Status(watch.facts, ledger, learning_of(settings, watch.facts)))
         turn += 1
         if stopping.wait(every_s):
             break
@@ -94,7 +99,7 @@ def status_now(settings: Settings) -> Status:
     watch = LogWatch(settings.kafka, settings.gated_policy)
     watch.start()
     watch.stop()
-    return Status(watch.facts, ledger_now(settings))
+    return Status(watch.facts, ledger_now(settings), learning_of(settings, watch.facts))
 
 
 def show_again(status: Status, as_json: bool) -> None:

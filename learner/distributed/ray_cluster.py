@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +37,10 @@ class LearnerActor:
     """A handle on the learner's processes, which take every call together. Calls wait for their answer, and stop waiting when ``stopping``
     is set. When one of them dies all are started again, as many as there is room for then, and go on from the checkpoint."""
 
-    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, stopping: threading.Event) -> None:
+    def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, stopping: threading.Event,
+                 meanwhile: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+        """``meanwhile`` is called again and again while a call is waited for."""
+        self._meanwhile = meanwhile
         self._settings, self._made_of, self._stopping = settings, (settings, reward, base, state), stopping
         self._meetings = state / "meetings"
         self._started_here = not ray.is_initialized()
@@ -58,6 +62,7 @@ class LearnerActor:
                 self._give_up(answers, error)
             if not waited_for:
                 return found[0]
+            self._meanwhile()
             if self._room(ray.cluster_resources()) < len(answers):
                 self._kill()  # Ray would wait for a new machine to start the lost process on, and the others for that process
                 raise Unavailable("a machine of the cluster is gone, all start again with as many processes as there is room for")

@@ -1,6 +1,6 @@
 """What people's words ask of a step: the policy that was told them teaches the policy that was not (hindsight distillation)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -35,7 +35,7 @@ class HindsightObjective:
         """Tokens that one update computes, the teacher's included."""
         return sum(row.tokens for row in (*self._students, *self._teachers))
 
-    def backward(self) -> None:
+    def backward(self, passed: Callable[[int], None] = lambda _: None) -> None:
         """Add this objective's gradients to the adapter's."""
         policy, s = self._policy, self._settings
         for numbers in self._passes:
@@ -45,6 +45,7 @@ class HindsightObjective:
             kl = losses.distillation_kl(teacher_KV, student_KV).sum() / self._count
             (s.hindsight_weight * kl).backward()
             self._kl += float(kl.detach()) if self._updates == 0 else 0.0
+            passed(sum(self._students[n].tokens + self._teachers[n].tokens for n in numbers))
         self._updates += 1
 
     def metrics(self) -> dict[str, float]:

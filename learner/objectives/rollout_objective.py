@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
 import torch
@@ -86,11 +86,12 @@ class RolloutObjective:
         """Hidden states and returns that the value head is still to be fitted to."""
         self._value_loss = 0.0
 
-    def backward(self) -> None:
+    def backward(self, passed: Callable[[int], None] = lambda _: None) -> None:
         """Add this objective's gradients to the adapter's; the first time round it also fixes the step's old log-probabilities."""
         for one in self._passes:
             with self._policy.routed(one.chosen_LNK):  # until the gradients are there: activations may be computed again for them
                 self._accumulate(one)
+            passed(one.packed.tokens)
         if self._value_head is not None and self._judged_positions:  # only now: all advantages of a step come from one value function
             hidden_KH, returns_K = (torch.cat(parts) for parts in zip(*self._judged_positions, strict=True))
             self._value_loss = self._value_head.fit(hidden_KH, returns_K, self._settings.value_updates)

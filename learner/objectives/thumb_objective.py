@@ -1,6 +1,6 @@
 """What thumbs on live answers ask of a step: good ones likelier, bad ones less likely, as felt from where the base stands (KTO)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,13 +39,14 @@ class ThumbObjective:
         """Tokens that one update computes."""
         return sum(row.tokens for row in self._rows)
 
-    def backward(self) -> None:
+    def backward(self, passed: Callable[[int], None] = lambda _: None) -> None:
         """Add this objective's gradients to the adapter's."""
         for numbers, reference_B in zip(self._passes, self._reference, strict=True):
             s, good_B = self._settings, self._good_B[numbers]
             policy_B = self._logprobs(self._rows, numbers)
             loss_B = losses.kto(policy_B, reference_B, good_B, self._kl, s.kto_beta, self._good_weight, self._bad_weight)
             (s.thumb_weight * loss_B.sum() / len(self._rows)).backward()
+            passed(sum(self._rows[n].tokens for n in numbers))
             if self._updates == 0:
                 self._loss += float(loss_B.detach().sum()) / len(self._rows)
                 gain_B = (policy_B - reference_B).detach()

@@ -5,6 +5,7 @@ import structlog
 from learner.distributed.ray_cluster import LearnerActor, Stopped
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
 from learner.ring.log_feed import Feed, devices
+from learner.ring.progress_watch import TURN_S, ProgressWatch
 from learner.runs.learner_process import StepReport
 from learner.runs.trainer import Prompt
 from learner.settings import LearnerSettings
@@ -18,14 +19,13 @@ from streams.kafka import Producer
 log = structlog.get_logger()
 PHASES = ("rollout", "score", "train")
 RETRY_S = 2.0
-TURN_S = 3600.0
-"""A step on a CPU may take many minutes; a loop that has not come round for an hour hangs."""
 
 
 def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext) -> None:
     """Learn until told to stop, or for ``max_steps``. ``reward`` says which features reward models are fitted on."""
     producer = Producer(context.kafka, context.metrics, "tidemill-learner")
-    actor = LearnerActor(settings, reward, context.base, context.state, context.stopping)
+    watch = ProgressWatch(context, settings.prompts_needed)
+    actor = LearnerActor(settings, reward, context.base, context.state, context.stopping, watch.look)
     feed: Feed | None = None
     try:
         publisher = AdapterPublisher(settings, context, producer)
@@ -40,6 +40,7 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
                     steps = int(actor.call("steps"))
                     continue
                 if not feed.ready():
+                    watch.waits(steps + 1, len(feed.prompts))
                     continue
                 prompts = following or list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))
                 if settings.sample_ahead:  # sampled during this step

@@ -5,7 +5,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,14 @@ class Rollout:
         return cls(tuple(prompt_ids), tuple(output_ids), tuple(logprobs), finish, version, tuple(routing))
 
 
+Told = Callable[[int, int], None]
+"""Hears how many tokens are sampled, and how many there will be at most."""
+
+
+def unheard(sampled: int, at_most: int) -> None:
+    """Nobody wants to know."""
+
+
 class RolloutEngine(Protocol):
     """Samples groups of rollouts with the adapter it was last given."""
 
@@ -54,8 +62,9 @@ class RolloutEngine(Protocol):
     def adopt(self, policy: Policy, version: int) -> None:
         """From now on sample with the policy's adapter as it is now, which is called ``version``."""
 
-    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
-        """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts."""
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int,
+               told: Told = unheard) -> list[Rollout]:  # fmt: skip
+        """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts. ``told`` hears how far it is."""
 
     def rest(self) -> None:
         """Until it adopts an adapter again nothing will be asked: what memory it can lend, it gives up."""
@@ -85,11 +94,13 @@ class TransformersEngine:
         self._version = version
 
     @torch.inference_mode()
-    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int,
+               told: Told = unheard) -> list[Rollout]:  # fmt: skip
         with self._policy.decoding():
-            return self._sampled(prompts, samples, max_output_tokens, temperature, seed)
+            return self._sampled(prompts, samples, max_output_tokens, temperature, seed, told)
 
-    def _sampled(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+    def _sampled(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int,
+                 told: Told) -> list[Rollout]:  # fmt: skip
         policy, eos = self._policy, self._policy.eos_id
         generator = torch.Generator(policy.device).manual_seed(seed)
         ids_PN, there_PN = _left_padded(prompts, eos, policy.device)
@@ -105,12 +116,15 @@ class TransformersEngine:
         rows = torch.arange(len(prompts) * samples, device=ids_PN.device)
         tokens: list[list[int]] = [[] for _ in range(len(rows))]
         logprobs: list[list[float]] = [[] for _ in range(len(rows))]
+        sampled = 0
         for drawn in range(1, max_output_tokens + 1):
             token_B, logprob_B = _draw(logits_BV, temperature, generator)
             for row, token, logprob in zip(rows.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True):
                 tokens[row].append(token)
                 logprobs[row].append(logprob)
+            sampled += len(rows)
             goes_on_B = token_B != eos
+            told(sampled, sampled + int(goes_on_B.sum()) * (max_output_tokens - drawn))
             if drawn == max_output_tokens or not bool(goes_on_B.any()):
                 break
             if not bool(goes_on_B.all()):
@@ -139,8 +153,8 @@ class TransformersEngine:
 
 
 class VllmEngine:
-    """vLLM in this process. The adapter is handed over through a folder in memory, under a name of its own for every version:
-    vLLM caches prefixes by adapter name, and merging would lose small updates in bfloat16."""
+    """vLLM in this process; it does not tell how far it is. The adapter is handed over through a folder in memory, under a name of its own for
+    every version: vLLM caches prefixes by adapter name, and merging would lose small updates in bfloat16."""
 
     name = "vllm"
 
@@ -189,7 +203,8 @@ class VllmEngine:
         self._request = LoRARequest(f"learner@{version}", version + 1, str(folder))
         self._version = version
 
-    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int,
+               told: Told = unheard) -> list[Rollout]:  # fmt: skip
         from vllm import SamplingParams
 
         asked = [

@@ -20,6 +20,7 @@ from learner.ring.judged_answers import JudgedAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
 from learner.runs.background import stand_back
+from learner.runs.step_progress import PROGRESS_FILE, StepTeller
 from learner.runs.trainer import Prompt, StepResult, Trainer
 from learner.settings import LearnerSettings
 from reward.features.featurizer import Featurizer
@@ -73,7 +74,8 @@ class LearnerProcess:
         if place is not None:
             self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)
         self._policy = Policy(base, settings, device, self._mesh)
-        self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings)
+        teller = StepTeller(lambda progress: progress.write(state / PROGRESS_FILE)) if self._mesh.leads else None
+        self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings, teller)
         step = checkpoint.load(self._trainer, state / "checkpoints")
         self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
         self._featurizer = Featurizer.for_part(base, reward)

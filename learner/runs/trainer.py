@@ -1,7 +1,7 @@
 """One step of learning, as data: prompts in, a better adapter and the step's figures out."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -17,7 +17,8 @@ from learner.objectives.hindsight_objective import HindsightObjective
 from learner.objectives.rollout_objective import RolloutObjective
 from learner.objectives.thumb_objective import ThumbObjective
 from learner.ring.judged_answers import JudgedAnswer, advised
-from learner.rollouts.rollout_engines import Rollout, RolloutEngine
+from learner.rollouts.rollout_engines import Rollout, RolloutEngine, Told, unheard
+from learner.runs.step_progress import StepTeller, tell_nobody
 from learner.settings import LearnerSettings
 from streams.core.errors import StalePolicy
 from streams.core.events import Message
@@ -38,8 +39,8 @@ class Objective(Protocol):
     def tokens(self) -> int:
         """Tokens that one update computes for it, padding included."""
 
-    def backward(self) -> None:
-        """Add its gradients to the adapter's; called once an update."""
+    def backward(self, passed: Callable[[int], None] = lambda _: None) -> None:
+        """Add its gradients to the adapter's; called once an update. ``passed`` hears the tokens of each pass that is done."""
 
     def metrics(self) -> dict[str, float]:
         """What it measured; asked for after the last update."""
@@ -74,8 +75,9 @@ class _Sampled:
 class Trainer:
     """Holds the optimizer. Everything random comes from (seed, step), so a step is a function of adapter, optimizer and input."""
 
-    def __init__(self, policy: Policy, engine: RolloutEngine, settings: LearnerSettings) -> None:
+    def __init__(self, policy: Policy, engine: RolloutEngine, settings: LearnerSettings, teller: StepTeller | None = None) -> None:
         self.policy, self.engine, self.settings = policy, engine, settings
+        self._teller = teller or StepTeller(tell_nobody)
         self.optimizer = torch.optim.AdamW(policy.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.step_number = 0
         self.kl_coefficient = settings.kl_coefficient
@@ -90,11 +92,12 @@ class Trainer:
         error of the caller.
         """
         clock: dict[str, float] = {}
-        mesh = self.policy.mesh
+        mesh, in_hand = self.policy.mesh, self.step_number + 1
         asked, judged = mesh.share(prompts), judged if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
         self.engine.adopt(self.policy, self.step_number)
         ahead, unwanted = self._sampled_ahead(asked)
-        sampled = ahead or self._sample(asked, self.step_number)
+        self._teller.begin(in_hand, "rollout", len(asked) * self.settings.samples_per_prompt * self.settings.max_output_tokens)
+        sampled = ahead or self._sample(asked, self.step_number, self._teller.done)
         asked, rollouts, stale = self._fresh(asked, sampled.rollouts)
         clock["rollout"] = sampled.seconds
         with _timed(clock, "rollout"):
@@ -103,10 +106,12 @@ class Trainer:
             if not following:
                 self.engine.rest()
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
+        self._teller.begin(in_hand, "score", sum(len(r.output_ids) for r in rollouts))
         with _timed(clock, "score"):
             rewards = self._rewards(asked, rollouts, answers, scorer)
         rollouts = [Rollout.of(values) for values in mesh.gathered([astuple(r) for r in rollouts])]
         answers, rewards = mesh.gathered(answers), torch.tensor(mesh.gathered(rewards.tolist()))
+        self._teller.begin(in_hand, "train", sum(len(r.output_ids) for r in rollouts) * self.settings.updates_per_step)
         with _timed(clock, "train"), _threads(self._training_threads()), self._sampling_ahead(mesh.share(following)):
             chosen = self._chosen(rewards)
             rewards_PG = rewards[chosen].view(len(rewards) // self.settings.samples_per_prompt, -1)
@@ -121,6 +126,7 @@ class Trainer:
         metrics = {name: value for objective in objectives for name, value in objective.metrics().items()}
         found = dict(zip(chosen, on_rollouts.base_gaps(), strict=True))
         gaps = tuple(found.get(n, 0.0) for n in range(len(rollouts)))
+        self._teller.end()
         self.step_number += 1
         if self.kl_coefficient > 0 and self.settings.kl_target_nats > 0:
             self.kl_coefficient = losses.steered(self.kl_coefficient, metrics["kl_nats"], self.settings.kl_target_nats, self.settings.kl_coefficient)
@@ -144,12 +150,12 @@ class Trainer:
         """True when the prompt is within ``max_prompt_tokens``."""
         return len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens
 
-    def _sample(self, prompts: Sequence[Prompt], step: int) -> _Sampled:
+    def _sample(self, prompts: Sequence[Prompt], step: int, told: Told = unheard) -> _Sampled:
         """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows draw from seeds of their own."""
         s, start = self.settings, time.perf_counter()
         seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + step
         ids = [self.policy.prompt_ids(prompt) for prompt in prompts]
-        rollouts = self.engine.sample(ids, s.samples_per_prompt, s.max_output_tokens, s.temperature, seed) if ids else []
+        rollouts = self.engine.sample(ids, s.samples_per_prompt, s.max_output_tokens, s.temperature, seed, told) if ids else []
         return _Sampled(prompts, rollouts, time.perf_counter() - start)
 
     def _sampled_ahead(self, prompts: Sequence[Prompt]) -> tuple[_Sampled | None, int]:
@@ -224,11 +230,17 @@ class Trainer:
 
     def _update(self, objectives: Sequence[Objective]) -> float:
         """The optimizer's updates on the sum of the objectives. Returns the last gradient's norm before it was scaled down."""
-        norm = torch.zeros(())
+        norm, done, in_all = torch.zeros(()), 0, sum(objective.tokens for objective in objectives) * self.settings.updates_per_step
+
+        def passed(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            self._teller.done(done, in_all)
+
         for _ in range(self.settings.updates_per_step):
             self.optimizer.zero_grad(set_to_none=True)
             for objective in objectives:
-                objective.backward()
+                objective.backward(passed)
             self.policy.mesh.add_gradients(self.policy.parameters, self.policy.whole)
             norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters.values(), self.settings.max_gradient_norm)
             if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it

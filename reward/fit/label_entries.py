@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from reward.evaluation.label_slices import language_of
 from reward.features.featurizer import Features
-from reward.fit.replay_buffer import FEATURE_LIMIT, BufferEntry, Said
-from streams.core.events import Channel, Evidence, FeedbackKind, Label
+from reward.fit.label_evidence import said_of, verdict_in
+from reward.fit.replay_buffer import FEATURE_LIMIT, BufferEntry
+from streams.core.events import Channel, FeedbackKind, Label
 from streams.join.feedback_channels import voices
 from streams.kafka import Record
 
@@ -16,13 +17,12 @@ SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORREC
 
 def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> BufferEntry:
     """The entry of a label, before the model of the day has said what it makes of it."""
-    said, weights = _said(label)
-    total = sum(weight for _, _, weight in said)
+    said, weights = said_of(label)
     corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
     over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
     bare = BufferEntry(
         episode_id=label.episode_id,
-        verdict=sum(value * weight for _, value, weight in said) / total if total else None,
+        verdict=verdict_in(said),
         feedback_count=len(label.feedback_ids),
         newest_feedback_at=label.newest_feedback_at,
         features_D=None,
@@ -62,20 +62,6 @@ def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label 
 def hashed(text: str) -> str:
     """A text (what was said, or the id of who said it) told apart from others and no more."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
-
-
-def _said(label: Label) -> tuple[tuple[Said, ...], dict[str, float]]:
-    """What says how good the answer is, and the weight of each channel. Labels of before channels were told are thumbs and words of weight 1."""
-    if label.evidence is None:
-        rated = any(v.kind is FeedbackKind.RATING for v in voices(label.votes).values())
-        channel = Channel.RATINGS if rated and all(v.kind is FeedbackKind.RATING for v in voices(label.votes).values()) else Channel.THUMBS
-        bare = (Evidence(channel=channel, value=label.verdict, weight=1.0),) if label.verdict is not None else ()
-        return _valued(bare), {Channel.CORRECTIONS: 1.0, Channel.COMPARISONS: 1.0}
-    return _valued(label.evidence), {e.channel: e.weight for e in label.evidence}
-
-
-def _valued(evidence: tuple[Evidence, ...]) -> tuple[Said, ...]:
-    return tuple((str(e.channel), e.value, e.weight) for e in evidence if e.value is not None)
 
 
 def _voters(label: Label) -> tuple[str, ...]:

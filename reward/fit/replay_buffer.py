@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reward.fit.head_fit import RATINGS, FitPart, Rows
+from reward.fit.label_evidence import Said, is_good
 from reward.trust.voter_trust import critics_say
 from streams.core.errors import InvalidEvent
 from streams.core.events import Channel
@@ -27,10 +28,6 @@ BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
 STRATA = ("good", "bad", "hint good", "hint bad", "words", "withdrawn")
 FEATURE_LIMIT = 6e4
 """Features are kept in half precision, which ends at 65504."""
-
-
-Said = tuple[str, float, float]
-"""(channel, value, weight) of a channel that says how good an answer is."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class BufferEntry:
     def stratum(self) -> str:
         """Which kind of entry this is."""
         if self.verdict is not None:
-            return ("" if self.by_people else "hint ") + ("good" if self.verdict >= 0.5 else "bad")
+            return ("" if self.by_people else "hint ") + ("good" if is_good(self.verdict) else "bad")
         return "words" if self.features_D is not None else "withdrawn"
 
     def encode(self) -> bytes:

@@ -21,6 +21,7 @@ from reward.evaluation.label_slices import by_slice
 from reward.features.featurizer import Features
 from reward.fit.head_fit import FitRecipe, Rows, fit
 from reward.fit.label_entries import entry_of
+from reward.fit.label_evidence import lacking
 from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
@@ -173,8 +174,7 @@ class Refitter:
     def _first_refusal(self) -> Result | None:
         counts = self.buffer.counts()
         good, bad = (counts[verdict] + counts[f"hint {verdict}"] for verdict in ("good", "bad"))
-        enough = good + bad >= self._settings.min_labels and min(good, bad) >= self._settings.min_each_verdict
-        return None if enough else "too_few"
+        return "too_few" if lacking(good, bad, self._settings) else None
 
     def _judge(self, model: RewardModel) -> Result:
         if self.published is None or self._owed:

@@ -16,6 +16,7 @@ from learner.objectives.rollout_objective import groups_that_pay
 from learner.ring.prompt_pool import PromptPool
 from learner.rollouts.rollout_engines import Rollout, TransformersEngine
 from learner.runs import checkpoint
+from learner.runs.step_progress import LearnerProgress, StepTeller
 from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
 from streams.core.errors import BadArtifact, StalePolicy
@@ -173,7 +174,7 @@ class Fixed:
 
     def rest(self) -> None: ...
 
-    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int) -> list[Rollout]:
+    def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, *_: object) -> list[Rollout]:
         cut = [o for _ in prompts for o in self._outputs]
         asked = [p for p in prompts for _ in self._outputs]
         return [
@@ -362,3 +363,24 @@ def test_a_prompt_that_is_too_long_does_not_fit(base: Path) -> None:
     one = trainer(base, SETTINGS.model_copy(update={"max_prompt_tokens": 60}))
     assert one.fits(ASKED[0])
     assert not one.fits(prompts("word " * 100)[0])
+
+
+def test_a_step_tells_its_phases_in_order_and_every_token_of_each(base: Path) -> None:
+    clock, told = [0.0], list[LearnerProgress]()
+
+    def later() -> float:
+        clock[0] += 1.0  # so that everything is told
+        return clock[0]
+
+    settings = SETTINGS.model_copy(update={"updates_per_step": 2})
+    policy = Policy(base, settings)
+    one = Trainer(policy, TransformersEngine(policy), settings, StepTeller(told.append, later))
+    for _ in range(2):
+        metrics = one.step(ASKED, says_e).metrics
+    second = [progress for progress in told if progress.step == 2]
+    assert list(dict.fromkeys(progress.phase for progress in second)) == ["rollout", "score", "train"]
+    last = {progress.phase: progress for progress in second}
+    assert last["rollout"].done_tokens == last["rollout"].all_tokens == metrics["output_tokens"]
+    assert last["train"].done_tokens == last["train"].all_tokens == metrics["train_tokens"]
+    assert all(progress.done_tokens <= progress.all_tokens and progress.left_s is not None for progress in second)
+    assert second[-1].left_s == 0
