@@ -15,7 +15,10 @@ from infra.local.part_process import base_folder, parts
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, memory_mib
 from infra.local.startable import Startable
-from infra.machine.machine_probe import resolved
+from infra.machine.base_shape import shape_of
+from infra.machine.machine_probe import machine_rates, resolved
+from infra.machine.step_prediction import sized_for
+from infra.machine.usable_cores import usable_cores
 from infra.settings.config import Settings, secrets_as_environment, to_toml
 from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
@@ -28,9 +31,10 @@ MEASURE_EVERY_S = 10.0
 class Ring(Startable):
     """Broker and parts, stopped in good order: no process, port or lock is left behind."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False) -> None:
-        """``keeps_going``: a part that keeps dying, Kafka included, is tried again for ever and the rest goes on; else it ends the ring."""
-        self._say, self._keeps_going = say, keeps_going
+    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False, step_minutes: float = 0.0) -> None:
+        """``keeps_going``: a part that keeps dying, Kafka included, is tried again for ever and the rest goes on; else it ends the ring.
+        ``step_minutes``: steps become smaller until one is predicted to take no longer on this machine; 0: as they are set."""
+        self._say, self._keeps_going, self._step_minutes = say, keeps_going, step_minutes
         self.settings = settings.model_copy(update={"run_id": new_id("run")})
         self.processes = Processes(settings.run_folder / "logs")
         self._broker: Broker | None = None
@@ -65,11 +69,13 @@ class Ring(Startable):
         self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
         choice = resolved(self.settings)
         self.settings = choice.settings
+        if self._step_minutes and not self.settings.learner.ray_num_gpus:
+            self.settings = sized_for(self.settings, machine_rates(shape_of(self.settings.policy)), self._step_minutes, steps=1)
         for sentence in choice.why:
             self._say(sentence)
         config = (folder / "config.toml").resolve()
         config.write_text(to_toml(self.settings))
-        plan = core_plan(len(os.sched_getaffinity(0)), self.settings)
+        plan = core_plan(usable_cores().threads, self.settings)
         for part in parts(self.settings):
             environment = {**plan[part].environment, **secrets_as_environment(self.settings)}
             self.processes.start(part, ["run", part, "--config", str(config)], environment, plan[part].niceness)

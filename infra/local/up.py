@@ -40,7 +40,7 @@ def run_up(settings: Settings) -> None:
         if stopping.is_set():
             raise Unavailable("stopped before the actor was ready")
 
-    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True) as ring:
+    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True, step_minutes=settings.learner.step_minutes) as ring:
         click.echo("starting vLLM (half a minute to two)", err=True)
         ring.await_actor(START_TIMEOUT_S, stop_early)
         click.echo(f"""

@@ -16,6 +16,9 @@ class LearnerLoopSettings(SettingsSection):
     """Distinct prompts needed before the first step."""
     max_steps: int = Field(default=0, ge=0)
     """Stop after this many steps. 0: never."""
+    step_minutes: float = Field(default=2.0, ge=0, le=1440)
+    """``tidemill up`` on a CPU makes steps smaller (fewer prompts, samples, then tokens) until one is predicted to take at most so long on this
+    machine. 0: steps are as large as set."""
     publish_every: int = Field(default=1, ge=1)
     """Steps between published adapters."""
     checkpoint_every: int = Field(default=1, ge=1)

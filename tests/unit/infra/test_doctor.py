@@ -15,7 +15,7 @@ from streams.join.ledger import Ledger
 
 
 def told(facts: LogFacts) -> list[str]:
-    return [f"{words} → {repair_labels}" for wrong, words, repair_labels in faults(Status(facts, Ledger(()))) if wrong]
+    return [f"{words} → {repair_labels}" for wrong, words, repair_labels in faults(Status(facts, Ledger(()), "the learner is starting")) if wrong]
 
 
 def attested(adapter: str, passed: bool) -> object:

@@ -39,7 +39,7 @@ def test_labels_are_counted_as_the_updater_counts_them(up: int, down: int, needs
 
 
 def test_a_signal_counts_where_nobody_gave_a_thumb_and_other_policies_and_silence_never() -> None:
-    hint = label(1, None, evidence=(Evidence(channel=Channel.BEHAVIOUR, value=0.2, weight=0.3),))
+    hint = label(1, None, evidence=(Evidence(channel=Channel.IMPLICIT, value=0.2, weight=0.3),))
     assert good_and_bad([hint, label(2, None), label(3, 1.0)]) == (1, 1)
     assert "1 of 16 labels" in learning_sentence(SETTINGS, [label(1, 1.0), label(2, 1.0, policy="other")], 0, None, NOW)
 

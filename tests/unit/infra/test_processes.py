@@ -61,14 +61,14 @@ def test_a_part_that_keeps_dying_is_shown_as_failing_with_the_end_of_its_log_and
 
 def test_pauses_grow_up_to_a_bound_and_deaths_before_a_quiet_time_are_forgotten() -> None:
     deaths = DeathRecord()
-    assert [deaths.died(in_use_s=5.0, now_s=100.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert deaths.keeps_dying(in_use_s=5.0)
-    assert not deaths.keeps_dying(in_use_s=QUIET_S)
+    assert [deaths.died(lived_s=5.0, now_s=100.0) for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert deaths.keeps_dying(lived_s=5.0)
+    assert not deaths.keeps_dying(lived_s=QUIET_S)
     assert not deaths.due(159.0)
     assert deaths.due(160.0)
     deaths.started()
     assert not deaths.due(1e9)
-    assert deaths.died(in_use_s=QUIET_S, now_s=0.0) == 1
+    assert deaths.died(lived_s=QUIET_S, now_s=0.0) == 1
     assert (deaths.lately, deaths.in_all, deaths.keeps_dying(0.0)) == (1, 9, False)
 
 
