@@ -26,7 +26,7 @@ JSON_NAMES: dict[Any, str] = {
 }  # fmt: skip
 T0 = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 _ARTIFACT = {"path": "adapters/default/7", "sha256": "0" * 64, "size_bytes": 3_700_000}
-_CALIBRATION = {"labels": 180, "accuracy": 0.84, "baseline": 0.71, "brier": 0.12, "ece": 0.04}
+_CALIBRATION = {"labels": 180, "accuracy": 0.84, "baseline": 0.71, "brier": 0.12, "ece": 0.04, "log_loss": 0.41, "baseline_log_loss": 0.6}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "episodes": {
         "episode_id": "ep-1", "policy": "default", "user_id": "u-7", "adapter": "default@6",

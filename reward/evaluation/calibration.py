@@ -14,7 +14,7 @@ SURE = 1e-6
 
 
 def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
-    """Accuracy, the most frequent verdict's share, Brier score and expected calibration error; all 0 without labels."""
+    """Accuracy, the most frequent verdict's share, Brier score, expected calibration error and log loss; all 0 without labels."""
     if len(chances_N) == 0:
         return Calibration(labels=0, accuracy=0.0, baseline=0.0, brier=0.0, ece=0.0)
     chances_N, verdicts_N = chances_N.double(), verdicts_N.double()
@@ -27,6 +27,8 @@ def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
         brier=float(((chances_N - verdicts_N) ** 2).mean()),
         ece=expected_calibration_error(chances_N, verdicts_N),
         auc=area_under_curve(chances_N, good_N),
+        log_loss=float(log_loss(chances_N, verdicts_N).mean()),
+        baseline_log_loss=float(log_loss(verdicts_N.mean().expand(len(verdicts_N)), verdicts_N).mean()),
     )
 
 

@@ -182,3 +182,7 @@ class Calibration(BaseModel):
     """Expected calibration error over 10 equal-width bins."""
     auc: float | None = Field(default=None, ge=0, le=1)
     """AUC: how often a good answer was scored above a bad one, which is what learning depends on. None unless there were both."""
+    log_loss: float | None = Field(default=None, ge=0)
+    """Mean log loss of what was predicted, in nats. None in records from before it was told."""
+    baseline_log_loss: float | None = Field(default=None, ge=0)
+    """The same of always guessing these labels' own share of good ones: the best that guessing could do."""

@@ -16,6 +16,7 @@ from reward.fit.head_fit import FitPart, FitRecipe, Rows, bootstrap, fit, platt
 from reward.fit.logistic_solver import by_features, by_rows, solve
 from reward.fit.reward_model import RewardModel, fold_of
 from streams.core.errors import BadArtifact
+from streams.core.events import Calibration
 
 torch.set_num_threads(1)  # matrices this small are slower on two
 
@@ -201,6 +202,18 @@ def test_calibration_by_hand() -> None:
     assert (told.labels, told.accuracy, told.baseline) == (4, 0.5, 0.5)
     assert told.brier == pytest.approx(0.2925)
     assert told.ece == pytest.approx((0.05 + 0.85 + 0.65 + 0.15) / 4)
+
+
+def test_log_loss_stands_beside_that_of_always_guessing_the_share_of_good_ones() -> None:
+    """Chances .9 .6 .2 on verdicts 1 0 0: -(ln .9 + ln .4 + ln .8) / 3; one of three is good: -(ln 1/3 + 2 ln 2/3) / 3."""
+    told = calibration(torch.tensor([0.9, 0.6, 0.2]), torch.tensor([1.0, 0.0, 0.0]))
+    assert told.log_loss == pytest.approx(0.41493, abs=1e-5)
+    assert told.baseline_log_loss == pytest.approx(0.63651, abs=1e-5)
+
+
+def test_a_calibration_from_before_log_loss_was_told_is_still_read() -> None:
+    old = Calibration.model_validate({"labels": 3, "accuracy": 0.5, "baseline": 0.5, "brier": 0.2, "ece": 0.1})
+    assert (old.log_loss, old.baseline_log_loss) == (None, None)
 
 
 def test_labels_that_share_a_bin_are_averaged_before_they_count_as_errors() -> None:
