@@ -115,6 +115,12 @@ def test_every_module_named_exists(page: Path) -> None:
     assert [module for module in named if not (ROOT / module).exists()] == []
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_table_named_is_in_its_module(page: Path) -> None:
+    named = re.findall(r"`([A-Z][A-Z_]+)` in `([\w/]+\.py)`", page.read_text())
+    assert [f"{name} in {module}" for name, module in named if not re.search(rf"^{name}\b", (ROOT / module).read_text(), re.M)] == []
+
+
 def test_every_make_target_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z][\w-]*):", makefile, re.M))
