@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from infra.settings.config import Settings
 
-NICENESS = {"actor": 0, "otlp": 0, "streams": 0, "promoter": 5, "reward": 10, "critic": 10, "learner": 10}
-"""0 for what people wait for, or what keeps what they said; more for what thinks about it. A step of 5 is a third of the processor time."""
+NICENESS = {"actor": 0, "otlp": 0, "streams": 0, "promoter": 5, "reward": 5, "critic": 10, "learner": 10}
+"""0 for what people wait for, or what keeps what they said; more for what thinks about it. 5 is a third of the time of 0 on a busy core, 10 a
+tenth. The learner's is 0 where it is not to work in the background."""
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
 """For every OpenMP (GNU's, LLVM's and Intel's): who waits for another thread gives its core away at once."""
 
@@ -44,5 +45,7 @@ def core_plan(cores: int, settings: Settings, environment: Mapping[str, str] = o
     for part, niceness in NICENESS.items():
         threads = threads_of.get(part, 1)
         wanted = SLEEPING_THREADS | {"OMP_NUM_THREADS": str(threads)}
+        if part == "learner" and not settings.learner.background:
+            niceness = 0
         shares[part] = CoreShare(niceness, threads, {name: value for name, value in wanted.items() if name not in environment})
     return shares

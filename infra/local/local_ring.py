@@ -70,7 +70,7 @@ class Ring(Startable):
         choice = resolved(self.settings)
         self.settings = choice.settings
         if self._step_minutes and not self.settings.learner.ray_num_gpus:
-            self.settings = sized_for(self.settings, machine_rates(shape_of(self.settings.policy)), self._step_minutes, steps=1)
+            self._size_steps(self._step_minutes)
         for sentence in choice.why:
             self._say(sentence)
         config = (folder / "config.toml").resolve()
@@ -141,6 +141,13 @@ class Ring(Startable):
             if "actor" in (failing := self.processes.failing()):
                 raise Unavailable(failing["actor"])
             time.sleep(0.5)
+
+    def _size_steps(self, minutes: float) -> None:
+        """Make steps smaller until one is predicted to take no longer on this machine, and say so."""
+        asked, self.settings = self.settings.learner, sized_for(self.settings, machine_rates(shape_of(self.settings.policy)), minutes, steps=1)
+        if (sized := self.settings.learner) != asked:
+            size = f"{sized.prompts_per_step} prompts x {sized.samples_per_prompt} samples x {sized.max_output_tokens} tokens"
+            self._say(f"a step is {size} here, so that it takes at most {minutes:g} min (learner.step_minutes)")
 
     def _set(self, section: str, **values: object) -> None:
         changed = getattr(self.settings, section).model_copy(update=values)

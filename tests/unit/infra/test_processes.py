@@ -205,6 +205,7 @@ def test_a_plan_keeps_to_what_is_set_and_to_what_the_operator_put_into_the_envir
     assert (plan["actor"].threads, plan["learner"].threads, plan["promoter"].threads, plan["streams"].threads) == (3, 5, 2, 1)
     assert "OMP_WAIT_POLICY" not in plan["actor"].environment
     assert core_plan(8, load("laptop", ("learner.workers=4",), {}), {})["learner"].threads == 2
+    assert core_plan(8, load("laptop", ("learner.background=false",), {}), {})["learner"].niceness == 0
 
 
 def test_a_part_without_a_share_would_be_seen() -> None:
