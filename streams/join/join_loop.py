@@ -77,6 +77,8 @@ def _session(settings: JoinSettings, context: PartContext) -> None:
                 for part in changed:
                     part.publish(producer)
                 producer.flush()
+                for part in changed:
+                    part.settle(producer)
                 if not consumer.commit(places):  # the next turn tries again, or drops this work because the partitions are lost
                     if (refused := refused + 1) >= REFUSALS:
                         raise Unavailable(f"Kafka has refused the offsets of {GROUP} {refused} times in a row")

@@ -42,7 +42,8 @@ class PartitionProcessor:
         self.catching_up = False
         """True while another member has been further: records up to its offsets are folded without publishing, since their labels are on the log."""
         self._labels: dict[str, Label] = {}
-        self._sent: list[Callable[[], RecordPlace]] = []
+        self._sent: list[tuple[Label | None, Callable[[], RecordPlace]]] = []
+        self._offsets: list[int] = []
         self._traced: OrderedDict[str, Headers] = OrderedDict()
         """Trace contexts of the newest episodes. Empty when traces are off."""
         self._headers: dict[str, Headers] = {}
@@ -159,17 +160,35 @@ class PartitionProcessor:
     def publish(self, producer: Publisher) -> None:
         """Start sending the newest label of each changed episode."""
         self._sent.clear()
+        self._offsets.clear()
         for label in self._labels.values():
             try:
-                self._sent.append(producer.send(LABELS, label, self._headers.get(label.episode_id, ())))
+                self._sent.append((label, producer.send(LABELS, label, self._headers.get(label.episode_id, ()))))
             except InvalidEvent as error:  # too large
-                self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
+                self._refuse(label, error)
+
+    def settle(self, producer: Publisher) -> None:
+        """Wait until the log has every label that was sent, or its dead letter where the topic does not take it."""
+        refused = 0
+        for label, sent in self._sent:
+            try:
+                if (place := sent()).partition == self.number:
+                    self._offsets.append(place.offset)
+            except InvalidEvent as error:
+                self._refuse(label, error)
+                refused += 1
+        self._sent.clear()
+        if refused:
+            producer.flush()
+
+    def _refuse(self, label: Label | None, error: InvalidEvent) -> None:
+        if label is not None:
+            self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
 
     def commit(self) -> None:
-        """Wait for acknowledgements, then make state and offsets durable."""
-        ours = (place.offset for place in (sent() for sent in self._sent) if place.partition == self.number)
-        self.reached[LABELS.name] = Reached(known_through(self.reached[LABELS.name].next, ours))
-        self._sent.clear()
+        """Make state and offsets durable. What was sent is settled."""
+        self.reached[LABELS.name] = Reached(known_through(self.reached[LABELS.name].next, self._offsets))
+        self._offsets.clear()
         self.store.commit(self.reached)
         tally, now, metrics = self._join.tally, self._context.clock.now(), self._context.metrics
         for feedback in tally.joined:
@@ -195,8 +214,9 @@ class PartitionProcessor:
             log.warning("a stale label is replaced", partition=self.number, episode=episode_id)
         self._labels.update({episode_id: label for episode_id, label in found.items() if label is not None})
         self.publish(producer)
-        self._sent += [producer.retract(LABELS, episode_id) for episode_id, label in found.items() if label is None]
+        self._sent += [(None, producer.retract(LABELS, episode_id)) for episode_id, label in found.items() if label is None]
         producer.flush()
+        self.settle(producer)
         self.reached[LABELS.name] = Reached(end)
         self.commit()
 

@@ -1,5 +1,6 @@
 """The Kafka producer: idempotent, every record acknowledged by all replicas."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from streams.kafka.client_errors import translate_error, translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 from streams.kafka.partitioning import partition_of
+from streams.kafka.topic_admin import batch_limits
 
+RECORD_OVERHEAD_BYTES = 100
+"""Of a batch and its one record, rounded up."""
 BATCH_BYTES = 128 << 10
 """Size of a batch to one partition. Each batch costs a request, and kafka-python's default of 16 KiB holds only eight episodes."""
 
@@ -35,13 +39,13 @@ class Publisher(Protocol):
     """Publishes events. Code and tests depend on this protocol instead of Kafka."""
 
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
-        """Start sending. The returned function waits for the acknowledgement. Raises InvalidEvent when the event is too large."""
+        """Start sending. The returned function waits for the acknowledgement. Both raise InvalidEvent when the event is too large."""
 
     def retract(self, topic: Topic[Any], key: str) -> Callable[[], RecordPlace]:
         """Start sending a tombstone: a record without a value, after which a compacted topic keeps nothing of that key."""
 
     def flush(self) -> None:
-        """Wait until everything sent is acknowledged. Raises Unavailable if anything was not."""
+        """Wait until everything sent is acknowledged, but for records that are too large: their own functions tell. Raises Unavailable."""
 
 
 class Producer:
@@ -49,16 +53,24 @@ class Producer:
 
     def __init__(self, settings: KafkaSettings, metrics: Metrics, client_id: str, linger_ms: int = 5) -> None:
         self._settings, self._metrics = settings, metrics
+        self._client_id, self._linger_ms = client_id, linger_ms
         self._failure: BaseException | None = None
         self._on_ended: dict[str, _Ended] = {}
         self._counts: dict[str, tuple[int, float]] = {}
-        with connecting(self._settings):
-            self._producer = kafka.KafkaProducer(
+        self._limits: dict[str, int] = {}
+        """Bytes that a batch may have, by topic, once a topic has refused a record that we allow."""
+        self._renewing = threading.Lock()
+        self._producer = self._connect()
+
+    def _connect(self) -> Any:
+        settings = self._settings
+        with connecting(settings):
+            return kafka.KafkaProducer(
                 **settings.client_options(),
-                client_id=client_id,
+                client_id=self._client_id,
                 acks="all",
                 enable_idempotence=True,
-                linger_ms=linger_ms,
+                linger_ms=self._linger_ms,
                 batch_size=BATCH_BYTES,
                 compression_type=settings.compression,
                 delivery_timeout_ms=int(settings.delivery_timeout_s * 1000),
@@ -67,6 +79,14 @@ class Producer:
                 allow_auto_create_topics=False,
             )
 
+    def _renew(self, broken: Any) -> None:
+        """Connect anew in place of ``broken``, and learn how much topics take. An idempotent client sends nothing more once a record was refused."""
+        with self._renewing:
+            if self._producer is broken:
+                broken.close(timeout=0)
+                self._limits = batch_limits(self._settings)
+                self._producer = self._connect()
+
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
         return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
 
@@ -74,26 +94,58 @@ class Producer:
         return self.send_raw(topic.name, key.encode(), None)
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], RecordPlace]:
-        """Start sending encoded bytes, as the outbox stores them."""
+        """Start sending encoded bytes, as the outbox stores them.
+
+        Where a topic takes less than ``kafka.max_message_bytes``, the broker refuses a record after it was sent, and the client gives up all that
+        it has in hand. So the returned function sends its record again where that has happened, and raises InvalidEvent (``too_large``) for the
+        one that was the cause.
+        """
+        producer, future = self._start(topic, key, value, headers)
+
+        def wait() -> RecordPlace:
+            refusing = producer
+            try:
+                return self._await(future, topic)
+            except MessageSizeTooLargeError:
+                self._renew(refusing)
+            try:
+                refusing, again = self._start(topic, key, value, headers)
+                return self._await(again, topic)
+            except MessageSizeTooLargeError:
+                self._renew(refusing)
+                raise self._too_large(topic, value) from None
+
+        return wait
+
+    def _start(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> tuple[Any, Any]:
+        """The client that sends it, and its future."""
+        size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"") + sum(len(name) + len(given) + 10 for name, given in headers)
+        if size > min(self._settings.max_message_bytes, self._limits.get(topic, size)):
+            raise self._too_large(topic, value)
+        producer = self._producer
         try:
             partition = None if key is None else partition_of(key, self._partitions(topic))
-            future = self._producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
-        except MessageSizeTooLargeError:
-            raise InvalidEvent(
-                "too_large", f"a record of {len(value or b'')} bytes for {topic} exceeds kafka.max_message_bytes = {self._settings.max_message_bytes}"
-            ) from None
+            future = producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
+        except MessageSizeTooLargeError:  # not of this record: the client has given up because of another
+            self._renew(producer)
+            return self._start(topic, key, value, headers)
         except KafkaError as error:
             raise translate_error("write to", error, self._settings, topic) from error
         if (ended := self._on_ended.get(topic)) is None:
             ended = self._on_ended[topic] = _Ended(self._metrics, topic, self._failed)
         future.add_both(ended)
+        return producer, future
 
-        def wait() -> RecordPlace:
-            with translated_errors("write to", self._settings, topic):
-                done = future.get(timeout=self._settings.delivery_timeout_s + 5)
-            return RecordPlace(done.topic, done.partition, done.offset)
+    def _await(self, future: Any, topic: str) -> RecordPlace:
+        with translated_errors("write to", self._settings, topic):
+            done = future.get(timeout=self._settings.delivery_timeout_s + 5)
+        return RecordPlace(done.topic, done.partition, done.offset)
 
-        return wait
+    def _too_large(self, topic: str, value: bytes | None) -> InvalidEvent:
+        allowed = self._settings.max_message_bytes
+        taken = self._limits.get(topic, allowed)
+        limit = f"kafka.max_message_bytes = {allowed}" if taken >= allowed else f"max.message.bytes = {taken} of that topic"
+        return InvalidEvent("too_large", f"a record of {len(value or b'')} bytes for {topic} exceeds {limit}")
 
     def publish(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> RecordPlace:
         """Send and wait for the acknowledgement. Raises InvalidEvent or Unavailable."""
@@ -121,7 +173,8 @@ class Producer:
         return count
 
     def _failed(self, error: BaseException) -> None:
-        self._failure = error
+        if not isinstance(error, MessageSizeTooLargeError):  # that is told record by record
+            self._failure = error
 
 
 class _Ended:

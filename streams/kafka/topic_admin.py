@@ -7,7 +7,7 @@ import kafka
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
 
-from streams.core.errors import Unavailable
+from streams.core.errors import ConfigError, Unavailable
 from streams.core.topics import DAY_MS, TOPICS
 from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
@@ -77,6 +77,22 @@ def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
     finally:
         admin.close()
     return {name: rows for name in wanted if (rows := _differences(wanted[name], found.get(name), configs.get(name, {})))}
+
+
+def batch_limits(settings: KafkaSettings) -> dict[str, int]:
+    """Bytes that a batch may have, by topic: ``max.message.bytes`` as the cluster has it. Empty where nobody tells us."""
+    try:
+        admin = admin_client(settings)
+        try:
+            with translated_errors("ask", settings):
+                resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in sorted(wanted_topics(settings))]
+                configs = admin.describe_configs(resources, config_filter="all")["topic"]
+        finally:
+            admin.close()
+    except (ConfigError, Unavailable):
+        return {}
+    limits = {name: values["max.message.bytes"] for name, values in configs.items() if "max.message.bytes" in values}
+    return {name: int(limit["value"] if isinstance(limit, dict) else limit) for name, limit in limits.items()}
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:

@@ -192,13 +192,25 @@ class Outbox:
         return True
 
     def _publish(self, producer: RawPublisher, rows: Sequence[SpooledEvent]) -> None:
+        """Send them, each once. One that its topic refuses becomes a dead letter, and holds up none of its neighbours."""
         letters = DeadLetters(producer, self._clock, self._metrics, self._part)
-        for _, topic, key, value, trace in rows:
+        sent: list[tuple[SpooledEvent, Callable[[], RecordPlace]]] = []
+        refused: list[tuple[SpooledEvent, InvalidEvent]] = []
+        for row in rows:
             try:
-                producer.send_raw(topic, key, value, context_from_header(trace))
+                sent.append((row, producer.send_raw(row.topic, row.key, row.value, context_from_header(row.trace))))
             except InvalidEvent as error:
-                letters.set_aside(Record(topic, -1, -1, int(self._clock.now().timestamp() * 1000), key, value), error)
+                refused.append((row, error))
         producer.flush()
+        for row, acknowledged in sent:
+            try:
+                acknowledged()
+            except InvalidEvent as error:
+                refused.append((row, error))
+        for row, why in refused:
+            letters.set_aside(Record(row.topic, -1, -1, int(self._clock.now().timestamp() * 1000), row.key, row.value), why)
+        if refused:
+            producer.flush()
 
     def _has_room(self) -> bool:
         """With ``keep_newest`` writing deletes the oldest on disk; while the disk cannot be written, memory may hold as many as the disk."""

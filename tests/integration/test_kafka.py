@@ -10,7 +10,7 @@ import pytest
 
 from infra.local.embedded_broker import Broker, BrokerSettings, free_port
 from streams.core.errors import ConfigError, InvalidEvent, Unavailable
-from streams.core.events import Erasure, new_id, person_of
+from streams.core.events import Erasure, Feedback, new_id, person_of
 from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS, TOPICS
 from streams.kafka import (
@@ -25,6 +25,7 @@ from streams.kafka import (
     wanted_topics,
 )
 from streams.kafka.kafka_settings import KafkaSettings
+from streams.outbox.outbox import Outbox
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -203,3 +204,28 @@ def test_the_largest_event_is_what_the_topics_take(kafka_settings: KafkaSettings
         producer.send_raw(ERASURES.name, b"k", bytes(size))
     producer.flush()
     producer.close()
+
+
+def test_a_record_that_its_topic_does_not_take_goes_to_dead_letters_alone_and_its_neighbours_are_sent_once(broker: Broker, tmp_path: Path) -> None:
+    create_topics(KafkaSettings(bootstrap_servers=broker.bootstrap_servers, max_message_bytes=100_000))
+    settings, metrics = KafkaSettings(bootstrap_servers=broker.bootstrap_servers), Metrics()  # 4 MiB, which these topics do not take
+    outbox = Outbox(tmp_path / "outbox.sqlite", lambda: Producer(settings, metrics, "test", linger_ms=200), metrics, "actor")
+
+    def published(first: int, large: int) -> list[str]:
+        for number in range(first, first + 40):
+            comment = {"feedback_id": f"fb-{number}", "episode_id": f"ep-{number % 3}", "kind": "comment", "text": "small", "at": NOW}
+            event = Feedback.model_validate(comment)
+            assert outbox.put(FEEDBACK, event.model_copy(update={"text": "y" * 300_000}) if number == large else event)
+        assert outbox.wait_until_empty(60)
+        ids = [FEEDBACK.decode(record.value).feedback_id for record in read_to_end(settings, FEEDBACK, "test", metrics)]
+        return [name for name in ids if int(name.removeprefix("fb-")) >= first]
+
+    try:
+        assert set(published(0, large=20)) == {f"fb-{number}" for number in range(40) if number != 20}
+        assert sorted(published(100, large=120)) == sorted(f"fb-{number}" for number in range(100, 140) if number != 120)  # it knows the limit now
+    finally:
+        outbox.close()
+    letters = [DEAD_LETTERS.decode(record.value) for record in read_to_end(settings, DEAD_LETTERS, "test", metrics)]
+    assert [(letter.reason, letter.record_key) for letter in letters] == [("too_large", "ep-2"), ("too_large", "ep-0")]
+    assert "max.message.bytes = 100000" in letters[1].message
+    assert topic_differences(settings)[FEEDBACK.name]

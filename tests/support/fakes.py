@@ -19,6 +19,8 @@ class FakeLog:
 
     partitions: int = 4
     max_message_bytes: int = 4 << 20
+    topic_message_bytes: int = 4 << 20
+    """What topics take: a broker refuses a larger record after it was sent."""
     records: dict[tuple[str, int], list[Record]] = field(default_factory=dict)
     committed: dict[tuple[str, str, int], int] = field(default_factory=dict)
 
@@ -43,6 +45,10 @@ class FakeLog:
         return self.partitions if topic.split(".")[1] in ("episodes", "feedback", "labels") else 1
 
 
+def _refused() -> RecordPlace:
+    raise InvalidEvent("too_large", "the topic does not take a record of this size")
+
+
 class FakePublisher:
     """Satisfies Publisher; what is sent is acknowledged at once."""
 
@@ -58,6 +64,8 @@ class FakePublisher:
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], RecordPlace]:
         if value is not None and len(value) > self._log.max_message_bytes:
             raise InvalidEvent("too_large", f"a record of {len(value)} bytes exceeds kafka.max_message_bytes = {self._log.max_message_bytes}")
+        if value is not None and len(value) > self._log.topic_message_bytes:
+            return _refused
         place = self._log.append(topic, key, value, headers)
         return lambda: place
 

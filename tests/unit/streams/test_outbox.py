@@ -23,6 +23,10 @@ from streams.outbox.outbox_settings import OutboxSettings
 from streams.outbox.sqlite_spool import Spool, SpooledEvent
 
 
+def refused() -> RecordPlace:
+    raise InvalidEvent("too_large", "the topic takes less")
+
+
 class Broker:
     """Stands for Kafka; can be away, or away in the middle of a batch."""
 
@@ -30,7 +34,7 @@ class Broker:
         self.away = threading.Event()
         self.records: list[bytes] = []
         self.letters: list[Event] = []
-        self.too_large = 10_000
+        self.too_large = self.topic_takes = 10_000
         self.flushes = 0
         self._sent: list[bytes] = []
 
@@ -42,6 +46,8 @@ class Broker:
     def send_raw(self, topic: str, key: bytes | None, value: bytes, headers: Any = ()) -> Callable[[], RecordPlace]:
         if len(value) > self.too_large:
             raise InvalidEvent("too_large", "too large")
+        if len(value) > self.topic_takes:
+            return refused
         self._sent.append(value)
         return lambda: RecordPlace(topic, 0, 0)
 
@@ -132,6 +138,21 @@ def test_an_event_too_large_for_kafka_becomes_a_dead_letter_and_holds_nothing_up
     assert outbox.wait_until_empty(60)
     assert ids(broker) == ["fb-0", "fb-2"]
     assert [letter.model_dump()["reason"] for letter in broker.letters] == ["too_large"]
+
+
+def test_an_event_too_large_for_its_topic_becomes_a_dead_letter_and_its_neighbours_are_sent_once(
+    outboxes: Callable[..., Outbox], broker: Broker
+) -> None:
+    broker.topic_takes = 1000
+    outbox = outboxes()
+    for number in range(5):
+        assert outbox.put(FEEDBACK, thumb(number))
+    assert outbox.put(FEEDBACK, thumb(7, text="y" * 2000))
+    assert outbox.put(FEEDBACK, thumb(8))
+    assert outbox.wait_until_empty(10)
+    assert len(broker.records) == len(set(broker.records)) == 6
+    (letter,) = broker.letters
+    assert letter.reason == "too_large"  # type: ignore[attr-defined]
 
 
 def test_where_the_newest_matter_the_oldest_give_way_and_are_counted(outboxes: Callable[..., Outbox], broker: Broker) -> None:
