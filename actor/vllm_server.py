@@ -75,6 +75,7 @@ def environment(settings: ActorSettings) -> dict[str, str]:
 
 def arguments(settings: ActorSettings, context: PartContext) -> list[str]:
     """vLLM's command line."""
+    from actor.adapters.placed_tensors import EXTENSION
     from actor.adapters.vllm_cpu_lora import LORA_MODULES
 
     flags: dict[str, object] = {
@@ -87,6 +88,7 @@ def arguments(settings: ActorSettings, context: PartContext) -> list[str]:
         "--max-loras": settings.max_loras,
         "--max-cpu-loras": 2 * settings.max_loras,
         "--max-lora-rank": settings.max_rank,
+        "--worker-extension-cls": EXTENSION,
         "--shutdown-timeout": int(settings.drain_s),
         "--uvicorn-log-level": settings.log_level.lower(),
         "--generation-config": "vllm",  # the request says how to sample, not a file beside the weights

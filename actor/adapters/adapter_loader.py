@@ -5,11 +5,13 @@ promotions say (``"gated"``): production, the one on trial, and the one to go ba
 """
 
 import json
+import math
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from queue import Queue
@@ -18,7 +20,8 @@ from typing import Protocol
 import structlog
 
 from actor.adapters.adapter_choice import GatedAdapter, NewestAdapter
-from actor.adapters.attestation import AttestationProbe, Verdict, judge, read_probes
+from actor.adapters.attestation import AdapterProbes, AttestationProbe, Verdict, judge, read_probes
+from actor.adapters.placed_tensors import WEIGHTS, PlacedTensors, check_exported, told
 from actor.adapters.request_routing import BASE, Route
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import fingerprint
@@ -44,8 +47,11 @@ class AdapterEngine(Protocol):
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name while requests go on. Raises BadArtifact when the engine refuses it."""
 
-    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
-        """The engine's logprobs of each probe's output under that adapter, in nats."""
+    def placed(self, name: str, folder: Path) -> PlacedTensors:
+        """What the engine holds of a loaded adapter, against the file in its folder."""
+
+    def probe(self, name: str | None, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
+        """The engine's logprobs of each probe's output under that adapter, in nats; None: under the base."""
 
     def add(self, name: str, sha256: str) -> None:
         """The adapter is attested: it may be asked for by its version."""
@@ -237,42 +243,48 @@ class AdapterLoader:
         """Load and attest; ``by_name``: because somebody asks for that version, long after it was published. False when it was refused, for a
         reason that the event and the metric tell. Raises Unavailable."""
         began, began_at = time.monotonic(), self._site.clock.now()
-        verdict, reason = None, "attested"
         try:
             folder = self._checked(adapter)
-            probes = read_probes(folder)
-            verdict = self._loaded_and_judged(adapter, folder, probes)
-        except BadArtifact as error:
-            reason = str(error)
-            self._refuse(adapter, "bad_artifact", reason)
-        except AttestationFailed as error:
-            reason = str(error)
-            self._refuse(adapter, "not_attested", reason)
+            verdict = self._loaded_and_judged(adapter, folder, read_probes(folder))
+            if not verdict.passed:
+                self._refuse(adapter, "not_attested", verdict.reason)
+        except (BadArtifact, AttestationFailed) as error:
+            verdict = Verdict("refused", str(error)[:1000])
+            self._refuse(adapter, "bad_artifact" if isinstance(error, BadArtifact) else "not_attested", verdict.reason)
         seconds = time.monotonic() - began
-        passed = verdict is not None and verdict.passed
-        if passed:
+        if verdict.passed:
             self._engine.add(adapter.name, adapter.artifact.sha256)
             self._site.metrics.add("tidemill_adapters_loaded_total")
             self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
             if not by_name:
                 self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
-            log.info("adapter attested", adapter=adapter.name, seconds=round(seconds, 2), learner_gap=verdict and round(verdict.learner_gap, 4))
-        event = Attestation(
+            log.info("adapter attested", adapter=adapter.name, by=verdict.proof, seconds=round(seconds, 2), learner_gap=round(verdict.learner_gap, 4),
+                     noise_nats=round(verdict.noise_nats, 4), **({} if verdict.proof == "answers" else {"reason": verdict.reason}))  # fmt: skip
+        event = self._attestation(adapter, verdict, seconds)
+        headers = self._site.traces.record_span("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
+        self._outbox.put(ATTESTATIONS, event, headers)
+        if verdict.passed:
+            self._proofs[adapter.name] = event
+        return verdict.passed
+
+    def _attestation(self, adapter: AdapterVersion, verdict: Verdict, seconds: float) -> Attestation:
+        share = verdict.share
+        return Attestation(
             replica=self._replica,
             adapter=adapter.name,
             adapter_sha256=adapter.artifact.sha256,
-            passed=passed,
-            reason=verdict.reason if verdict else reason[:1000],
-            learner_gap=verdict.learner_gap if verdict else None,
-            base_gap=verdict.base_gap if verdict else None,
+            passed=verdict.passed,
+            reason=verdict.reason,
+            proof=verdict.proof,
+            learner_gap=_finite(verdict.learner_gap),
+            base_gap=_finite(verdict.base_gap),
+            share=_finite(share.estimate) if share else None,
+            share_low=_finite(share.low) if share else None,
+            share_high=_finite(share.high) if share else None,
+            noise_nats=_finite(verdict.noise_nats),
             load_ms=seconds * 1000,
             at=self._site.clock.now(),
         )
-        headers = self._site.traces.record_span("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
-        self._outbox.put(ATTESTATIONS, event, headers)
-        if passed:
-            self._proofs[adapter.name] = event
-        return passed
 
     def _checked(self, adapter: AdapterVersion) -> Path:
         """The adapter's files, fetched and held against its event. Raises BadArtifact or Unavailable."""
@@ -283,19 +295,32 @@ class AdapterLoader:
         check_shape(folder, adapter, self._settings.max_rank)
         return folder
 
-    def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, probes: tuple[AttestationProbe, ...]) -> Verdict:
+    def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
         if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
             raise BadArtifact(f"{adapter.name} was loaded here with other bytes: publish these under a version of their own")
+        check_exported(folder, known.tensors)
         self._engine.load(adapter.name, folder)
         try:
-            verdict = judge(self._engine.probe(adapter.name, probes), probes, self._settings)
+            verdict = self._judged(adapter, folder, known)
         except (AttestationFailed, BadArtifact, Unavailable):
             self._engine.drop(adapter.name)
             raise
         if not verdict.passed:
             self._engine.drop(adapter.name)
             shutil.rmtree(folder, ignore_errors=True)
-            self._refuse(adapter, "not_attested", verdict.reason)
+        return verdict
+
+    def _judged(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
+        """By its tensors, all of which the engine must hold, and by its answers. Where noise hides a small step from its answers, its tensors
+        are proof enough to serve it, and the verdict says so."""
+        placed = self._engine.placed(adapter.name, folder)
+        if placed.missing:
+            reason = f"{len(placed.missing)} of {len(placed.missing) + len(placed.same)} tensors did not take effect here: {told(placed.missing)}"
+            raise AttestationFailed(reason)
+        base, own = self._engine.probe(None, known.probes), self._engine.probe(adapter.name, known.probes)
+        verdict = judge(own, base, known, self._settings)
+        if verdict.outcome == "cannot tell" and placed.complete and known.tensors:
+            return replace(verdict, proof="tensors", reason=f"all {len(placed.same)} tensors are in place; {verdict.reason}")
         return verdict
 
     def _refuse(self, adapter: AdapterVersion, word: str, reason: str) -> None:
@@ -304,6 +329,10 @@ class AdapterLoader:
 
     def _place(self, name: str) -> Path:
         return self._folder / name
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def check_shape(folder: Path, adapter: AdapterVersion, max_rank: int) -> None:
@@ -315,8 +344,8 @@ def check_shape(folder: Path, adapter: AdapterVersion, max_rank: int) -> None:
         targets = frozenset(config.get("target_modules") or ()) | frozenset(config.get("target_parameters") or ())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadArtifact(f"{adapter.name}: adapter_config.json cannot be read: {error!r}") from None
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise BadArtifact(f"{adapter.name} has no adapter_model.safetensors")
+    if not (folder / WEIGHTS).is_file():
+        raise BadArtifact(f"{adapter.name} has no {WEIGHTS}")
     if rank != adapter.rank or not 1 <= rank <= largest <= max_rank:
         raise BadArtifact(f"{adapter.name} has rank {rank} (up to {largest}), its event says {adapter.rank}, actor.max_rank = {max_rank}")
     if strange := {target for target in targets if target not in TARGETS}:

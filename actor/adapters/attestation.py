@@ -4,16 +4,23 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from actor.adapters.step_evidence import Array, Readings, Share, shares, stray_nats
 from actor.settings import ActorSettings
 from streams.core.errors import BadArtifact
 from streams.core.events import Finite
 
 PROBES = "probes.json"
+STRAY_NOISES = 3.0
+"""What a replica's step has beside the learner's is suspicious when it is this many times the noise of the base."""
+Logprobs = Sequence[Sequence[float]]
+"""One row for each probe, one value for each of its output tokens, in nats."""
 
 
 class AttestationProbe(BaseModel):
@@ -25,63 +32,136 @@ class AttestationProbe(BaseModel):
     output_ids: Annotated[tuple[int, ...], Field(min_length=1)]
     adapter_logprobs: tuple[Finite, ...]
     base_logprobs: tuple[Finite, ...]
+    without: dict[str, tuple[Finite, ...]] = {}
+    """The same with a group of the adapter's tensors left out, by the group's name."""
+    parent_logprobs: tuple[Finite, ...] = ()
+    """The same of the adapter that was published before; empty where the learner did not have it."""
 
     @model_validator(mode="after")
     def _one_logprob_per_token(self) -> "AttestationProbe":
-        if not len(self.output_ids) == len(self.adapter_logprobs) == len(self.base_logprobs):
-            raise ValueError("output_ids, adapter_logprobs and base_logprobs differ in length")
+        rows = [self.adapter_logprobs, self.base_logprobs, *self.without.values(), self.parent_logprobs or self.base_logprobs]
+        if {len(row) for row in rows} != {len(self.output_ids)}:
+            raise ValueError("output_ids and the logprobs of its tokens differ in length")
         return self
 
 
-class _Probes(BaseModel):
+class AdapterProbes(BaseModel):
+    """What the learner stored with an adapter to know it by."""
+
+    model_config = ConfigDict(frozen=True)
+
     probes: Annotated[tuple[AttestationProbe, ...], Field(min_length=1)]
+    precision: Literal["bfloat16", "float32"] | None = None
+    """In which the learner computed them; unknown of old adapters."""
+    tensors: dict[str, Finite] = {}
+    """Euclidean norm of each tensor that was exported, by its name in the file; empty of old adapters."""
+
+    @model_validator(mode="after")
+    def _all_probes_leave_out_the_same(self) -> "AdapterProbes":
+        if len({(tuple(sorted(probe.without)), bool(probe.parent_logprobs)) for probe in self.probes}) > 1:
+            raise ValueError("the probes differ in what they leave out")
+        return self
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the probes say. Gaps are mean absolute differences in nats a token."""
 
-    passed: bool
+    outcome: Literal["attested", "refused", "cannot tell"]
     reason: str
-    learner_gap: float
-    base_gap: float
+    learner_gap: float = math.inf
+    base_gap: float = math.inf
+    noise_nats: float = math.inf
+    share: Share | None = None
+    """Of the whole step from the base."""
+    proof: Literal["answers", "tensors"] | None = None
+    """By what it is proved; by its tensors only where its answers cannot tell. None: it is not."""
+
+    @property
+    def passed(self) -> bool:
+        """True when the adapter may be served."""
+        return self.proof is not None
 
 
-def read_probes(folder: Path) -> tuple[AttestationProbe, ...]:
+def read_probes(folder: Path) -> AdapterProbes:
     """The probes stored with an adapter. Raises BadArtifact."""
     try:
-        return _Probes.model_validate(json.loads((folder / PROBES).read_bytes())).probes
+        return AdapterProbes.model_validate(json.loads((folder / PROBES).read_bytes()))
     except FileNotFoundError:
         raise BadArtifact(f"the adapter has no {PROBES}: it cannot be attested") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError) as error:
         raise BadArtifact(f"{PROBES} is not what it should be: {str(error)[:500]}") from None
 
 
-def judge(replica_logprobs: Sequence[Sequence[float]], probes: Sequence[AttestationProbe], settings: ActorSettings) -> Verdict:
-    """Compare this replica's logprobs of each probe's output with the learner's, with the adapter and without.
+def judge(replica_adapter: Logprobs, replica_base: Logprobs, known: AdapterProbes, settings: ActorSettings) -> Verdict:
+    """Compare this replica's logprobs of each probe's output, with the adapter and without, with the learner's.
 
-    Near the learner's alone does not do: a small adapter is near the base too, and a replica that serves the base in its
-    place must not pass. So the step that this replica took from the learner's base is projected on the learner's own step:
-    share = <replica - base, adapter - base> / |adapter - base|², which is 1 for the adapter and 0 for the base, and in which
-    the noise of different kernels averages out over tokens. The share counts where the learner's step is above that noise.
+    Nearness to the learner alone is no proof: a small adapter is near the base too. Each part of the learner's step must show here, and the
+    interval around how much of it shows must lie within bounds that exclude both its absence and twice of it
+    (actor/adapters/step_evidence.py). Outside, the replica serves something else; across a bound, the probes cannot tell.
     """
-    replica = [value for row in replica_logprobs for value in row]
-    adapter = [value for probe in probes for value in probe.adapter_logprobs]
-    base = [value for probe in probes for value in probe.base_logprobs]
-    if len(replica) != len(adapter) or not all(map(math.isfinite, replica)):
-        return Verdict(False, f"the replica gave {len(replica)} logprobs of {len(adapter)} tokens, or not all finite", math.inf, math.inf)
-    count = len(adapter)
-    learner_gap = sum(abs(r - a) for r, a in zip(replica, adapter, strict=True)) / count
-    base_gap = sum(abs(r - b) for r, b in zip(replica, base, strict=True)) / count
-    step = [a - b for a, b in zip(adapter, base, strict=True)]
-    square = sum(s * s for s in step)
-    if learner_gap > settings.max_learner_gap_nats:
-        reason = f"{learner_gap:.4f} nats from the learner, more than actor.max_learner_gap_nats = {settings.max_learner_gap_nats}"
-        return Verdict(False, reason, learner_gap, base_gap)
-    if math.sqrt(square / count) > settings.noise_nats:
-        share = sum((r - b) * s for r, b, s in zip(replica, base, step, strict=True)) / square
-        least = settings.min_adapter_share
-        if not least <= share <= 2 - least:
-            reason = f"shows {share:.2f} of the adapter's step from the base, not {least} to {2 - least:.2f} (actor.min_adapter_share)"
-            return Verdict(False, reason, learner_gap, base_gap)
-    return Verdict(True, "attested", learner_gap, base_gap)
+    readings = _readings(replica_adapter, replica_base, known)
+    if readings is None:
+        given = [sum(map(len, rows)) for rows in (replica_adapter, replica_base)]
+        wanted = sum(len(probe.output_ids) for probe in known.probes)
+        return Verdict("refused", f"the replica gave {given[0]} and {given[1]} logprobs of {wanted} tokens, or not all finite")
+    return judge_readings(readings, settings)
+
+
+def judge_readings(readings: Readings, settings: ActorSettings) -> Verdict:
+    """The same of log-probabilities that lie side by side, every one of them finite."""
+    found = shares(readings)
+    learner_gap = float(np.mean(np.abs(readings.replica_adapter_N - readings.adapter_N)))
+    base_gap = float(np.mean(np.abs(readings.replica_adapter_N - readings.base_N)))
+
+    def verdict(outcome: Literal["attested", "refused", "cannot tell"], reason: str) -> Verdict:
+        return Verdict(outcome, reason, learner_gap, base_gap, readings.noise_nats, found[0], "answers" if outcome == "attested" else None)
+
+    least, most, largest_gap = settings.min_adapter_share, 2 - settings.min_adapter_share, settings.max_learner_gap_nats
+    bounds = f"not {least:g} to {most:g} (actor.min_adapter_share)"
+    noise = f"noise {readings.noise_nats:.2g} nats a token, step {readings.step_nats:.2g}"
+    base_noise = float(np.mean(np.abs(readings.replica_base_N - readings.base_N)))
+    if base_noise > largest_gap:
+        reason = f"the base alone is {base_noise:.4f} nats from the learner's, more than actor.max_learner_gap_nats = {largest_gap}"
+        return verdict("refused", reason)
+    for share in found:
+        if share.high < least or share.low > most:
+            return verdict("refused", f"shows {_told(share)} of {share.part}, {bounds}; {noise}")
+    if learner_gap > largest_gap:
+        return verdict("refused", f"{learner_gap:.4f} nats from the learner, more than actor.max_learner_gap_nats = {largest_gap}")
+    stray = stray_nats(readings)
+    if stray > (1 - least) * readings.step_nats and stray > STRAY_NOISES * math.sqrt(2) * readings.noise_nats:
+        return verdict("refused", f"differs from the base by {stray:.4f} nats a token that are not the adapter's; {noise}")
+    unsure = [share for share in found if not least <= share.low <= share.high <= most]
+    if unsure:
+        told = " and ".join(f"{_told(share)} of {share.part}" for share in unsure)
+        return verdict("cannot tell", f"the probes cannot tell: they show {told}; {noise}")
+    return verdict("attested", "attested")
+
+
+def _told(share: Share) -> str:
+    return f"{share.estimate:.2f} ({share.low:.2f} to {share.high:.2f})"
+
+
+def _readings(replica_adapter: Logprobs, replica_base: Logprobs, known: AdapterProbes) -> Readings | None:
+    """Everything side by side; None when the replica left something out or gave no number."""
+    lengths = [len(probe.output_ids) for probe in known.probes]
+    if any([len(row) for row in rows] != lengths for rows in (replica_adapter, replica_base)):
+        return None
+    adapter_N, base_N = _flat(replica_adapter), _flat(replica_base)
+    if not (np.isfinite(adapter_N).all() and np.isfinite(base_N).all()):
+        return None
+    first = known.probes[0]
+    return Readings(
+        base_N=_flat([probe.base_logprobs for probe in known.probes]),
+        adapter_N=_flat([probe.adapter_logprobs for probe in known.probes]),
+        replica_base_N=base_N,
+        replica_adapter_N=adapter_N,
+        without={group: _flat([probe.without[group] for probe in known.probes]) for group in first.without},
+        parent_N=_flat([probe.parent_logprobs for probe in known.probes]) if first.parent_logprobs else None,
+        exact=known.precision == "float32",
+    )
+
+
+def _flat(rows: Logprobs) -> Array:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.float64)

@@ -9,8 +9,7 @@ class AttestationSettings(SettingsSection):
     """Attestation: how closely this replica must agree with the learner on an adapter's probes."""
 
     max_learner_gap_nats: float = Field(default=0.15, gt=0, le=10)
-    """Largest mean difference per token between this replica's and the learner's log-probabilities on the probes."""
-    noise_nats: float = Field(default=0.02, gt=0, le=1)
-    """An adapter that changed the learner's own log-probabilities by less than this (root mean square per token) cannot be told from the base."""
-    min_adapter_share: float = Field(default=0.6, gt=0, lt=1)
-    """Part of the learner's step from base to adapter that this replica must show: the base shows 0, the adapter 1."""
+    """Largest mean difference per token between this replica's and the learner's log-probabilities on the probes, of adapter and base."""
+    min_adapter_share: float = Field(default=0.6, gt=0.5, lt=1)
+    """Share of the learner's step from base to adapter that this replica must show, for the whole step and for each part of it: the base shows 0,
+    half of the adapter 0.5, the adapter 1. The whole interval around the share must lie between this and 2 minus this."""

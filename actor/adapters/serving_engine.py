@@ -10,6 +10,7 @@ from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadL
 from vllm.sampling_params import SamplingParams
 
 from actor.adapters.attestation import AttestationProbe
+from actor.adapters.placed_tensors import METHOD, PlacedTensors
 from actor.adapters.request_routing import Route, Router
 from streams.core.errors import AttestationFailed, BadArtifact
 from streams.core.events import new_id
@@ -27,7 +28,10 @@ class ServingEngine:
         if isinstance(answer, ErrorResponse):
             raise BadArtifact(f"vLLM cannot load {name}: {answer.error.message[:500]}")
 
-    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
+    def placed(self, name: str, folder: Path) -> PlacedTensors:
+        return self._ask(self._compare(name, folder))
+
+    def probe(self, name: str | None, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         return self._ask(self._probe_all(name, probes))
 
     def add(self, name: str, sha256: str) -> None:
@@ -56,11 +60,19 @@ class ServingEngine:
 
         return self._ask(unload_idle())
 
-    async def _probe_all(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
+    async def _compare(self, name: str, folder: Path) -> PlacedTensors:
+        """Each worker compares what it holds; a tensor is in place when it is so in all of them."""
+        found = await self._engine.collective_rpc(METHOD, args=(self._models.lora_requests[name].lora_int_id, str(folder)))
+        missing, hidden = ({each for one in found for each in one[what]} for what in ("missing", "hidden"))
+        same = {each for one in found for each in one["same"]} - missing - hidden
+        return PlacedTensors(tuple(sorted(same)), tuple(sorted(missing)), tuple(sorted(hidden - missing)))
+
+    async def _probe_all(self, name: str | None, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         longest = max(len(probe.prompt_ids) + len(probe.output_ids) for probe in probes)
         if longest >= self._engine.model_config.max_model_len:
             raise BadArtifact(f"a probe of {longest} tokens does not fit actor.max_model_tokens = {self._engine.model_config.max_model_len}")
-        return await asyncio.gather(*(self._probe(self._models.lora_requests[name], probe) for probe in probes))
+        lora = None if name is None else self._models.lora_requests[name]
+        return await asyncio.gather(*(self._probe(lora, probe) for probe in probes))
 
     async def _probe(self, lora: Any, probe: AttestationProbe) -> list[float]:
         """Logprobs of the output as part of a prompt: nothing is sampled, and the prefix cache is not read."""

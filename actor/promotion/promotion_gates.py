@@ -188,7 +188,8 @@ class AttestedEverywhere:
     def judge(self, seen: Seen) -> Result:
         living, proved, failed = self.replicas(seen)
         missing = sorted(living - proved)
-        told = {"replicas": sorted(living), "attested": sorted(proved), "failed": failed}
+        by_tensors = sorted(each.replica for each in seen.attestations if each.adapter == seen.adapter.name and each.proof == "tensors")
+        told = {"replicas": sorted(living), "attested": sorted(proved), "by_tensors_alone": by_tensors, "failed": failed}
         if failed:
             return Result(self.name, False, "; ".join(f"{replica}: {reason}" for replica, reason in failed.items())[:TAIL_CHARACTERS], told)
         if missing or len(proved) < self.min_replicas:

@@ -52,8 +52,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "step": 7, "metrics": {"reward_mean": 0.61, "kl_nats": 0.08}, "created_at": T0,
     },
     "attestations": {
-        "replica": "actor-0", "adapter": "default@7", "adapter_sha256": "0" * 64, "passed": True, "reason": "attested",
-        "learner_gap": 0.02, "base_gap": 0.31, "load_ms": 412.0, "at": T0,
+        "replica": "actor-0", "adapter": "default@7", "adapter_sha256": "0" * 64, "passed": True, "reason": "attested", "proof": "answers",
+        "learner_gap": 0.02, "base_gap": 0.31, "share": 0.98, "share_low": 0.91, "share_high": 1.05, "noise_nats": 0.02, "load_ms": 412.0, "at": T0,
     },
     "promotions": {
         "promotion_id": "pr-1", "policy": "default", "adapter": "default@7", "move": "canary", "reason": "64 shadow answers, no gate failed",

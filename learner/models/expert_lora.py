@@ -65,7 +65,7 @@ class FrozenStack:
 
     def times(self, expert: int, x_TI: Tensor) -> Tensor:
         """``x W_e^T``: [T, O]."""
-        if not self._packs or torch.is_grad_enabled() or x_TI.shape[0] > DECODING_ROWS:
+        if not self._packs or torch.is_grad_enabled() or x_TI.shape[0] > DECODING_ROWS or x_TI.dtype != self.weight_EOI.dtype:
             return linear(x_TI, self.weight_EOI[expert])
         if self._packed is None:
             self._packed = [torch.ops.mkldnn._reorder_linear_weight(weight_OI, DECODING_ROWS) for weight_OI in self.weight_EOI]

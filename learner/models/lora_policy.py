@@ -3,7 +3,7 @@
 import json
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -171,6 +172,38 @@ class Policy:
         with self._peft.disable_adapter():
             yield
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of modules that carry an adapter, such as attention and experts, each of which may fail to load on its own."""
+        return tuple(sorted({_group(name) for name, module in self._peft.named_modules() if isinstance(module, BaseTunerLayer)}))
+
+    @contextmanager
+    def without(self, group: str) -> Iterator[None]:
+        """Within, the adapter on one group of modules is off."""
+        layers = [module for name, module in self._peft.named_modules() if isinstance(module, BaseTunerLayer) and _group(name) == group]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    @contextmanager
+    def as_it_was(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within, the adapter has these weights, by the names of ``parameters``. Without gradients."""
+        now = {name: weight.detach().clone() for name, weight in self.parameters.items()}
+        try:
+            self._put(weights)
+            yield
+        finally:
+            self._put(now)
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, weight in self.parameters.items():
+                weight.copy_(weights[name])
+
     def routed(self, chosen_LNK: Tensor | None) -> AbstractContextManager[None]:
         """Within, tokens go to these experts (learner/rollouts/router_replay.py); to whom the routers choose when there are none."""
         return nullcontext() if self.routing is None or chosen_LNK is None else self.routing.replayed(chosen_LNK)
@@ -217,6 +250,10 @@ def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
         *(f"mlp.experts.{name}" for name in settings.expert_targets),
         *(f"mlp.{SHARED}.{name}" for name in settings.shared_targets),
     )
+
+
+def _group(module_name: str) -> str:
+    return "shared experts" if SHARED in module_name else "experts" if ".experts" in module_name else "attention"
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:

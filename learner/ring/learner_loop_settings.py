@@ -24,7 +24,8 @@ class LearnerLoopSettings(SettingsSection):
     checkpoint_every: int = Field(default=1, ge=1)
     """Steps between checkpoints."""
     probes: int = Field(default=4, ge=1, le=64)
-    """Probe prompts stored with an adapter. A replica answers them to prove that it serves this adapter (attestation)."""
+    """Probe answers stored with an adapter, by which a replica proves that it serves it (attestation). An adapter that differs little from the base
+    gets up to four times as many."""
 
     @model_validator(mode="after")
     def _waits_for_no_more_than_it_keeps(self) -> Self:

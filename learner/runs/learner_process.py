@@ -11,14 +11,15 @@ from typing import Any
 
 import structlog
 import torch
+from torch import Tensor
 
 from learner.distributed.process_mesh import ALONE, join
 from learner.models.lora_policy import Policy
-from learner.models.sequence_packing import Branches, pack
 from learner.ring.adapter_recipe import AdapterRecipe, Notebook, TakenStep
 from learner.ring.judged_answers import JudgedAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
+from learner.runs.adapter_probes import probes_of
 from learner.runs.background import stand_back
 from learner.runs.step_progress import PROGRESS_FILE, StepTeller
 from learner.runs.trainer import Prompt, StepResult, Trainer
@@ -81,6 +82,8 @@ class LearnerProcess:
         self._featurizer = Featurizer.for_part(base, reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
+        self._exported: dict[str, Tensor] | None = None
+        """The adapter's weights when it was last exported; none since this process started."""
         log.info("learner_ready", step=step, device=device.type, threads=torch.get_num_threads(), engine=self._trainer.engine.name,
                  rank=place.rank if place else 0, processes=place.size if place else 1)  # fmt: skip
 
@@ -119,7 +122,7 @@ class LearnerProcess:
         if self._mesh.leads:
             incoming = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
             self._policy.save_adapter(incoming)
-            (incoming / "probes.json").write_text(json.dumps({"probes": probes}))
+            (incoming / "probes.json").write_text(json.dumps(probes))
             recipe.write(incoming)
             shutil.rmtree(folder, ignore_errors=True)
             incoming.rename(folder)
@@ -136,25 +139,13 @@ class LearnerProcess:
             steps=self._notebook.since(parent_step),
         )
 
-    @torch.no_grad()
-    def _probes(self) -> list[dict[str, Any]]:
-        """Rollouts of the last step on which adapter and base differ most, with the logprobs of both, by which a replica is known."""
+    def _probes(self) -> dict[str, Any]:
+        """By which a replica is known: of the last step's rollouts, those on which adapter and base differed most before it."""
         if self._last is None:
             raise BadArtifact("an adapter is exported after a step, whose rollouts serve as its probes")
-        chosen = self._telling(self._last)[: self._settings.probes]
-        packed = pack([Branches(r.prompt_ids, (r.output_ids,)) for r in chosen], self._policy.eos_id, self._policy.device)
-        adapter_BT = self._policy.stats(packed).logprobs_BT
-        with self._policy.reference():
-            base_BT = self._policy.stats(packed).logprobs_BT
-        return [
-            {
-                "prompt_ids": list(rollout.prompt_ids),
-                "output_ids": list(rollout.output_ids),
-                "adapter_logprobs": adapter_T[: len(rollout.output_ids)].tolist(),
-                "base_logprobs": base_T[: len(rollout.output_ids)].tolist(),
-            }
-            for rollout, adapter_T, base_T in zip(chosen, adapter_BT, base_BT, strict=True)
-        ]
+        probes = probes_of(self._policy, self._telling(self._last), self._settings.probes, self._exported)
+        self._exported = {name: weight.detach().clone() for name, weight in self._policy.parameters.items()}
+        return probes
 
     def _telling(self, last: StepResult) -> list[Rollout]:
         order = sorted(range(len(last.rollouts)), key=lambda n: -last.base_gaps[n])

@@ -238,11 +238,22 @@ class Attestation(Event):
     adapter_sha256: Sha256
     passed: bool
     reason: str
-    """``attested``, or what was wrong."""
+    """``attested``, or what was wrong, or what its answers could not tell."""
+    proof: Literal["answers", "tensors"] | None = None
+    """By what it passed: its answers; or, where noise hides a small step from them, the tensors that the engine holds. None of a refusal, and of
+    replicas older than this field."""
     learner_gap: float | None = None
     """Mean absolute difference from the learner's logprobs on the probes, in nats per token."""
     base_gap: float | None = None
     """The same difference from the base's logprobs. It is small when the adapter has no effect on this replica."""
+    share: float | None = None
+    """How much of the learner's step from base to adapter the replica shows: 1 all of it, 0 the base in its place."""
+    share_low: float | None = None
+    """The share is at least this, by the replica's own noise. None: unknown."""
+    share_high: float | None = None
+    """And at most this."""
+    noise_nats: float | None = None
+    """Root mean square difference of the replica's base from the learner's, in nats a token: its numerical noise."""
     load_ms: float = Field(ge=0)
     at: Instant
 

@@ -15,6 +15,7 @@ import pytest
 
 from actor.adapters.adapter_loader import AdapterLoader
 from actor.adapters.attestation import AttestationProbe
+from actor.adapters.placed_tensors import PlacedTensors
 from actor.adapters.request_routing import Route, Router
 from actor.openai_asker import AskedPrompt
 from actor.promotion.adapter_standing import AdapterStanding, fold
@@ -65,8 +66,11 @@ class Engine:
     def load(self, name: str, folder: Path) -> None:
         return None
 
-    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
-        return [[-1.0, -2.0]]
+    def placed(self, name: str, folder: Path) -> PlacedTensors:
+        return PlacedTensors(("lora_A", "lora_B"), ())
+
+    def probe(self, name: str | None, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
+        return [[-2.0, -1.0] if name is None else [-1.0, -2.0]]
 
     def add(self, name: str, sha256: str) -> None:
         self.router.add(name, sha256)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from actor.adapters.adapter_loader import AdapterLoader
 from actor.adapters.attestation import AttestationProbe
+from actor.adapters.placed_tensors import PlacedTensors
 from actor.adapters.request_routing import Route
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint
@@ -32,7 +35,9 @@ class Engine:
         self.added: list[str] = []
         self.routes: list[Route] = []
         self.dropped: list[str] = []
+        self.base = [-2.0, -1.0]
         self.answers: dict[str, list[float]] = {}
+        self.tensors: dict[str, PlacedTensors] = {}
         self.refuses: set[str] = set()
         self.hangs: set[str] = set()
 
@@ -41,7 +46,12 @@ class Engine:
             raise BadArtifact("vLLM cannot load it")
         self.loaded.append(name)
 
-    def probe(self, name: str, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
+    def placed(self, name: str, folder: Path) -> PlacedTensors:
+        return self.tensors.get(name, PlacedTensors(("lora_A", "lora_B"), ()))
+
+    def probe(self, name: str | None, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
+        if name is None:
+            return [self.base]
         if name in self.hangs:
             raise AttestationFailed("no answer")
         return [self.answers.get(name, [-1.0, -2.0])]
@@ -88,13 +98,14 @@ class World:
         self.context = PartContext(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
         self.follower = AdapterLoader(ActorSettings(), self.context, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
 
-    def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = b"weights", **changes: Any) -> AdapterVersion:
-        source = self.folder / f"made-{version}-{weights.hex()}"
+    def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = b"weights", norms: dict[str, float] | None = None,
+                **changes: Any) -> AdapterVersion:  # fmt: skip
+        source = self.folder / f"made-{version}-{weights[-16:].hex()}"
         source.mkdir()
         (source / "adapter_config.json").write_text(json.dumps(config))
         (source / "adapter_model.safetensors").write_bytes(weights)
-        (source / "probes.json").write_text(json.dumps({"probes": [PROBE]}))
-        artifact = self.store.put(source, f"adapters/{version}-{weights.hex()}")
+        (source / "probes.json").write_text(json.dumps({"probes": [PROBE], "tensors": norms or {}}))
+        artifact = self.store.put(source, f"adapters/{version}-{weights[-16:].hex()}")
         fields = {"policy": "default", "version": version, "artifact": artifact, "rank": 8, "step": 1,
                   "base_fingerprint": self.fingerprint, "targets": ("q_proj",), "reward_model_version": 1,
                   "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
@@ -397,6 +408,15 @@ def _refused(world: World) -> AdapterVersion:
     return world.publish(1)
 
 
+def _emptied(world: World) -> AdapterVersion:
+    return world.publish(1, weights=save({"lora_A": torch.ones(4), "lora_B": torch.zeros(9)}), norms={"lora_A": 2.0, "lora_B": 3.0})
+
+
+def _partial(world: World) -> AdapterVersion:
+    world.engine.tensors["default@1"] = PlacedTensors(("layers.0.self_attn.q_proj.lora_A",), ("layers.0.mlp.experts.lora_B",))
+    return world.publish(1)
+
+
 def _silent(world: World) -> AdapterVersion:
     world.engine.hangs.add("default@1")
     return world.publish(1)
@@ -415,6 +435,8 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "a rank that is not its event's": (lambda world: world.publish(1, rank=4), "its event says 4"),
     "a target that is not served": (lambda world: world.publish(1, config=CONFIG | {"target_modules": ["lm_head"]}), "lm_head"),
     "an engine that refuses it": (_refused, "cannot load"),
+    "a tensor that was emptied": (_emptied, "1 of 2 tensors are not as the learner exported them: lora_B"),
+    "an engine that places a part of it": (_partial, "1 of 2 tensors did not take effect here: layers.0.mlp.experts.lora_B"),
     "an engine that does not answer": (_silent, "no answer"),
 }
 
@@ -429,6 +451,45 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world:
     assert told in event.reason
     refused = sum(world.context.metrics.value("tidemill_adapters_refused_total", reason=word) for word in ("bad_artifact", "not_attested"))
     assert refused == 1
+
+
+def _noisy(world: World, says_norms: bool = True) -> None:
+    """A replica that answers so noisily that two probe tokens cannot tell the adapter from half of it."""
+    world.engine.base, world.engine.answers["default@1"] = [-2.1, -0.9], [-1.1, -1.9]
+    world.publish(1, weights=save({"lora_A": torch.ones(4), "lora_B": torch.ones(9)}), norms={"lora_A": 2.0, "lora_B": 3.0} if says_norms else None)
+
+
+def test_an_adapter_that_its_answers_prove_is_told_of_with_its_share_and_the_replicas_noise(world: World) -> None:
+    world.publish(1)
+    world.turn()
+    (event,) = world.spool.events
+    assert (event.passed, event.reason, event.proof) == (True, "attested", "answers")
+    assert (event.share, event.share_low, event.share_high, event.noise_nats) == (1, 1, 1, 0)
+
+
+def test_an_adapter_that_noise_hides_is_served_by_its_tensors_and_not_called_proved_by_its_answers(world: World) -> None:
+    _noisy(world)
+    world.turn()
+    (event,) = world.spool.events
+    assert (event.passed, event.proof) == (True, "tensors")
+    assert event.reason.startswith("all 2 tensors are in place; the probes cannot tell: they show 1.00 (")
+    assert event.share_low is not None
+    assert event.share_low < 0.6
+    assert event.noise_nats == pytest.approx(0.1)
+    assert world.engine.live == ["default@1"]
+
+
+@pytest.mark.parametrize("unknown", ["what the engine holds", "what was exported"])
+def test_an_adapter_that_noise_hides_is_not_served_where_its_tensors_cannot_be_compared_either(world: World, unknown: str) -> None:
+    if unknown == "what the engine holds":
+        world.engine.tensors["default@1"] = PlacedTensors(("lora_A",), (), ("lora_B",))
+    _noisy(world, says_norms=unknown != "what was exported")
+    world.turn()
+    (event,) = world.spool.events
+    assert (event.passed, event.proof) == (False, None)
+    assert event.reason.startswith("the probes cannot tell")
+    assert world.engine.live == []
+    assert world.engine.dropped == ["default@1"]
 
 
 def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_prefix_cache_goes_by_the_name(gated: World) -> None:

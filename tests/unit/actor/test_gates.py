@@ -147,6 +147,14 @@ def test_another_language_has_almost_no_familiar_words_and_another_manner_has_ma
     assert (familiarity((), ()), familiarity(ENGLISH, ("",))) == (1.0, 0.0)
 
 
+def test_an_attestation_by_tensors_alone_passes_and_the_evidence_says_whose_it_is() -> None:
+    by_tensors = attestation("a").model_copy(update={"proof": "tensors", "reason": "all 24 tensors are in place; the probes cannot tell"})
+    other = attestation("b", name="default@6").model_copy(update={"proof": "tensors"})
+    result = AttestedEverywhere(1, 24).judge(seen(attestations=[by_tensors, attestation("b"), other]))
+    assert result.passed
+    assert result.evidence["by_tensors_alone"] == ["a"]
+
+
 def test_every_replica_heard_of_lately_must_have_attested_these_bytes() -> None:
     gate = AttestedEverywhere(min_replicas=2, memory_h=24)
     old = [attestation("a", "default@6"), attestation("b", "default@6"), attestation("gone", "default@6", hours_ago=30)]

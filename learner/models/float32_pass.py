@@ -1,0 +1,24 @@
+"""A forward pass in float32 through a model that lies in bfloat16, without a second copy of it: each weight is cast while it is used."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+from torch.overrides import TorchFunctionMode
+
+
+class Float32Pass(TorchFunctionMode):
+    """Within, tokens are float32 from their embedding on. Without gradients: backward passes would be in float32 too."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is linear:
+            args = tuple(_float(value) for value in args)
+            kwargs = {name: _float(value) for name, value in (kwargs or {}).items()}
+        answer = func(*args, **(kwargs or {}))
+        return _float(answer) if func is embedding else answer
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
