@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 
+EXPERT_LAYOUT = "TIDEMILL_EXPERT_LAYOUT"
+"""The variable that carries ``actor.expert_layout`` to vLLM's processes."""
 PARENT = "TIDEMILL_ENGINE_PARENT"
 """Environment variable: process id of the actor. An engine that was spawned, not forked, finds it in ``register``."""
 PR_SET_PDEATHSIG = 1

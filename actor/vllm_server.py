@@ -13,7 +13,7 @@ import structlog
 
 from actor.adapters.request_routing import BASE
 from actor.capture.redaction import redactor_of
-from actor.process_forks import PARENT, fork_is_safe, forks_die_with_parent
+from actor.process_forks import EXPERT_LAYOUT, PARENT, fork_is_safe, forks_die_with_parent
 from actor.settings import ActorSettings
 from streams.core.errors import ConfigError
 from streams.core.listening_socket import listening_socket
@@ -59,6 +59,7 @@ def environment(settings: ActorSettings) -> dict[str, str]:
     return {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding assumes that the machine is vLLM's alone
+        EXPERT_LAYOUT: settings.expert_layout,
         "OMP_NUM_THREADS": str(threads),  # unset, vLLM cuts torch to one thread
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on a CPU: the engine's process does the work itself, without a third process
         "VLLM_LOGGING_LEVEL": settings.log_level,

@@ -92,12 +92,19 @@ def add_linear_lora(output_TO: Tensor, input_TI: Tensor, a: Sequence[Tensor], b:
         start += width
 
 
-class ExpertWeights:
-    """The frozen weights of one projection of all experts, (E, O, I). In bfloat16 they are kept in oneDNN's own layout alone: at every
-    product it would otherwise rearrange them, most of the time of a small batch. That is also faster than vLLM's kernel without AMX."""
+def can_pack_experts(dtype: torch.dtype) -> bool:
+    """True where oneDNN keeps weights of this precision in a layout of its own on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
-    def __init__(self, weight_EOI: Tensor) -> None:
-        packs = weight_EOI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+class ExpertWeights:
+    """The frozen weights of one projection of all experts, (E, O, I). With ``packs`` they are kept in oneDNN's own layout alone: at every
+    product it would otherwise rearrange them, most of the time of a small batch. In bfloat16 that is also faster than vLLM's kernel without AMX."""
+
+    def __init__(self, weight_EOI: Tensor, packs: bool = True) -> None:
+        packs = packs and can_pack_experts(weight_EOI.dtype)
         self.packed = [torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), PACKED_FOR_ROWS) for w in weight_EOI.detach()] if packs else None
         self._weight_EOI = weight_EOI.detach()[:0] if packs else weight_EOI.detach()
 

@@ -13,8 +13,10 @@ The last two give way to the products of actor/adapters/mixed_lora_products.py.
 import os
 from typing import Any
 
+import torch
+
 from actor.adapters.mixed_lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
-from actor.process_forks import PARENT, die_with_parent
+from actor.process_forks import EXPERT_LAYOUT, PARENT, die_with_parent
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 """What an engine should wrap for LoRA (``lora_target_modules``). Left alone, vLLM wraps the output head too and pays for it at every token."""
@@ -103,7 +105,9 @@ def _mixing_experts() -> type:
             return not moe_parallel_config.use_ep
 
         def process_weights_after_loading(self, layer: Any) -> None:
-            self._gate_up, self._down = ExpertWeights(layer.w13_weight), ExpertWeights(layer.w2_weight)
+            layout = os.environ.get(EXPERT_LAYOUT, "auto")
+            packs = layout == "packed" or (layout == "auto" and layer.w13_weight.dtype == torch.bfloat16)
+            self._gate_up, self._down = ExpertWeights(layer.w13_weight, packs), ExpertWeights(layer.w2_weight, packs)
             for weight, kept in ((layer.w13_weight, self._gate_up), (layer.w2_weight, self._down)):
                 if kept.packed is not None:  # vLLM asks for the shape alone: the packed copy is the only one
                     weight.data = weight.new_empty(1).expand(weight.shape)

@@ -35,7 +35,8 @@ def learner_is_open(settings: Settings) -> bool:
 
 def actor_is_open(settings: Settings) -> bool:
     """The same of the actor."""
-    return settings.actor.dtype == "auto" or not settings.actor.cpu_threads
+    actor = settings.actor
+    return "auto" in (actor.dtype, actor.expert_layout) or not actor.cpu_threads
 
 
 def is_open(settings: Settings) -> bool:
@@ -101,8 +102,8 @@ def _learner(settings: Settings, rates: MachineRates, float32_fits: bool) -> tup
     if not learner.ray_address:  # processes on other machines count their own cores
         update |= {"threads": best.threads, "train_threads": best.train_threads}
     others = [f"{plan.dtype} {plan.step_s:.1f} s" for plan in plans if plan is not best]
-    packed = ", experts in oneDNN's layout" if best.layout == "packed" else ""
-    why = f"learner: {best}{packed}: {best.step_s:.1f} s a step predicted{', ' + ', '.join(others) if others else ''}"
+    told = f", {', '.join(others)}" if others else ""
+    why = f"learner: {best}{_packed(best.layout)}: {best.step_s:.1f} s a step predicted{told}"
     return learner.model_copy(update=update), (why,)
 
 
@@ -127,24 +128,26 @@ def _plan(settings: Settings, rates: MachineRates, dtype: Precision) -> _Plan:
 
 
 def _actor(settings: Settings, rates: MachineRates, float32_fits: bool) -> tuple[object, tuple[str, ...]]:
-    actor, tokens = settings.actor, {}
+    actor, at_once = settings.actor, settings.people.at_once
     wanted = PRECISIONS if actor.dtype == "auto" else (actor.dtype,)
+    tokens: dict[tuple[str, int, str], float] = {}
     for dtype in wanted:
         if dtype == "float16" or (dtype == "float32" and not float32_fits and len(wanted) > 1):
             continue
         for rate in _allowed(rates, dtype, actor.cpu_threads, rates.cores):
-            tried = actor.model_copy(update={"dtype": dtype, "cpu_threads": actor.cpu_threads or rate.threads})
-            tokens[dtype, tried.cpu_threads] = (
-                answer_tokens_per_s(settings.model_copy(update={"actor": tried}), rates, settings.people.at_once) or 1.0
-            )
+            threads = actor.cpu_threads or rate.threads
+            for layout in _layouts(actor.expert_layout, rate):
+                tried = actor.model_copy(update={"dtype": dtype, "cpu_threads": threads, "expert_layout": layout})
+                tokens[dtype, threads, layout] = answer_tokens_per_s(settings.model_copy(update={"actor": tried}), rates, at_once) or 1.0
     if not tokens:  # float16, which is not measured
-        return actor.model_copy(update={"cpu_threads": actor.cpu_threads or rates.at("bfloat16", rates.cores).threads}), ()
+        return actor.model_copy(update={"cpu_threads": actor.cpu_threads or rates.at("bfloat16", rates.cores).threads, "expert_layout": "plain"}), ()
     own = settings.learner.dtype
-    dtype, threads = min(tokens, key=lambda how: _handicapped(1 / tokens[how], how[1]) / (1.0 if how[0] == own else MARGIN))
-    others = sorted({(name, max(rate for (one, _), rate in tokens.items() if one == name)) for name, _ in tokens if name != dtype})
-    told = f"actor: {dtype} on {_threads(threads)}: {tokens[dtype, threads]:.0f} tokens/s predicted for {settings.people.at_once} answers at once"
+    best = min(tokens, key=lambda how: _handicapped(1 / tokens[how], how[1]) / (1.0 if how[0] == own else MARGIN))
+    chosen, threads, layout = best
+    others = sorted({(name, max(rate for (one, *_), rate in tokens.items() if one == name)) for name, *_ in tokens if name != chosen})
+    told = f"actor: {chosen} on {_threads(threads)}{_packed(layout)}: {tokens[best]:.0f} tokens/s predicted for {at_once} answers at once"
     told += "".join(f", {name} {rate:.0f}" for name, rate in others)
-    return actor.model_copy(update={"dtype": dtype, "cpu_threads": threads}), (told,)
+    return actor.model_copy(update={"dtype": chosen, "cpu_threads": threads, "expert_layout": layout}), (told,)
 
 
 def _reward(settings: Settings, rates: MachineRates, apart: bool) -> tuple[object, tuple[str, ...]]:
@@ -175,6 +178,10 @@ def _layouts(asked: str, rate: WorkRates) -> tuple[str, ...]:
 def _handicapped(seconds: float, threads: int) -> float:
     """A time by which numbers of threads are compared: twice as many must gain a tenth."""
     return seconds / MARGIN ** (threads.bit_length() - 1)
+
+
+def _packed(layout: str) -> str:
+    return " with packed experts" if layout == "packed" else ""
 
 
 def _threads(count: int) -> str:

@@ -26,7 +26,7 @@ from infra.machine.machine_choice import MachineChoice, actor_is_open, chosen_fo
 from infra.machine.machine_rates import MachineRates
 from infra.machine.usable_cores import UsableCores, usable_cores
 from infra.settings.config import Settings
-from streams.core.errors import Unavailable
+from streams.core.errors import ConfigError, Unavailable
 
 log = structlog.get_logger()
 PROBE_LAYOUT = 1
@@ -64,6 +64,18 @@ def resolved_for_part(role: str, settings: Settings) -> Settings:
     for sentence in choice.why:
         log.info("machine", chosen=sentence)
     return choice.settings
+
+
+def known_choice(settings: Settings) -> tuple[str, ...]:
+    """What this machine was found to be good at, a sentence each; measures nothing. Empty where nothing was measured, or no base says for what."""
+    try:
+        kept = kept_rates(shape_of(settings.policy))
+    except ConfigError:
+        return ()
+    if kept is None:
+        return ()
+    disturbed = (f"measured beside others that kept {kept.busy_neighbours:.1f} cores busy",) if kept.busy_neighbours > QUIET_CORES else ()
+    return (*chosen_for(settings, kept).why, *disturbed)
 
 
 def as_the_run_computes(settings: Settings) -> Settings:

@@ -47,11 +47,6 @@ class WorkRates(BaseModel):
             raise ValueError(f"this machine has no packed products in {self.dtype}")
         return shape.layers * _between(layer, rows) + _between(head, rows)
 
-    @property
-    def packs(self) -> bool:
-        """True where weights in oneDNN's own layout decode faster."""
-        return self.packed_layer_pass_s is not None and sum(self.packed_layer_pass_s) < sum(self.layer_pass_s)
-
 
 class MachineRates(BaseModel):
     """All that was measured on one machine for one shape of base."""

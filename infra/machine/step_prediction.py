@@ -97,8 +97,12 @@ def answer_tokens_per_s(settings: Settings, rates: MachineRates, at_once: int) -
     """Tokens a second that the actor's vLLM gives to ``at_once`` answers together. None on a GPU."""
     if rates.gpu or not rates.rates:
         return None
-    rate = rates.at("float32" if settings.actor.dtype == "float32" else "bfloat16", settings.actor.cpu_threads or rates.cores)
-    pass_s = rate.decoding_s(rates.shape, at_once, rate.packs) * rates.stretch(rate.threads)
+    actor = settings.actor
+    rate = rates.at("float32" if actor.dtype == "float32" else "bfloat16", actor.cpu_threads or rates.cores)
+    packed = rate.packed_layer_pass_s is not None and (
+        actor.expert_layout == "packed" or (actor.expert_layout == "auto" and rate.dtype == "bfloat16")
+    )
+    pass_s = rate.decoding_s(rates.shape, at_once, packed) * rates.stretch(rate.threads)
     return at_once / pass_s
 
 

@@ -15,6 +15,7 @@ import psutil
 
 from infra.local.embedded_broker import java_binary
 from infra.local.kafka_jars import KAFKA_VERSION, cache_folder, locked_checksums, verify
+from infra.machine.machine_probe import known_choice
 from infra.operate.ring_status import Status, of_run, status_now
 from infra.settings.config import Settings, load
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
@@ -49,7 +50,7 @@ def examine(config: str | None, overrides: Sequence[str]) -> list[DoctorFinding]
         settings = load(config, overrides)
     except ConfigError as error:
         return [*findings, DoctorFinding("settings", False, str(error), "see docs/reference/settings.md")]
-    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_java, _kafka, _port, _ring)
+    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_machine, _java, _kafka, _port, _ring)
     return [*findings, DoctorFinding("settings", True, "resolve"), *(check(settings) for check in checks)]
 
 
@@ -80,6 +81,13 @@ def _disk() -> DoctorFinding:
     cache_folder().mkdir(parents=True, exist_ok=True)
     gib = shutil.disk_usage(cache_folder()).free / 2**30
     return DoctorFinding("disk", gib >= DISK_GIB, f"{gib:.0f} GiB free at {cache_folder()}", f"free {DISK_GIB} GiB, or set TIDEMILL_CACHE")
+
+
+def _machine(settings: Settings) -> DoctorFinding:
+    """What this machine was found to be good at; a machine that was not measured yet is well too."""
+    told = known_choice(settings)
+    pending = "not measured yet for this base: the first start of a ring takes a few seconds for it"
+    return DoctorFinding("machine", True, f"\n{'':21}".join(told) or pending)
 
 
 def _java(settings: Settings) -> DoctorFinding:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from infra.operate.learning_needs import learning_of
+from infra.machine.machine_probe import known_choice
 from infra.operate.log_watch import LogFacts, LogWatch
 from infra.settings.config import Settings, load_over
 from streams.join.ledger import Ledger, read_ledger
@@ -25,6 +26,8 @@ class Status:
     ledger: Ledger
     learning: str
     """What the learner is doing, or what it still needs."""
+    machine: tuple[str, ...] = ()
+    """What the parts compute in on this machine, a sentence each."""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -40,6 +43,7 @@ class Status:
             "learning": self.learning,
             "dead_letters": dict(facts.dead_letters),
             "ledger_balanced": self.ledger.balanced,
+            "machine": self.machine,
         }
 
     def as_text(self) -> str:
@@ -58,6 +62,7 @@ class Status:
             f"adapters        {told['adapters_published']} published, {told['adapters_attested']} attested, "
             f"{len(told['adapters_refused'])} refused{refused}",
             f"dead letters    {', '.join(f'{count} {reason}' for reason, count in told['dead_letters'].items()) or 'none'}",
+            *(f"{'machine' if not number else '':<15} {sentence}" for number, sentence in enumerate(self.machine)),
             "ledger",
             str(self.ledger),
         ])  # fmt: skip
@@ -84,7 +89,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
     watch.start()
     ledger = read_ledger(settings.kafka)
     while not stopping.is_set():
-        show(Status(watch.facts, ledger, learning_of(settings, watch.facts)))
+        show(Status(watch.facts, ledger, learning_of(settings, watch.facts), known_choice(settings)))
         turn += 1
         if stopping.wait(every_s):
             break
@@ -99,7 +104,7 @@ def status_now(settings: Settings) -> Status:
     watch = LogWatch(settings.kafka, settings.gated_policy)
     watch.start()
     watch.stop()
-    return Status(watch.facts, ledger_now(settings), learning_of(settings, watch.facts))
+    return Status(watch.facts, ledger_now(settings), learning_of(settings, watch.facts), known_choice(settings))
 
 
 def show_again(status: Status, as_json: bool) -> None:

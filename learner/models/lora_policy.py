@@ -92,6 +92,8 @@ class Policy:
             split |= _factor(module, mesh, self._factors, settings.packs_weights)
             _factor_linear(module, self._factors)
         self._head, self._head_rows = self._of_targets, 1 << 40
+        head = self.causal_lm.lm_head
+        self._packed_head = FrozenStack(head.weight[None], packs=True) if settings.packs_weights and head.bias is None else None
         if settings.recompute_activations:
             self._head, self._head_rows = partial(_recomputed, self._of_targets), HEAD_ROWS
             for layer in self.causal_lm.model.layers:
@@ -153,7 +155,8 @@ class Policy:
         The head is given a matrix: for a slice of a batch it would copy its whole weight (0.5 s a prompt on a slow core).
         """
         hidden_BH = self.causal_lm.model(use_cache=True, **inputs).last_hidden_state[:, -1]
-        return self.causal_lm.lm_head(hidden_BH.contiguous())
+        hidden_BH = hidden_BH.contiguous()
+        return self.causal_lm.lm_head(hidden_BH) if self._packed_head is None else self._packed_head.times(0, hidden_BH)
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from infra.machine.base_shape import SMOLLM2
-from infra.machine.machine_choice import MachineChoice, chosen_for
+from infra.machine.machine_choice import MachineChoice, actor_is_open, chosen_for, is_open, learner_is_open
 from infra.machine.machine_rates import MachineRates, Precision, WorkRates
 from infra.machine.usable_cores import UsableCores, cpu_quota
 from infra.settings.config import Settings, load, to_toml
@@ -63,7 +63,8 @@ def test_the_choice_is_told_with_both_times() -> None:
 @pytest.mark.parametrize("rates", [XEON, EPYC])
 def test_nothing_is_left_open(rates: MachineRates) -> None:
     settings = choose(rates).settings
-    assert "auto" not in (*precisions(settings), settings.learner.expert_layout)
+    assert "auto" not in (*precisions(settings), settings.learner.expert_layout, settings.actor.expert_layout)
+    assert not is_open(settings)
     assert min(settings.learner.threads, settings.learner.train_threads, settings.actor.cpu_threads) >= 1
     assert 'dtype = "auto"' not in to_toml(settings)
 
@@ -88,9 +89,19 @@ def test_a_second_thread_must_earn_its_place() -> None:
     assert (settings.learner.threads, settings.learner.train_threads, settings.actor.cpu_threads) == (1, 1, 1)
 
 
-def test_experts_are_packed_where_that_is_faster() -> None:
-    assert choose(machine({("bfloat16", 1): 100, ("float32", 1): 50}, packed_gain=1.5)).settings.learner.expert_layout == "packed"
-    assert choose(machine({("bfloat16", 1): 100, ("float32", 1): 50}, packed_gain=0.7)).settings.learner.expert_layout == "plain"
+@pytest.mark.parametrize(("packed_gain", "layout"), [(1.5, "packed"), (0.7, "plain")])
+def test_experts_are_packed_where_that_is_faster(packed_gain: float, layout: str) -> None:
+    settings = choose(machine({("bfloat16", 1): 100, ("float32", 1): 50}, packed_gain)).settings
+    assert settings.learner.expert_layout == settings.actor.expert_layout == layout
+
+
+def test_what_a_ring_has_decided_is_measured_no_more() -> None:
+    decided = choose(EPYC).settings
+    assert not learner_is_open(decided)
+    assert not actor_is_open(decided)
+    assert learner_is_open(load("laptop", (), {}))
+    assert actor_is_open(load("laptop", (), {}))
+    assert not is_open(load("tiny", (), {}))
 
 
 def test_float32_is_left_out_where_memory_is_short() -> None:
