@@ -51,7 +51,8 @@ def chosen_for(settings: Settings, rates: MachineRates, free_bytes: int | None =
     ``free_bytes``: free memory, asked of the machine when None.
     """
     if rates.gpu or not rates.rates:
-        return MachineChoice(_for_gpu(settings), ("bfloat16: torch finds a GPU, and the processor was not measured",))
+        why = "torch finds a GPU, and the processor was not measured" if rates.gpu else f"not measured ({rates.failure})"
+        return MachineChoice(_unmeasured(settings), (f"learner and features: bfloat16: {why}",))
     free = psutil.virtual_memory().available if free_bytes is None else free_bytes
     fits = float32_fits(rates, free)
     learner, told = _learner(settings, rates, fits)
@@ -70,7 +71,7 @@ def float32_fits(rates: MachineRates, free_bytes: int) -> bool:
     return 4 * (2 * shape.weights + experts) <= SHARE_OF_MEMORY * free_bytes
 
 
-def _for_gpu(settings: Settings) -> Settings:
+def _unmeasured(settings: Settings) -> Settings:
     learner, reward = settings.learner, settings.reward
     return settings.model_copy(update={
         "learner": learner.model_copy(update={"dtype": learner.precision, "expert_layout": "packed" if learner.packs_weights else "plain"}),

@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from infra.local.kafka_jars import cache_folder
+from infra.local.core_plan import SLEEPING_THREADS
 from infra.machine.base_shape import BaseShape, shape_of
 from infra.machine.machine_choice import MachineChoice, actor_is_open, chosen_for, is_open, learner_is_open
 from infra.machine.machine_rates import MachineRates
@@ -44,16 +44,11 @@ _one_at_a_time = threading.Lock()
 def resolved(settings: Settings, apart: bool = False) -> MachineChoice:
     """The settings with every ``auto`` decided by what this machine is good at, which is measured on the first call.
 
-    ``apart``: for one part that may have its peers on other machines. Where the measurement fails it is told in ``why``, and settings that need
-    no measurement stand in. Raises ConfigError for a base without a shape.
+    ``apart``: for one part that may have its peers on other machines. Raises ConfigError for a base without a shape.
     """
     if not is_open(settings):
         return MachineChoice(settings, ())
-    try:
-        return chosen_for(settings, machine_rates(shape_of(settings.policy)), apart=apart)
-    except Unavailable as error:
-        log.warning("machine_not_measured", error=str(error))
-        return MachineChoice(settings, (f"not measured ({error}): bfloat16, one thread a core",))
+    return chosen_for(settings, machine_rates(shape_of(settings.policy)), apart=apart)
 
 
 def resolved_for_part(role: str, settings: Settings) -> Settings:
@@ -89,11 +84,17 @@ def as_the_run_computes(settings: Settings) -> Settings:
 
 
 def machine_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates:
-    """What this machine is good at for a base of this shape: as it is kept, else measured now. Raises Unavailable when it cannot be measured."""
+    """What this machine is good at for a base of this shape: as it is kept, else measured now. Where it cannot be measured the record is empty and
+    tells why, and all that looks at it does without."""
     with _one_at_a_time:  # two that measure at once would disturb each other
         if (kept := kept_rates(shape, cache)) is not None:
             return kept
-        found = measured_rates(shape, usable_cores())
+        cores = usable_cores()
+        try:
+            found = measured_rates(shape, cores)
+        except Unavailable as error:
+            log.warning("machine_not_measured", error=str(error))
+            return MachineRates(processor=processor_name(), cores=cores.threads, quota=cores.quota, shape=shape, failure=str(error))
         _keep(found, _file(shape, cache))
         return found
 
@@ -112,7 +113,7 @@ def kept_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates | No
 def measured_rates(shape: BaseShape, cores: UsableCores) -> MachineRates:
     """Measure in a child, whose threads and crashes are its own. Raises Unavailable when it dies or takes longer than ``TIMEOUT_S``."""
     asked = {"processor": processor_name(), "cores": cores.threads, "quota": cores.quota, "shape": shape.model_dump()}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(cores.threads), "MKL_NUM_THREADS": str(cores.threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(cores.threads), "MKL_NUM_THREADS": str(cores.threads), **SLEEPING_THREADS}
     command = [sys.executable, "-P", "-m", "infra.machine.rate_measurement", json.dumps(asked)]
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
@@ -143,6 +144,8 @@ def _file(shape: BaseShape, cache: Path | None) -> Path:
         "torch": importlib.metadata.version("torch"), "shape": shape.model_dump(), "gpu": Path("/dev/nvidiactl").exists(),
         "instructions": {name: os.environ[name] for name in INSTRUCTION_SETS if name in os.environ},
     }  # fmt: skip
+    from infra.local.kafka_jars import cache_folder  # brings jgo, which a look at the log does not need
+
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     return (cache or cache_folder() / "probes") / f"{key}.json"
 

@@ -61,7 +61,9 @@ class MachineRates(BaseModel):
     shape: BaseShape
     gpu: bool = False
     """True where torch finds a GPU; the processor was then not measured."""
-    torch_import_s: Seconds
+    failure: str = ""
+    """Why nothing was measured, where that is so."""
+    torch_import_s: Seconds = 0.0
     """Time to import torch: most of vLLM's start is imports too."""
     busy_neighbours: float = Field(default=0.0, ge=0)
     """Cores that other processes kept busy meanwhile."""

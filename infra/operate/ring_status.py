@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from infra.operate.learning_needs import learning_of
 from infra.machine.machine_probe import known_choice
+from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogFacts, LogWatch
 from infra.settings.config import Settings, load_over
 from streams.join.ledger import Ledger, read_ledger

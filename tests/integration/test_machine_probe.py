@@ -96,4 +96,6 @@ def test_a_measurement_that_dies_is_told_and_parts_start_all_the_same(monkeypatc
     with pytest.raises(Unavailable, match="status 1"):
         measured_rates(TINY, UsableCores(1, 1.0))
     settings = load("demo", ("policy.base=tiny",), {})
-    assert resolved_for_part("learner", settings) == settings
+    assert machine_rates(TINY).failure != ""
+    assert resolved_for_part("learner", settings).learner.dtype == "bfloat16"
+    assert sized_for(settings, machine_rates(TINY), 1.0) == settings
