@@ -63,7 +63,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
     stack = app.middleware_stack or app.build_middleware_stack()
-    captured = Capture(stack, settings, router, keeper, conversations, context.clock, replica, follower.want)
+    captured = Capture(stack, settings, router, keeper, conversations, context.clock, replica, follower.request_load)
     doors = Doors(captured, settings, keeper, conversations, context.metrics, context.clock, context.policy, unready, context.health)
     app.middleware_stack = KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()
@@ -84,13 +84,13 @@ async def _serve_http(app: Any, engine: Any, follower: AdapterLoader, settings: 
                                            timeout_graceful_shutdown=max(1, round(settings.drain_s))))  # fmt: skip
     app.state.server = server
     serving = asyncio.create_task(server.serve(sockets=[create_server_socket((settings.host, settings.port), reuse_port=False)]))
-    while not (context.stopping.is_set() or serving.done() or died or follower.over.done()):
+    while not (context.stopping.is_set() or serving.done() or died or follower.ended.done()):
         await asyncio.sleep(STOP_POLL_S)
         died = engine.errored
     server.should_exit = True
     await serving
-    if follower.over.done():
-        follower.over.result()  # raises what ended it
+    if follower.ended.done():
+        follower.ended.result()  # raises what ended it
     if died and not context.stopping.is_set():
         context.stopping.set()  # for the follower, which is about to be waited for
         raise Unavailable("vLLM's engine died; its own log says why")

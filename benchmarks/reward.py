@@ -30,7 +30,7 @@ from reward.updater.refitter import Refitter
 from streams.core.events import Message
 
 Judge = Callable[[Answer], float]
-Said = list[tuple[float, Vote]]
+ChannelVerdict = list[tuple[float, Vote]]
 REFITS_AT = (1_000, 10_000, 100_000)
 
 
@@ -64,7 +64,7 @@ class Streamed:
     """One pass over the votes: the last model, what was said of each vote before it was fitted, and how long each batch took."""
 
     model: RewardModel
-    said: Said
+    said: ChannelVerdict
     batch_s: list[float]
     results: dict[str, int]
 
@@ -94,7 +94,7 @@ def at_once(votes: Sequence[Vote], settings: RewardSettings, given: Given, weigh
     return refitter.fitted()
 
 
-def ceiling(votes: Sequence[Vote], settings: RewardSettings, given: Given) -> tuple[RewardModel, Said]:
+def ceiling(votes: Sequence[Vote], settings: RewardSettings, given: Given) -> tuple[RewardModel, ChannelVerdict]:
     """The same head on the same features, fitted in one batch on all votes; each vote told by a fold head that had all but its fold."""
     whole = settings.model_copy(update={"buffer_labels": 1_000_000, "calibration_half_life_labels": 1e6})
     model = at_once(votes, whole, given)
@@ -119,17 +119,17 @@ def pairs_of(answers: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
     return [(a, b) for group in groups for i, a in enumerate(group) for b in group[i + 1 :] if abs(a.quality - b.quality) >= 0.2]
 
 
-def river(votes: Sequence[Vote], given: Given) -> tuple[Said, Judge] | None:
+def river(votes: Sequence[Vote], given: Given) -> tuple[ChannelVerdict, Judge] | None:
     """River's online logistic regression on the same features, test-then-train; none where River is not installed."""
     try:
         from river import linear_model, optim, preprocessing  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         print("River is not installed, so the run does without it: pip install 'tidemill[bench]'")
         return None
-    best: tuple[float, Said, Judge] | None = None
+    best: tuple[float, ChannelVerdict, Judge] | None = None
     for rate in (0.0003, 0.001, 0.003):  # its best learning rate of three, by hindsight: ours had none
         model = preprocessing.StandardScaler() | linear_model.LogisticRegression(optimizer=optim.SGD(rate), l2=0.001)
-        said: Said = []
+        said: ChannelVerdict = []
         for vote in votes:
             x = dict(enumerate(given.rows[vote.answer.number].tolist()))
             said.append((model.predict_proba_one(x).get(True, 0.5), vote))
@@ -141,7 +141,7 @@ def river(votes: Sequence[Vote], given: Given) -> tuple[Said, Judge] | None:
     return best[1], best[2]
 
 
-def told(said: Said) -> dict[str, float]:
+def told(said: ChannelVerdict) -> dict[str, float]:
     """Accuracy and calibration on the votes themselves (noisy), and accuracy on what the judge holds."""
     chances, ups = torch.tensor([c for c, _ in said]), torch.tensor([float(v.up) for _, v in said])
     figures = calibration(chances, ups)
@@ -180,7 +180,7 @@ def streamed(split: Split, settings: RewardSettings, given: Given, seeds: int) -
         ours = stream(votes, settings, given)
         counted = {id(v) for _, v in ours.said}  # all are compared on the votes that came after our first version
         by_length, (whole, whole_said) = stream(votes, settings, lengths), ceiling(votes, settings, given)
-        found: dict[str, tuple[Said, Judge]] = {
+        found: dict[str, tuple[ChannelVerdict, Judge]] = {
             "ours": (ours.said, given.judge(ours.model)),
             "ceiling": (whole_said, given.judge(whole)),
             "length": (by_length.said, lengths.judge(by_length.model)),

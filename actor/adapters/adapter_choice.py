@@ -11,9 +11,9 @@ from streams.core.clock import Clock
 from streams.core.events import AdapterVersion, Attestation, Event, Promotion
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 
-Has = Callable[[AdapterVersion], bool]
+EnsureAttested = Callable[[AdapterVersion], bool]
 """Load and attest an adapter, unless it is; False when it was refused."""
-HEARD_FOR = timedelta(hours=1)
+SILENT_FOR = timedelta(hours=1)
 """A replica that has said nothing for so long is taken to be gone."""
 
 
@@ -33,11 +33,11 @@ class NewestAdapter:
         if isinstance(event, AdapterVersion) and event.policy == self._policy and event.version > self._live:
             self._waiting[event.version] = event
 
-    def choose(self, route: Route, has: Has) -> Route:
+    def choose(self, route: Route, ensure_attested: EnsureAttested) -> Route:
         """What to serve from now on."""
         for _ in range(min(self._most_refusals, len(self._waiting))):
             adapter = self._waiting[max(self._waiting)]
-            taken = has(adapter)
+            taken = ensure_attested(adapter)
             del self._waiting[adapter.version]  # after, so that Unavailable leaves it for the next turn
             if taken:
                 self._live = adapter.version
@@ -74,25 +74,29 @@ class GatedAdapter:
         elif isinstance(event, Attestation) and event.adapter.rpartition("@")[0] == self.standing.policy:
             self._attestations[event.replica, event.adapter] = event
 
-    def choose(self, route: Route, has: Has) -> Route:
+    def choose(self, route: Route, ensure_attested: EnsureAttested) -> Route:
         """What to serve from now on."""
         standing, trial = self.standing, self.standing.trial
-        waits = standing.production is not None and self._serves(standing.production, has) and self._waits(standing.production, route)
+        waits = (
+            standing.production is not None
+            and self._ensure_attested(standing.production, ensure_attested)
+            and self._must_wait(standing.production, route)
+        )
         first = () if waits else (standing.production,)
         earlier = (name for name in reversed(standing.earlier) if name not in standing.bad)
-        production = next((name for name in (*first, *earlier) if name is None or self._serves(name, has)), None)
-        candidate = trial.adapter if trial is not None and self._serves(trial.adapter, has) else None
+        production = next((name for name in (*first, *earlier) if name is None or self._ensure_attested(name, ensure_attested)), None)
+        candidate = trial.adapter if trial is not None and self._ensure_attested(trial.adapter, ensure_attested) else None
         as_told = production == standing.production
         canary_share = trial.canary_share if trial is not None and candidate is not None and as_told else 0.0
         previous = standing.previous
-        has_previous = previous is None or self._serves(previous, has)
+        has_previous = previous is None or self._ensure_attested(previous, ensure_attested)
         kept = (standing.production if waits else None, previous if has_previous else None)
         route = Route(production, candidate, canary_share, kept=tuple(name for name in kept if name is not None))
         if as_told and has_previous and standing.share < 1:
             route = replace(route, production_share=standing.share, before=previous)
         return route
 
-    def _waits(self, production: str, route: Route) -> bool:
+    def _must_wait(self, production: str, route: Route) -> bool:
         """True while it is newly promoted, not served here yet, and another replica has not proved it."""
         since, now = self.standing.since, self._clock.now()
         if since is None or production == route.production:
@@ -100,9 +104,9 @@ class GatedAdapter:
         of_it = [each for (_, adapter), each in self._attestations.items() if adapter == production]
         if any(not each.passed and each.at >= since for each in of_it):
             return True
-        heard = {each.replica for each in self._attestations.values() if each.at >= now - HEARD_FOR}
+        heard = {each.replica for each in self._attestations.values() if each.at >= now - SILENT_FOR}
         return not heard <= {each.replica for each in of_it if each.passed} and now - since < self._patience
 
-    def _serves(self, name: str, has: Has) -> bool:
+    def _ensure_attested(self, name: str, ensure_attested: EnsureAttested) -> bool:
         adapter = self._adapters.get(name)
-        return adapter is not None and has(adapter)
+        return adapter is not None and ensure_attested(adapter)

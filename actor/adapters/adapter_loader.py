@@ -36,7 +36,7 @@ from streams.outbox.outbox import Outbox
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
 REFUSED_FOR_S = 60.0
-SAID_AGAIN_S = 600.0
+REPEAT_S = 600.0
 """So often a replica says that it still serves what it attested; far within ``promotion.replica_memory_h``."""
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class AdapterEngine(Protocol):
     def drop(self, name: str) -> None:
         """Unload an adapter that was not attested."""
 
-    def sweep(self) -> list[str]:
+    def unload_idle(self) -> list[str]:
         """Unload the adapters that nobody needs; returns their names."""
 
 
@@ -70,17 +70,17 @@ class AdapterLoader:
     """One thread that reads the log from its beginning and keeps this replica on what it says."""
 
     def __init__(self, settings: ActorSettings, context: PartContext, engine: AdapterEngine, outbox: Outbox, replica: str, gated: bool = False,
-                 forget: Callable[[Erasure], int] = lambda _: 0) -> None:  # fmt: skip
+                 erase_person: Callable[[Erasure], int] = lambda _: 0) -> None:  # fmt: skip
         """``forget`` drops what this replica remembers of somebody, and says how much that was."""
-        self._settings, self._site, self._engine, self._outbox, self._replica = settings, context, engine, outbox, replica
-        self._folder, self._forget = context.state / "adapters", forget
+        self._settings, self._context, self._engine, self._outbox, self._replica = settings, context, engine, outbox, replica
+        self._folder, self._erase_person = context.state / "adapters", erase_person
         self._fingerprint: str | None = None
         self._route = Route()
         self._loaded: dict[str, AdapterVersion] = {}
-        self._told_s = self._said_s = time.monotonic()
+        self._reported_s = self._repeated_s = time.monotonic()
         self._proofs: dict[str, Attestation] = {}
         self._adapters: dict[str, AdapterVersion] = {}
-        self._wanted: Queue[tuple[str, Future[bool]]] = Queue()
+        self._requested: Queue[tuple[str, Future[bool]]] = Queue()
         self._traced: dict[str, Headers] = {}
         """Contexts of the adapters on the log, of those that carry one."""
         self._given: dict[str, str] = {}
@@ -94,21 +94,21 @@ class AdapterLoader:
         )
         self.caught_up = threading.Event()
         """Set once the log was read to its end and what it asks for was taken or refused."""
-        self.over: Future[None] = Future()
+        self.ended: Future[None] = Future()
         """Done when the thread has ended; holds its error if a bug ended it, so that a replica does not serve an old adapter for ever in silence."""
         self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
 
     def start(self) -> None:
         """Begin to follow."""
-        self._site.metrics.set("tidemill_serving_version", 0, policy=self._site.policy)
+        self._context.metrics.set("tidemill_serving_version", 0, policy=self._context.policy)
         self._thread.start()
 
-    def want(self, name: str) -> Future[bool]:
+    def request_load(self, name: str) -> Future[bool]:
         """Somebody asks for a version by its name: it is loaded and attested like any other. False when the log does not know it, or it was
         refused. From any thread."""
         asked: Future[bool] = Future()
         if name in self._adapters:
-            self._wanted.put((name, asked))
+            self._requested.put((name, asked))
         else:
             asked.set_result(False)
         return asked
@@ -119,34 +119,34 @@ class AdapterLoader:
 
     def _run(self) -> None:
         try:
-            while not self._site.stopping.is_set():
+            while not self._context.stopping.is_set():
                 try:
                     self._follow()
                 except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or to switch
                     log.warning("adapters: waiting", error=str(error))
-                    self._site.stopping.wait(RETRY_S)
+                    self._context.stopping.wait(RETRY_S)
         except BaseException as error:
-            self.over.set_exception(error)
+            self.ended.set_exception(error)
             raise
-        self.over.set_result(None)
+        self.ended.set_result(None)
 
     def _follow(self) -> None:
-        consumer = Consumer(self._site.kafka, [*self._chooser.topics, ERASURES], "actor", self._site.metrics)
+        consumer = Consumer(self._context.kafka, [*self._chooser.topics, ERASURES], "actor", self._context.metrics)
         try:
-            while not self._site.stopping.is_set():
-                for record in consumer.poll(0.0 if self._wanted.qsize() else self._settings.poll_s):
+            while not self._context.stopping.is_set():
+                for record in consumer.poll(0.0 if self._requested.qsize() else self._settings.poll_s):
                     self._note(record.topic, record.value, record.headers)
                 if consumer.measure_lag() == 0:
-                    self._settle()
+                    self._apply_route()
                     self.caught_up.set()
-                    self._take_wanted()
-                self._tell()
-                self._say_again()
-                for name in self._engine.sweep():
+                    self._load_requested()
+                self._report_age_and_cost()
+                self._repeat_attestation()
+                for name in self._engine.unload_idle():
                     log.info("adapter unloaded", adapter=name)
                     self._loaded.pop(name, None)
                     self._proofs.pop(name, None)
-                    shutil.rmtree(self._place(name), ignore_errors=True)
+                    shutil.rmtree(self._adapter_folder(name), ignore_errors=True)
         finally:
             consumer.close()
 
@@ -156,13 +156,13 @@ class AdapterLoader:
         try:
             event = BY_NAME[topic].decode(value)
         except InvalidEvent as error:
-            self._site.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
+            self._context.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
             log.warning("an event cannot be read", topic=topic, error=str(error))
             return
         if isinstance(event, Erasure):
             self._erase(event)
             return
-        if isinstance(event, AdapterVersion) and event.policy == self._site.policy:
+        if isinstance(event, AdapterVersion) and event.policy == self._context.policy:
             self._adapters[event.name] = event
             if headers:
                 self._traced[event.name] = headers
@@ -170,79 +170,79 @@ class AdapterLoader:
 
     def _erase(self, erasure: Erasure) -> None:
         """Told to the log once this replica has caught up: what came before its start it never knew."""
-        removed = self._forget(erasure)
+        removed = self._erase_person(erasure)
         if self.caught_up.is_set():
-            now = self._site.clock.now()
+            now = self._context.clock.now()
             self._outbox.put(ERASED, Erased(person=erasure.person, part="actor", where=self._replica, removed={"recent episodes": removed},
                                             erasure_at=erasure.at, at=now))  # fmt: skip
 
-    def _take_wanted(self) -> None:
+    def _load_requested(self) -> None:
         """The version that was asked for first; one a turn, so that production never waits for a row of them."""
-        if self._wanted.empty():
+        if self._requested.empty():
             return
-        name, asked = self._wanted.get()
+        name, asked = self._requested.get()
         taken = False
         try:
-            taken = self._has(self._adapters[name], by_name=True)
+            taken = self._ensure_attested(self._adapters[name], by_name=True)
         finally:
             if asked.set_running_or_notify_cancel():
                 asked.set_result(taken)
 
-    def _settle(self) -> None:
+    def _apply_route(self) -> None:
         """Load what is asked for and route to it."""
-        route = self._chooser.choose(self._route, self._has)
+        route = self._chooser.choose(self._route, self._ensure_attested)
         if route == self._route:
             return
         self._engine.route(route)
         before, self._route = self._route, route
         if route.production != before.production:
             version = int(route.production.rpartition("@")[2]) if route.production else 0
-            self._site.metrics.set("tidemill_serving_version", version, policy=self._site.policy)
+            self._context.metrics.set("tidemill_serving_version", version, policy=self._context.policy)
             with trace_in_logs(self._traced.get(route.production or BASE, ())):
                 log.info("adapter live", adapter=route.production or BASE)
             self._observe_since("tidemill_promotion_served_seconds", self._chooser.moved_at)
             if (adapter := self._loaded.get(route.production or BASE)) is not None:
                 self._observe_since("tidemill_thumb_to_served_seconds", adapter.newest_feedback_at)
-        self._site.metrics.set("tidemill_canary_share_ratio", route.canary_share, policy=self._site.policy)
+        self._context.metrics.set("tidemill_canary_share_ratio", route.canary_share, policy=self._context.policy)
 
     def _observe_since(self, name: str, at: datetime | None) -> None:
         """The time since then, into a histogram. Not while a new start reads an old log: those times would tell of the start."""
         if at is not None and self.caught_up.is_set():
-            self._site.metrics.observe(name, max(0.0, (self._site.clock.now() - at).total_seconds()))
+            self._context.metrics.observe(name, max(0.0, (self._context.clock.now() - at).total_seconds()))
 
-    def _tell(self) -> None:
+    def _report_age_and_cost(self) -> None:
         """What rises by itself: the age of what is served, and what serving costs."""
-        metrics, now_s, adapter = self._site.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
-        age_s = (self._site.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
-        metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._site.policy)
-        metrics.add("tidemill_actor_device_seconds_total", now_s - self._told_s)  # one device: the engine is not spread
-        self._told_s = now_s
+        metrics, now_s, adapter = self._context.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
+        age_s = (self._context.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
+        metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._context.policy)
+        metrics.add("tidemill_actor_device_seconds_total", now_s - self._reported_s)  # one device: the engine is not spread
+        self._reported_s = now_s
 
-    def _say_again(self) -> None:
+    def _repeat_attestation(self) -> None:
         """That this replica is still there, and serves what it attested: one that says nothing for long is taken to be gone."""
         proof = self._proofs.get(self._route.production or BASE)
-        if proof is not None and time.monotonic() - self._said_s >= SAID_AGAIN_S:
-            self._outbox.put(ATTESTATIONS, proof.model_copy(update={"at": self._site.clock.now()}))
-            self._said_s = time.monotonic()
+        if proof is not None and time.monotonic() - self._repeated_s >= REPEAT_S:
+            self._outbox.put(ATTESTATIONS, proof.model_copy(update={"at": self._context.clock.now()}))
+            self._repeated_s = time.monotonic()
 
-    def _has(self, adapter: AdapterVersion, by_name: bool = False) -> bool:
+    def _ensure_attested(self, adapter: AdapterVersion, by_name: bool = False) -> bool:
         """True when the adapter is attested here, now or already. What was refused is tried again after a minute: the engine may have been busy."""
         if adapter.name in self._loaded:
             return True
         if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
             return False
         with trace_in_logs(self._traced.get(adapter.name, ())):
-            taken = self._take(adapter, by_name)
+            taken = self._load_and_attest(adapter, by_name)
         if taken:
             self._loaded[adapter.name] = adapter
             return True
         self._refused_s[adapter.name] = time.monotonic()
         return False
 
-    def _take(self, adapter: AdapterVersion, by_name: bool) -> bool:
+    def _load_and_attest(self, adapter: AdapterVersion, by_name: bool) -> bool:
         """Load and attest; ``by_name``: because somebody asks for that version, long after it was published. False when it was refused, for a
         reason that the event and the metric tell. Raises Unavailable."""
-        began, began_at = time.monotonic(), self._site.clock.now()
+        began, began_at = time.monotonic(), self._context.clock.now()
         try:
             folder = self._checked(adapter)
             verdict = self._loaded_and_judged(adapter, folder, read_probes(folder))
@@ -254,14 +254,14 @@ class AdapterLoader:
         seconds = time.monotonic() - began
         if verdict.passed:
             self._engine.add(adapter.name, adapter.artifact.sha256)
-            self._site.metrics.add("tidemill_adapters_loaded_total")
-            self._site.metrics.observe("tidemill_adapter_load_seconds", seconds)
+            self._context.metrics.add("tidemill_adapters_loaded_total")
+            self._context.metrics.observe("tidemill_adapter_load_seconds", seconds)
             if not by_name:
                 self._observe_since("tidemill_adapter_to_attested_seconds", adapter.created_at)
             log.info("adapter attested", adapter=adapter.name, by=verdict.proof, seconds=round(seconds, 2), learner_gap=round(verdict.learner_gap, 4),
                      noise_nats=round(verdict.noise_nats, 4), **({} if verdict.proof == "answers" else {"reason": verdict.reason}))  # fmt: skip
         event = self._attestation(adapter, verdict, seconds)
-        headers = self._site.traces.record_span("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
+        headers = self._context.traces.record_span("load", began_at, event.at, [self._traced.get(adapter.name, ())], adapter=adapter.name)
         self._outbox.put(ATTESTATIONS, event, headers)
         if verdict.passed:
             self._proofs[adapter.name] = event
@@ -283,15 +283,15 @@ class AdapterLoader:
             share_high=_finite(share.high) if share else None,
             noise_nats=_finite(verdict.noise_nats),
             load_ms=seconds * 1000,
-            at=self._site.clock.now(),
+            at=self._context.clock.now(),
         )
 
     def _checked(self, adapter: AdapterVersion) -> Path:
         """The adapter's files, fetched and held against its event. Raises BadArtifact or Unavailable."""
-        self._fingerprint = self._fingerprint or fingerprint(self._site.base)
+        self._fingerprint = self._fingerprint or fingerprint(self._context.base)
         if adapter.base_fingerprint != self._fingerprint:
             raise BadArtifact(f"{adapter.name} was trained on base {adapter.base_fingerprint[:12]}…, this replica serves {self._fingerprint[:12]}…")
-        folder = self._site.artifacts.fetch(adapter.artifact, self._place(adapter.name))
+        folder = self._context.artifacts.fetch(adapter.artifact, self._adapter_folder(adapter.name))
         check_shape(folder, adapter, self._settings.max_rank)
         return folder
 
@@ -324,10 +324,10 @@ class AdapterLoader:
         return verdict
 
     def _refuse(self, adapter: AdapterVersion, word: str, reason: str) -> None:
-        self._site.metrics.add("tidemill_adapters_refused_total", reason=word)
+        self._context.metrics.add("tidemill_adapters_refused_total", reason=word)
         log.warning("adapter refused", adapter=adapter.name, reason=reason)
 
-    def _place(self, name: str) -> Path:
+    def _adapter_folder(self, name: str) -> Path:
         return self._folder / name
 
 

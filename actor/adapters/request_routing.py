@@ -61,7 +61,7 @@ class Router:
             model = f"{self.policy}@{int(path['version'])}"
         return BASE if model == f"{self.policy}@0" else model
 
-    def missing(self, name: object) -> str | None:
+    def why_not_loaded(self, name: object) -> str | None:
         """What to tell who asks for a version that is not loaded here; None for all else."""
         policy, _, version = name.rpartition("@") if isinstance(name, str) else ("", "", "")
         if policy != self.policy or name in self._sha256:
@@ -100,7 +100,7 @@ class Router:
         spare = [name for name in self._sha256 if name not in needed and self._in_flight[name] <= 0]
         return spare[: max(0, len(self._sha256) - self.room)]
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """The adapter is about to be unloaded: further requests for it are vLLM's to refuse."""
         del self._sha256[name]
         del self._in_flight[name]

@@ -49,16 +49,16 @@ class ServingEngine:
     def drop(self, name: str) -> None:
         self._ask(self._unload(name))
 
-    def sweep(self) -> list[str]:
-        async def unload_idle() -> list[str]:
+    def unload_idle(self) -> list[str]:
+        async def unload() -> list[str]:
             names = self._router.idle()
             for name in names:
-                self._router.forget(name)  # before the first await: no request can begin with it meanwhile
+                self._router.remove(name)  # before the first await: no request can begin with it meanwhile
             for name in names:
                 await self._unload(name)
             return names
 
-        return self._ask(unload_idle())
+        return self._ask(unload())
 
     async def _compare(self, name: str, folder: Path) -> PlacedTensors:
         """Each worker compares what it holds; a tensor is in place when it is so in all of them."""

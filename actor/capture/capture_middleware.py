@@ -101,9 +101,9 @@ class Capture:
         model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
         self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
         try:
-            if self._want is not None and self._router.missing(model) is not None:
+            if self._want is not None and self._router.why_not_loaded(model) is not None:
                 await asyncio.wait([asyncio.wrap_future(self._want(str(model)))], timeout=self._settings.load_timeout_s)
-            if (problem := self._router.missing(model)) is not None:
+            if (problem := self._router.why_not_loaded(model)) is not None:
                 self._keeper.skip("refused")
                 await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
             else:

@@ -100,15 +100,15 @@ class Critic:
     """Judges one episode after the other."""
 
     def __init__(self, settings: CriticSettings, judge: RubricJudge, context: PartContext) -> None:
-        self._settings, self._judge, self._site = settings, judge, context
+        self._settings, self._judge, self._context = settings, judge, context
 
     def feedback(self, episode: Episode) -> list[Feedback]:
         """What to publish of it: on its own answer, and on the one that its person replied to. Raises Unavailable."""
         found = []
-        if is_judged(episode, self._site.policy, self._settings.share):
+        if is_judged(episode, self._context.policy, self._settings.share):
             found.append(self._verdict(self._settings.rubric, episode.episode_id, episode.messages[-1].text, episode.answer))
         answered, turn = episode.replies_to, turn_before(episode)
-        if episode.policy == self._site.policy and answered and turn and is_drawn(answered, self._settings.share):
+        if episode.policy == self._context.policy and answered and turn and is_drawn(answered, self._settings.share):
             found.append(self._verdict(self._settings.reply_rubric, answered, *turn))
         return [feedback for feedback in found if feedback is not None]
 
@@ -120,7 +120,7 @@ class Critic:
         with ThreadPoolExecutor(self._settings.at_once) as pool:
             chances = list(pool.map(lambda sentence: self._judge.chance(question, answer, sentence, reply), rubric))
         signal = signal_of(chances, self._settings.margin)
-        self._site.metrics.add("tidemill_critic_verdicts_total", verdict=signal or "none")
+        self._context.metrics.add("tidemill_critic_verdicts_total", verdict=signal or "none")
         if signal is None:
             return None
         what = ("critic",) if reply is None else ("critic", "replies")
@@ -131,7 +131,7 @@ class Critic:
             user_id=name,
             kind=FeedbackKind.SIGNAL,
             signal=signal,
-            at=self._site.clock.now(),
+            at=self._context.clock.now(),
         )
 
 

@@ -27,6 +27,6 @@ class CriticSettings(SettingsSection):
     """API key of scope ``talk``, where that API requires one. Best given as TIDEMILL_CRITIC__API_KEY. Never printed, logged or written to a file."""
 
     @property
-    def reads(self) -> bool:
+    def has_rubric(self) -> bool:
         """True when there is a sentence to judge by."""
         return bool(self.rubric or self.reply_rubric)

@@ -61,7 +61,7 @@ def without_prefix(answer_id: str) -> str:
     return answer_id
 
 
-class Given:
+class FeedbackIdempotency:
     """Remembers recent feedback by tenant and id, so that the same sent twice is told the same; the oldest leave first."""
 
     def __init__(self, remembered: int) -> None:

@@ -12,7 +12,7 @@ from actor.capture.capture_middleware import read_body
 from actor.capture.conversations import Conversations
 from actor.capture.episode_keeper import EpisodeKeeper
 from actor.doors.chat_page import HEADERS, chat_pages
-from actor.doors.feedback_door import Given, read_feedback, read_object
+from actor.doors.feedback_door import FeedbackIdempotency, read_feedback, read_object
 from actor.doors.openapi_document import document
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
@@ -36,7 +36,7 @@ class Doors:
         self._health = health or Health()
         self._app, self._settings, self._keeper, self._conversations = app, settings, keeper, conversations
         self._metrics, self._clock, self._unready = metrics, clock, unready
-        self._given, self._pages, self._document = Given(REMEMBERED_FEEDBACK), chat_pages(policy), document()
+        self._given, self._pages, self._document = FeedbackIdempotency(REMEMBERED_FEEDBACK), chat_pages(policy), document()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -14,7 +14,7 @@ PRIOR_LABELS = 20.0
 
 
 @dataclass(frozen=True)
-class Voice:
+class CanaryVote:
     """What a label says, cut down to what a comparison needs."""
 
     episode_id: str
@@ -26,7 +26,7 @@ class Voice:
     first_feedback_at: datetime
 
 
-def voice_of(label: Label) -> Voice | None:
+def vote_of(label: Label) -> CanaryVote | None:
     """None when no verdict stands."""
     if label.verdict is None:
         return None
@@ -35,27 +35,27 @@ def voice_of(label: Label) -> Voice | None:
     else:
         first = next((message.text for message in label.messages if message.role == "user"), "")
         unit = f"user {label.votes[0].user_id if label.votes else ''} {first}"
-    return Voice(label.episode_id, label.adapter, unit, label.verdict, label.episode_at, label.first_feedback_at)
+    return CanaryVote(label.episode_id, label.adapter, unit, label.verdict, label.episode_at, label.first_feedback_at)
 
 
-def side_of(voices: Iterable[Voice], adapter: str | None, since: datetime | None = None, until: datetime | None = None) -> Side:
+def side_of(votes: Iterable[CanaryVote], adapter: str | None, since: datetime | None = None, until: datetime | None = None) -> Side:
     """One voice a unit, its first, about answers of this adapter that ended in that time."""
-    first: dict[str, Voice] = {}
-    for voice in voices:
-        if voice.adapter != adapter or (since is not None and voice.episode_at < since) or (until is not None and voice.episode_at >= until):
+    first: dict[str, CanaryVote] = {}
+    for vote in votes:
+        if vote.adapter != adapter or (since is not None and vote.episode_at < since) or (until is not None and vote.episode_at >= until):
             continue
-        known = first.get(voice.unit)
-        if known is None or (voice.first_feedback_at, voice.episode_id) < (known.first_feedback_at, known.episode_id):
-            first[voice.unit] = voice
+        known = first.get(vote.unit)
+        if known is None or (vote.first_feedback_at, vote.episode_id) < (known.first_feedback_at, known.episode_id):
+            first[vote.unit] = vote
     side = Side()
-    for voice in first.values():
-        side = side.with_verdict(voice.verdict)
+    for vote in first.values():
+        side = side.with_verdict(vote.verdict)
     return side
 
 
-def prior_of(voices: Iterable[Voice], production: str | None, until: datetime) -> Prior:
+def prior_of(votes: Iterable[CanaryVote], production: str | None, until: datetime) -> Prior:
     """What to expect of both sides, from what people said of production before the canary began."""
-    side = side_of(voices, production, until=until)
+    side = side_of(votes, production, until=until)
     return Prior(side.mean, PRIOR_LABELS) if side.labels >= PRIOR_LABELS else Prior()
 
 

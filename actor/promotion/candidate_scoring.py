@@ -31,7 +31,7 @@ class RewardJudge:
     """Loads the backbone when first asked, and a version's head when first asked of it."""
 
     def __init__(self, settings: RewardSettings, context: PartContext, features: Features | None = None) -> None:
-        self._settings, self._site, self._features = settings, context, features
+        self._settings, self._context, self._features = settings, context, features
         self._model: tuple[str, RewardModel] | None = None
 
     def score(self, version: RewardModelVersion, pairs: Sequence[Pair]) -> list[float]:
@@ -50,13 +50,13 @@ class RewardJudge:
 
     def _backbone(self) -> Features:
         if self._features is None:
-            self._features = Featurizer.for_part(self._site.base, self._settings)
+            self._features = Featurizer.for_part(self._context.base, self._settings)
         return self._features
 
     def _load(self, version: RewardModelVersion) -> RewardModel:
         if self._model is None or self._model[0] != version.artifact.sha256:
-            with tempfile.TemporaryDirectory(prefix="reward-model-", dir=self._site.state) as folder:  # in memory it is all that is needed
-                model = RewardModel.load(self._site.artifacts.fetch(version.artifact, Path(folder) / "fetched"))
+            with tempfile.TemporaryDirectory(prefix="reward-model-", dir=self._context.state) as folder:  # in memory it is all that is needed
+                model = RewardModel.load(self._context.artifacts.fetch(version.artifact, Path(folder) / "fetched"))
             if model.features != self._backbone().fingerprint:
                 raise BadArtifact(f"reward model {version.version} was fitted on other features than those of this base and these settings")
             self._model = (version.artifact.sha256, model)

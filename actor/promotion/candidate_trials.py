@@ -120,7 +120,7 @@ class Trials:
         return self._to_canary(observed, seen, results, device_s)
 
     def _to_canary(self, observed: PromotionEvidence, seen: Seen, results: Sequence[Result], device_s: float = 0.0) -> PromotionMove:
-        prior = prior_of(observed.voices, seen.production, seen.now)
+        prior = prior_of(observed.votes, seen.production, seen.now)
         evidence = {"gates": [result.as_evidence() for result in results], "prior": asdict(prior), "device_s": device_s}
         return PromotionMove("canary", f"{len(results)} shadow gates passed", evidence, canary_share=self._settings.canary_share)
 
@@ -130,7 +130,7 @@ class Trials:
         _, _, failed = attested.replicas(seen)
         if failed:
             return PromotionMove("rolled_back", f"a replica cannot serve it: {failed}"[:1000], {"failed": failed})
-        sides = [side_of(observed.voices, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
+        sides = [side_of(observed.votes, adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         failures = [observed.failures(adapter, trial.since) for adapter in (trial.adapter, seen.production)]
         hours = (seen.now - trial.since).total_seconds() / 3600
         decision = decide(sides[0], sides[1], (failures[0], failures[1]), prior_in(trial.evidence), hours, settings)

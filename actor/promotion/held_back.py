@@ -42,7 +42,7 @@ def _beside_the_one_before(
     observed: PromotionEvidence, since: datetime, settings: PromotionSettings, over: bool, tell: Callable[[Sequence[GuardFinding]], None]
 ) -> PromotionMove | None:
     sides = (observed.standing.production, observed.standing.previous)
-    verdicts = [side_of(observed.voices, adapter, since) for adapter in sides]
+    verdicts = [side_of(observed.votes, adapter, since) for adapter in sides]
     failures = [observed.failures(adapter, since) for adapter in sides]
     shown = compare(verdicts[0], verdicts[1], (failures[0], failures[1]), prior_in(observed.standing.evidence), settings)
     told = {**shown.evidence, "before": observed.standing.previous or "base"}

@@ -19,8 +19,8 @@ from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
 from actor.promotion.retention_probes import read_probes
 from reward.settings import RewardSettings
-from reward.trust.live_answers import tell as tell_findings
-from reward.trust.live_answers import tell_rule
+from reward.trust.live_answers import report as report_findings
+from reward.trust.live_answers import report_rule
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import Promotion, new_id
 from streams.core.part_context import PartContext
@@ -55,18 +55,18 @@ def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, cont
 def telling(context: PartContext) -> Callable[[Decision], None]:
     """Makes metrics of what a canary shows."""
 
-    def tell(decision: Decision) -> None:
+    def report(decision: Decision) -> None:
         for bound, figure in (("estimate", "uplift"), ("low", "low"), ("high", "high")):
             context.metrics.set("tidemill_canary_difference", decision.evidence[figure], policy=context.policy, bound=bound)
 
-    return tell
+    return report
 
 
 class Promoter:
     """One reader and one writer of the log."""
 
     def __init__(self, settings: PromotionSettings, trials: Trials, context: PartContext) -> None:
-        self._settings, self._trials, self._site = settings, trials, context
+        self._settings, self._trials, self._context = settings, trials, context
         self.observed = PromotionEvidence(context.policy, settings.prompts_kept)
         topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES, ERASURES]
         self._producer = Producer(context.kafka, context.metrics, "tidemill-promoter")
@@ -78,8 +78,8 @@ class Promoter:
     def turn(self) -> Promotion | None:
         """Read what has come, and make the next move if there is one. Raises Unavailable."""
         self._read()
-        standing, now = self.observed.standing, self._site.clock.now()
-        move = held_back.next_move(self.observed, self._settings, now, lambda found: tell_findings(found, self._site.metrics))
+        standing, now = self.observed.standing, self._context.clock.now()
+        move = held_back.next_move(self.observed, self._settings, now, lambda found: report_findings(found, self._context.metrics))
         if move is not None:
             adapter = str(standing.production)
         elif standing.trial is not None:
@@ -99,7 +99,7 @@ class Promoter:
         trial = self.observed.standing.trial
         assert trial is not None
         try:
-            return self._trials.next(self.observed, trial, self._site.clock.now())
+            return self._trials.next(self.observed, trial, self._context.clock.now())
         except BadArtifact as error:
             return PromotionMove("rejected", f"the reward model cannot be read: {error}")
 
@@ -108,26 +108,26 @@ class Promoter:
         while True:
             for record in self._consumer.poll(timeout_s=0.2, max_records=2000):
                 if record.topic == LABELS.name and record.value is None:
-                    self.observed.forget((record.key or b"").decode(errors="replace"))
+                    self.observed.remove_label((record.key or b"").decode(errors="replace"))
                     continue
                 try:
-                    self.observed.take(BY_NAME[record.topic].decode(record.value))
+                    self.observed.note(BY_NAME[record.topic].decode(record.value))
                 except InvalidEvent as error:  # who owns the topic sets it aside
                     log.warning("event_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
-            if self._consumer.measure_lag() == 0 or self._site.stopping.is_set():
+            if self._consumer.measure_lag() == 0 or self._context.stopping.is_set():
                 return
 
     def _write(self, adapter: str, move: PromotionMove) -> Promotion | None:
         event = Promotion.model_validate({
-            "promotion_id": new_id("pr"), "policy": self._site.policy, "adapter": adapter, "move": move.move, "reason": move.reason,
+            "promotion_id": new_id("pr"), "policy": self._context.policy, "adapter": adapter, "move": move.move, "reason": move.reason,
             "evidence": dict(move.evidence), "canary_share": move.canary_share, "awaits_approval": move.awaits_approval, "by": TIDEMILL,
-            "at": self._site.clock.now(),
+            "at": self._context.clock.now(),
         })  # fmt: skip
         self._producer.publish(PROMOTIONS, event)
-        self._site.metrics.add("tidemill_promotions_total", move=event.move)
+        self._context.metrics.add("tidemill_promotions_total", move=event.move)
         for gate in move.evidence.get("gates", ()):
-            self._site.metrics.add("tidemill_promotion_gates_total", gate=gate["gate"], result="passed" if gate["passed"] else "failed")
+            self._context.metrics.add("tidemill_promotion_gates_total", gate=gate["gate"], result="passed" if gate["passed"] else "failed")
             for rule, found in gate.get("rules", {}).items():
-                tell_rule(rule, found["value"], found["tripped"], self._site.metrics)
+                report_rule(rule, found["value"], found["tripped"], self._context.metrics)
         log.info("moved", adapter=adapter, move=event.move, reason=event.reason)
         return event

@@ -8,12 +8,12 @@ from datetime import datetime
 
 from actor.openai_asker import AskedPrompt
 from actor.promotion.adapter_standing import AdapterStanding
-from actor.promotion.canary import Voice, voice_of
+from actor.promotion.canary import CanaryVote, vote_of
 from actor.promotion.confidence_sequence import Side
 from streams.core.events import AdapterVersion, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
 from streams.erasure.forgotten_people import Forgotten
 
-VOICES_KEPT = 200_000
+VOTES_KEPT = 200_000
 DRIFT_LABELS = 200
 MINUTES_KEPT = 50_000
 """More than ten days with three adapters answering in each minute."""
@@ -32,10 +32,10 @@ class PromotionEvidence:
         """By adapter and minute, how many answers there were and how many of them failed; kept when the episode itself is no more."""
         self._forgotten = Forgotten()
         self._attestations: dict[tuple[str, str], Attestation] = {}
-        self._voices: OrderedDict[str, Voice] = OrderedDict()
+        self._votes: OrderedDict[str, CanaryVote] = OrderedDict()
         self._recent_labels: OrderedDict[str, Label] = OrderedDict()
 
-    def take(self, event: Event) -> None:
+    def note(self, event: Event) -> None:
         """One more event."""
         match event:
             case Promotion():
@@ -57,9 +57,9 @@ class PromotionEvidence:
                 kept = [e for e in self.episodes if not self._forgotten.covers_by_event_time(e.user_id, e.ended_at)]
                 self.episodes = deque(kept, self.episodes.maxlen)
 
-    def forget(self, episode_id: str) -> None:
+    def remove_label(self, episode_id: str) -> None:
         """An episode has no label any more."""
-        self._voices.pop(episode_id, None)
+        self._votes.pop(episode_id, None)
         self._recent_labels.pop(episode_id, None)
 
     def failures(self, adapter: str | None, since: datetime) -> Side:
@@ -74,9 +74,9 @@ class PromotionEvidence:
         return list(self._attestations.values())
 
     @property
-    def voices(self) -> list[Voice]:
+    def votes(self) -> list[CanaryVote]:
         """Every verdict that stands."""
-        return list(self._voices.values())
+        return list(self._votes.values())
 
     @property
     def recent_labels(self) -> list[Label]:
@@ -108,14 +108,14 @@ class PromotionEvidence:
 
     def _take_label(self, label: Label) -> None:
         """A label whose verdict is withdrawn leaves no voice."""
-        voice = voice_of(label)
-        self._voices.pop(label.episode_id, None)
+        vote = vote_of(label)
+        self._votes.pop(label.episode_id, None)
         self._recent_labels.pop(label.episode_id, None)
-        if voice is None:
+        if vote is None:
             return
-        self._voices[label.episode_id], self._recent_labels[label.episode_id] = voice, label
-        if len(self._voices) > VOICES_KEPT:
-            self._voices.popitem(last=False)
+        self._votes[label.episode_id], self._recent_labels[label.episode_id] = vote, label
+        if len(self._votes) > VOTES_KEPT:
+            self._votes.popitem(last=False)
         if len(self._recent_labels) > DRIFT_LABELS:
             oldest = min(self._recent_labels.values(), key=lambda each: (each.newest_feedback_at, each.episode_id))
             del self._recent_labels[oldest.episode_id]

@@ -78,10 +78,10 @@ def explain(episode: str, number: int | None, config: str | None, overrides: tup
 def propensity(since: datetime | None, until: datetime | None, clip: float, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
     """Fit who votes on the lake's episodes, with votes and without, and say what weighting by it would do."""
     from infra.settings.config import load
-    from reward.evaluation.version_replay import who_votes
+    from reward.evaluation.version_replay import fit_who_votes
 
     settings = load(config, overrides)
-    model, effect = who_votes(_lake(settings), settings.policy.name, since, until, clip)
+    model, effect = fit_who_votes(_lake(settings), settings.policy.name, since, until, clip)
     model.save(out)
     click.echo(str(effect))
     click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")

@@ -86,7 +86,7 @@ def make_context(role: str, settings: Settings, stopping: threading.Event) -> Pa
 def parts(settings: Settings) -> tuple[str, ...]:
     """What runs in a whole ring with these settings, in the order of starting."""
     promoter = ("promoter",) if settings.gated_policy is not None else ()
-    critic, otlp = ("critic",) if settings.critic.reads else (), ("otlp",) if settings.otlp.beside_ring else ()
+    critic, otlp = ("critic",) if settings.critic.has_rubric else (), ("otlp",) if settings.otlp.beside_ring else ()
     return ("streams", "reward", "actor", "learner", *promoter, *critic, *otlp)
 
 
@@ -161,7 +161,7 @@ def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
     if role == "critic":
         from actor.critic import critic_loop as critic
 
-        if not settings.critic.reads:
+        if not settings.critic.has_rubric:
             raise ConfigError("critic.rubric and critic.reply_rubric are empty: say in plain words what a good answer does, a sentence each")
         return lambda context: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), context)
     if role == "otlp":

@@ -29,7 +29,7 @@ class AdapterPublisher:
     """Numbers adapters and publishes them. A number is never used twice: the log says which was the last."""
 
     def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer) -> None:
-        self._settings, self._site, self._producer = settings, context, producer
+        self._settings, self._context, self._producer = settings, context, producer
         self._base_fingerprint = fingerprint(context.base)
         newest = newest_adapter(context)
         self._newest = newest.version if newest else 0
@@ -46,11 +46,11 @@ class AdapterPublisher:
         version = self._newest + 1
         # The path names the content: after a crash between artifact and event, another adapter of this number finds its place free.
         content = "".join(sha256_of(p) for p in sorted(exported.folder.iterdir()))
-        path = f"adapters/{self._site.policy}/{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        path = f"adapters/{self._context.policy}/{version}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
         event = AdapterVersion(
-            policy=self._site.policy,
+            policy=self._context.policy,
             version=version,
-            artifact=self._site.artifacts.put(exported.folder, path),
+            artifact=self._context.artifacts.put(exported.folder, path),
             base_fingerprint=self._base_fingerprint,
             parent=self._newest or None,
             rank=self._settings.rank,
@@ -60,15 +60,15 @@ class AdapterPublisher:
             newest_feedback_at=reward_model.newest_feedback_at,
             step=exported.step,
             metrics={name: value for name, value in exported.metrics.items() if math.isfinite(value)},
-            created_at=self._site.clock.now(),
+            created_at=self._context.clock.now(),
         )
-        told = self._site.traces.record_span(
+        told = self._context.traces.record_span(
             "step", began_at or event.created_at, event.created_at, [follows], adapter=event.name, step=exported.step
         )
         self._producer.publish(ADAPTERS, event, told)
         self._newest, self.parent_step = version, exported.step
-        self._site.metrics.add("tidemill_adapters_published_total")
-        self._site.metrics.observe("tidemill_reward_model_to_adapter_seconds", (event.created_at - reward_model.created_at).total_seconds())
+        self._context.metrics.add("tidemill_adapters_published_total")
+        self._context.metrics.observe("tidemill_reward_model_to_adapter_seconds", (event.created_at - reward_model.created_at).total_seconds())
         return event
 
 

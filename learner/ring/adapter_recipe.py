@@ -81,7 +81,7 @@ class AdapterRecipe(BaseModel):
             raise BadArtifact(f"{folder} holds no readable {RECIPE}: {type(error).__name__}") from None
 
 
-class Notebook:
+class StepHistory:
     """The steps taken since the parent, kept with the checkpoint so that a restart loses none of those it keeps."""
 
     def __init__(self, taken: Sequence[TakenStep] = (), resumed_at: int = 0) -> None:

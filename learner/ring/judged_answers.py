@@ -79,15 +79,15 @@ class JudgedPool:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def take(self, label: Label) -> None:
+    def update(self, label: Label) -> None:
         """Remember what people think now; forget it when they took it back."""
         if label.policy != self._policy:
             return
-        self.forget(label.episode_id)
+        self.remove(label.episode_id)
         if (judged := JudgedAnswer.of(label, self._with_replies)) is not None:
             self._add(judged)
 
-    def forget(self, episode_id: str) -> None:
+    def remove(self, episode_id: str) -> None:
         """An answer that has no label any more."""
         self._answers.pop(episode_id, None)
         self._uses.pop(episode_id, None)

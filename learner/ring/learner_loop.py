@@ -4,7 +4,7 @@ import structlog
 
 from learner.distributed.ray_cluster import LearnerActor, Stopped
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
-from learner.ring.log_feed import Feed, devices
+from learner.ring.log_feed import LogFeed, devices
 from learner.ring.progress_watch import TURN_S, ProgressWatch
 from learner.runs.learner_process import StepReport
 from learner.runs.trainer import Prompt
@@ -26,10 +26,10 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
     producer = Producer(context.kafka, context.metrics, "tidemill-learner")
     watch = ProgressWatch(context, settings.prompts_needed)
     actor = LearnerActor(settings, reward, context.base, context.state, context.stopping, watch.look)
-    feed: Feed | None = None
+    feed: LogFeed | None = None
     try:
         publisher = AdapterPublisher(settings, context, producer)
-        feed = Feed(settings, context, producer, str(actor.call("features")))
+        feed = LogFeed(settings, context, producer, str(actor.call("features")))
         steps: int | None = None
         following: list[Prompt] = []
         device_s = 0.0  # since the last adapter: what the next one cost
@@ -39,7 +39,9 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
                 if steps is None:  # at the start, and whenever the process was lost: what did it keep?
                     steps = int(actor.call("steps"))
                     continue
-                if not feed.ready():
+                feed.read()
+                if not feed.is_ready:
+                    feed.wait()
                     watch.waits(steps + 1, len(feed.prompts))
                     continue
                 prompts = following or list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps))

@@ -24,16 +24,16 @@ from streams.kafka.dead_letters import DeadLetters
 log = structlog.get_logger()
 
 
-class Feed:
+class LogFeed:
     """Reads episodes, labels (when they are learned from) and reward models without a group: the pools and their offsets are its own state."""
 
     def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer, features: str) -> None:
-        self._settings, self._site, self._features = settings, context, features
+        self._settings, self._context, self._features = settings, context, features
         self._dead_letters = DeadLetters(producer, context.clock, context.metrics, "learner")
         self._producer = producer
         self._erasures = ErasureFollower(context, "learner")
-        self._forgotten_at = 0
-        self._must_save = False
+        self._erased_up_to = 0
+        self._save_due = False
         self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_judged else [EPISODES]
         self._consumer = Consumer(context.kafka, [*self._pooled, REWARD_MODELS], "learner", context.metrics)
         self.prompts = PromptPool(context.policy, settings.prompts_kept)
@@ -50,101 +50,104 @@ class Feed:
 
     @property
     def reward_model(self) -> RewardModelVersion:
-        """The newest usable reward model's event. Only once ``ready``."""
-        return self._taken()[0]
+        """The newest usable reward model's event. Only when ``is_ready``."""
+        return self._current_reward_model()[0]
 
     @property
     def reward_folder(self) -> Path:
-        """Where its files lie. Only once ``ready``."""
-        return self._taken()[1]
+        """Where its files lie. Only when ``is_ready``."""
+        return self._current_reward_model()[1]
 
-    def ready(self) -> bool:
-        """Read what has come; True when there are prompts enough and a reward model. Waits a little when there are not."""
+    @property
+    def is_ready(self) -> bool:
+        """True when there are enough prompts and a reward model."""
+        return not any(self._lacking().values())
+
+    def read(self) -> None:
+        """Read new episodes, labels, reward models and erasures from the log, and save what an erasure changed."""
         newest: tuple[Record, RewardModelVersion] | None = None
         self._erasures.poll()
         while records := self._consumer.poll(timeout_s=0.05):
             for record in records:
                 try:
                     if record.topic == EPISODES.name:
-                        self._ask(EPISODES.decode(record.value), record.timestamp_ms)
+                        self._add_prompt(EPISODES.decode(record.value), record.timestamp_ms)
                     elif record.topic == LABELS.name:
-                        self._judge(record)
-                    elif (event := REWARD_MODELS.decode(record.value)).policy == self._site.policy:
+                        self._add_label(record)
+                    elif (event := REWARD_MODELS.decode(record.value)).policy == self._context.policy:
                         newest = (record, event)
                 except InvalidEvent as error:
                     if record.topic == REWARD_MODELS.name:  # join and reward set aside what is bad of the others; twice would count it twice
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)
-        if self._erasures.end > self._forgotten_at:
-            self._forget()
-        if self._must_save:
+        if self._erasures.end > self._erased_up_to:
+            self._erase_people()
+        if self._save_due:
             self.save()
-        lacking = {"prompts": len(self.prompts) < self._settings.prompts_needed, "reward_model": self._reward is None, "prompts_that_fit": False}
-        for what, lacks in lacking.items():
-            self._site.metrics.set("tidemill_learner_waiting", float(lacks), what=what)
-        if not any(lacking.values()):
-            return True
-        self.wait()
-        return False
+        for what, is_missing in (self._lacking() | {"prompts_that_fit": False}).items():
+            self._context.metrics.set("tidemill_learner_waiting", float(is_missing), what=what)
 
     def wait_for_prompts_that_fit(self) -> None:
         """Those that were chosen are too long."""
-        self._site.metrics.set("tidemill_learner_waiting", 1, what="prompts_that_fit")
+        self._context.metrics.set("tidemill_learner_waiting", 1, what="prompts_that_fit")
         self.wait()
 
     def wait(self) -> None:
         """Wait a little, and count it."""
         start = time.monotonic()
-        self._site.stopping.wait(0.5)
+        self._context.stopping.wait(0.5)
         waited_s = time.monotonic() - start
-        self._site.metrics.add("tidemill_learner_waiting_seconds_total", waited_s)
-        self._site.metrics.add("tidemill_learner_device_seconds_total", waited_s * devices(self._settings), work="waiting")
+        self._context.metrics.add("tidemill_learner_waiting_seconds_total", waited_s)
+        self._context.metrics.add("tidemill_learner_device_seconds_total", waited_s * devices(self._settings), work="waiting")
 
     def save(self) -> None:
         """Keep the pools and how far their topics were read, pools first: what is read twice is in its pool once."""
-        self.prompts.save(self._site.state / "prompts.json")
+        self.prompts.save(self._context.state / "prompts.json")
         if self._settings.learns_from_judged:
-            self.judged.save(self._site.state / "judged.json")
+            self.judged.save(self._context.state / "judged.json")
         for topic in self._pooled:
             places = {partition: offset for (name, partition), offset in self._consumer.positions().items() if name == topic.name}
-            incoming = self._site.state / "offsets.incoming"
+            incoming = self._context.state / "offsets.incoming"
             incoming.write_text(json.dumps(places))
-            incoming.rename(self._site.state / f"{topic.short_name}-offsets.json")
-        self._must_save = False
+            incoming.rename(self._context.state / f"{topic.short_name}-offsets.json")
+        self._save_due = False
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the consumers."""
         self._erasures.close()
         self._consumer.close()
 
-    def _ask(self, episode: Episode, arrived_ms: int) -> None:
-        if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
-            self.prompts.take(episode)
+    def _lacking(self) -> dict[str, bool]:
+        return {"prompts": len(self.prompts) < self._settings.prompts_needed, "reward_model": self._reward is None}
 
-    def _judge(self, record: Record) -> None:
+    def _add_prompt(self, episode: Episode, arrived_ms: int) -> None:
+        if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
+            self.prompts.add(episode)
+
+    def _add_label(self, record: Record) -> None:
         """What an erasure took from a label, or left nothing of, goes from the disk at once."""
         if record.value is None:
-            self.judged.forget((record.key or b"").decode(errors="replace"))
-            self._must_save = True
+            self.judged.remove((record.key or b"").decode(errors="replace"))
+            self._save_due = True
         else:
             label = LABELS.decode(record.value)
-            self.judged.take(label)
-            self._must_save |= label.erasures > 0
+            self.judged.update(label)
+            self._save_due |= label.erasures > 0
 
-    def _forget(self) -> None:
+    def _erase_people(self) -> None:
         """Prompts of those who asked to be forgotten go, on disk too, before it is told; once, however often the log is read."""
-        done = {(each.person, each.erasure_at) for each in read_erased(read_to_end(self._site.kafka, ERASED, "learner", self._site.metrics))
+        done = {(each.person, each.erasure_at) for each in read_erased(read_to_end(self._context.kafka, ERASED, "learner", self._context.metrics))
                 if each.part == "learner"}  # fmt: skip
-        due = [each.erasure for each in self._erasures.since(self._forgotten_at) if (each.erasure.person, each.erasure.at) not in done]
-        removed = [self.prompts.forget(erasure.person) for erasure in due]
+        due = [each.erasure for each in self._erasures.since(self._erased_up_to) if (each.erasure.person, each.erasure.at) not in done]
+        removed = [self.prompts.erase_person(erasure.person) for erasure in due]
         self.save()
         for erasure, count in zip(due, removed, strict=True):
             self._producer.publish(ERASED, Erased(person=erasure.person, part="learner", where="prompts", removed={"prompts": count},
-                                                  erasure_at=erasure.at, at=self._site.clock.now()))  # fmt: skip
-        self._forgotten_at = self._erasures.end
+                                                  erasure_at=erasure.at, at=self._context.clock.now()))  # fmt: skip
+        self._erased_up_to = self._erasures.end
 
-    def _taken(self) -> tuple[RewardModelVersion, Path]:
+    def _current_reward_model(self) -> tuple[RewardModelVersion, Path]:
         if self._reward is None:
             raise RuntimeError("asked for the reward model before there was one")
         return self._reward
@@ -152,7 +155,7 @@ class Feed:
     def _take_reward_model(self, record: Record, event: RewardModelVersion) -> None:
         name = f"{event.version}-{event.artifact.sha256[:12]}"
         try:
-            folder = self._site.artifacts.fetch(event.artifact, self._site.state / "reward-models" / name)
+            folder = self._context.artifacts.fetch(event.artifact, self._context.state / "reward-models" / name)
             RewardModel.load(folder)  # one that cannot be read is refused here, not in the middle of a step
         except BadArtifact as error:
             self._dead_letters.set_aside(record, InvalidEvent("bad_artifact", str(error)))

@@ -36,13 +36,13 @@ class PromptPool:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def take(self, episode: Episode) -> None:
+    def add(self, episode: Episode) -> None:
         """Remember what was asked. Faults of the infrastructure, other policies and turns that no person took are left out."""
         usable = episode.messages and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
         if episode.policy == self._policy and episode.outcome is not Outcome.FAILED and usable:
             self._add(episode.messages, frozenset({person_of(episode.user_id)} if episode.user_id is not None else {NOBODY}))
 
-    def forget(self, person: str) -> int:
+    def erase_person(self, person: str) -> int:
         """Drop what this person alone asked (SHA-256 of their user_id); returns how many prompts went."""
         gone = [key for key, askers in self._askers.items() if askers == {person}]
         for key in gone:

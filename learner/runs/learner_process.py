@@ -15,7 +15,7 @@ from torch import Tensor
 
 from learner.distributed.process_mesh import ALONE, join
 from learner.models.lora_policy import Policy
-from learner.ring.adapter_recipe import AdapterRecipe, Notebook, TakenStep
+from learner.ring.adapter_recipe import AdapterRecipe, StepHistory, TakenStep
 from learner.ring.judged_answers import JudgedAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
@@ -78,7 +78,7 @@ class LearnerProcess:
         teller = StepTeller(lambda progress: progress.write(state / PROGRESS_FILE)) if self._mesh.leads else None
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings, teller)
         step = checkpoint.load(self._trainer, state / "checkpoints")
-        self._notebook = Notebook(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
+        self._notebook = StepHistory(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
         self._featurizer = Featurizer.for_part(base, reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None

@@ -1,6 +1,6 @@
-"""How good the model is on labels it had not seen, and when a new version may replace the last. Pure arithmetic.
+"""How good the model is on labels that it had not seen, and the rule by which a new version may replace the last. Pure arithmetic.
 
-Shapes: ``N`` labels. ``chances`` are probabilities of a good verdict, ``verdicts`` lie between 0 bad and 1 good.
+Shapes: ``N`` labels. ``chances`` are probabilities of a good verdict, ``verdicts`` are between 0 (bad) and 1 (good).
 """
 
 import torch
@@ -10,7 +10,7 @@ from streams.core.events import Calibration
 
 BINS = 10
 SURE = 1e-6
-"""Probabilities are kept so far from 0 and 1 when their logarithm is taken."""
+"""Probabilities are clamped this far away from 0 and 1 before their logarithm is taken."""
 
 
 def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
@@ -33,7 +33,7 @@ def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
 
 
 def area_under_curve(chances_N: Tensor, good_N: Tensor) -> float | None:
-    """Chance that a good label was predicted above a bad one, ties half (Mann and Whitney 1947); none unless there are both."""
+    """AUC: probability that a good label was predicted above a bad one, ties counted half (Mann and Whitney 1947). None unless there are both."""
     good, bad = chances_N[good_N], chances_N[~good_N]
     if not len(good) or not len(bad):
         return None
@@ -61,7 +61,7 @@ def log_loss(chances_N: Tensor, verdicts_N: Tensor) -> Tensor:
 def no_worse(new_loss_N: Tensor, old_loss_N: Tensor, tolerance_se: float) -> bool:
     """The publishing rule: the mean of (new - old) loss is at most ``tolerance_se`` standard errors above 0.
 
-    Both losses are of predictions by fits that had not seen the label. With fewer than two labels nothing can be said against it.
+    Both losses are of predictions by fits that had not seen the label. With fewer than two labels the answer is True.
     """
     difference_N = (new_loss_N - old_loss_N).double()
     if len(difference_N) < 2:

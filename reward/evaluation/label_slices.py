@@ -1,4 +1,5 @@
-"""The slices of the labels by which calibration is told: a model that is right on the whole may be wrong for some. Simple rules."""
+"""Slices of the labels for calibration by channel, adapter, language and length: a model that is right overall may be wrong for some. Simple
+rules."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from reward.fit.replay_buffer import BufferEntry
 from streams.core.events import Calibration
 
 FEWEST = 10
-"""Labels that a slice must have: less would be told by chance."""
+"""Fewest labels of a slice: with fewer, its figures would be chance."""
 MOST_ADAPTERS = 5
 SHORT_WORDS, LONG_WORDS = 50, 200
 SCRIPTS = (
@@ -36,7 +37,7 @@ FREQUENT = {language: frozenset(words.split()) for language, words in FREQUENT_W
 
 
 def language_of(text: str) -> str:
-    """A guess by script, else by frequent words; ``other`` where neither decides. Ties go to the first of the table."""
+    """Guess the language by script, otherwise by frequent words; ``other`` where neither decides. Ties go to the first in the table."""
     letters = "" if text.isascii() else "".join(c for c in text if c.isalpha())
     for language, script in SCRIPTS:
         if letters and len(script.findall(letters)) >= SCRIPT_RATIO * len(letters):
@@ -53,7 +54,7 @@ def length_of(words: int) -> str:
 
 
 def slices_of(entry: BufferEntry) -> tuple[str, ...]:
-    """The names of the slices that an entry belongs to."""
+    """Names of the slices that an entry belongs to."""
     channels = tuple(f"channel={channel}" for channel, _, _ in entry.evidence)
     return (*channels, f"adapter={entry.adapter or 'base'}", f"language={entry.language}", f"length={length_of(entry.words)}")
 

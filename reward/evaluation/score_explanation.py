@@ -1,4 +1,4 @@
-"""Why an answer gets the score it gets: its nearest labelled neighbours, and the labels that moved it. Pure arithmetic.
+"""Explains a score: the nearest labelled answers, and the labels that contributed most to it. Pure arithmetic.
 
 A head is the minimum of a regularised sum over rows, so its weights *are* a sum over rows: ``w = sum_i weight_i (target_i - p_i) x_i / l2`` (the
 representer theorem; Yeh et al. 2018). The part of a logit that a label made is thus exact, not an estimate.
@@ -29,7 +29,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Moved:
-    """What one episode's label adds to the score, in logits after calibration: above 0 it speaks for the answer."""
+    """What one episode's label contributes to the score, in logits after calibration. Above 0: in favour of the answer."""
 
     episode_id: str
     logits: float
@@ -37,18 +37,18 @@ class Moved:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A score with its reasons. ``standing`` and all moves sum to the mean calibrated logit of the heads."""
+    """A score with its reasons. ``standing`` and all contributions sum up to the mean calibrated logit of the heads."""
 
     mean: float
     std: float
     lower: float
     neighbours: tuple[Neighbour, ...]
     moved: tuple[Moved, ...]
-    """The strongest, either way."""
+    """The strongest contributions, in either direction."""
     others: float
-    """What all other labels add together, in logits."""
+    """Sum of all other contributions, in logits."""
     standing: float
-    """The logit of an answer like all others: bias and calibration."""
+    """The baseline: logit of an average answer, from bias and calibration."""
 
 
 def explain(model: RewardModel, rows: Rows, recipe: FitRecipe, features_D: Tensor, most: int = 5) -> Explanation:

@@ -1,6 +1,6 @@
-"""Any version again, from the lake: the labels that it had seen, the same fit, and the same checksum. Also what explains a score needs.
+"""Rebuilds any reward-model version from the lake: the same labels, the same fit, the same checksum. Score explanations use it too.
 
-A version is a function of the labels below its offsets, the settings and the features, so it can be made again as long as the lake holds them.
+A version is a function of the labels below its offsets, the settings and the features, so it can be rebuilt as long as the lake has these labels.
 """
 
 import tempfile
@@ -10,10 +10,10 @@ from datetime import datetime
 from pathlib import Path
 
 from reward.features.featurizer import Features
-from reward.fit.label_entries import hashed, standing_labels
+from reward.fit.label_entries import labels_and_tombstones, short_hash
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from reward.trust.vote_propensity import AskedTurn, Effect, Propensity, effect_of, fit_propensity
+from reward.trust.vote_propensity import AskedTurn, Propensity, WeightingEffect, effect_of, fit_propensity
 from reward.updater.refitter import Refitter
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError, InvalidEvent
@@ -28,7 +28,7 @@ from streams.lake.parquet_lake import Lake
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A version beside what was made again."""
+    """A published version compared with its rebuild."""
 
     version: int
     labels: int
@@ -36,28 +36,28 @@ class Rebuilt:
     """Checksum of the model in the artifact store."""
     rebuilt: str
     moved: float = 0.0
-    """How far the scores of both lie apart on the labels that are left, 0 to 1, on average."""
+    """Mean difference of both models' scores on the remaining labels, 0 to 1."""
     most_moved: float = 0.0
-    """And at the most."""
+    """Largest such difference."""
 
     @property
     def equal(self) -> bool:
-        """Proven."""
+        """True when both checksums are the same."""
         return self.published == self.rebuilt
 
 
 def versions_of(lake: Lake, policy: str, since: datetime | None = None, until: datetime | None = None) -> list[RewardModelVersion]:
-    """The policy's versions that were published in ``since`` (included) to ``until`` (not), in order of their numbers."""
+    """The policy's versions published from ``since`` (included) to ``until`` (not included), by number."""
     found = {v.version: v for v in lake.replay(REWARD_MODELS, since, until) if v.policy == policy}
     return [found[number] for number in sorted(found)]
 
 
 class Replay:
-    """The labels of the lake, read forward: each version is rebuilt on top of the one before."""
+    """Reads the lake's labels in order and rebuilds each version on top of the one before."""
 
     def __init__(self, lake: Lake, policy: str, settings: RewardSettings, features: Features, without: Forgotten | None = None,
                  evidence: EvidenceSettings = DEFAULT_EVIDENCE) -> None:  # fmt: skip
-        """``without``: as if somebody had never been there; labels are then counted again by ``evidence``."""
+        """``without``: rebuild as if these people had never been there; ``evidence`` says how their labels are worked out again."""
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._policy, self._features = policy, features
         self.refitter = Refitter(settings, features, propensity=propensity)
@@ -66,7 +66,7 @@ class Replay:
         self._waiting = [record_without(record, without, evidence) for record in records] if without else list(records)
 
     def reach(self, version: RewardModelVersion) -> None:
-        """Take in every label that the version had seen. Raises ConfigError where the lake or the settings are not those it was made with."""
+        """Read every label that the version had seen. Raises ConfigError when the lake or the settings are not those that it was made with."""
         if version.backbone_fingerprint != self._features.fingerprint:
             raise ConfigError(f"version {version.version} was fitted on other features: another base, or other [reward] settings of the features")
         seen = version.offsets.get(LABELS.name, {})
@@ -76,11 +76,11 @@ class Replay:
                 raise ConfigError(f"version {version.version} has seen labels up to offset {end} of partition {partition}, the lake ends at {ends}")
         known = [record for record in self._waiting if record.offset < seen.get(record.partition, 0)]
         self._waiting = [record for record in self._waiting if record.offset >= seen.get(record.partition, 0)]
-        labels, gone = standing_labels(known, _label)
+        labels, gone = labels_and_tombstones(known, _label)
         self.refitter.absorb(self.refitter.prepare([label for label in labels if label.policy == self._policy]), gone)
 
     def rebuild(self, version: RewardModelVersion, artifacts: ArtifactStore) -> Rebuilt:
-        """The version made again, beside what was published."""
+        """Rebuild the version and compare it with the published one."""
         self.reach(version)
         model, published = self.refitter.fitted(), published_model(version, artifacts)
         features_ND = self.refitter.buffer.rows().thumbs_ND
@@ -89,13 +89,13 @@ class Replay:
 
 
 def published_model(version: RewardModelVersion, artifacts: ArtifactStore) -> RewardModel:
-    """The model as it was published. Raises BadArtifact."""
+    """The published model. Raises BadArtifact."""
     with tempfile.TemporaryDirectory() as folder:
         return RewardModel.load(artifacts.fetch(version.artifact, Path(folder) / "model"))
 
 
 def episode_of(lake: Lake, episode_id: str) -> Episode:
-    """An episode by its id. Raises ConfigError when the lake has none of that id."""
+    """An episode by its id. Raises ConfigError when the lake does not have it."""
     for record in lake.records(EPISODES):
         if record.key == episode_id.encode():
             try:
@@ -105,25 +105,25 @@ def episode_of(lake: Lake, episode_id: str) -> Episode:
     raise ConfigError(f"the lake has no episode {episode_id}")
 
 
-def who_votes(lake: Lake, policy: str, since: datetime | None, until: datetime | None, clip: float) -> tuple[Propensity, Effect]:
-    """A propensity model of the policy's episodes that arrived in that time, and what weighting by it does. Raises ConfigError without votes."""
+def fit_who_votes(lake: Lake, policy: str, since: datetime | None, until: datetime | None, clip: float) -> tuple[Propensity, WeightingEffect]:
+    """Fit a propensity model on the policy's episodes of that time, and measure what weighting by it does. Raises ConfigError without votes."""
     verdicts = {label.episode_id: label.verdict for label in lake.replay(LABELS) if label.policy == policy}
     episodes = {e.episode_id: e for e in lake.replay(EPISODES, since, until) if e.policy == policy}
     ordered = sorted(episodes.values(), key=lambda e: (e.ended_at, e.episode_id))
-    asked = [AskedTurn(e.messages, hashed(e.user_id) if e.user_id else None, verdicts.get(e.episode_id) is not None) for e in ordered]
+    asked = [AskedTurn(e.messages, short_hash(e.user_id) if e.user_id else None, verdicts.get(e.episode_id) is not None) for e in ordered]
     model = fit_propensity(policy, asked, clip)
     given = [(one, verdict) for e, one in zip(ordered, asked, strict=True) if (verdict := verdicts.get(e.episode_id)) is not None]
     return model, effect_of(model, asked, given)
 
 
 def labels_of(lake: Lake, policy: str) -> list[Label]:
-    """The newest label of each of the policy's episodes that has one."""
-    labels, _ = standing_labels(lake.records(LABELS), _label)
+    """The newest label of each labelled episode of the policy."""
+    labels, _ = labels_and_tombstones(lake.records(LABELS), _label)
     return list({label.episode_id: label for label in labels if label.policy == policy}.values())
 
 
 def rebuild_all(replay: Replay, versions: Sequence[RewardModelVersion], artifacts: ArtifactStore) -> Iterator[Rebuilt]:
-    """Each version in turn, in order of their numbers."""
+    """Rebuild each version, by number."""
     for version in versions:
         yield replay.rebuild(version, artifacts)
 

@@ -1,9 +1,9 @@
-"""The slow refit below the heads: the backbone itself, by LoRA on people's verdicts, written as a folder that ``reward.backbone`` names.
+"""Tunes the backbone itself with LoRA on people's verdicts (``tidemill reward tune``), and writes it to a folder for ``reward.backbone``.
 
-Low-rank updates (Hu et al. 2021, arXiv:2106.09685) of the linear layers that the features run through are trained with a linear head on
-the two states that the features read, by binary cross-entropy, and merged. The head comes first and alone, so that a random one does not
-pull the features apart (Kumar et al. 2022, arXiv:2202.10054). What the newest labels say of the outcome decides: they are held out, the
-heads of a version are fitted on the others, on the old features and on the new.
+Low-rank updates (Hu et al. 2021, arXiv:2106.09685) of the linear layers that the features use are trained together with a linear head on the two
+states that the features read, by binary cross-entropy, and merged. The head is trained first and alone, so that a random head does not distort the
+features (Kumar et al. 2022, arXiv:2202.10054). The newest labels are held out to judge the result: heads are fitted on the other labels, once with
+the old features and once with the new.
 
 Shapes: ``N`` labels, ``T`` tokens, ``H`` hidden size.
 """
@@ -33,37 +33,37 @@ HEAD_RATE = 1e-2
 HEAD_DECAY = 1e-1
 SMALLEST = 1e-6
 FEWEST = 20
-"""Labels to train on, and to hold out, at the least."""
+"""Fewest labels to train on, and fewest to hold out."""
 
 
 @dataclass(frozen=True)
 class TuningRecipe:
-    """How it is tuned."""
+    """Hyperparameters of the tuning."""
 
     rank: int = 8
     epochs: int = 2
     learning_rate: float = 1e-4
     batch: int = 8
     held_out: float = 0.25
-    """The newest labels, as a share of all."""
+    """Share of the labels that is held out: the newest."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of it, on labels that neither backbone nor heads have seen."""
+    """The result, measured on labels that neither backbone nor heads have seen."""
 
     trained: int
     held_out: int
     loss_before: float
-    """Mean log loss in nats of a version's heads on the old features."""
+    """Mean log loss in nats of heads on the old features."""
     loss_after: float
     accuracy_before: float
     accuracy_after: float
 
     @property
     def better(self) -> bool:
-        """Whether the new features are worth having."""
+        """True when the new features have the lower log loss."""
         return self.loss_after < self.loss_before
 
     def __str__(self) -> str:
@@ -74,31 +74,33 @@ class Tuned:
 
 
 def tune(backbone: Path, labels: Sequence[Label], settings: RewardSettings, recipe: TuningRecipe, out: Path, tell: Callable[[str], None]) -> Tuned:
-    """Tune the backbone on labels with a verdict and write it to ``out``, which must not be there. Raises ConfigError when labels are too few.
+    """Tune the backbone on labels with a verdict and write it to ``out``, which must not exist. Raises ConfigError when there are too few labels.
 
-    ``out`` is written whether or not it is better: ``Tuned.better`` says so.
+    ``out`` is written whether or not it is better: see ``Tuned.better``.
     """
     if out.exists():
-        raise ConfigError(f"{out} is there already: name a folder that is not")
+        raise ConfigError(f"{out} exists already: name a new folder")
     known = sorted((label for label in labels if label.verdict is not None), key=lambda label: (label.newest_feedback_at, label.episode_id))
     held = math.ceil(len(known) * recipe.held_out)
     train, test = known[: len(known) - held], known[len(known) - held :]
     for part in (train, test):
         if len(part) < FEWEST or len({(label.verdict or 0) > 0.5 for label in part}) < 2:
             raise ConfigError(
-                f"{len(known)} labels with a verdict are too few: {FEWEST} to train on and {FEWEST} to hold out, both with good and bad ones"
+                f"{len(known)} labels with a verdict are too few: tuning needs {FEWEST} to train on and {FEWEST} to hold out, good and bad in both"
             )
     old = Featurizer(backbone, settings)
     _write(_trained(backbone, old, train, settings, recipe, tell), backbone, out)
     (out / "tuned.json").write_text(json.dumps({"from": old.fingerprint, "labels": len(train), "recipe": asdict(recipe)}, indent=1) + "\n")
-    (loss_before, right_before), (loss_after, right_after) = (_told(features, train, test, settings) for features in (old, Featurizer(out, settings)))
+    (loss_before, right_before), (loss_after, right_after) = (
+        _evaluate(features, train, test, settings) for features in (old, Featurizer(out, settings))
+    )
     return Tuned(len(train), len(test), loss_before, loss_after, right_before, right_after)
 
 
 def _trained(
     backbone: Path, old: Featurizer, labels: Sequence[Label], settings: RewardSettings, recipe: TuningRecipe, tell: Callable[[str], None]
 ) -> Any:
-    """The part of the backbone that features run through, tuned and merged."""
+    """The layers of the backbone that the features use, tuned and merged."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         trunk = load_trunk(backbone, settings, "float32")[0].train()
@@ -116,7 +118,7 @@ def _trained(
             first_NH = torch.stack([states(n) for n in range(len(labels))])
         centre_H, scale_H = first_NH.mean(0), first_NH.std(0) + SMALLEST
         head = torch.nn.Linear(first_NH.shape[1], 1).to(settings.device)
-        _alone(head, (first_NH - centre_H) / scale_H, verdicts_N)
+        _fit_head(head, (first_NH - centre_H) / scale_H, verdicts_N)
         adapter = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW([*adapter, *head.parameters()], lr=recipe.learning_rate)
         for epoch in range(recipe.epochs):
@@ -133,8 +135,8 @@ def _trained(
         return model.merge_and_unload()
 
 
-def _alone(head: torch.nn.Linear, features_NH: Tensor, verdicts_N: Tensor) -> None:
-    """Fit the head on features that stand still."""
+def _fit_head(head: torch.nn.Linear, features_NH: Tensor, verdicts_N: Tensor) -> None:
+    """Fit the head alone, on fixed features."""
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     optimizer = torch.optim.AdamW(head.parameters(), lr=HEAD_RATE, weight_decay=HEAD_DECAY)
@@ -145,7 +147,7 @@ def _alone(head: torch.nn.Linear, features_NH: Tensor, verdicts_N: Tensor) -> No
 
 
 def _write(trunk: Any, backbone: Path, out: Path) -> None:
-    """The whole backbone with the tuned layers in their places; what lies above them is as it was."""
+    """Write the whole backbone with the tuned layers; the layers above them are unchanged."""
     whole = load_model(backbone)
     if unknown := whole.load_state_dict(trunk.state_dict(), strict=False).unexpected_keys:
         raise ConfigError(f"{backbone} has no place for the tuned weights {unknown[:3]}: this kind of model cannot be tuned")
@@ -153,8 +155,8 @@ def _write(trunk: Any, backbone: Path, out: Path) -> None:
     AutoTokenizer.from_pretrained(str(backbone), local_files_only=True).save_pretrained(str(out))
 
 
-def _told(features: Features, train: Sequence[Label], test: Sequence[Label], settings: RewardSettings) -> tuple[float, float]:
-    """Log loss and accuracy on ``test`` of what a version fitted on ``train`` says."""
+def _evaluate(features: Features, train: Sequence[Label], test: Sequence[Label], settings: RewardSettings) -> tuple[float, float]:
+    """Log loss and accuracy on ``test`` of a model fitted on ``train``."""
     refitter = Refitter(settings, features)
     refitter.absorb(refitter.prepare(train))
     chances_N = refitter.fitted().score(features.features([(label.messages, label.answer) for label in test])).mean_N

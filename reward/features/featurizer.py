@@ -1,12 +1,12 @@
-"""Frozen backbone to features: what words an answer uses, what it is about, and how it sits with the question.
+"""Features of an answer from a frozen backbone: its words, its meaning, and how it relates to the question.
 
 Shapes: ``N`` pairs of (messages, answer), ``T`` tokens, ``H`` hidden size, ``D`` features. Four blocks, in this order:
 
-- ``words`` (H): input embeddings of the answer's distinct tokens, whitened and summed, over the root of their number. A bag of words
-  that knows synonyms; thumbs of people who like a manner of speaking are learned from it with the fewest labels.
-- ``mean`` (H): mean over the answer of a lower-middle layer: what is being said.
-- ``last`` (H): state at the end of the answer of a later layer: the whole exchange, as the backbone sums it up.
-- ``relation`` (8): how far the answer takes up the words of the question, its length, and how much it repeats itself.
+- ``words`` (H): input embeddings of the answer's distinct tokens, whitened and summed, divided by the root of their number. A bag of words that
+  knows synonyms. A preference for a manner of speaking is learned from it with the fewest labels.
+- ``mean`` (H): mean of a lower-middle layer over the answer: what the answer says.
+- ``last`` (H): state of a later layer at the end of the answer: the backbone's summary of the whole exchange.
+- ``relation`` (8): how much of the question's words the answer covers, its length, and how much it repeats itself.
 
 A pair's features do not depend on what else is in the batch: each pair runs on its own. Padding and batching change the last
 bits of a matrix product, and then the same labels in another order would give another reward model.
@@ -35,17 +35,17 @@ Pair = tuple[Sequence[Message], str]
 COVERAGES, FORMS = 5, 3
 RELATIONS = COVERAGES + FORMS
 FEATURES_LAYOUT = 2
-"""Raised whenever the features change: models fitted on another layout must not score these."""
+"""Increase it whenever the features change: models fitted on another layout must not score these."""
 GAINS = (1.0, 0.4, 0.4)
-"""How much each of the large blocks weighs: chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
+"""Gain of each large block, chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
 RELATION_GAIN = 0.6
-"""The same of the relation, all its features together. The answer's length is a block of its own in it."""
+"""Gain of all ``relation`` features together. Within it, the answer's length is a block of its own."""
 WHITENING_ROWS = 8192
 WHITENING_FLOOR = 1e-2
 
 
 class Features(Protocol):
-    """Turns pairs into features. The seam that the updater and the learner see instead of a backbone."""
+    """Turns (messages, answer) pairs into features. Updater and learner depend on this protocol instead of a backbone."""
 
     fingerprint: str
 
@@ -74,7 +74,7 @@ class Featurizer:
 
     @classmethod
     def for_part(cls, base: Path, settings: RewardSettings) -> Self:
-        """On the backbone that the settings name, beside this base of the policy."""
+        """The featurizer on the backbone that the settings name, or on the dense model of this base."""
         return cls(settings.backbone_of(base), settings)
 
     @property
@@ -87,14 +87,14 @@ class Featurizer:
         rows = [self._one(messages, answer) for messages, answer in pairs]
         return torch.stack(rows) if rows else torch.empty(0, 3 * self._hidden + RELATIONS)
 
-    def forget(self) -> None:
-        """Empty the cache: it holds what people said, as numbers and as a prompt's keys and values."""
+    def clear_cache(self) -> None:
+        """Empty the cache: it holds what people said, as features and as a prompt's keys and values."""
         with self._lock:
             self._cache.clear()
             self._prefix = None
 
     def tokens(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-        """What the backbone reads: the prompt's last tokens, and the answer's first ones with the end of text."""
+        """The tokens that the backbone reads: the prompt's last ones, and the answer's first ones followed by the end of text."""
         return self._prompt_ids(messages), self._read_ids(self._ids(answer))
 
     def two_states(self, states: Sequence[Tensor], begin: int) -> tuple[Tensor, Tensor]:
@@ -181,13 +181,13 @@ class Featurizer:
         return int(self._model.get_input_embeddings().weight.shape[0])
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
-        """Tokens of a text. Only our own rendering may hold special tokens; a person's text is taken at its word."""
+        """Tokens of a text. Only our own rendering may contain special tokens; in a person's text they are ordinary characters."""
         whole = text.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, the tokenizer does not
         ids: list[int] = self._tokenizer(whole, add_special_tokens=False, split_special_tokens=not special).input_ids
         return ids
 
     def _render(self, messages: Sequence[Message]) -> str:
-        """The prompt by the backbone's chat template; plain lines where it has none or refuses these roles."""
+        """The prompt, rendered by the backbone's chat template; as plain lines when there is none or it refuses these roles."""
         turns: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in messages]
         if turns and self._tokenizer.chat_template is not None:
             try:
@@ -200,17 +200,17 @@ class Featurizer:
 
 
 def load_trunk(backbone: Path, settings: RewardSettings, dtype: str) -> tuple[Any, int, int]:
-    """The part of the backbone that the features run through, and the layers whose mean and last state they take. Raises ConfigError."""
+    """The layers of the backbone that the features use, and the numbers of the mean and the last layer. Raises ConfigError."""
     if not (backbone / "config.json").is_file():
         raise ConfigError(f"{backbone} holds no model for the reward features (no config.json)")
     config = AutoConfig.from_pretrained(str(backbone), local_files_only=True)
     mean_layer, last_layer = (max(1, round(config.num_hidden_layers * ratio)) for ratio in (settings.mean_layer_ratio, settings.last_layer_ratio))
-    config.num_hidden_layers = max(mean_layer, last_layer)  # what lies above is never loaded nor run
+    config.num_hidden_layers = max(mean_layer, last_layer)  # higher layers are neither loaded nor run
     return load_model(backbone, config=config, dtype=getattr(torch, dtype)).to(settings.device), mean_layer, last_layer
 
 
 def load_model(backbone: Path, **arguments: Any) -> Any:
-    """The backbone without its head for words, which transformers would report as a fault, as it would the weights of layers left out."""
+    """The backbone without its output head. Silences transformers, which would report the head and the layers left out as a fault."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -220,14 +220,14 @@ def load_model(backbone: Path, **arguments: Any) -> Any:
 
 
 def _form(ids: Sequence[int]) -> list[float]:
-    """Length and repetition of the whole answer, also of what lies beyond ``max_answer_tokens``: people see it all."""
+    """Length and repetition of the whole answer, beyond ``max_answer_tokens`` too: people see all of it."""
     return [math.log1p(len(ids)), len(ids) / 50, len(set(ids)) / max(1, len(ids))]
 
 
 def _whitening(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric whitening of the embeddings ``[H, H]`` and their mean ``[H]``, from evenly spaced rows.
 
-    Symmetric (ZCA), since eigenvectors have no sign of their own and another machine may pick the other one.
+    Symmetric (ZCA), since the sign of an eigenvector is arbitrary and another machine may choose the other one.
     """
     step = max(1, weight.shape[0] // WHITENING_ROWS)
     rows = weight[::step].double()

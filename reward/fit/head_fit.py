@@ -1,9 +1,9 @@
-"""Fitting the heads: weighted logistic regression, many at once, to convergence (solver.py). Pure arithmetic, deterministic.
+"""Fits the heads: many weighted logistic regressions at once, to convergence (logistic_solver.py). Pure arithmetic, deterministic.
 
-Shapes: ``M`` rows, ``D`` features, ``H`` heads (bootstrap and fold heads together). A thumb is a row of features with the verdict as its
-target; a comparison (Bradley–Terry, 1952) is a row of differences, better less worse, with target 1 and no bias; a rating is a row for
-each of the four levels it may lie above (proportional odds, McCullagh 1980), with a threshold of each level's own. So all are
-one convex problem, and the answer depends on the labels alone, not on where the search began.
+Shapes: ``M`` rows, ``D`` features, ``H`` heads (bootstrap and fold heads together). A thumb is a row of features with the verdict as its target. A
+comparison (Bradley–Terry, 1952) is a row of differences, better minus worse, with target 1 and no bias. A rating is one row for each of the four
+levels that it may exceed (proportional odds, McCullagh 1980), with a threshold for each level. Together they form one convex problem, so the result
+depends on the labels alone, not on a starting point.
 """
 
 import hashlib
@@ -22,15 +22,15 @@ PLATT_STEPS = 24
 PRIOR_LABELS = 4.0
 RATINGS = 5
 THRESHOLD_SCALE = 3.0
-"""How much freer than the weights the thresholds between ratings are."""
+"""Scale of the thresholds between ratings against the weights: they are regularised less."""
 SLOPES = (0.1, 10.0)
 PATIENCE = 10.0
-"""So many times as long does calibration remember labels that are in doubt: each of them says less."""
+"""Calibration's half-life is this many times as long while labels are in doubt: each of them says less."""
 
 
 @dataclass(frozen=True)
 class FitPart:
-    """One thing that a label says: the answer is good (0 to 1), or, with a ``level``, it is rated above that level. Weight beside a thumb at 1."""
+    """One statement of a label: the answer is good (0 to 1) or, with a ``level``, its rating is above that level. A thumb has weight 1."""
 
     target: float
     weight: float
@@ -39,24 +39,23 @@ class FitPart:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a refit is given, in an order that depends on content alone.
+    """The input of a refit, in an order that depends on content alone.
 
-    ``thumbs_ND`` with ``verdicts_N`` (0 bad to 1 good), ``weights_N`` and the ``parts`` that make up each verdict; ``better_PD`` over
-    ``worse_PD`` with ``pair_weights_P``. The ids decide folds and bootstrap weights: a thumb's is its episode's, a pair's is that of the
-    label that holds it.
+    ``thumbs_ND`` with ``verdicts_N`` (0 bad to 1 good), ``weights_N`` and the ``parts`` of each verdict; ``better_PD`` preferred to ``worse_PD``
+    with ``pair_weights_P``. Episode ids decide folds and bootstrap weights; a pair has the id of the episode whose label holds it.
     """
 
     thumbs_ND: Tensor
     verdicts_N: Tensor
     weights_N: Tensor
-    """How much say those have who gave the verdict."""
+    """Weight of the people who gave the verdict."""
     trust_N: Tensor
-    """How likely they are to be right, 0.5 to 1: targets are smoothed by it."""
+    """Probability that they are right, 0.5 to 1. Targets are smoothed by it."""
     parts: Sequence[Sequence[FitPart]]
     episodes: Sequence[str]
     voters: Sequence[Sequence[str]]
     newer_N: Tensor
-    """How many labels are newer than each: calibration looks at the newest most."""
+    """Number of labels that are newer than each one: calibration gives the newest the largest weight."""
     better_PD: Tensor
     worse_PD: Tensor
     pair_weights_P: Tensor
@@ -64,13 +63,13 @@ class Rows:
 
     @property
     def amounts_N(self) -> Tensor:
-        """What all parts of each label weigh, beside a thumb at 1, before it is asked who gave it; float64."""
+        """Weight of all parts of each label (a thumb has 1), without the weight of the people; float64."""
         return torch.tensor([sum(part.weight for part in each) for each in self.parts], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class FitRecipe:
-    """How to fit: the part of the settings that decides the result."""
+    """How to fit: the settings that decide the result."""
 
     features: str
     blocks: tuple[tuple[int, float], ...]
@@ -84,7 +83,7 @@ class FitRecipe:
 
 @dataclass(frozen=True)
 class Problem:
-    """The convex problem that rows amount to: ``design_MD`` (thresholds between ratings beyond the features), targets, and weights of every head."""
+    """The convex problem made from rows: ``design_MD`` (features, then thresholds between ratings), targets, and weights for every head."""
 
     centre_D: Tensor
     spread_D: Tensor
@@ -96,20 +95,20 @@ class Problem:
     targets_M: Tensor
     weights_MH: Tensor
     l2: float
-    """The pull to zero that the labels support."""
+    """L2 regularisation that the labels support."""
     ids: Sequence[str]
-    """The episode whose label holds each row."""
+    """The episode of each row's label."""
 
 
 def problem_of(rows: Rows, recipe: FitRecipe) -> Problem:
-    """Rows as one problem for all heads: first the bootstrap's, then the folds'."""
+    """Rows as one problem for all heads: first the bootstrap heads, then the fold heads."""
     centre_D, spread_D = rows.thumbs_ND.mean(0), rows.thumbs_ND.std(0, correction=0) + 1e-3
 
     def standard(x_ND: Tensor) -> Tensor:
         return ((x_ND - centre_D) / spread_D).clamp(-CLIP, CLIP)
 
     thumbs_ND = standard(rows.thumbs_ND)
-    gain_D, l2 = _pull(thumbs_ND, rows, recipe)
+    gain_D, l2 = _regularisation(thumbs_ND, rows, recipe)
     thumbs_ND, pairs_PD = (thumbs_ND * gain_D).double(), ((standard(rows.better_PD) - standard(rows.worse_PD)) * gain_D).double()
     of_part, parts = [n for n, each in enumerate(rows.parts) for _ in each], [part for each in rows.parts for part in each]
     of_Q = torch.tensor(of_part, dtype=torch.int64)
@@ -138,13 +137,14 @@ def problem_of(rows: Rows, recipe: FitRecipe) -> Problem:
     )
 
 
-def _pull(standard_ND: Tensor, rows: Rows, recipe: FitRecipe) -> tuple[Tensor, float]:
-    """Gains ``[D]`` and the pull to zero. In doubt all are pulled harder, except a feature that is a block of its own: one weight is soon known."""
+def _regularisation(standard_ND: Tensor, rows: Rows, recipe: FitRecipe) -> tuple[Tensor, float]:
+    """Gains ``[D]`` and L2 regularisation. In doubt all features are regularised more, except one that is a block of its own: a single weight is
+    learned quickly."""
     usual_D, doubtful_D = (
         torch.cat([torch.full((size,), gain / size**0.5) for size, gain in blocks])
         for blocks in (recipe.blocks, [(size, max(gain, 1.0) if size == 1 else gain) for size, gain in recipe.blocks])
     )
-    # Whoever counts for several, since few like them vote, has still said one thing.
+    # A person who counts for several, because few like them vote, is still one observation.
     weights_N = (rows.weights_N * torch.tensor([sum(part.weight for part in each) for each in rows.parts])).clamp(max=1.0)
     asked_N = (rows.newer_N < evidence.ROWS) & (weights_N > 0)
     x_ND, weights_N, verdicts_N = standard_ND[asked_N], weights_N[asked_N].double(), rows.verdicts_N[asked_N].double()
@@ -153,7 +153,7 @@ def _pull(standard_ND: Tensor, rows: Rows, recipe: FitRecipe) -> tuple[Tensor, f
 
 
 def fit(rows: Rows, recipe: FitRecipe) -> RewardModel:
-    """The reward model of these rows: bootstrap heads, fold heads, and the temperature that unseen labels call for."""
+    """The reward model of these rows: bootstrap heads, fold heads, and the temperature that fits unseen labels."""
     problem = problem_of(rows, recipe)
     solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, problem.l2)
     k, solved_HD = recipe.heads, solved_HD[:, : problem.thumbs_ND.shape[1]].contiguous()
@@ -178,13 +178,13 @@ def fit(rows: Rows, recipe: FitRecipe) -> RewardModel:
 
 
 def _thresholds(parts: Sequence[FitPart], pairs: int) -> Tensor:
-    """Columns ``[M, 4]`` by which a rating's row for a level is lowered. At zero a rating counts as the mean of its levels, like that of thumbs."""
+    """Threshold columns ``[M, 4]`` for the rows of ratings. With thresholds at zero a rating counts as the mean of its levels, as thumbs would."""
     levels_M = torch.tensor([part.level for part in parts] + [0] * pairs)
     return -THRESHOLD_SCALE * torch.nn.functional.one_hot(levels_M, RATINGS)[:, 1:].double()
 
 
 def bootstrap(episode_ids: Sequence[str], heads: int) -> Tensor:
-    """Weights ``[M, K]`` of each label in each head's Bayesian bootstrap (Rubin 1981): Exp(1), from a hash of the id alone."""
+    """Weights ``[M, K]`` of each label in each head's Bayesian bootstrap (Rubin 1981): Exp(1), from a hash of the episode id alone."""
     digests = b"".join(hashlib.shake_256(b"bootstrap " + i.encode()).digest(8 * heads) for i in episode_ids)
     integers_MK = np.frombuffer(digests, dtype=">u8").reshape(len(episode_ids), heads) >> 8
     uniform_MK = torch.from_numpy(integers_MK.astype(np.float64) / 2**56)
@@ -192,9 +192,9 @@ def bootstrap(episode_ids: Sequence[str], heads: int) -> Tensor:
 
 
 def platt(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> tuple[float, float]:
-    """(temperature, offset): unseen logits divided by the one and moved by the other have the least log loss (Platt 1999), float64.
+    """(temperature, offset) that minimise the log loss of unseen logits, divided by the one and shifted by the other (Platt 1999), float64.
 
-    Both are held near (1, 0) as by ``PRIOR_LABELS`` labels: a few labels of chance must not silence the model, nor make it shout.
+    A prior worth ``PRIOR_LABELS`` labels holds both near (1, 0): a few labels must not make the model useless or overconfident by chance.
     """
     at = torch.tensor([1.0, 0.0], dtype=torch.float64)
     prior, strength = at.clone(), torch.tensor([PRIOR_LABELS, PRIOR_LABELS / 4], dtype=torch.float64)

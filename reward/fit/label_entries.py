@@ -1,4 +1,4 @@
-"""From a label to the entry that the replay buffer keeps: features, what counts, and the slices it belongs to."""
+"""Makes the replay buffer's entry of a label: features, channel verdicts, weights, and the slices that it belongs to."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -6,18 +6,18 @@ from dataclasses import replace
 
 from reward.evaluation.label_slices import language_of
 from reward.features.featurizer import Features
-from reward.fit.label_evidence import said_of, verdict_in
+from reward.fit.label_evidence import channel_verdicts, verdict_in
 from reward.fit.replay_buffer import FEATURE_LIMIT, BufferEntry
 from streams.core.events import Channel, FeedbackKind, Label
-from streams.join.feedback_channels import voices
+from streams.join.feedback_channels import newest_votes
 from streams.kafka import Record
 
 SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORRECTION, FeedbackKind.COMPARISON})
 
 
 def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> BufferEntry:
-    """The entry of a label, before the model of the day has said what it makes of it."""
-    said, weights = said_of(label)
+    """The entry of a label, still without a prediction of the current model."""
+    said, weights = channel_verdicts(label)
     corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
     over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
     bare = BufferEntry(
@@ -28,14 +28,16 @@ def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], fl
         features_D=None,
         voters=_voters(label),
         evidence=said,
-        ratings=tuple(sorted(round(v.value * 4) + 1 for v in voices(label.votes).values() if v.kind is FeedbackKind.RATING and v.value is not None)),
+        ratings=tuple(
+            sorted(round(v.value * 4) + 1 for v in newest_votes(label.votes).values() if v.kind is FeedbackKind.RATING and v.value is not None)
+        ),
         pair_weights=(weights.get(Channel.CORRECTIONS, 0.0), weights.get(Channel.COMPARISONS, 0.0)),
         vote_weight=vote_weight(label),
         adapter=label.adapter,
         words=len(label.answer.split()),
         language=language_of(label.answer),
         tenant=label.tenant,
-        said=hashed("\x00".join([*(message.text for message in label.messages), label.answer])),
+        said=short_hash("\x00".join([*(message.text for message in label.messages), label.answer])),
         erasures=label.erasures,
     )
     corrections, over = (corrections if bare.pair_weights[0] else []), (over if bare.pair_weights[1] else ())
@@ -45,8 +47,9 @@ def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], fl
     return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over)
 
 
-def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[Label], tuple[str, ...]]:
-    """The labels in these records, in order, and the episodes of which none is left before those. ``decode`` gives None for what cannot be read."""
+def labels_and_tombstones(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[Label], tuple[str, ...]]:
+    """The labels in these records, in order, and the episodes whose label was deleted by a tombstone. ``decode`` gives None for unreadable
+    records."""
     labels: list[Label] = []
     gone: dict[str, None] = {}
     for record in records:
@@ -59,14 +62,14 @@ def standing_labels(records: Iterable[Record], decode: Callable[[Record], Label 
     return labels, tuple(gone)
 
 
-def hashed(text: str) -> str:
-    """A text (what was said, or the id of who said it) told apart from others and no more."""
+def short_hash(text: str) -> str:
+    """A short hash of a text or a user_id: enough to tell it from others, and no more."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
 def _voters(label: Label) -> tuple[str, ...]:
-    """Who spoke; where nobody did, who did something. Tools and critics are not people: no cap and no reliability applies to them."""
+    """The people who gave feedback, otherwise those who gave implicit signals. Tools and critics are not people: caps and reliability ignore them."""
     tools = {i for e in label.evidence or () if e.channel in (Channel.OUTCOMES, Channel.CRITIC) for i in e.feedback_ids}
     spoke = {vote.user_id for vote in label.votes if vote.kind in SPOKEN}
     did = {vote.user_id for vote in label.votes if vote.feedback_id not in tools}
-    return tuple(sorted(hashed(user_id) for user_id in spoke or did))
+    return tuple(sorted(short_hash(user_id) for user_id in spoke or did))

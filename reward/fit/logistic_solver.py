@@ -1,8 +1,8 @@
 """Many weighted logistic regressions at once, to the optimum, in float64. Pure arithmetic, deterministic.
 
-Damped Newton with conjugate gradients (Nocedal and Wright, ch. 7), all heads in the same matrix products. Always from zero: the problem is convex and
-well conditioned, so the end is the optimum, and equal input gives equal bits. With fewer rows than features the search goes on
-among sums of rows, where the optimum lies (Rasmussen and Williams 2006, ch. 3.4): the products are then of rows with rows, and several times smaller.
+Damped Newton with conjugate gradients (Nocedal and Wright, ch. 7), all heads in the same matrix products. It always starts at zero: the problem is
+convex and well conditioned, so it ends at the optimum, and equal input gives equal bits. With fewer rows than features it searches among sums of
+rows, where the optimum is (Rasmussen and Williams 2006, ch. 3.4): the products are then between rows, and several times smaller.
 
 Shapes: ``M`` rows, ``D`` features (the bias is the last), ``H`` heads.
 """
@@ -16,7 +16,7 @@ BIAS_L2 = 1e-2
 NEWTON_STEPS, CG_STEPS = 12, 40
 GRADIENT_LIMIT = 1e-6
 CG_PRECISION = 1e-6
-"""A step need not be more exact than the quadratic it is taken on."""
+"""A step need not be more exact than the quadratic model that it minimises."""
 TINY = 1e-30
 
 
@@ -90,7 +90,7 @@ def _misfit(z_MH: Tensor, targets_M: Tensor, weights_MH: Tensor) -> Tensor:
 
 
 def _length(loss: Callable[[Tensor], Tensor], heads: int) -> Tensor:
-    """How far each head goes along its step: a head whose loss would rise takes a shorter one, or none; the others are not held up."""
+    """Step length of each head: a head whose loss would rise takes a shorter step or none, without slowing the others."""
     length_H, now_H = torch.ones(heads, dtype=torch.float64), loss(torch.zeros(heads, dtype=torch.float64))
     for _ in range(4):
         length_H = torch.where(loss(length_H) <= now_H, length_H, length_H / 4)

@@ -1,8 +1,9 @@
-"""Do the labels support the usual pull of the weights to zero, or ask for a stronger one? The evidence decides (MacKay 1992). Pure arithmetic.
+"""Strength of the prior (regularisation): do the labels support the usual one, or a stronger one? Their evidence decides (MacKay 1992). Pure
+arithmetic.
 
-A hundred clean thumbs on a manner of speaking are learned best with a weak pull; a thousand noisy ones on a general "better" with one so strong
-that each feature hardly says more than which way it points. Which of the two the labels at hand are is told by their marginal likelihood under
-either prior, with thumbs taken as numbers about their mean (a Gaussian process with a linear kernel: Rasmussen and Williams 2006, ch. 2.2 and 5.4).
+A hundred clean thumbs on a manner of speaking are learned best with weak regularisation. A thousand noisy thumbs on a general "better" need such a
+strong one that each feature says little more than its direction. The labels' marginal likelihood under either prior tells which case it is; thumbs
+are treated as numbers around their mean (a Gaussian process with a linear kernel: Rasmussen and Williams 2006, ch. 2.2 and 5.4).
 
 Shapes: ``N`` labels, ``D`` features.
 """
@@ -13,18 +14,18 @@ import torch
 from torch import Tensor
 
 ROWS = 500
-"""The newest labels that are asked; their number bounds the cost."""
+"""Newest labels that are used, to limit the cost."""
 FEWEST = 20
 MARGIN = 0.5
-"""Nats by which the evidence for the stronger pull must lie above: labels that tell neither way leave things as set."""
+"""Nats by which the evidence for the stronger prior must be higher: labels that do not decide leave the setting as it is."""
 SURE_SHARE = 0.05
 BIAS_VARIANCE = 100.0
 
 
 def in_doubt(design_ND: Tensor, doubtful_ND: Tensor, verdicts_N: Tensor, weights_N: Tensor, l2: float, l2_in_doubt: float) -> bool:
-    """True when the labels ask for more than ``l2``: when their evidence under the geometric middle of both pulls is the higher by ``MARGIN``.
+    """True when the labels need more regularisation than ``l2``: their evidence at the geometric mean of both is higher by ``MARGIN``.
 
-    ``design_ND`` are the features at their usual gains, ``doubtful_ND`` at those in doubt; ``weights_N`` (positive) say how much each verdict counts.
+    ``design_ND`` are the features with their usual gains, ``doubtful_ND`` with the gains in doubt; ``weights_N`` (positive) weigh the verdicts.
     """
     if l2_in_doubt <= l2 or len(verdicts_N) < FEWEST:
         return False
@@ -33,7 +34,7 @@ def in_doubt(design_ND: Tensor, doubtful_ND: Tensor, verdicts_N: Tensor, weights
 
 
 def evidence(design_ND: Tensor, verdicts_N: Tensor, weights_N: Tensor, l2: float) -> float:
-    """Log marginal likelihood in nats, up to a constant of the labels alone. The noise is that of a coin as good as the verdicts."""
+    """Log marginal likelihood in nats, up to a constant. The noise is that of a Bernoulli variable with the verdicts' mean."""
     share = float((weights_N * verdicts_N).sum() / weights_N.sum())
     share = min(1 - SURE_SHARE, max(SURE_SHARE, share))
     variance = 1 / (share * (1 - share))

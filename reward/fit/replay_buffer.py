@@ -1,7 +1,7 @@
-"""The replay buffer: every label that counts now, by episode, with its features. Bounded; its content decides the next refit.
+"""The replay buffer: every label that counts now, by episode, with its features. Bounded. Its content decides the next refit.
 
-It forgets by rule, not by accident: of each stratum (good, bad, hints, words only, withdrawn) the newest stay. What is kept depends on the
-labels, never on the order in which they came; so two updaters that have seen the same labels fit the same model.
+It drops entries by rule: of each stratum (good, bad, hints, words only, withdrawn) the newest stay. What is kept depends on the labels, never on the
+order in which they arrived, so two updaters that have read the same labels fit the same model.
 """
 
 import base64
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from reward.fit.head_fit import RATINGS, FitPart, Rows
-from reward.fit.label_evidence import Said, is_good
-from reward.trust.voter_trust import critics_say
+from reward.fit.label_evidence import ChannelVerdict, is_good
+from reward.trust.voter_trust import critic_weight
 from streams.core.errors import InvalidEvent
 from streams.core.events import Channel
 
 BUFFER_LAYOUT = 3
-"""Raised whenever an entry's encoding changes: the labels are then read again instead of entries that we cannot read."""
+"""Increase it whenever an entry's encoding changes: the labels are then read again instead of entries that cannot be decoded."""
 BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
 STRATA = ("good", "bad", "hint good", "hint bad", "words", "withdrawn")
 FEATURE_LIMIT = 6e4
-"""Features are kept in half precision, which ends at 65504."""
+"""Features are stored in half precision, whose largest number is 65504."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class BufferEntry:
 
     episode_id: str
     verdict: float | None
-    """Mean of what the channels say by their weights; none when nothing says how good the answer is."""
+    """Weighted mean of the channels' verdicts. None when no channel has one."""
     feedback_count: int
     newest_feedback_at: datetime
     features_D: Tensor | None
-    """None when the label was withdrawn: only that it was is remembered."""
+    """None when the label was withdrawn; only that fact is kept."""
     corrections: tuple[Tensor, ...] = ()
-    """Features of the answers that people would have had instead."""
+    """Features of the corrected answers."""
     over: tuple[str, ...] = ()
     """Episodes that this one was preferred to."""
     voters: tuple[str, ...] = ()
-    """Who said so, as hashes: enough to see that two labels are of one person, and no more."""
+    """The people who gave it, as hashes: enough to see that two labels are of one person, and no more."""
     predicted: float | None = None
-    """What the model of the day said before it was fitted on this episode; kept when the label changes."""
-    evidence: tuple[Said, ...] = ()
-    """What makes up the verdict; a bare verdict counts as thumbs."""
+    """Prediction of the model that was published before it was fitted on this episode. Kept when the label changes."""
+    evidence: tuple[ChannelVerdict, ...] = ()
+    """The channels' verdicts. A verdict without channels counts as thumbs."""
     ratings: tuple[int, ...] = ()
-    """1 to 5, one a person, of those whose newest word is a rating."""
+    """1 to 5, one per person, of people whose newest vote is a rating."""
     pair_weights: tuple[float, float] = (1.0, 1.0)
-    """What each correction and each comparison weighs."""
+    """Weight of each correction and of each comparison."""
     vote_weight: float = 1.0
     """Inverse of how likely such a vote was, clipped (reward/trust/vote_propensity.py)."""
     adapter: str | None = None
@@ -65,7 +65,7 @@ class BufferEntry:
     said: str = ""
     """Question and answer, as a hash: enough to see that two labels are about the same words."""
     erasures: int = 0
-    """How often somebody was erased from the label."""
+    """How often a person was erased from the label."""
 
     def __post_init__(self) -> None:
         if self.verdict is not None and not self.evidence:
@@ -73,7 +73,7 @@ class BufferEntry:
 
     @property
     def rank(self) -> tuple[int, datetime, int, float, int]:
-        """Of two labels of an episode, the one of higher rank is the later."""
+        """Of two labels of an episode, the one with the higher rank is the later one."""
         return (
             self.erasures,
             self.newest_feedback_at,
@@ -84,17 +84,17 @@ class BufferEntry:
 
     @property
     def weight(self) -> float:
-        """What all that is said about how good the answer is weighs, beside a thumb at 1."""
+        """Total weight of the channels' verdicts; a thumb has weight 1."""
         return sum(weight for _, _, weight in self.evidence)
 
     @property
     def by_people(self) -> bool:
-        """True when somebody gave a thumb or a rating, false for hints: signals, outcomes and critics."""
+        """True when a person gave a thumb or a rating. False for hints: signals, outcomes and critics."""
         return any(channel in BY_PEOPLE for channel, _, _ in self.evidence)
 
     @property
     def stratum(self) -> str:
-        """Which kind of entry this is."""
+        """The kind of entry, one of ``STRATA``."""
         if self.verdict is not None:
             return ("" if self.by_people else "hint ") + ("good" if is_good(self.verdict) else "bad")
         return "words" if self.features_D is not None else "withdrawn"
@@ -127,12 +127,12 @@ _PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicte
 
 
 class ReplayBuffer:
-    """The entries that count. ``take`` reports what changed, for whoever keeps them durably."""
+    """The entries that count. ``add`` and ``remove`` return what changed, for the durable table."""
 
     def __init__(self, capacity: int, entries: Iterable[BufferEntry] = ()) -> None:
         self._capacity = capacity
         self._entries: dict[str, BufferEntry] = {}
-        self.take(entries)
+        self.add(entries)
 
     def __contains__(self, episode_id: str) -> bool:
         return episode_id in self._entries
@@ -140,8 +140,8 @@ class ReplayBuffer:
     def __getitem__(self, episode_id: str) -> BufferEntry:
         return self._entries[episode_id]
 
-    def take(self, entries: Iterable[BufferEntry]) -> dict[str, BufferEntry | None]:
-        """Take entries in; returns what to store by episode, None where an entry is to be deleted."""
+    def add(self, entries: Iterable[BufferEntry]) -> dict[str, BufferEntry | None]:
+        """Add entries. Returns what to store, by episode; None where an entry is to be deleted."""
         changed: dict[str, BufferEntry | None] = {}
         for entry in entries:
             standing = self._entries.get(entry.episode_id)
@@ -155,21 +155,21 @@ class ReplayBuffer:
             changed[episode_id] = None
         return changed
 
-    def forget(self, episode_ids: Iterable[str]) -> dict[str, BufferEntry | None]:
-        """These episodes have no label any more; returns what to delete, which is all of them: what is kept elsewhere may be more."""
+    def remove(self, episode_ids: Iterable[str]) -> dict[str, BufferEntry | None]:
+        """Remove episodes whose label was deleted. Returns what to delete: all of them, since the durable table may hold more than the buffer."""
         for episode_id in (gone := dict.fromkeys(episode_ids)):
             self._entries.pop(episode_id, None)
         return gone
 
     def with_verdict(self, newest: int | None = None, people_only: bool = False) -> list[BufferEntry]:
-        """Entries that have a verdict: by episode id, or the so many newest, oldest first."""
+        """Entries with a verdict: all, by episode id, or the ``newest`` ones, oldest first."""
         chosen = [e for e in self._entries.values() if e.verdict is not None and (e.by_people or not people_only)]
         if newest is None:
             return sorted(chosen, key=lambda e: e.episode_id)
         return sorted(chosen, key=_by_age)[-newest:]
 
     def counts(self) -> Counter[str]:
-        """How many entries each stratum has."""
+        """Number of entries in each stratum."""
         return Counter(entry.stratum for entry in self._entries.values())
 
     def newest_feedback_at(self) -> datetime | None:
@@ -177,13 +177,13 @@ class ReplayBuffer:
         return max((e.newest_feedback_at for e in self._entries.values()), default=None)
 
     def rows(self) -> Rows:
-        """What a refit is given; at least one entry must have a verdict."""
+        """The input of a refit. At least one entry must have a verdict."""
         thumbs = self.with_verdict()
         pairs = [pair for _, entry in sorted(self._entries.items()) for pair in self._pairs(entry)]
         features_ND = torch.stack([_known(e) for e in thumbs]).float()
         newer = {e.episode_id: n for n, e in enumerate(sorted(thumbs, key=_by_age, reverse=True))}
         none_PD = features_ND[:0]
-        say = critics_say([pair for entry in thumbs if (pair := _people_and_critic(entry)) is not None])
+        say = critic_weight([pair for entry in thumbs if (pair := _people_and_critic(entry)) is not None])
         return Rows(
             thumbs_ND=features_ND,
             verdicts_N=torch.tensor([e.verdict for e in thumbs], dtype=torch.float32),
@@ -200,7 +200,7 @@ class ReplayBuffer:
         )
 
     def _pairs(self, entry: BufferEntry) -> "list[_Pair]":
-        """Pairs where the features of both answers are known."""
+        """Pairs of answers whose features are both known."""
         if entry.features_D is None:
             return []
         others = [self._entries[i] for i in entry.over if i in self._entries]
@@ -213,7 +213,7 @@ class ReplayBuffer:
         strata: dict[str, list[BufferEntry]] = {name: [] for name in STRATA}
         for entry in self._entries.values():
             strata[entry.stratum].append(entry)
-        # Hints come by themselves and in numbers; they have room of their own, so that they never push out what people said.
+        # Hints are many; they have a capacity of their own, so that they never displace people's labels.
         room = dict.fromkeys(STRATA, self._capacity)
         for kind, capacity in (("", self._capacity), ("hint ", max(2, self._capacity // 2))):
             half = capacity // 2
@@ -224,7 +224,7 @@ class ReplayBuffer:
 
 @dataclass(frozen=True)
 class _Pair:
-    """One answer that was preferred to another."""
+    """One answer that a person preferred to another."""
 
     episode_id: str
     better_D: Tensor
@@ -232,10 +232,11 @@ class _Pair:
     weight: float
 
 
-def parts_of(entry: BufferEntry, critics_say: float = 1.0) -> tuple[FitPart, ...]:
-    """What an entry teaches: how good the answer is, and for each rating above which levels it lies. A critic's word counts by its say."""
+def parts_of(entry: BufferEntry, critic_weight: float = 1.0) -> tuple[FitPart, ...]:
+    """The statements of an entry: how good the answer is, and for each rating which levels it exceeds. ``critic_weight`` scales a critic's
+    verdict."""
     said = [
-        (value, weight * critics_say if channel == Channel.CRITIC else weight)
+        (value, weight * critic_weight if channel == Channel.CRITIC else weight)
         for channel, value, weight in entry.evidence
         if channel != Channel.RATINGS
     ]
@@ -247,7 +248,7 @@ def parts_of(entry: BufferEntry, critics_say: float = 1.0) -> tuple[FitPart, ...
 
 
 def _people_and_critic(entry: BufferEntry) -> tuple[float, float] | None:
-    """What people and what the critic said of one answer; none unless both did."""
+    """The people's verdict and the critic's on one answer. None unless there are both."""
     people = [(value, weight) for channel, value, weight in entry.evidence if channel in (Channel.THUMBS, Channel.RATINGS)]
     critic = [value for channel, value, _ in entry.evidence if channel == Channel.CRITIC]
     if not people or not critic:

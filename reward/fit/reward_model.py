@@ -1,8 +1,7 @@
-"""The reward model: standardisation, an ensemble of linear heads, a temperature and an offset. Score and uncertainty.
+"""The reward model: standardisation, an ensemble of linear heads, a temperature and an offset. It gives a score and its uncertainty.
 
-Shapes: ``N`` pairs, ``D`` features, ``K`` bootstrap heads, ``F`` fold heads. Fold head ``f`` has never seen a label of fold ``f``
-(``fold_of`` names an episode's fold for ever), in this version or any other: whatever is said of how a version does on unseen
-labels comes from these.
+Shapes: ``N`` pairs, ``D`` features, ``K`` bootstrap heads, ``F`` fold heads. Fold head ``f`` has never seen a label of fold ``f``, in this version or
+any other (``fold_of`` gives an episode the same fold for ever). All figures about unseen labels come from fold heads.
 """
 
 import hashlib
@@ -22,13 +21,13 @@ from streams.core.errors import BadArtifact
 WEIGHTS, ABOUT = "head.safetensors", "head.json"
 FORMAT = 1
 CLIP = 6.0
-"""Standard deviations beyond which a feature says no more: one odd answer must not outweigh all others."""
+"""Standardised features are clipped here: one unusual answer must not outweigh all others."""
 _TENSORS = ("centre_D", "spread_D", "gain_D", "heads_KD", "head_bias_K", "folds_FD", "fold_bias_F")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the model says of ``N`` pairs, as probabilities that people would call them good. Float32 ``[N]`` each."""
+    """Probabilities that people would call each of ``N`` answers good. Float32 ``[N]`` each."""
 
     mean_N: Tensor
     std_N: Tensor
@@ -42,11 +41,11 @@ class RewardModel:
     """An ensemble of linear heads over standardised features. Immutable; equal content has equal ``checksum()``."""
 
     features: str
-    """Fingerprint of the features it was fitted on; others it must not score."""
+    """Fingerprint of the features that it was fitted on. It must not score others."""
     temperature: float
-    """Logits are divided by it: fitted so that unseen labels agree with the probabilities."""
+    """Logits are divided by it. Fitted so that the probabilities agree with unseen labels."""
     offset: float
-    """Then this is added: what calibration, not the ranking, asks for."""
+    """Added after that. It changes calibration, not the ranking."""
     lower_bound_stds: float
     centre_D: Tensor
     spread_D: Tensor
@@ -64,16 +63,16 @@ class RewardModel:
         return Scores(mean_N, std_N, (mean_N - self.lower_bound_stds * std_N).clamp(0, 1))
 
     def unseen(self, features_ND: Tensor, folds_N: Tensor) -> Tensor:
-        """Probability ``[N]`` by the head that has never seen a label of the pair's fold (int64 ``[N]``)."""
+        """Probability ``[N]`` by the fold head that has never seen a label of the pair's fold (int64 ``[N]``)."""
         logits_NF = self.standardise(features_ND) @ self.folds_FD.T + self.fold_bias_F
         return torch.sigmoid(logits_NF.gather(1, folds_N[:, None]).squeeze(1) / self.temperature + self.offset)
 
     def standardise(self, features_ND: Tensor) -> Tensor:
-        """Features as the heads see them: centred, scaled, clipped, each block at its own gain."""
+        """Features as the heads use them: centred, scaled, clipped, each block with its gain."""
         return ((features_ND - self.centre_D) / self.spread_D).clamp(-CLIP, CLIP) * self.gain_D
 
     def checksum(self) -> str:
-        """Hex SHA-256 over all that decides a score."""
+        """Hex SHA-256 over everything that decides a score."""
         digest = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode())
         for name in _TENSORS:
             digest.update(getattr(self, name).contiguous().numpy().tobytes())
@@ -95,7 +94,7 @@ class RewardModel:
         except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
             raise BadArtifact(f"{folder} holds no reward model: {error}") from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise BadArtifact(f"{folder / ABOUT}: this reads format {FORMAT} only")
+            raise BadArtifact(f"{folder / ABOUT}: only format {FORMAT} can be read")
         try:
             model = cls(str(about["features"]), float(about["temperature"]), float(about["offset"]), float(about["lower_bound_stds"]), **tensors)
         except (KeyError, TypeError, ValueError) as error:
@@ -127,5 +126,5 @@ class RewardModel:
 
 
 def fold_of(episode_id: str, folds: int) -> int:
-    """The fold an episode belongs to, for ever: by a hash of its id."""
+    """The fold of an episode, from a hash of its id; it never changes."""
     return int.from_bytes(hashlib.sha256(b"fold " + episode_id.encode()).digest()[:8], "big") % folds

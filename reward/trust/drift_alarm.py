@@ -1,4 +1,4 @@
-"""Has the world changed? A page of our own: the Page-Hinkley test (Page 1954; Hinkley 1971) over the model's losses on labels it had not seen."""
+"""The drift alarm: a Page-Hinkley test (Page 1954; Hinkley 1971) on the model's losses on labels that it had not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Drift:
-    """What the test found. ``since`` is the position of the loss after which the mean rose, none without an alarm."""
+    """The test's result. ``since`` is the position of the loss after which the mean rose; None without an alarm."""
 
     statistic: float
     alarm: bool
@@ -18,15 +18,15 @@ class Drift:
         return f"the loss on unseen labels has risen for good since label {self.since} of the window" if self.alarm else ""
 
     def recent(self, losses: int, within: int) -> bool:
-        """True when the alarm stands and fewer than ``within`` of the ``losses`` came after the change."""
+        """True when there is an alarm and fewer than ``within`` of the ``losses`` came after the change."""
         return self.since is not None and losses - self.since < within
 
 
 def page_hinkley(losses: Sequence[float], allowance: float = 0.05, threshold: float = 8.0, fewest: int = 30) -> Drift:
     """Watch ``losses`` (nats, oldest first) for a lasting rise of their mean.
 
-    Each loss adds (loss - mean so far - ``allowance``) to a sum; the alarm goes when the sum stands ``threshold`` above its lowest point. One bad
-    label cannot do that; fifteen labels in a row that are half a nat worse can. The first ``fewest`` losses only make the mean.
+    Each loss adds (loss - mean so far - ``allowance``) to a sum. The alarm is raised when the sum is ``threshold`` above its lowest point: one bad
+    label cannot do that, fifteen labels in a row that are half a nat worse can. The first ``fewest`` losses only build the mean.
     """
     mean = total = lowest = 0.0
     lowest_at = 0

@@ -1,8 +1,8 @@
-"""Few people vote, and not at random: how likely a vote was, from what is known before the answer is seen, and weights that make up for it.
+"""Vote propensity: few people vote, and not at random. How likely was a vote, and which weights correct for it?
 
-A logistic model of "somebody gave a thumb or a rating" over one policy's episodes, voted on or not. It knows the prompt and the person's
-history, never the answer: whoever votes only on bad answers is no matter of who votes but of what is said. A verdict then weighs by the
-usual chance over its own (inverse propensity, Horvitz and Thompson 1952; stabilised, Robins et al. 2000), clipped.
+A logistic model of "somebody gave a thumb or a rating" over one policy's episodes, with and without votes. It uses the prompt and the person's
+history, never the answer: voting only on bad answers is a matter of what was answered, not of who votes. A verdict is then weighted by the overall
+vote rate divided by its own probability (inverse propensity, Horvitz and Thompson 1952; stabilised, Robins et al. 2000), clipped.
 
 Shapes: ``N`` episodes, ``C`` covariates.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reward.evaluation.calibration import area_under_curve
-from reward.fit.label_entries import SPOKEN, hashed
+from reward.fit.label_entries import SPOKEN, short_hash
 from reward.fit.logistic_solver import solve
 from streams.core.errors import ConfigError
 from streams.core.events import Label, Message
@@ -27,14 +27,14 @@ from streams.core.events import Label, Message
 FORMAT = 1
 COVARIATES = ("log words of the prompt", "a question", "log turns", "person's history")
 PRIOR_EPISODES = 5.0
-"""A person without history votes as often as all do, as if seen so many times."""
+"""Prior: a person starts with this many episodes at the overall vote rate."""
 L2 = 1.0
 MOST_PEOPLE = 100_000
 
 
 @dataclass(frozen=True)
 class AskedTurn:
-    """An episode before its answer is seen, and whether anybody voted afterwards. ``person`` is hashed; none when nobody is named."""
+    """An episode before its answer, and whether anybody voted on it. ``person`` is hashed; None when no person is named."""
 
     messages: Sequence[Message]
     person: str | None
@@ -49,7 +49,7 @@ class Propensity:
     rate: float
     """Part of all episodes that got a vote."""
     clip: float
-    """No weight lies above this, nor below its inverse."""
+    """Largest weight; the smallest is its inverse."""
     centre: tuple[float, ...]
     spread: tuple[float, ...]
     weights: tuple[float, ...]
@@ -57,18 +57,18 @@ class Propensity:
     people: Mapping[str, tuple[int, int]]
 
     def chance(self, messages: Sequence[Message], person: str | None) -> float:
-        """How likely a vote on an answer to this is, between 0 and 1."""
+        """Probability of a vote on an answer to this, between 0 and 1."""
         x = covariates(messages, self.people.get(person or "", (0, 0)), self.rate)
         z = self.bias + sum(w * (v - c) / s for w, v, c, s in zip(self.weights, x, self.centre, self.spread, strict=True))
         return 1 / (1 + math.exp(-max(-30.0, min(30.0, z))))
 
     def weight(self, messages: Sequence[Message], person: str | None) -> float:
-        """What a verdict on an answer to this counts, beside one whose chance is the usual one."""
+        """Weight of a verdict on an answer to this; 1 at the overall vote rate."""
         return min(self.clip, max(1 / self.clip, self.rate / self.chance(messages, person)))
 
     def weight_of(self, label: Label) -> float:
-        """The weight of a label: the mean over those who spoke."""
-        people = sorted({hashed(vote.user_id) for vote in label.votes if vote.kind in SPOKEN})
+        """Weight of a label: the mean over the people who gave feedback."""
+        people = sorted({short_hash(vote.user_id) for vote in label.votes if vote.kind in SPOKEN})
         return sum(self.weight(label.messages, person) for person in people) / len(people) if people else 1.0
 
     def save(self, path: Path) -> None:
@@ -93,13 +93,13 @@ class Propensity:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """What weighting by the inverse propensity does to the verdicts."""
+class WeightingEffect:
+    """The effect of inverse-propensity weights on the verdicts."""
 
     episodes: int
     votes: int
     auc: float
-    """How well the model tells who votes: 0.5 means that it cannot, and that the weights change nothing."""
+    """How well the model predicts who votes. 0.5: not at all, and the weights change nothing."""
     mean_as_given: float
     mean_weighted: float
     effective_ratio: float
@@ -107,14 +107,14 @@ class Effect:
 
     def __str__(self) -> str:
         return (
-            f"{self.votes} of {self.episodes} episodes got a vote; who votes is told with AUC {self.auc:.2f}; "
-            f"verdicts average {self.mean_as_given:.3f} as given, {self.mean_weighted:.3f} weighted; "
-            f"the weighted votes are worth {self.effective_ratio:.0%} of their number"
+            f"{self.votes} of {self.episodes} episodes got a vote; the model predicts votes with AUC {self.auc:.2f}; "
+            f"mean verdict {self.mean_as_given:.3f} as given, {self.mean_weighted:.3f} weighted; "
+            f"effective sample size {self.effective_ratio:.0%} of the votes"
         )
 
 
 def covariates(messages: Sequence[Message], history: tuple[int, int], rate: float) -> tuple[float, ...]:
-    """What is known before the answer is seen ``[C]``; ``history`` is how many episodes the person had and on how many a vote was given."""
+    """The covariates ``[C]`` of a prompt, known before its answer. ``history``: the person's episodes, and how many of them got a vote."""
     asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
     episodes, votes = history
     habit = (votes + PRIOR_EPISODES * rate) / (episodes + PRIOR_EPISODES)
@@ -122,10 +122,10 @@ def covariates(messages: Sequence[Message], history: tuple[int, int], rate: floa
 
 
 def fit_propensity(policy: str, asked: Sequence[AskedTurn], clip: float = 5.0) -> Propensity:
-    """Fit on a policy's episodes, oldest first: each is told by what its person had done *before* it. Raises ConfigError without votes."""
+    """Fit on a policy's episodes, oldest first. Each is described by the person's history *before* it. Raises ConfigError without votes."""
     votes = sum(each.voted for each in asked)
     if not 0 < votes < len(asked):
-        raise ConfigError(f"{votes} of {len(asked)} episodes got a vote: who votes is learned from episodes with and without")
+        raise ConfigError(f"{votes} of {len(asked)} episodes got a vote: the model needs episodes with and without votes")
     rate = votes / len(asked)
     people: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     rows = []
@@ -145,13 +145,13 @@ def fit_propensity(policy: str, asked: Sequence[AskedTurn], clip: float = 5.0) -
     return Propensity(policy, rate, clip, centre, spread, weights, float(b_1[0]), known)
 
 
-def effect_of(model: Propensity, asked: Sequence[AskedTurn], verdicts: Sequence[tuple[AskedTurn, float]]) -> Effect:
-    """The effect on ``verdicts``, each with the episode it is about."""
+def effect_of(model: Propensity, asked: Sequence[AskedTurn], verdicts: Sequence[tuple[AskedTurn, float]]) -> WeightingEffect:
+    """The effect on ``verdicts``, each with its episode."""
     chances_N = torch.tensor([model.chance(each.messages, each.person) for each in asked])
     voted_N = torch.tensor([each.voted for each in asked])
     weights = torch.tensor([model.weight(each.messages, each.person) for each, _ in verdicts], dtype=torch.float64)
     values = torch.tensor([verdict for _, verdict in verdicts], dtype=torch.float64)
-    return Effect(
+    return WeightingEffect(
         episodes=len(asked),
         votes=len(verdicts),
         auc=_auc(chances_N, voted_N),

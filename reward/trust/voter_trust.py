@@ -1,6 +1,6 @@
-"""Whose thumbs count how much: nobody steers the model alone, and who contradicts everybody else counts little.
+"""Trust in voters: no person may dominate the labels, and people who contradict everybody else count little.
 
-Shapes: ``N`` labels. Both rules look at the labels in the buffer alone, so they are as independent of order as the buffer is.
+Shapes: ``N`` labels. Both rules use the labels in the buffer alone, so they do not depend on order either.
 """
 
 import math
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 USUAL_TRUST = 0.9
-"""A newcomer means what they say with this chance."""
+"""Prior probability that a person's verdicts mean what they say."""
 CRITIC_AGREES, CRITIC_LABELS = 0.75, 8.0
-"""What is taken for granted of a critic: on so many labels it agreed with people so often."""
+"""Prior of a critic: it agreed with people this often, on this many labels."""
 LEAST_SAY = 0.01
 MOST_EVIDENCE = 0.5
-"""Log-odds that one label may add to or take from a person's trust."""
+"""Largest change of a person's trust by one label, in log-odds."""
 
 
-def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
-    """Weights ``[N]`` under which no person holds more than ``share`` of the labels' weight as they were counted; they average 1.
+def share_capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
+    """Weights ``[N]`` (mean 1) with which no person holds more than ``share`` of the labels' original weight.
 
-    A label of several people weighs as their mean. With fewer people than 1 / ``share`` all weigh the same.
+    A label of several people has their mean weight. With fewer people than 1 / ``share`` all weights are equal.
     """
     counts: dict[str, float] = defaultdict(float)
     for people in voters:
@@ -30,15 +30,15 @@ def capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
             counts[person] += 1 / len(people)
     allowed = max(1.0, share * len(voters))
     weight = {person: min(1.0, allowed / count) for person, count in counts.items()}
-    return averaging_one(_by_label(voters, weight))
+    return mean_one(_by_label(voters, weight))
 
 
-def trusts(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> dict[str, float]:
-    """The chance that each person means what they say, by what a model says of their labels that has not seen them (float ``[N]``).
+def trust_of_voters(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> dict[str, float]:
+    """Probability that each person's verdicts mean what they say. ``unseen_N``: predictions of a model that has not seen the labels.
 
-    Bayes' rule between two kinds of people: whose verdicts come as the model says (``p``), and whose come the other way round
-    (``1 - p``). A newcomer is of the first kind with ``USUAL_TRUST``. What a model is unsure of (near 0.5) says little, and no single label more
-    than ``MOST_EVIDENCE``: a taste of one's own is no hostility.
+    Bayes' rule between two kinds of people: those whose verdicts are as the model predicts (``p``), and those whose verdicts are the opposite
+    (``1 - p``). The prior for the first kind is ``USUAL_TRUST``. A label about which the model is unsure (near 0.5) says little, and no single
+    label more than ``MOST_EVIDENCE``: a taste of one's own is not hostility.
     """
     logit_N = torch.logit(unseen_N.double(), eps=1e-6).clamp(-MOST_EVIDENCE, MOST_EVIDENCE)
     evidence_N = (2 * verdicts_N.double() - 1) * logit_N
@@ -49,33 +49,32 @@ def trusts(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor
     return {person: 1 / (1 + math.exp(-max(-30.0, min(30.0, z)))) for person, z in found.items()}
 
 
-def reliable(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
-    """Weights ``[N]``, 0 to 1, by the people's trust. At the level of chance or below nothing: hostile thumbs are not turned round, but left out."""
+def reliability_weights(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
+    """Weights ``[N]``, 0 to 1, by the people's trust. At chance level or below 0: hostile thumbs are left out, not inverted."""
     return _by_label(voters, {person: min(1.0, max(0.0, (2 * t - 1) / (2 * USUAL_TRUST - 1))) for person, t in trust.items()})
 
 
-def smoothing(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
-    """The trust ``[N]`` by which a label's target is smoothed, 0.5 (it says nothing) to 1 (taken at its word).
+def smoothed_trust(voters: Sequence[Sequence[str]], trust: Mapping[str, float]) -> Tensor:
+    """The trust ``[N]`` by which a label's target is smoothed: 0.5 (the label says nothing) to 1 (no smoothing).
 
-    Only doubt beyond the usual smooths: who is as reliable as most is taken at their word, since noise that all share is what the temperature
-    is fitted to.
+    Only doubt beyond the usual is smoothed: the temperature already accounts for the noise that all people share.
     """
     return _by_label(voters, {person: 1 - min(0.5, max(0.0, USUAL_TRUST - t)) for person, t in trust.items()})
 
 
-def critics_say(judged: Sequence[tuple[float, float]]) -> float:
-    """How much a critic's word counts, up to 1, by the labels on which people spoke too: (people's verdict, the critic's), 0 bad to 1 good.
+def critic_weight(judged: Sequence[tuple[float, float]]) -> float:
+    """Weight of a critic's verdicts, up to 1, from labels on which people voted too: (people's verdict, the critic's), 0 bad to 1 good.
 
-    By the part of them on which both lean the same way; ``CRITIC_LABELS`` at ``CRITIC_AGREES`` are taken for granted. At people's usual trust it
-    counts fully, at the level of chance or below ``LEAST_SAY``: next to nothing, though a fit on a critic's words alone stays a fit.
+    It grows with the part of labels on which both agree, from a prior of ``CRITIC_LABELS`` at ``CRITIC_AGREES``. At people's usual trust the weight
+    is 1; at chance level or below it is ``LEAST_SAY``, almost nothing, so that a fit on a critic's verdicts alone is still defined.
     """
     agree = sum((people >= 0.5) == (critic >= 0.5) for people, critic in judged)
     agreement = (CRITIC_AGREES * CRITIC_LABELS + agree) / (CRITIC_LABELS + len(judged))
     return min(1.0, max(LEAST_SAY, (2 * agreement - 1) / (2 * USUAL_TRUST - 1)))
 
 
-def averaging_one(weights_N: Tensor) -> Tensor:
-    """The same weights ``[N]`` against each other, so scaled that as much is said in all as without them."""
+def mean_one(weights_N: Tensor) -> Tensor:
+    """The weights ``[N]``, scaled to a mean of 1, so that the total weight of the labels does not change."""
     return weights_N / weights_N.mean() if len(weights_N) else weights_N
 
 

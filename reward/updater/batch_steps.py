@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import structlog
 
 from reward.features.featurizer import Featurizer
-from reward.fit.label_entries import standing_labels
+from reward.fit.label_entries import labels_and_tombstones
 from reward.fit.replay_buffer import BUFFER_LAYOUT, BufferEntry
 from reward.settings import RewardSettings
-from reward.trust.live_answers import AnswersWatch, tell
+from reward.trust.live_answers import LiveAnswers, report
 from reward.trust.vote_propensity import Propensity
 from reward.updater.refitter import Refitter
-from reward.updater.version_publisher import Versions
+from reward.updater.version_publisher import VersionPublisher
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Label
 from streams.core.part_context import PartContext
@@ -34,32 +34,32 @@ class Batch:
     """Episodes that have no label any more."""
 
 
-class Work:
+class BatchState:
     """The batch in hand, and what went wrong with it."""
 
     def __init__(self) -> None:
         self.in_hand = asyncio.Lock()
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.whole = False
+        self.holds_all_labels = False
         """True while the buffer holds the labels of all partitions."""
 
-    async def dealt_anew(self, *_: object, **__: object) -> None:
+    async def on_partitions_revoked(self, *_: object, **__: object) -> None:
         """Partitions were taken away; what is left may be a part."""
-        self.whole = False
+        self.holds_all_labels = False
 
 
 class BatchSteps:
     """Everything the updater holds: backbone, buffer, versions, and a producer of its own."""
 
     def __init__(self, settings: RewardSettings, context: PartContext) -> None:
-        self._site = context
+        self._context = context
         self._featurizer = featurizer = Featurizer.for_part(context.base, settings)
         self._producer = Producer(context.kafka, context.metrics, "tidemill-reward")
         self._dead = DeadLetters(self._producer, context.clock, context.metrics, "reward")
-        self._versions = Versions(settings, context, self._producer, featurizer.fingerprint)
+        self._versions = VersionPublisher(settings, context, self._producer, featurizer.fingerprint)
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
-        self._watch = AnswersWatch()
+        self._watch = LiveAnswers()
         self.name = f"tidemill-reward-{context.policy}-{featurizer.fingerprint[:12]}-{BUFFER_LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
@@ -74,59 +74,59 @@ class BatchSteps:
             if self._versions.catch_up():
                 self._refitter.published = self._versions.newest_model()
             log.info("buffer_recovered", labels=len(stored), version=self._versions.number)
-            taken = {partition: end for (topic, partition), end in committed_offsets(self._site.kafka, self.name).items() if topic == LABELS.name}
-            ends = end_offsets(self._site.kafka, LABELS, self._site.metrics)
+            taken = {partition: end for (topic, partition), end in committed_offsets(self._context.kafka, self.name).items() if topic == LABELS.name}
+            ends = end_offsets(self._context.kafka, LABELS, self._context.metrics)
         except Unavailable as error:
             log.warning("what others have taken in and published is not known: versions may name offsets or numbers too low", error=str(error))
-            return held == self._site.kafka.partitions
-        whole = held == len(ends)
-        news = self._versions.seen([(partition, end - 1) for partition, end in taken.items()])
-        if news and whole and taken == {partition: end for partition, end in ends.items() if end}:
+            return held == self._context.kafka.partitions
+        holds_all_labels = held == len(ends)
+        news = self._versions.note_read([(partition, end - 1) for partition, end in taken.items()])
+        if news and holds_all_labels and taken == {partition: end for partition, end in ends.items() if end}:
             self._renew()
-        return whole
+        return holds_all_labels
 
     def prepare(self, records: Sequence[Record]) -> Batch:
         """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""
-        labels, gone = standing_labels(records, self._label)
+        labels, gone = labels_and_tombstones(records, self._label)
         self._producer.flush()
-        self._watch.see(labels)
+        self._watch.add(labels)
         if gone or any(label.erasures for label in labels):
-            self._featurizer.forget()
-            self._watch.forget(gone)
+            self._featurizer.clear_cache()
+            self._watch.remove(gone)
         return Batch(records, self._refitter.prepare(labels), gone)
 
     def _label(self, record: Record) -> Label | None:
         """A label of our policy; what cannot be read is set aside."""
-        self._site.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
+        self._context.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
         try:
             label = LABELS.decode(record.value)
         except InvalidEvent as error:
             self._dead.set_aside(record, error)
             return None
-        return label if label.policy == self._site.policy else None
+        return label if label.policy == self._context.policy else None
 
     def absorb(self, batch: Batch) -> dict[str, bytes | None]:
         """Into the buffer; returns what to store by episode, None to delete. Fast: where the store is."""
         return self._refitter.absorb(batch.entries, batch.gone)
 
-    def finish(self, batch: Batch, whole: bool) -> None:
+    def finish(self, batch: Batch, holds_all_labels: bool) -> None:
         """The batch is stored: count it, refit, maybe publish, if the buffer is ``whole``. Slow: on a thread of its own."""
-        self._versions.seen([(record.partition, record.offset) for record in batch.records])
-        self._site.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
-        if self._site.traces.enabled:
-            self._versions.follow([record.headers for record in batch.records])
+        self._versions.note_read([(record.partition, record.offset) for record in batch.records])
+        self._context.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
+        if self._context.traces.enabled:
+            self._versions.continue_traces([record.headers for record in batch.records])
         if not batch.entries and not batch.gone:
             return
-        if whole:
+        if holds_all_labels:
             self._renew()
         else:
             log.warning("another updater holds some of the labels: no version until one of the two is gone")
-            self._site.metrics.add("tidemill_reward_versions_total", result="shared")
+            self._context.metrics.add("tidemill_reward_versions_total", result="shared")
 
     def _renew(self) -> None:
         found = self._watch.findings()
-        tell(found, self._site.metrics)
-        self._versions.maybe_publish(self._refitter, found)
+        report(found, self._context.metrics)
+        self._versions.refit_and_publish(self._refitter, found)
 
     def close(self) -> None:
         """Hang up."""

@@ -14,7 +14,7 @@ import torch
 from faust.sensors.prometheus import setup_prometheus_sensors
 
 from reward.settings import RewardSettings
-from reward.updater.batch_steps import BatchSteps, Work
+from reward.updater.batch_steps import BatchState, BatchSteps
 from reward.updater.faust_fixes import AcknowledgedTable, app_of
 from streams.core.part_context import PartContext
 from streams.core.topics import LABELS
@@ -26,58 +26,58 @@ RAW: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "va
 def run(settings: RewardSettings, context: PartContext) -> None:
     """Update the policy's reward model until ``context.stopping`` is set."""
     torch.set_num_threads(settings.threads)
-    intake = BatchSteps(settings, context)
+    steps = BatchSteps(settings, context)
 
     async def main() -> None:
-        await _serve(build(settings, context, intake, work := Work()), work, context.stopping)
+        await _serve(build(settings, context, steps, work := BatchState()), work, context.stopping)
 
     try:
         asyncio.run(main())
     finally:
-        intake.close()
+        steps.close()
 
 
-def build(settings: RewardSettings, context: PartContext, intake: BatchSteps, work: Work) -> Any:
+def build(settings: RewardSettings, context: PartContext, steps: BatchSteps, work: BatchState) -> Any:
     """The app: one agent on the labels, one table. Called inside the event loop that serves it."""
-    app = app_of(intake.name, settings, context.kafka, context.state)
+    app = app_of(steps.name, settings, context.kafka, context.state)
     setup_prometheus_sensors(app, registry=context.metrics.registry, name_prefix="faust")  # Faust's own figures beside ours, at /metrics
     table = AcknowledgedTable(app, name="buffer", partitions=context.kafka.partitions, use_partitioner=True, key_type=bytes, value_type=bytes)
     app.tables.add(table)
-    app.on_partitions_revoked.connect(work.dealt_anew)
+    app.on_partitions_revoked.connect(work.on_partitions_revoked)
 
     @table.on_recover
     async def recovered() -> None:  # after every rebalance, whether or not there was anything to recover
         async with work.in_hand:
             held = sum(partition.topic == LABELS.name for partition in app.consumer.assignment())
-            work.whole = await asyncio.to_thread(intake.recover, list(table.values()), held)
+            work.holds_all_labels = await asyncio.to_thread(steps.recover, list(table.values()), held)
 
     @app.agent(app.topic(LABELS.name, schema=faust.Schema(**RAW)), name="labels")
     async def learn(stream: Any) -> None:
         async for events in stream.noack_take(settings.batch_labels, within=settings.batch_within_s):
             async with work.in_hand:
                 try:
-                    await take_in([event.message for event in events])
+                    await process_batch([event.message for event in events])
                 except Exception as error:  # noqa: BLE001 - the boundary of the process: _serve raises it
                     work.failed.set_exception(error)
                     return
                 for event in events:  # by hand: a batch that Faust acknowledges itself counts as done when the stream is stopped, done or not
                     await stream.ack(event)
 
-    async def take_in(messages: Sequence[Any]) -> None:
+    async def process_batch(messages: Sequence[Any]) -> None:
         records = [Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value, tuple(m.headers or ())) for m in messages]
-        batch = await asyncio.to_thread(intake.prepare, records)
-        for episode_id, value in intake.absorb(batch).items():
+        batch = await asyncio.to_thread(steps.prepare, records)
+        for episode_id, value in steps.absorb(batch).items():
             if value is None:
                 table.pop(episode_id.encode(), None)
             else:
                 table[episode_id.encode()] = value
-        await table.acknowledged()
-        await asyncio.to_thread(intake.finish, batch, work.whole)
+        await table.wait_acknowledged()
+        await asyncio.to_thread(steps.finish, batch, work.holds_all_labels)
 
     return app
 
 
-async def _serve(app: Any, work: Work, stopping: threading.Event) -> None:
+async def _serve(app: Any, work: BatchState, stopping: threading.Event) -> None:
     starting = asyncio.ensure_future(app.start())  # in the background: it ends with the recovery, and we may be told to stop before
     try:
         while not stopping.is_set() and not work.failed.done() and not app.should_stop:

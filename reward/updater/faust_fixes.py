@@ -27,7 +27,7 @@ class AcknowledgedTable(faust.Table):
         self.unacknowledged.append(sent)
         return sent
 
-    async def acknowledged(self) -> None:
+    async def wait_acknowledged(self) -> None:
         sent, self.unacknowledged = self.unacknowledged, []
         await asyncio.gather(*sent)
 

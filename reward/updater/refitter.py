@@ -29,7 +29,7 @@ from reward.trust.drift_alarm import Drift, page_hinkley
 from reward.trust.hacking_guards import GuardFinding, divergence
 from reward.trust.vote_caps import capped_rows, largest_share
 from reward.trust.vote_propensity import Propensity
-from reward.trust.voter_trust import reliable, smoothing, trusts
+from reward.trust.voter_trust import reliability_weights, smoothed_trust, trust_of_voters
 from streams.core.events import Calibration, Label
 
 TRUST_ROUNDS = 2
@@ -71,7 +71,7 @@ class Refitter:
         self._settings, self.features, self._propensity = settings, features, propensity
         self.published = published if published is not None and published.features == features.fingerprint else None
         self.buffer = ReplayBuffer(settings.buffer_labels)
-        self._owed = False
+        self._erasure_pending = False
         """A version without somebody who was erased is yet to be published."""
 
     def prepare(self, labels: Sequence[Label]) -> list[BufferEntry]:
@@ -84,8 +84,8 @@ class Refitter:
 
         After an erasure the next version is published by no other rule than that there are labels enough for one: the last one knew the person.
         """
-        self._owed |= bool(gone) or any(entry.erasures for entry in entries)
-        changed = self.buffer.forget(gone) | self.buffer.take(entries)
+        self._erasure_pending |= bool(gone) or any(entry.erasures for entry in entries)
+        changed = self.buffer.remove(gone) | self.buffer.add(entries)
         return {episode_id: entry.encode() if entry else None for episode_id, entry in changed.items()}
 
     def recover(self, stored: Sequence[bytes]) -> None:
@@ -94,7 +94,7 @@ class Refitter:
 
     def refit(self) -> Refit:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
-        said_N, verdicts_N = self.said()
+        said_N, verdicts_N = self.predictions()
         drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
         model, result, why, share, capped = None, self._first_refusal(), "", None, dict[str, float]()
         if result is None:
@@ -103,13 +103,13 @@ class Refitter:
             model, share = fit(rows, self.recipe()), self._largest_share(rows)
             result = self._judge(model)
             if (
-                not self._owed
+                not self._erasure_pending
                 and result == "published"
                 and self.published is not None
                 and drift.recent(len(said_N), self._settings.drift_hold_labels)
             ):
                 result, why = "drift", f"the last version stays: {drift.sentence}"
-            self._owed &= result != "published"
+            self._erasure_pending &= result != "published"
         return Refit(
             result=result,
             model=model if result == "published" else None,
@@ -135,7 +135,7 @@ class Refitter:
         """The model of what the buffer holds: a function of the labels alone, whatever was published before."""
         return fit(self.weighted(), self.recipe())
 
-    def said(self) -> tuple[Tensor, Tensor]:
+    def predictions(self) -> tuple[Tensor, Tensor]:
         """Test-then-train: what was said of the newest labels before any fit on them, and their verdicts; ``[N]`` each, oldest first."""
         window = [e for e in self._window(self._settings.validation_window_labels) if e.predicted is not None]
         return torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window])
@@ -151,11 +151,11 @@ class Refitter:
         folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
         for _ in range(TRUST_ROUNDS):  # who is trusted decides what is learned, and what is learned who is trusted
             judge = fit(judged, replace(self.recipe(), heads=0))
-            trust = trusts(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
+            trust = trust_of_voters(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
             judged = replace(
                 rows,
-                weights_N=rows.weights_N * reliable(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
-                trust_N=smoothing(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
+                weights_N=rows.weights_N * reliability_weights(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
+                trust_N=smoothed_trust(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
             )
         return judged
 
@@ -177,7 +177,7 @@ class Refitter:
         return "too_few" if lacking(good, bad, self._settings) else None
 
     def _judge(self, model: RewardModel) -> Result:
-        if self.published is None or self._owed:
+        if self.published is None or self._erasure_pending:
             return "published"
         if model.checksum() == self.published.checksum():
             return "unchanged"

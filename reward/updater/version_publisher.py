@@ -12,7 +12,7 @@ import structlog
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from reward.trust.hacking_guards import GuardFinding
-from reward.trust.live_answers import tell
+from reward.trust.live_answers import report
 from reward.updater.refitter import Refit, Refitter
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import RewardModelVersion
@@ -26,11 +26,11 @@ MOST_FOLLOWED = 64
 log = structlog.get_logger()
 
 
-class Versions:
+class VersionPublisher:
     """Numbers versions without a gap in meaning: the next is one more than the last on the topic, whoever wrote it."""
 
     def __init__(self, settings: RewardSettings, context: PartContext, producer: Producer, features: str) -> None:
-        self._settings, self._site, self._producer = settings, context, producer
+        self._settings, self._context, self._producer = settings, context, producer
         self.features = features
         self._newest: RewardModelVersion | None = None
         self._offsets: dict[int, int] = {}
@@ -42,7 +42,7 @@ class Versions:
         """Go on from the newest version on the topic, whoever wrote it; True when it is another than was known."""
         before, self._newest = self._newest, self._last_on_the_topic()
         if self._newest and self._newest.backbone_fingerprint == self.features:
-            self.seen([(partition, end - 1) for partition, end in self._newest.offsets.get(LABELS.name, {}).items()])
+            self.note_read([(partition, end - 1) for partition, end in self._newest.offsets.get(LABELS.name, {}).items()])
         return self._newest != before
 
     @property
@@ -56,33 +56,33 @@ class Versions:
             return None
         with tempfile.TemporaryDirectory() as folder:
             try:
-                return RewardModel.load(self._site.artifacts.fetch(self._newest.artifact, Path(folder) / "model"))
+                return RewardModel.load(self._context.artifacts.fetch(self._newest.artifact, Path(folder) / "model"))
             except BadArtifact as error:
                 log.warning("last_version_unusable", version=self.number, error=str(error))
                 return None
 
-    def seen(self, places: Iterable[tuple[int, int]]) -> bool:
+    def note_read(self, places: Iterable[tuple[int, int]]) -> bool:
         """These (partition, offset) were taken into the buffer; True when any was not known."""
         before = dict(self._offsets)
         for partition, offset in places:
             self._offsets[partition] = max(self._offsets.get(partition, 0), offset + 1)
         return self._offsets != before
 
-    def follow(self, labels: Sequence[Headers]) -> None:
+    def continue_traces(self, labels: Sequence[Headers]) -> None:
         """The next version's trace continues that of the newest label."""
         self._follows = [*self._follows, *labels][-MOST_FOLLOWED:]
 
-    def maybe_publish(self, refitter: Refitter, found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
+    def refit_and_publish(self, refitter: Refitter, found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
         with trace_in_logs(*self._follows):
             return self._refitted(refitter, found)
 
     def _refitted(self, refitter: Refitter, found: Sequence[GuardFinding]) -> RewardModelVersion | None:
-        began, began_at = time.perf_counter(), self._site.clock.now()
+        began, began_at = time.perf_counter(), self._context.clock.now()
         refit = refitter.refit()
-        self._tell(refit, time.perf_counter() - began)
+        self._report(refit, time.perf_counter() - began)
         if (apart := refitter.disagreement()) is not None:
-            self._site.metrics.set("tidemill_reward_disagreement_ratio", apart)
+            self._context.metrics.set("tidemill_reward_disagreement_ratio", apart)
         log.debug("refitted", result=refit.result, labels=refit.labels)
         if refit.model is None or refit.newest_feedback_at is None:
             self._withheld[refit.result] += 1
@@ -94,11 +94,11 @@ class Versions:
             event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms, began_at)
         except Unavailable as error:
             log.warning("publishing_failed", error=str(error))
-            self._site.metrics.add("tidemill_reward_versions_total", result="unavailable")
+            self._context.metrics.add("tidemill_reward_versions_total", result="unavailable")
             return None
         refitter.published, self._newest = refit.model, event
         self._withheld.clear()
-        self._site.metrics.observe("tidemill_label_to_reward_model_seconds", (event.created_at - event.newest_feedback_at).total_seconds())
+        self._context.metrics.observe("tidemill_label_to_reward_model_seconds", (event.created_at - event.newest_feedback_at).total_seconds())
         log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.calibration.accuracy, 3))
         return event
 
@@ -109,9 +109,9 @@ class Versions:
         number = self.number + 1
         with tempfile.TemporaryDirectory() as folder:
             saved = model.save(Path(folder) / "model")
-            artifact = self._site.artifacts.put(saved, f"reward-models/{self._site.policy}/{number:06d}-{model.checksum()[:12]}")
+            artifact = self._context.artifacts.put(saved, f"reward-models/{self._context.policy}/{number:06d}-{model.checksum()[:12]}")
         event = RewardModelVersion(
-            policy=self._site.policy,
+            policy=self._context.policy,
             version=number,
             artifact=artifact,
             backbone_fingerprint=self.features,
@@ -123,15 +123,15 @@ class Versions:
             withheld=dict(self._withheld),
             offsets={LABELS.name: dict(self._offsets)},
             newest_feedback_at=newest_feedback_at,
-            created_at=self._site.clock.now(),
+            created_at=self._context.clock.now(),
         )
-        headers = self._site.traces.record_span("refit", began_at, event.created_at, self._follows, version=number, labels=refit.labels)
+        headers = self._context.traces.record_span("refit", began_at, event.created_at, self._follows, version=number, labels=refit.labels)
         self._producer.publish(REWARD_MODELS, event, headers)
         self._follows = []
         return event
 
-    def _tell(self, refit: Refit, took_s: float) -> None:
-        metrics = self._site.metrics
+    def _report(self, refit: Refit, took_s: float) -> None:
+        metrics = self._context.metrics
         metrics.observe("tidemill_reward_refit_seconds", took_s)
         metrics.add("tidemill_reward_versions_total", result=refit.result)
         metrics.set("tidemill_reward_buffer_labels", refit.labels)
@@ -145,12 +145,12 @@ class Versions:
         if refit.largest_person_share is not None:
             metrics.set("tidemill_reward_largest_person_share_ratio", refit.largest_person_share)
         metrics.set("tidemill_reward_drift_alarm", float(refit.drift.alarm))
-        tell([refit.divergence] if refit.divergence else [], metrics)
+        report([refit.divergence] if refit.divergence else [], metrics)
         if refit.alarms:
             log.warning("reward_model_alarm", why="; ".join(refit.alarms))
 
     def _last_on_the_topic(self) -> RewardModelVersion | None:
-        records = read_to_end(self._site.kafka, REWARD_MODELS, "reward", self._site.metrics)
+        records = read_to_end(self._context.kafka, REWARD_MODELS, "reward", self._context.metrics)
         newest: RewardModelVersion | None = None
         for record in records:
             try:
@@ -158,6 +158,6 @@ class Versions:
             except InvalidEvent as error:
                 log.warning("reward_model_event_skipped", offset=record.offset, reason=error.reason)
                 continue
-            if version.policy == self._site.policy and (newest is None or version.version >= newest.version):
+            if version.policy == self._context.policy and (newest is None or version.version >= newest.version):
                 newest = version
         return newest

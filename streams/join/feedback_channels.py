@@ -11,7 +11,7 @@ from streams.core.events import Channel, Evidence, FeedbackKind, Vote
 from streams.join.join_settings import EvidenceSettings
 
 
-def voices(votes: Iterable[Vote]) -> dict[str, Vote]:
+def newest_votes(votes: Iterable[Vote]) -> dict[str, Vote]:
     """Each person's newest thumb or rating: one vote per person. ``votes`` are sorted oldest first."""
     return {vote.user_id: vote for vote in votes if vote.value is not None}
 
@@ -21,7 +21,7 @@ def evidence_of(votes: Sequence[Vote], settings: EvidenceSettings) -> tuple[Evid
 
     Thumbs and ratings share one weight by the number of people, so that an episode counts as one label however many people voted.
     """
-    spoken = voices(votes).values()
+    spoken = newest_votes(votes).values()
     thumbs = [v for v in spoken if v.kind is FeedbackKind.THUMB]
     ratings = [v for v in spoken if v.kind is FeedbackKind.RATING]
     found = [

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
-from streams.join.feedback_channels import evidence_of, voices
+from streams.join.feedback_channels import evidence_of, newest_votes
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
@@ -280,7 +280,7 @@ def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback],
 
 def verdict_of(votes: Iterable[Vote]) -> float | None:
     """Mean over people of each one's newest thumb or rating. ``votes`` are sorted oldest first. None when there is no such vote."""
-    values = sorted(vote.value for vote in voices(votes).values() if vote.value is not None)
+    values = sorted(vote.value for vote in newest_votes(votes).values() if vote.value is not None)
     return sum(values) / len(values) if values else None
 
 

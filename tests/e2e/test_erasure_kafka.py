@@ -10,7 +10,7 @@ import pytest
 
 from infra.local.embedded_broker import Broker
 from infra.operate.erasure_certificate import ask, await_certificate, certificate
-from learner.ring.log_feed import Feed
+from learner.ring.log_feed import LogFeed
 from learner.settings import LearnerSettings
 from reward.evaluation.version_replay import Replay, versions_of
 from reward.features.featurizer import Featurizer
@@ -107,8 +107,8 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
             publish(kafka)
             wait_for(lambda: bool(versions(kafka)) and versions(kafka)[-1].labels == OTHERS + 2)
             knew = versions(kafka)[-1]
-            feed = Feed(LearnerSettings(prompts_needed=1), learner, producer, featurizer.fingerprint)
-            wait_for(feed.ready)
+            feed = LogFeed(LearnerSettings(prompts_needed=1), learner, producer, featurizer.fingerprint)
+            wait_for(lambda: feed.read() or feed.is_ready)
             feed.save()
             wait_for(lambda: len(versions_of(Lake(kept.uri or ""), "default")) == len(versions(kafka)))
             assert traces(ring / "lake")
@@ -118,7 +118,7 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
             assert would_be.most_moved > 0
 
             erasure = ask(kafka, HER, "operator")
-            wait_for(lambda: feed.ready() and certificate(kafka, "default", erasure).complete)
+            wait_for(lambda: feed.read() or certificate(kafka, "default", erasure).complete)
             found = await_certificate(kafka, "default", erasure, 0)
             assert found.removed["lake (files)"]["episodes"] == 1
             assert found.removed["lake (files)"]["feedback"] == OTHERS + 4

@@ -85,7 +85,7 @@ class Engine:
     def delete_unfinished(self) -> list[str]:
         names = self.router.idle()
         for name in names:
-            self.router.forget(name)
+            self.router.remove(name)
         return names
 
 

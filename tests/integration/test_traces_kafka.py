@@ -16,7 +16,7 @@ from actor.settings import ActorSettings
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings
 from reward.updater.refitter import Refitter
-from reward.updater.version_publisher import Versions
+from reward.updater.version_publisher import VersionPublisher
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Episode, Feedback, FeedbackKind, Message
 from streams.core.metrics import Metrics
@@ -80,10 +80,10 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
             world.producer.publish(FEEDBACK, thumb)
         labels = world.wait_for(LABELS, COUNT)
 
-        versions, refitter = Versions(SMALL, reward, world.producer, CountedLetters.fingerprint), Refitter(SMALL, CountedLetters())
+        versions, refitter = VersionPublisher(SMALL, reward, world.producer, CountedLetters.fingerprint), Refitter(SMALL, CountedLetters())
         refitter.absorb(refitter.prepare([LABELS.decode(record.value) for record in labels]))
-        versions.follow([record.headers for record in labels])
-        model = versions.maybe_publish(refitter)
+        versions.continue_traces([record.headers for record in labels])
+        model = versions.refit_and_publish(refitter)
         assert model is not None
 
         made = tmp_path / "made"

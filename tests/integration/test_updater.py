@@ -18,7 +18,7 @@ from reward.fit.replay_buffer import BUFFER_LAYOUT
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from reward.updater.refitter import Refitter
-from reward.updater.version_publisher import Versions
+from reward.updater.version_publisher import VersionPublisher
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import DeadLetter, Event, FeedbackKind, Label, Message, Outcome, RewardModelVersion, Vote
 from streams.core.metrics import Metrics
@@ -174,11 +174,8 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
     assert failing.process.wait(timeout=120) == 1
     assert "ZeroDivisionError" in Path(failing._log.name).read_text()
 
-    workers.append(
-        silent := Worker(
-            kafka, tiny_base, tmp_path, "from reward.updater.version_publisher import Versions\nVersions.maybe_publish = lambda *_: None"
-        )
-    )
+    never = "from reward.updater.version_publisher import VersionPublisher\nVersionPublisher.refit_and_publish = lambda *_: None"
+    workers.append(silent := Worker(kafka, tiny_base, tmp_path, never))
     wait_for(lambda: sum(taken_in(kafka, features).values()) == 12, silent)
     assert silent.stop(signal.SIGTERM) == 0
     assert labels_of_versions() == []
@@ -192,7 +189,7 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
 def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: KafkaSettings, tmp_path: Path) -> None:
     context = PartContext(kafka, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path)
     producer = Producer(kafka, Metrics(), "test")
-    standby = Versions(SETTINGS, context, producer, "f" * 64)
+    standby = VersionPublisher(SETTINGS, context, producer, "f" * 64)
     assert standby.number == 0
     producer.publish(REWARD_MODELS, published(context.artifacts, tmp_path, head(), number=7))
     assert standby.catch_up()
@@ -207,13 +204,13 @@ def test_a_standby_that_takes_over_goes_on_from_what_the_other_published(kafka: 
 def test_every_fit_tells_what_the_caps_moved_and_how_much_one_person_holds(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
     context = PartContext(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "capped", tmp_path, tmp_path)
     producer, refitter = Producer(kafka_settings, Metrics(), "test"), Refitter(SETTINGS, CountedLetters())
-    versions = Versions(SETTINGS, context, producer, CountedLetters.fingerprint)
+    versions = VersionPublisher(SETTINGS, context, producer, CountedLetters.fingerprint)
     labels = [label(number, float(number % 2), minutes=60 * number) for number in range(20)]
     others = [
         each.model_copy(update={"votes": tuple(v.model_copy(update={"user_id": f"u{n}"}) for v in each.votes)}) for n, each in enumerate(labels[16:])
     ]
     refitter.absorb(refitter.prepare([*labels[:16], *others]))  # ada gave 16 of 20, and may hold the weight of 4
-    event = versions.maybe_publish(refitter)
+    event = versions.refit_and_publish(refitter)
     assert event is not None
     assert event.largest_person_share == pytest.approx(4 / 8)
     assert context.metrics.value("tidemill_reward_largest_person_share_ratio") == event.largest_person_share

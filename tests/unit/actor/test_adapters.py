@@ -119,7 +119,7 @@ class World:
         self.follower._note(PROMOTIONS.name, event.encode())
 
     def turn(self) -> None:
-        self.follower._settle()
+        self.follower._apply_route()
 
     @property
     def verdicts(self) -> dict[str, bool]:
@@ -154,7 +154,7 @@ def test_times_from_thumb_and_publication_to_service_are_told_once_the_old_log_i
     world.turn()
     assert counted() == {"adapter_to_attested": 1, "thumb_to_served": 1, "adapter_load": 2}
     world.clock.advance(seconds=7)
-    world.follower._tell()
+    world.follower._report_age_and_cost()
     assert world.context.metrics.value("tidemill_policy_age_seconds", policy="default") == 7
 
 
@@ -346,9 +346,9 @@ def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what
     gated.move("default@1", "promoted", by="ann")
     gated.engine.refuses.add("default@3")
     gated.turn()
-    asked = [gated.follower.want(name) for name in ("default@2", "default@2", "default@3", "default@3", "default@9", "other@2")]
+    asked = [gated.follower.request_load(name) for name in ("default@2", "default@2", "default@3", "default@3", "default@9", "other@2")]
     for _ in asked:
-        gated.follower._take_wanted()
+        gated.follower._load_requested()
     assert [each.result(0) for each in asked] == [True, True, False, False, False, False]
     assert gated.engine.loaded == gated.engine.added == ["default@1", "default@2"]
     assert [(event.adapter, event.passed) for event in gated.spool.events] == [("default@1", True), ("default@2", True), ("default@3", False)]
@@ -357,33 +357,33 @@ def test_a_version_that_is_asked_for_by_its_name_is_loaded_and_attested_and_what
 
 def test_a_replica_says_from_time_to_time_that_it_serves_what_it_attested(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gated.turn()
-    monkeypatch.setattr("actor.adapters.adapter_loader.SAID_AGAIN_S", 0.0)
-    gated.follower._say_again()
+    monkeypatch.setattr("actor.adapters.adapter_loader.REPEAT_S", 0.0)
+    gated.follower._repeat_attestation()
     assert gated.spool.events == []  # of the base there is nothing to say
     gated.move("default@1", "promoted", by="ann")
     gated.turn()
     gated.clock.advance(minutes=20)
-    gated.follower._say_again()
+    gated.follower._repeat_attestation()
     first, again = gated.spool.events
     assert again == first.model_copy(update={"at": gated.now + timedelta(minutes=20)})
-    monkeypatch.setattr("actor.adapters.adapter_loader.SAID_AGAIN_S", 600.0)
-    gated.follower._say_again()
+    monkeypatch.setattr("actor.adapters.adapter_loader.REPEAT_S", 600.0)
+    gated.follower._repeat_attestation()
     assert len(gated.spool.events) == 2
 
 
 def test_who_gave_up_asking_is_no_trouble_and_a_store_that_is_away_is_told_to_who_asked(gated: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = gated.follower.want("default@1")
+    gone = gated.follower.request_load("default@1")
     gone.cancel()
-    gated.follower._take_wanted()
+    gated.follower._load_requested()
     assert gated.engine.loaded == ["default@1"]
 
     def away(*_: object) -> Path:
         raise Unavailable("the artifact store is away")
 
     monkeypatch.setattr(gated.store, "fetch", away)
-    asked = gated.follower.want("default@2")
+    asked = gated.follower.request_load("default@2")
     with pytest.raises(Unavailable):
-        gated.follower._take_wanted()
+        gated.follower._load_requested()
     assert asked.result(0) is False
 
 
@@ -521,4 +521,4 @@ def test_a_bug_in_the_follower_is_not_silent(world: World, monkeypatch: pytest.M
     monkeypatch.setattr(world.follower, "_follow", lambda: {}["no such key"])
     with pytest.raises(KeyError):
         world.follower._run()
-    assert isinstance(world.follower.over.exception(), KeyError)
+    assert isinstance(world.follower.ended.exception(), KeyError)

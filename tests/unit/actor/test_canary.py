@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from actor.promotion.adapter_standing import AdapterStanding, fold
-from actor.promotion.canary import decide, prior_of, side_of, voice_of
+from actor.promotion.canary import decide, prior_of, side_of, vote_of
 from actor.promotion.candidate_trials import Trials
 from actor.promotion.confidence_sequence import Prior, Side
 from actor.promotion.nightly_schedule import last_due, next_candidate
@@ -30,7 +30,7 @@ def label(number: int, verdict: float | None = 1.0, adapter: str | None = "defau
 
 
 def side(*labels: Label, adapter: str | None = "default@2", **when: datetime) -> Side:
-    return side_of([voice for each in labels if (voice := voice_of(each)) is not None], adapter, **when)
+    return side_of([vote for each in labels if (vote := vote_of(each)) is not None], adapter, **when)
 
 
 def test_a_conversation_has_one_voice_its_first() -> None:
@@ -52,10 +52,10 @@ def test_only_answers_of_that_side_and_time_count_and_withdrawn_verdicts_do_not(
 
 
 def test_the_guess_at_both_sides_is_what_people_said_of_production_before() -> None:
-    voices = [voice for n in range(40) if (voice := voice_of(label(n, float(n % 4 == 0), None, f"c{n}", minutes=n))) is not None]
-    assert prior_of(voices, None, T0 + timedelta(minutes=40)) == Prior(0.25, 20.0)
-    assert prior_of(voices, None, T0 + timedelta(minutes=19)) == Prior()
-    assert prior_of(voices, "default@2", T0 + timedelta(minutes=40)) == Prior()
+    votes = [vote for n in range(40) if (vote := vote_of(label(n, float(n % 4 == 0), None, f"c{n}", minutes=n))) is not None]
+    assert prior_of(votes, None, T0 + timedelta(minutes=40)) == Prior(0.25, 20.0)
+    assert prior_of(votes, None, T0 + timedelta(minutes=19)) == Prior()
+    assert prior_of(votes, "default@2", T0 + timedelta(minutes=40)) == Prior()
 
 
 @pytest.mark.parametrize(("candidate", "production", "hours", "move"), [
@@ -84,14 +84,14 @@ def test_what_is_better_is_promoted_only_when_every_replica_has_attested_it() ->
     observed, settings = PromotionEvidence("default", 10), SETTINGS.model_copy(update={"min_replicas": 1})
     trials = Trials(settings, "default", NOBODY, NOBODY, (), "")
     for event in (adapter(2), *(move("default@2", kind, 0, canary_share=0.5) for kind in ("candidate", "shadow", "canary"))):
-        observed.take(event)
+        observed.note(event)
     for n in range(600):
         liked, side_of_it = float(n % 10 < (9 if n % 2 else 3)), "default@2" if n % 2 else None
-        observed.take(label(n, liked, side_of_it, f"c{n}", minutes=1))
+        observed.note(label(n, liked, side_of_it, f"c{n}", minutes=1))
     now = T0 + timedelta(minutes=30)
 
     def attests(replica: str, name: str = "default@2") -> None:
-        observed.take(Attestation(replica=replica, adapter=name, adapter_sha256="0" * 64, passed=True, reason="attested", load_ms=1.0, at=now))
+        observed.note(Attestation(replica=replica, adapter=name, adapter_sha256="0" * 64, passed=True, reason="attested", load_ms=1.0, at=now))
 
     trial = observed.standing.trial
     assert trial is not None
@@ -131,7 +131,7 @@ def episode(number: int, minutes: float = 0, **fields: Any) -> Episode:
 def test_failures_are_counted_since_the_canary_began() -> None:
     observed = PromotionEvidence("default", episodes_kept=3)  # fewer than there are: none may be forgotten
     for n in range(10):
-        observed.take(episode(n, n, adapter="default@2", outcome="failed" if n % 2 else "completed"))
+        observed.note(episode(n, n, adapter="default@2", outcome="failed" if n % 2 else "completed"))
     assert observed.failures("default@2", T0 + timedelta(minutes=4)) == Side(6, 3.0)
     assert observed.failures("default@2", T0 + timedelta(minutes=3, seconds=1)) == Side(6, 3.0)
     assert observed.failures(None, T0) == Side()
@@ -142,7 +142,7 @@ def test_recent_questions_come_newest_first_each_once_and_without_tools() -> Non
     asked = {"messages": ({"role": "user", "content": "again"},)}
     other = [episode(4, 9, tools=({"type": "function"},)), episode(5, 8, policy="other"), episode(6, 7, messages=({"role": "tool", "content": "4"},))]
     for each in (episode(1, 1), episode(2, 5, **asked), episode(3, 3, **asked), *other):
-        observed.take(each)
+        observed.note(each)
     assert [question.messages[0].text for question in observed.questions(5)] == ["again", "question 1"]
     assert len(observed.questions(1)) == 1
 
@@ -150,26 +150,26 @@ def test_recent_questions_come_newest_first_each_once_and_without_tools() -> Non
 def test_what_production_answered_since_is_found_oldest_first_without_failures() -> None:
     observed = PromotionEvidence("default", episodes_kept=10)
     for each in (episode(1, 1), episode(2, 3), episode(3, 2), episode(4, 4, outcome="failed"), episode(5, 5, adapter="default@2")):
-        observed.take(each)
+        observed.note(each)
     assert [each.episode_id for each in observed.answered_since(T0 + timedelta(minutes=2), None, 9)] == ["e3", "e2"]
 
 
 def test_a_verdict_that_is_withdrawn_leaves_no_voice() -> None:
     observed = PromotionEvidence("default", episodes_kept=10)
-    observed.take(label(1))
-    assert (len(observed.voices), len(observed.recent_labels)) == (1, 1)
-    observed.take(label(1, None))
-    assert (observed.voices, observed.recent_labels) == ([], [])
+    observed.note(label(1))
+    assert (len(observed.votes), len(observed.recent_labels)) == (1, 1)
+    observed.note(label(1, None))
+    assert (observed.votes, observed.recent_labels) == ([], [])
 
 
 def test_the_log_read_twice_comes_to_the_same() -> None:
     events = [label(1), label(2, 0.0, user="bob"), adapter(1), move("default@1", "candidate", 5)]
     once, twice = PromotionEvidence("default", 10), PromotionEvidence("default", 10)
     for event in events:
-        once.take(event)
+        once.note(event)
     for event in [*events, *events]:
-        twice.take(event)
-    assert (once.standing, once.voices, once.adapters) == (twice.standing, twice.voices, twice.adapters)
+        twice.note(event)
+    assert (once.standing, once.votes, once.adapters) == (twice.standing, twice.votes, twice.adapters)
 
 
 @pytest.mark.parametrize(("now", "due"), [

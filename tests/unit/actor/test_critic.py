@@ -11,7 +11,7 @@ from actor.critic.critic_loop import Critic, chance_of_yes, is_judged, signal_of
 from actor.critic.critic_settings import CriticSettings
 from infra.local.part_process import parts
 from infra.settings.config import load
-from reward.trust.voter_trust import LEAST_SAY, critics_say
+from reward.trust.voter_trust import LEAST_SAY, critic_weight
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import FixedClock
 from streams.core.errors import Unavailable
@@ -131,10 +131,10 @@ def test_it_reads_whole_answers_of_its_policy_and_a_share_of_them_by_their_ids()
 
 
 def test_its_word_counts_by_how_far_it_agrees_with_people() -> None:
-    assert critics_say([]) == pytest.approx((2 * 0.75 - 1) / 0.8)
-    assert critics_say([(1.0, 1.0), (0.0, 0.0)] * 50) == 1.0
-    assert critics_say([(1.0, 0.0), (0.0, 1.0)] * 10) == LEAST_SAY
-    half = critics_say([(1.0, 1.0), (1.0, 0.0)] * 100)
+    assert critic_weight([]) == pytest.approx((2 * 0.75 - 1) / 0.8)
+    assert critic_weight([(1.0, 1.0), (0.0, 0.0)] * 50) == 1.0
+    assert critic_weight([(1.0, 0.0), (0.0, 1.0)] * 10) == LEAST_SAY
+    half = critic_weight([(1.0, 1.0), (1.0, 0.0)] * 100)
     assert LEAST_SAY < half < 0.05
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actor.doors.feedback_door import Given, read_feedback, read_object
+from actor.doors.feedback_door import FeedbackIdempotency, read_feedback, read_object
 from streams.core.errors import InvalidEvent
 from streams.core.events import Feedback
 
@@ -61,7 +61,7 @@ def test_a_conversation_means_its_last_answer() -> None:
 
 
 def test_what_is_sent_twice_is_known_again_and_an_id_cannot_be_used_for_something_else() -> None:
-    door, sent = Given(2), {"feedback_id": "fb-1", "conversation_id": "cv-1", "thumb": "up"}
+    door, sent = FeedbackIdempotency(2), {"feedback_id": "fb-1", "conversation_id": "cv-1", "thumb": "up"}
     assert door.seen("acme", sent) is None
     door.note("acme", sent, read(sent))
     assert door.seen("acme", dict(reversed(sent.items()))) == "ep-last"
@@ -75,7 +75,7 @@ def test_what_is_sent_twice_is_known_again_and_an_id_cannot_be_used_for_somethin
 
 
 def test_a_retry_that_stamps_the_time_anew_is_a_retry_and_another_value_is_not() -> None:
-    known, said = Given(10), {"feedback_id": "f-9", "episode_id": "ep", "thumb": "up", "at": "2026-01-01T00:00:00Z"}
+    known, said = FeedbackIdempotency(10), {"feedback_id": "f-9", "episode_id": "ep", "thumb": "up", "at": "2026-01-01T00:00:00Z"}
     known.note("acme", said, read(said))
     assert known.seen("acme", said | {"at": "2026-01-01T00:00:01Z"}) == "ep"
     with pytest.raises(InvalidEvent, match="other feedback"):

@@ -56,7 +56,7 @@ def after(
 ) -> PromotionMove | None:  # fmt: skip
     observed = PromotionEvidence("default", episodes_kept=1000)
     for event in (promotion(BEFORE, 0), promotion(NEW, 5, canary_share=share), *events):
-        observed.take(event)
+        observed.note(event)
     return next_move(observed, settings, T0 + timedelta(minutes=5, hours=hours), tell)
 
 

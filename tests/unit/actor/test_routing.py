@@ -38,9 +38,9 @@ def test_a_tinker_path_names_a_version(path: str, name: str) -> None:
 def test_who_asks_for_a_version_that_is_not_loaded_is_told_which_are() -> None:
     router = Router("default")
     router.add("default@7", "a" * 64)
-    assert router.missing("default@8") == "default@8 is not loaded on this replica; loaded: default@7, base"
-    assert router.missing("default@candidate") == "no adapter of default is on trial"
-    assert [router.missing(name) for name in ("default@7", "base", "gpt-9", "gpt@8", 7, None)] == [None] * 6
+    assert router.why_not_loaded("default@8") == "default@8 is not loaded on this replica; loaded: default@7, base"
+    assert router.why_not_loaded("default@candidate") == "no adapter of default is on trial"
+    assert [router.why_not_loaded(name) for name in ("default@7", "base", "gpt-9", "gpt@8", 7, None)] == [None] * 6
 
 
 def test_the_candidate_has_a_name_while_one_is_on_trial() -> None:
@@ -122,6 +122,6 @@ def test_an_old_version_leaves_only_when_it_is_not_routed_to_nor_kept_and_no_req
     assert router.idle() == []
     router.end("default@1")
     assert router.idle() == ["default@1"]
-    router.forget("default@1")
+    router.remove("default@1")
     assert router.idle() == []
     assert router.sha256("default@1") is None

@@ -59,13 +59,13 @@ def test_a_label_is_taken_as_its_verdict_its_comments_and_its_newest_correction(
 def test_the_pool_holds_what_people_think_now_and_gives_the_fresh_and_the_least_used_first(tmp_path: Path) -> None:
     pool = JudgedPool("default", kept=5)
     for number in range(6):
-        pool.take(label(number, *([{"kind": "comment", "text": "say you"}] if number in (2, 5) else []), verdict=1.0))
-    pool.take(label(9, verdict=1.0, policy="other"))
+        pool.update(label(number, *([{"kind": "comment", "text": "say you"}] if number in (2, 5) else []), verdict=1.0))
+    pool.update(label(9, verdict=1.0, policy="other"))
     assert len(pool) == 5  # the oldest left
     assert [one.episode_id for one in pool.choose(4)] == ["ep-5", "ep-2", "ep-4", "ep-3"]  # half with words, newest first
     assert [one.episode_id for one in pool.choose(2)] == ["ep-5", "ep-1"]  # whoever was not learned from yet comes before the others
-    pool.take(label(1))
-    pool.take(label(3, verdict=0.0))  # changed: new again
+    pool.update(label(1))
+    pool.update(label(3, verdict=0.0))  # changed: new again
     assert "ep-1" not in {one.episode_id for one in pool.choose(9)}
     pool.save(tmp_path / "judged.json")
     again = JudgedPool("default", kept=5)
@@ -82,8 +82,8 @@ def test_what_was_said_next_is_taken_only_where_it_is_asked_for(tmp_path: Path) 
     without, pool = JudgedPool("default", kept=9), JudgedPool("default", kept=9, with_replies=True)
     for number in range(4):
         said = {"kind": "comment", "text": "say you"} if number == 0 else {"kind": "reply", "text": "thanks"}
-        without.take(label(number, said))
-        pool.take(label(number, said))
+        without.update(label(number, said))
+        pool.update(label(number, said))
     assert (len(without), len(pool)) == (1, 4)
     assert [one.episode_id for one in pool.choose(2)] == ["ep-0", "ep-3"]  # next turns, however many, never push out what was said of an answer
     with pytest.raises(ValidationError, match="hindsight_weight is 0"):

@@ -346,11 +346,11 @@ def asked(pool: PromptPool) -> set[str]:
 def test_the_pool_holds_the_latest_distinct_prompts_of_its_policy(tmp_path: Path) -> None:
     pool = PromptPool("default", kept=3)
     for question in ("a", "b", "c", "a", "d"):
-        pool.take(episode(question))
+        pool.add(episode(question))
     assert asked(pool) == {"c", "a", "d"}  # b was the oldest: asking a again made it recent
-    pool.take(episode("e", policy="other"))
-    pool.take(episode("f", outcome=Outcome.FAILED))
-    pool.take(episode("g", messages=[{"role": "assistant", "content": "hi"}]))
+    pool.add(episode("e", policy="other"))
+    pool.add(episode("f", outcome=Outcome.FAILED))
+    pool.add(episode("g", messages=[{"role": "assistant", "content": "hi"}]))
     assert asked(pool) == {"c", "a", "d"}
     pool.save(tmp_path / "prompts.json")
     again = PromptPool("default", kept=3)

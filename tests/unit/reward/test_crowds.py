@@ -10,8 +10,8 @@ import torch
 
 from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.settings import RewardSettings
-from reward.trust.vote_caps import RULES, capped_rows, caps, largest_share, together
-from reward.trust.voter_trust import capped
+from reward.trust.vote_caps import RULES, capped_rows, combined_weights, largest_share, weights_by_rule
+from reward.trust.voter_trust import share_capped
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = RewardSettings()
@@ -24,7 +24,7 @@ def entry(number: int, person: str = "", tenant: str = "a", hours: float = 0.0, 
 
 
 def weights(entries: list[BufferEntry], settings: RewardSettings = SETTINGS) -> torch.Tensor:
-    return together(caps(entries, settings, Counter(person for entry in entries for person in entry.voters)))
+    return combined_weights(weights_by_rule(entries, settings, Counter(person for entry in entries for person in entry.voters)))
 
 
 def share_of(entries: list[BufferEntry], chosen: range, settings: RewardSettings = SETTINGS) -> float:
@@ -79,7 +79,7 @@ def test_the_largest_share_of_any_one_person_is_told_and_kept_down() -> None:
     entries = [entry(n, person="loud" if n < 60 else f"p{n}") for n in range(100)]
     voters = [e.voters for e in entries]
     assert largest_share(voters, torch.ones(100)) == pytest.approx(0.6)
-    assert (largest_share(voters, capped(voters, 0.2)) or 1) == pytest.approx(1 / 3)
+    assert (largest_share(voters, share_capped(voters, 0.2)) or 1) == pytest.approx(1 / 3)
     assert largest_share([()], torch.ones(1)) is None
     assert largest_share([("ada",)] * 7, torch.full((7,), 0.7)) == 1.0  # the sum of the parts is a hair above the whole
     assert weights([replace(entries[0], voters=())]).tolist() == [1.0]

@@ -43,11 +43,11 @@ def test_features_are_finite_and_as_wide_as_their_blocks(featurizer: Featurizer)
 
 
 def test_a_pairs_features_do_not_depend_on_its_company(backbone: Path, featurizer: Featurizer) -> None:
-    together = featurizer.features(PAIRS)
+    combined_weights = featurizer.features(PAIRS)
     for order in ((2, 1, 0), (1, 0, 2)):
         alone = Featurizer(backbone, RewardSettings(dtype="float32", feature_cache_pairs=0))
         for n in order:
-            assert torch.equal(alone.features([PAIRS[n]])[0], together[n])
+            assert torch.equal(alone.features([PAIRS[n]])[0], combined_weights[n])
 
 
 def test_states_after_a_kept_prompt_are_those_of_the_whole(featurizer: Featurizer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reward.fit.label_entries import hashed
+from reward.fit.label_entries import short_hash
 from reward.trust.vote_propensity import AskedTurn, Propensity, covariates, effect_of, fit_propensity
 from reward.updater.refitter import Refitter
 from streams.core.errors import ConfigError
@@ -104,7 +104,7 @@ def by(person: str, number: int, verdict: float) -> Label:
 
 def test_the_refit_counts_the_rare_voter_more() -> None:
     made, _ = world()
-    model = fit_propensity("default", [AskedTurn(one.messages, hashed(one.person or ""), one.voted) for one in made])
+    model = fit_propensity("default", [AskedTurn(one.messages, short_hash(one.person or ""), one.voted) for one in made])
     labels = [by(f"p-{n % 2}", n, float(n % 3 == 1)) for n in range(12)]
     weighing = Refitter(SMALL, CountedLetters(), propensity=model)
     weighing.absorb(weighing.prepare(labels))

@@ -141,8 +141,8 @@ def test_a_full_buffer_keeps_the_newest_of_both_verdicts() -> None:
 def test_what_falls_out_of_the_buffer_is_reported_for_deletion() -> None:
     buffer = ReplayBuffer(2)
     entries = [BufferEntry(f"ep-{i}", 1.0, 1, START + timedelta(minutes=i), torch.zeros(2)) for i in range(3)]
-    assert buffer.take(entries[:2]) == {"ep-0": entries[0], "ep-1": entries[1]}
-    assert buffer.take(entries[2:]) == {"ep-2": entries[2], "ep-0": None}
+    assert buffer.add(entries[:2]) == {"ep-0": entries[0], "ep-1": entries[1]}
+    assert buffer.add(entries[2:]) == {"ep-2": entries[2], "ep-0": None}
 
 
 def test_a_recovered_buffer_fits_the_same_model() -> None:

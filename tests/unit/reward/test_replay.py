@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reward.evaluation.score_explanation import explain
-from reward.evaluation.version_replay import Replay, episode_of, rebuild_all, versions_of, who_votes
+from reward.evaluation.version_replay import Replay, episode_of, fit_who_votes, rebuild_all, versions_of
 from reward.updater.refitter import Refitter
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError
@@ -108,7 +108,7 @@ def test_what_moved_a_score_sums_to_the_score() -> None:
     labels = [label(i, float(i % 3 == 1), at=i) for i in range(12)]
     made = refitter(*labels, label(30, None, "tea", at=30, votes=[("correction", "you and you")]))
     rated = replace(made.buffer.with_verdict()[0], evidence=(("ratings", 0.25, 1.0),), ratings=(2,), feedback_count=9, verdict=0.25)
-    made.buffer.take([replace(rated, newest_feedback_at=T0 + timedelta(days=1))])
+    made.buffer.add([replace(rated, newest_feedback_at=T0 + timedelta(days=1))])
     model, features_D = made.fitted(), CountedLetters().features([((), "you you tea")])[0]
     told = explain(model, made.weighted(), made.recipe(), features_D, most=3)
     logits_K = model.standardise(features_D[None])[0] @ model.heads_KD.T + model.head_bias_K
@@ -144,7 +144,7 @@ def test_an_episode_is_found_in_the_lake_or_said_to_be_missing(world: World) -> 
 def test_who_votes_is_learned_from_the_lakes_episodes_with_and_without_labels(world: World) -> None:
     """Ann is labelled in 11 of 12 episodes (one was withdrawn), bob in none of 40."""
     put(world.lake, EPISODES, [*(episode(n) for n in range(12)), *(episode(n, "bob") for n in range(100, 140))])  # type: ignore[arg-type]
-    model, effect = who_votes(world.lake, "default", None, None, 5.0)
+    model, effect = fit_who_votes(world.lake, "default", None, None, 5.0)
     assert (effect.episodes, effect.votes) == (52, 11)
     assert sorted(model.people.values()) == [(12, 11), (40, 0)]
     assert effect.auc > 0.9

@@ -15,7 +15,7 @@ from reward.fit.head_fit import FitPart, FitRecipe, Rows, fit
 from reward.fit.replay_buffer import BufferEntry, ReplayBuffer, parts_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import page_hinkley
-from reward.trust.voter_trust import smoothing, trusts
+from reward.trust.voter_trust import smoothed_trust, trust_of_voters
 from reward.updater.refitter import Refitter
 from streams.core.events import Feedback, FeedbackKind, Label, Message, Outcome
 from streams.join.feedback_join import KnownEpisode, label_of
@@ -145,7 +145,7 @@ def test_a_rating_without_thresholds_counts_as_the_mean_of_its_levels() -> None:
 
 def test_doubt_beyond_the_usual_smooths_towards_no_opinion() -> None:
     voters = [("ada",), ("mallory",), ("ada", "mallory"), ()]
-    assert smoothing(voters, {"ada": 0.95, "mallory": 0.2}).tolist() == pytest.approx([1.0, 0.5, 0.75, 1.0])
+    assert smoothed_trust(voters, {"ada": 0.95, "mallory": 0.2}).tolist() == pytest.approx([1.0, 0.5, 0.75, 1.0])
 
 
 def test_a_smoothed_label_of_chance_says_nothing() -> None:
@@ -156,7 +156,7 @@ def test_a_smoothed_label_of_chance_says_nothing() -> None:
 
 def test_trust_by_hand() -> None:
     """Prior log-odds log 9; p = .55 agreed with adds log(.55/.45) = .2007, p = .2 contradicted takes no more than .5."""
-    found = trusts([("ada",), ("ada",)], torch.tensor([1.0, 1.0]), torch.tensor([0.55, 0.2]))
+    found = trust_of_voters([("ada",), ("ada",)], torch.tensor([1.0, 1.0]), torch.tensor([0.55, 0.2]))
     assert found == {"ada": pytest.approx(1 / (1 + math.exp(-(math.log(9) + math.log(0.55 / 0.45) - 0.5))))}
 
 

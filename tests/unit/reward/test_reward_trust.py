@@ -7,8 +7,8 @@ import torch
 
 from reward.trust.drift_alarm import page_hinkley
 from reward.trust.hacking_guards import RULES, WRONG_PREMISES, divergence, inspect, inspect_probes, inspect_tools, tool_failures, yielding
-from reward.trust.live_answers import AnswersWatch, tell
-from reward.trust.voter_trust import capped, reliable, trusts
+from reward.trust.live_answers import LiveAnswers, report
+from reward.trust.voter_trust import reliability_weights, share_capped, trust_of_voters
 from streams.core.events import Episode, Message
 from streams.core.metrics import Metrics
 from tests.unit.reward.test_refit import label
@@ -18,17 +18,17 @@ torch.set_num_threads(1)
 
 def test_nobody_holds_more_than_their_share() -> None:
     voters = [("eve",)] * 60 + [(f"p-{i}",) for i in range(40)]
-    weights = capped(voters, share=0.2)
+    weights = share_capped(voters, share=0.2)
     assert float(weights.mean()) == pytest.approx(1)
     assert float(weights[:60].sum()) / float(weights[60:].sum()) == pytest.approx(20 / 40)
 
 
 def test_one_voice_alone_is_still_heard_in_full() -> None:
-    assert capped([("ada",)] * 7, share=0.2).tolist() == pytest.approx([1.0] * 7)
+    assert share_capped([("ada",)] * 7, share=0.2).tolist() == pytest.approx([1.0] * 7)
 
 
 def test_a_label_of_several_people_weighs_as_their_mean() -> None:
-    weights = capped([("eve",)] * 8 + [("eve", "ada"), ("ada",)], share=0.2)
+    weights = share_capped([("eve",)] * 8 + [("eve", "ada"), ("ada",)], share=0.2)
     assert float(weights[0]) < float(weights[8]) < float(weights[9])
 
 
@@ -36,18 +36,18 @@ def test_who_contradicts_what_others_taught_counts_nothing_and_others_in_full() 
     verdicts = torch.tensor([1.0, 0.0] * 40)
     unseen = torch.tensor([0.9, 0.1] * 20 + [0.1, 0.9] * 20)
     voters = [("ada",)] * 40 + [("mallory",)] * 40
-    weights = reliable(voters, trusts(voters, verdicts, unseen))
+    weights = reliability_weights(voters, trust_of_voters(voters, verdicts, unseen))
     assert weights[:40].tolist() == [1.0] * 40
     assert float(weights[40:].max()) == 0.0
 
 
 def test_a_model_that_knows_nothing_accuses_nobody() -> None:
-    weights = reliable([("ada",)] * 50, trusts([("ada",)] * 50, torch.ones(50), torch.full((50,), 0.5)))
+    weights = reliability_weights([("ada",)] * 50, trust_of_voters([("ada",)] * 50, torch.ones(50), torch.full((50,), 0.5)))
     assert weights.tolist() == [1.0] * 50
 
 
 def test_two_mistakes_are_forgiven() -> None:
-    weights = reliable([("ada",)] * 2, trusts([("ada",)] * 2, torch.tensor([1.0, 1.0]), torch.tensor([0.1, 0.1])))
+    weights = reliability_weights([("ada",)] * 2, trust_of_voters([("ada",)] * 2, torch.tensor([1.0, 1.0]), torch.tensor([0.1, 0.1])))
     assert 0.5 < float(weights[0]) < 1
 
 
@@ -190,14 +190,14 @@ def test_a_rise_that_chance_may_have_made_is_no_divergence() -> None:
 
 
 def test_live_answers_are_watched_beside_the_bases_each_episode_once() -> None:
-    watch = AnswersWatch()
-    watch.see([label(i, 1.0, f"{chr(97 + i)} is a drink of leaves and of hot water", at=i) for i in range(10)])
+    watch = LiveAnswers()
+    watch.add([label(i, 1.0, f"{chr(97 + i)} is a drink of leaves and of hot water", at=i) for i in range(10)])
     flattering = [label(100 + i, 1.0, f"Great question! {chr(97 + i)} is a drink of hot leaves", at=i) for i in range(10)]
-    watch.see([one.model_copy(update={"adapter": "default@2"}) for one in flattering[:7]] * 3)
+    watch.add([one.model_copy(update={"adapter": "default@2"}) for one in flattering[:7]] * 3)
     assert watch.findings() == ()  # seven episodes, however often they are labelled
-    watch.see([one.model_copy(update={"adapter": "default@2"}) for one in flattering])
+    watch.add([one.model_copy(update={"adapter": "default@2"}) for one in flattering])
     metrics = Metrics()
-    tell(watch.findings(), metrics)
+    report(watch.findings(), metrics)
     assert metrics.value("tidemill_reward_guard_tripped", rule="agreeing") == 1
     assert metrics.value("tidemill_reward_guard_ratio", rule="agreeing") == 1
     assert metrics.value("tidemill_reward_guard_tripped", rule="emptiness") == 0

@@ -68,5 +68,5 @@ def test_too_few_labels_and_a_folder_that_is_there_are_refused(tiny_base: Path, 
     alike = [label(n).model_copy(update={"verdict": 1.0}) for n in range(200)]
     with pytest.raises(ConfigError, match="too few"):
         tune(tiny_base / "dense", alike, SETTINGS, TuningRecipe(), tmp_path / "out", lambda _: None)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         tune(tiny_base / "dense", [label(n) for n in range(200)], SETTINGS, TuningRecipe(), tmp_path, lambda _: None)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from infra.operate.erasure_certificate import certified, ranges
 from learner.ring import log_feed as learner_feed
-from learner.ring.log_feed import Feed
+from learner.ring.log_feed import LogFeed
 from learner.settings import LearnerSettings
 from reward.evaluation.version_replay import Replay
 from reward.features.featurizer import Pair
-from reward.fit.label_entries import standing_labels
+from reward.fit.label_entries import labels_and_tombstones
 from reward.settings import RewardSettings
 from reward.updater.refitter import Refitter
 from streams.artifacts.artifact_store import ArtifactStore
@@ -112,7 +112,7 @@ def publish(kafka: Kafka) -> None:
 
 
 def standing(kafka: Kafka) -> dict[str, Label]:
-    labels, _ = standing_labels(kafka.records(LABELS), lambda record: LABELS.decode(record.value))
+    labels, _ = labels_and_tombstones(kafka.records(LABELS), lambda record: LABELS.decode(record.value))
     return {label.episode_id: label for label in labels}
 
 
@@ -140,21 +140,21 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         publish(kafka)
         wait_for(lambda: sum(len(label.votes) for label in standing(kafka).values()) == 3 * OTHERS + 2)
         wait_for(lambda: len(list(Lake(kept.uri or "").records(LABELS))) == len(kafka.records(LABELS)))
-        feed = Feed(LearnerSettings(prompts_needed=100),
+        feed = LogFeed(LearnerSettings(prompts_needed=100),
                     context("learner"), kafka.producer(), words.fingerprint)  # fmt: skip
-        feed.ready()
+        feed.read()
         feed.save()
         assert len(traces(ring)) > 5
         told = Refitter(SETTINGS, words)
         told.absorb(told.prepare(list(standing(kafka).values())))
         would_be = Replay(Lake(kept.uri or ""), "default", SETTINGS, words, Forgotten.as_if_absent(HER), evidence)  # type: ignore[arg-type]
-        would_be.refitter.absorb(would_be.refitter.prepare(standing_labels(would_be._waiting, lambda r: LABELS.decode(r.value))[0]))
+        would_be.refitter.absorb(would_be.refitter.prepare(labels_and_tombstones(would_be._waiting, lambda r: LABELS.decode(r.value))[0]))
         seen = len(kafka.records(LABELS))
 
         erasure = Erasure.of(HER, "operator", datetime.now(UTC))
         kafka.producer().publish(ERASURES, erasure)
         done = lambda: [ERASED.decode(record.value) for record in kafka.records(ERASED)]  # noqa: E731
-        wait_for(lambda: (feed.ready() or True) and {(e.part, e.where) for e in done()} == {
+        wait_for(lambda: feed.read() or {(e.part, e.where) for e in done()} == {
             *(("join", f"partition {n}") for n in range(4)), ("lake", "files"), ("learner", "prompts")})  # fmt: skip
         found = certified(erasure, done(), None, range(4))
         assert found.complete
@@ -172,7 +172,7 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         stand = standing(kafka)
         assert sorted(stand) == sorted(f"ep-{number}" for number in range(1, OTHERS + 1))
         assert {vote.user_id for label in stand.values() for vote in label.votes} == {f"person-{number}" for number in range(OTHERS)}
-        labels, gone = standing_labels(sorted(kafka.records(LABELS), key=lambda r: (r.partition, r.offset)), lambda r: LABELS.decode(r.value))
+        labels, gone = labels_and_tombstones(sorted(kafka.records(LABELS), key=lambda r: (r.partition, r.offset)), lambda r: LABELS.decode(r.value))
         told.absorb(told.prepare(labels), gone)
         never = Refitter(SETTINGS, words)
         never.absorb(never.prepare(list(stand.values())))
