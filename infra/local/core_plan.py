@@ -16,8 +16,9 @@ from infra.settings.config import Settings
 NICENESS = {"actor": 0, "otlp": 0, "streams": 0, "promoter": 5, "reward": 5, "critic": 10, "learner": 10}
 """0 for what people wait for, or what keeps what they said; more for what thinks about it. 5 is a third of the time of 0 on a busy core, 10 a
 tenth. The learner's is 0 where it is not to work in the background."""
-SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0"}
-"""For every OpenMP (GNU's, LLVM's and Intel's): who waits for another thread gives its core away at once."""
+SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "10000"}
+"""For every OpenMP (GNU's, LLVM's and Intel's): who waits for another thread gives its core away. GNU's tries for some microseconds first, which
+costs nobody much, and makes an answer a third faster than falling asleep between any two products."""
 
 
 @dataclass(frozen=True)

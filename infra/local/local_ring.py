@@ -12,6 +12,7 @@ import httpx
 from infra.local.core_plan import core_plan
 from infra.local.embedded_broker import Broker, free_port
 from infra.local.part_process import base_folder, parts
+from infra.local.part_states import LOCK_FILE, STATES_FILE, write_states
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, memory_mib
 from infra.local.startable import Startable
@@ -40,6 +41,7 @@ class Ring(Startable):
         self._broker: Broker | None = None
         self._broker_deaths, self._broker_started_s = DeathRecord(), 0.0
         self._lock: IO[str] | None = None
+        self._told_states: dict[str, str] = {}
         self.peak_memory_mib = 0.0
         self._measured_s = 0.0
 
@@ -88,6 +90,7 @@ class Ring(Startable):
             self._broker.stop()
             self._broker = None
         if self._lock is not None:
+            (self.settings.run_folder / STATES_FILE).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
@@ -97,6 +100,7 @@ class Ring(Startable):
             self._keep_kafka(self._broker)
         for sentence in self.processes.check():
             self._say(sentence)
+        self._tell_states()
         if not self._keeps_going:
             for sentence in self.processes.failing().values():
                 raise Unavailable(sentence)
@@ -105,6 +109,13 @@ class Ring(Startable):
         self._measured_s = time.monotonic()
         broker_mib = memory_mib([self._broker.pid]) if self._broker is not None and self._broker.pid else 0.0
         self.peak_memory_mib = max(self.peak_memory_mib, self.processes.memory_mib() + broker_mib)
+
+    def _tell_states(self) -> None:
+        """Keep for ``tidemill status`` which parts run and which keep dying."""
+        kafka = {"kafka": self._broker_deaths.state(time.monotonic() - self._broker_started_s)} if self._broker is not None else {}
+        if (states := kafka | self.processes.states()) != self._told_states:
+            self._told_states = states
+            write_states(self.settings.run_folder, states)
 
     def _keep_kafka(self, broker: Broker) -> None:
         """Start the embedded Kafka again when it has died, without waiting for it: answers go on, and outboxes deliver once it is back."""
@@ -166,7 +177,7 @@ class Ring(Startable):
 
 def lock_run(folder: Path) -> IO[str]:
     """One ring a folder. Raises ConfigError when another is in it."""
-    handle = (folder / "run.lock").open("w")
+    handle = (folder / LOCK_FILE).open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

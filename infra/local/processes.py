@@ -47,6 +47,10 @@ class DeathRecord:
         """It runs again."""
         self.again_at_s = None
 
+    def state(self, lived_s: float) -> str:
+        """In a word or two."""
+        return "keeps dying" if self.keeps_dying(lived_s) else "runs" if self.again_at_s is None else "died"
+
     def keeps_dying(self, lived_s: float) -> bool:
         """True from the death after ``RESTARTS`` restarts on, until it has lived for ``QUIET_S``."""
         return self.lately > RESTARTS and lived_s < QUIET_S
@@ -87,6 +91,11 @@ class Processes:
     def check(self) -> list[str]:
         """Note what has died, and start again what is due. Returns a sentence for each death."""
         return [sentence for part in self._parts.values() for sentence in self._checked(part)]
+
+    def states(self) -> dict[str, str]:
+        """Each part by name: ``runs``, ``died`` (and is about to be started again) or ``keeps dying``."""
+        now_s = self._clock_s()
+        return {part.name: part.deaths.state(_lived_s(part, now_s)) for part in self._parts.values()}
 
     def failing(self) -> dict[str, str]:
         """The parts that keep dying, each with a sentence and the end of its log."""

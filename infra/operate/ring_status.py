@@ -3,12 +3,13 @@
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import click
 
+from infra.local.part_states import parts_line, states_of
 from infra.machine.machine_probe import known_choice
 from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogFacts, LogWatch
@@ -28,6 +29,8 @@ class Status:
     """What the learner is doing, or what it still needs."""
     machine: tuple[str, ...] = ()
     """What the parts compute in on this machine, a sentence each."""
+    parts: dict[str, str] = field(default_factory=dict)
+    """By name, what ``up`` on this machine says of it; empty where it does not run here."""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -41,6 +44,7 @@ class Status:
             "adapters_refused": {a.adapter: a.reason for a in facts.attestations if not a.passed},
             "serving": facts.serving,
             "learning": self.learning,
+            "parts": self.parts,
             "dead_letters": dict(facts.dead_letters),
             "ledger_balanced": self.ledger.balanced,
             "machine": self.machine,
@@ -57,6 +61,7 @@ class Status:
         return "\n".join([
             f"serving         {told['serving']}",
             f"learning        {self.learning}",
+            *([f"parts           {parts_line(self.parts)}"] if self.parts else []),
             f"labels          {told['labels']} ({told['votes']} votes)",
             f"reward model    {model_line}",
             f"adapters        {told['adapters_published']} published, {told['adapters_attested']} attested, "
@@ -76,6 +81,11 @@ def of_run(settings: Settings) -> Settings:
     return settings
 
 
+def made(facts: LogFacts, ledger: Ledger, settings: Settings) -> Status:
+    """The status of the run in ``run_folder``: the log's facts, and what this machine knows beside them."""
+    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(settings.run_folder))
+
+
 def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
     """The books of the log, of what arrived ``since`` (included) and ``until`` (not included)."""
     return read_ledger(of_run(settings).kafka, since, until)
@@ -89,7 +99,7 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
     watch.start()
     ledger = read_ledger(settings.kafka)
     while not stopping.is_set():
-        show(Status(watch.facts, ledger, learning_of(settings, watch.facts), known_choice(settings)))
+        show(made(watch.facts, ledger, settings))
         turn += 1
         if stopping.wait(every_s):
             break
@@ -104,7 +114,7 @@ def status_now(settings: Settings) -> Status:
     watch = LogWatch(settings.kafka, settings.gated_policy)
     watch.start()
     watch.stop()
-    return Status(watch.facts, ledger_now(settings), learning_of(settings, watch.facts), known_choice(settings))
+    return made(watch.facts, ledger_now(settings), settings)
 
 
 def show_again(status: Status, as_json: bool) -> None:

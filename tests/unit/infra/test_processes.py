@@ -13,8 +13,9 @@ import pytest
 
 from infra.local import local_ring
 from infra.local.core_plan import core_plan
-from infra.local.local_ring import Ring
+from infra.local.local_ring import Ring, lock_run
 from infra.local.part_process import parts
+from infra.local.part_states import parts_line, states_of
 from infra.local.port_check import check_ports, ports_of
 from infra.local.processes import LONGEST_PAUSE_S, QUIET_S, RESTARTS, DeathRecord, Processes
 from infra.settings.config import Settings, load
@@ -51,6 +52,7 @@ def test_a_part_that_keeps_dying_is_shown_as_failing_with_the_end_of_its_log_and
         assert ours.failing() == {}
     one_more_death()
     assert "out of cheese" in ours.failing()["flaky"]
+    assert ours.states() == {"steady": "runs", "flaky": "keeps dying"}
     assert [sentence.split(" (")[0] for sentence in said[:RESTARTS]] == ["flaky died"] * RESTARTS
     assert "keeps dying" in said[-1]
     one_more_death()  # it is tried again for ever
@@ -100,6 +102,9 @@ def test_a_dead_kafka_is_started_again_after_a_pause_and_again_when_that_fails(t
     ring = ring_with(kafka, tmp_path, said, keeps_going=True)
     ring.check()
     assert kafka.launches == 0, "not before the pause is over"
+    assert states_of(tmp_path) == {}, "nobody holds the folder"
+    lock = lock_run(tmp_path)
+    assert states_of(tmp_path) == {"kafka": "died"}
     while not kafka.alive:
         clock.now_s += LONGEST_PAUSE_S
         ring.check()
@@ -109,6 +114,12 @@ def test_a_dead_kafka_is_started_again_after_a_pause_and_again_when_that_fails(t
     assert sum("no room for a JVM" in sentence for sentence in said) == 6
     ring.check()
     assert kafka.launches == 7
+    assert states_of(tmp_path) == {"kafka": "keeps dying"}, "until it has lived for a while"
+    clock.now_s += QUIET_S
+    ring.check()
+    assert states_of(tmp_path) == {"kafka": "runs"}
+    assert parts_line({"kafka": "runs", "actor": "runs", "learner": "keeps dying"}) == "learner keeps dying; kafka, actor run"
+    lock.close()
 
 
 def test_a_ring_that_need_not_keep_going_ends_with_a_kafka_that_keeps_dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
