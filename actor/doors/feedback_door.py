@@ -34,8 +34,8 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
     last answer, knows none).
 
     What may be left out: ``feedback_id`` (a new one; send your own to be safe against sending twice), ``at`` (now), ``kind`` where the
-    field given tells it, ``user_id`` (the ``x-tidemill-user`` header). An ``episode_id`` may be the answer's own id (``chatcmpl-ep-…``);
-    instead of it a ``conversation_id`` means the last answer of that conversation.
+    field given tells it, ``user_id`` (the ``x-tidemill-user`` header). ``episode_id`` and ``over`` may be an answer's own id (``chatcmpl-ep-…``);
+    instead of ``episode_id`` a ``conversation_id`` means the last answer of that conversation.
     """
     fields = {"feedback_id": new_id("fb"), "at": now.isoformat()} | ({"user_id": user} if user else {}) | given
     kinds = {kind for name, kind in CARRIED_BY.items() if name in fields}
@@ -48,6 +48,8 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
         if (found := last(named)) is None:
             raise InvalidEvent("unknown_conversation", "this replica remembers no answer of that conversation: name the episode_id")
         fields["episode_id"] = found
+    if isinstance(over := fields.get("over"), str):
+        fields["over"] = without_prefix(over)
     feedback = Feedback.decode(json.dumps(fields).encode())
     if feedback.at > now + AHEAD:
         raise InvalidEvent("invalid", f"at lies in the future ({feedback.at.isoformat()}): is that clock right? Leave it out for now")

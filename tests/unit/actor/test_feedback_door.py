@@ -25,6 +25,7 @@ def test_a_thumb_needs_only_its_episode() -> None:
 
 def test_the_answers_own_id_names_its_episode() -> None:
     assert read({"episode_id": "chatcmpl-ep-1", "rating": 4}).episode_id == "ep-1"
+    assert read({"episode_id": "chatcmpl-ep-1", "over": "cmpl-ep-2"}).over == "ep-2"
 
 
 def test_what_the_sender_says_is_kept() -> None:
