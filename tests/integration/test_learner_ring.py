@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 from learner.ring import learner_loop as worker
 from learner.ring.adapter_recipe import AdapterRecipe
@@ -109,11 +110,13 @@ def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_res
     assert one.metrics["device_s"] >= one.metrics["rollout_s"] + one.metrics["train_s"] > 0  # what it cost, for those who promote it
     folder = context.artifacts.fetch(two.artifact, tmp_path / "fetched")
     assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "probes.json", "recipe.json"}
-    probes = json.loads((folder / "probes.json").read_text())["probes"]
-    assert len(probes) == SETTINGS.probes
-    for probe in probes:
-        assert len(probe["output_ids"]) == len(probe["adapter_logprobs"]) == len(probe["base_logprobs"]) > 0
-        assert probe["adapter_logprobs"] != probe["base_logprobs"]
+    stored = json.loads((folder / "probes.json").read_text())
+    assert len(stored["probes"]) >= SETTINGS.probes
+    assert set(stored["tensors"]) == set(load_file(folder / "adapter_model.safetensors"))
+    for probe in stored["probes"]:
+        said_by = (probe["adapter_logprobs"], probe["base_logprobs"], probe["parent_logprobs"], *probe["without"].values())
+        assert {len(logprobs) for logprobs in said_by} == {len(probe["output_ids"])} != {0}
+        assert len({tuple(logprobs) for logprobs in said_by}) == 5  # nobody says the same
     assert context.metrics.value("tidemill_adapters_published_total") == 2
     assert context.metrics.value("tidemill_learner_steps_total") == 2
     assert context.metrics.value("tidemill_learner_stale_rollouts_total") == context.metrics.value("tidemill_learner_entropy_alarm") == 0
