@@ -1,4 +1,4 @@
-"""What an operator may do from the console: put dead letters back, promote, roll back. Each is a record on the log, and waits for it."""
+"""Actions of the console: replay dead letters, promote, roll back. Each writes a record to the log and waits for its acknowledgement."""
 
 import base64
 import binascii
@@ -27,11 +27,11 @@ class Log(Protocol):
         """Send, and wait for the acknowledgement."""
 
     def send_raw(self, topic: str, key: bytes | None, value: bytes) -> Any:
-        """Begin to send bytes; calling what is returned waits."""
+        """Start sending bytes. The returned function waits for the acknowledgement."""
 
 
 def is_operator(expected: SecretStr | None, given: str) -> bool:
-    """True for the right key, in the same time for every wrong one; without a key nobody is."""
+    """True for the right key. Compares in constant time. Always False without an operator key."""
     return expected is not None and hmac.compare_digest(expected.get_secret_value().encode(), given.encode())
 
 
@@ -39,7 +39,7 @@ def replay(letter: Letter, to: Log) -> RecordPlace:
     """Publish the stored bytes to the topic that they came from, under their key."""
     event = letter.event
     if event.source_topic not in BY_NAME or event.source_topic == DEAD_LETTERS.name:
-        raise Refused(f"{event.source_topic} is no topic that records can be put back to")
+        raise Refused(f"records cannot be replayed to {event.source_topic}")
     try:
         value = base64.b64decode(event.record_base64, validate=True)
     except binascii.Error:
@@ -54,11 +54,11 @@ def replay(letter: Letter, to: Log) -> RecordPlace:
 
 
 def promotion(adapter: AdapterVersion, move: str, reason: str, standing: AdapterStanding, clock: Clock) -> Promotion:
-    """The event of an operator's move, legal from where things stand. Raises Refused."""
+    """The event of an operator's move. Raises Refused when the move is not possible now."""
     if move not in ("promoted", "rolled_back"):
         raise Refused(f"{move!r} is not a move: promoted or rolled_back")
     if not reason.strip():
-        raise Refused("say why: the reason is kept with the move")
+        raise Refused("give a reason: it is recorded with the move")
     event = Promotion(
         promotion_id=new_id("pr"),
         policy=adapter.policy,
@@ -75,14 +75,14 @@ def promotion(adapter: AdapterVersion, move: str, reason: str, standing: Adapter
 
 
 def publish_promotion(event: Promotion, to: Log) -> RecordPlace:
-    """On the log when this returns."""
+    """Publish, and wait until it is on the log."""
     place = to.publish(PROMOTIONS, event)
     log.info("operator moved an adapter", adapter=event.adapter, move=event.move, promotion_id=event.promotion_id, offset=place.offset)
     return place
 
 
 def _key(event: DeadLetter, value: bytes) -> bytes | None:
-    """The key that the record's own event has; where it cannot be read, the one that was noted, which may be cut."""
+    """The key of the record's own event; if that cannot be decoded, the noted key, which may be cut."""
     try:
         return BY_NAME[event.source_topic].decode(value).key.encode()
     except InvalidEvent:

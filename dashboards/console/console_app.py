@@ -26,25 +26,25 @@ from streams.core.errors import BadArtifact, ConfigError, InvalidEvent, Refused,
 
 HERE = Path(__file__).parent
 KEY_HEADER = "x-tidemill-operator-key"
-"""A header of its own: a page of another origin cannot send it, so no cookie and no token against forgery is needed."""
+"""A custom header: pages of another origin cannot send it, so no CSRF token is needed."""
 MAX_BODY = 10_000
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
 NAVIGATION = (("/", "Ring"), ("/curves", "Curves"), ("/versions", "Versions"), ("/episodes", "Episodes"), ("/dead-letters", "Dead letters"))
 
 Explain = Callable[[str], dict[str, Any]]
-"""Why the reward model scores an episode as it does (``infra/operate/explain_episode.py``). Raises ConfigError, Refused, BadArtifact or Unavailable."""
+"""Explains the score of an episode (``infra/operate/explain_episode.py``). Raises ConfigError, Refused, BadArtifact or Unavailable."""
 Learning = Callable[[ConsoleFacts], str]
 """What the learner does, or still needs (``infra/operate/learning_needs.py``)."""
 Act = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Console:
-    """The pages and the actions over one following of the log."""
+    """The pages and actions of the console."""
 
     def __init__(self, settings: ConsoleSettings, following: LogFollowing, log: actions.Log, clock: Clock, gated: bool = True,
                  explain: Explain | None = None, learning: Learning = lambda _: "") -> None:  # fmt: skip
-        """``gated``: the replicas follow the promotions (``promotion.mode``). ``learning``: what the learner does or needs, in a sentence."""
+        """``gated``: replicas follow promotions (``promotion.mode``). ``learning``: what the learner does or needs, in a sentence."""
         self._explain, self._learning = explain, learning
         self._settings, self._following, self._log, self._clock, self._gated = settings, following, log, clock, gated
         self._templates = jinja2.Environment(
@@ -117,13 +117,18 @@ class Console:
         with self._following.facts() as facts:
             episode, label = facts.episodes.get(episode_id), facts.labels.get(episode_id)
         if episode is None:
-            return self._page("missing.html", "/episodes", status=404, what=f"No recent episode {episode_id} is known here.")
+            return self._page(
+                "missing.html",
+                "/episodes",
+                status=404,
+                what=f"The console does not know the episode {episode_id}. It keeps the newest episodes only.",
+            )
         return self._page("episode.html", "/episodes", episode=episode, label=label, verdict=verdict_of(label))
 
     def _explained(self, request: Request) -> Response:
-        """Takes seconds, and the first time longer: the backbone is loaded, and the labels' features are made."""
+        """Takes seconds; the first time longer, since it loads the backbone and computes the labels' features."""
         if self._explain is None:
-            return JSONResponse({"error": "this console has no reward model at hand"}, 404)
+            return JSONResponse({"error": "this console cannot explain scores"}, 404)
         try:
             return JSONResponse(self._explain(request.query_params.get("episode", "")[:200]))
         except (ConfigError, Refused, BadArtifact) as error:
@@ -151,7 +156,7 @@ class Console:
         with self._following.facts() as facts:
             letter = facts.letters.get(str(asked.get("offset")))
         if letter is None:
-            raise Refused("no such dead letter is known here")
+            raise Refused("the console does not know this dead letter")
         place = actions.replay(letter, self._log)
         self._following.await_place(place)
         return {"done": f"Published to {place.topic}, partition {place.partition}, offset {place.offset}."}
@@ -161,22 +166,22 @@ class Console:
             adapter = facts.adapters.get(str(asked.get("adapter")))
             standing = facts.standing(adapter.policy) if adapter is not None else None
         if adapter is None or standing is None:
-            raise Refused("no such adapter is known here")
+            raise Refused("the console does not know this adapter")
         event = actions.promotion(adapter, str(asked.get("move")), str(asked.get("reason", "")), standing, self._clock)
         place = actions.publish_promotion(event, self._log)
         self._following.await_place(place)
         return {"done": f"{adapter.name} {event.move.replace('_', ' ')}: offset {place.offset} of {place.topic}."}
 
     def _acting(self, act: Act) -> Callable[[Request], Awaitable[Response]]:
-        """POST with the key and JSON, or a sentence that says what is wrong."""
+        """An endpoint for POST with the operator key and JSON; it answers an error with a sentence."""
 
         async def endpoint(request: Request) -> Response:
             if self._settings.operator_key is None:
-                return JSONResponse({"error": "nobody may act here: set TIDEMILL_CONSOLE__OPERATOR_KEY and start the console anew"}, 403)
+                return JSONResponse({"error": "actions are off: set TIDEMILL_CONSOLE__OPERATOR_KEY and restart the console"}, 403)
             if not actions.is_operator(self._settings.operator_key, request.headers.get(KEY_HEADER, "")):
-                return JSONResponse({"error": "this is not the operator's key"}, 401)
+                return JSONResponse({"error": "this is not the operator key"}, 401)
             if int(request.headers.get("content-length", MAX_BODY + 1)) > MAX_BODY:
-                return JSONResponse({"error": f"a body of at most {MAX_BODY} bytes is wanted"}, 413)
+                return JSONResponse({"error": f"the body must have at most {MAX_BODY} bytes"}, 413)
             try:
                 asked = await request.json()
             except ValueError:

@@ -1,4 +1,4 @@
-"""What each page shows, taken from the facts: plain values for the templates. Nothing here writes HTML."""
+"""The contents of each console page, as plain values for the templates. Nothing here writes HTML."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ EXCERPT = 140
 
 @dataclass(frozen=True)
 class Arrow:
-    """One arrow of the ring."""
+    """A topic as the ring page shows it: from where to where, and what it carries."""
 
     topic: str
     source: str
@@ -30,17 +30,17 @@ class Arrow:
 ARROWS = (
     Arrow("episodes", "actor", "streams", "answers of the deployed agent"),
     Arrow("feedback", "people", "streams", "thumbs, ratings, comments, corrections"),
-    Arrow("labels", "streams", "reward", "what all feedback on an episode amounts to"),
+    Arrow("labels", "streams", "reward", "verdicts on episodes from all feedback so far"),
     Arrow("reward-models", "reward", "learner", "versions of the reward model"),
     Arrow("adapters", "learner", "actor", "versions of the policy"),
-    Arrow("attestations", "actor", "operators", "proofs that a replica serves exactly that adapter"),
-    Arrow("promotions", "promotion, operators", "actor", "moves of adapters"),
+    Arrow("attestations", "actor", "promotion, operators", "proofs that a replica serves exactly this adapter"),
+    Arrow("promotions", "promotion, operators", "actor", "promotions and roll-backs of adapters"),
     Arrow("dead-letters", "all parts", "operators", "records that could not be used"),
 )
 
 
 def ring(facts: ConsoleFacts, now_ms: int, learning: str = "") -> dict[str, Any]:
-    """The ring now: what the page shows, and what it asks for again every two seconds."""
+    """Current values of the ring page; the page refreshes them every two seconds."""
     flows = facts.flows(now_ms)
     model = facts.reward_models[-1] if facts.reward_models else None
     served = facts.served_after_s()
@@ -78,29 +78,29 @@ def curves(facts: ConsoleFacts) -> list[dict[str, Any]]:
     mean = Line("mean reward", [(a.step, a.metrics["reward_mean"]) for a in adapters if "reward_mean" in a.metrics])
     latency = Line("seconds", [(float(a.version), s) for a, s in served])
     return [
-        _curve("Approval by version", "Share of judged answers that people liked, with 95 % intervals. Versions answered different questions.",
+        _curve("Approval by version", "Share of rated answers that people liked, with 95 % intervals. Each version answered other questions, so compare with care.",
                chart("Approval by version", [approval], "version", "liked", True, names),
                ("version", "labels", "liked", "95 % interval"),
                [(a.adapter, a.labels, f"{a.interval.estimate:.0%}", f"{a.interval.low:.0%} to {a.interval.high:.0%}") for a in approvals]),
-        _curve("Reward model on labels it had not seen", "Each label is predicted before it is learned from.",
+        _curve("Reward model on unseen labels", "Each label is predicted before the model learns from it (prequential).",
                chart("Accuracy and calibration of the reward model", reward, "labels", "share", True),
                ("version", "labels", "accuracy", "guessing", "ECE"),
                [(f"v{m.version}", m.labels, f"{m.calibration.accuracy:.0%}", f"{m.calibration.baseline:.0%}", f"{m.calibration.ece:.3f}")
                 for m in reversed(tested)]),
-        _curve("KL to the base", "How far the policy has gone from the base, nats a token.",
+        _curve("KL to the base", "How far the policy has moved away from the base, in nats per token.",
                chart("KL to the base", [kl], "RL step", "nats"), ("adapter", "step", "KL"),
                [(a.name, a.step, f"{a.metrics['kl_nats']:.4f}") for a in reversed(adapters) if "kl_nats" in a.metrics]),
-        _curve("Mean reward of rollouts", "What the reward model thinks of the learner's own samples.",
+        _curve("Mean reward of rollouts", "The reward model's mean score of the learner's own samples.",
                chart("Mean reward", [mean], "RL step", "reward"), ("adapter", "step", "reward"),
                [(a.name, a.step, f"{a.metrics['reward_mean']:.3f}") for a in reversed(adapters) if "reward_mean" in a.metrics]),
-        _curve("From thumb to served", "From the newest feedback that counted in an adapter until a replica attested it.",
+        _curve("From thumb to served", "Time from the newest feedback that an adapter learned from until a replica attested the adapter.",
                chart("Seconds from thumb to served", [latency], "version", "seconds"), ("adapter", "time"),
                [(a.name, seconds(s)) for a, s in reversed(served)]),
     ]  # fmt: skip
 
 
 def versions(facts: ConsoleFacts) -> list[dict[str, Any]]:
-    """The newest adapters, newest first, and what is in production: with lineage, evidence and where they stand."""
+    """The newest adapters, newest first, and production: with lineage, evidence and state."""
     approvals = {a.adapter: a for a in facts.approvals()}
     newest = list(reversed(facts.adapters.values()))
     return [
@@ -123,14 +123,14 @@ def episode_row(episode: Episode, facts: ConsoleFacts) -> dict[str, Any]:
 
 
 def letters(facts: ConsoleFacts, reason: str) -> tuple[list[dict[str, Any]], int]:
-    """The newest dead letters, newest first, and how many there are."""
+    """The newest dead letters, newest first, and their total number."""
     found = [letter for letter in reversed(facts.letters.values()) if not reason or letter.event.reason == reason]
     shown = found[:LETTERS_SHOWN]
     return [{"offset": letter.offset, "event": letter.event, "bytes": readable(letter.event.record_base64)} for letter in shown], len(found)
 
 
 def readable(record_base64: str, limit: int = 2000) -> str:
-    """The stored bytes as text, what is no text replaced."""
+    """The stored bytes as text; bytes that are not text are replaced."""
     try:
         raw = base64.b64decode(record_base64, validate=True)
     except binascii.Error:
@@ -140,12 +140,12 @@ def readable(record_base64: str, limit: int = 2000) -> str:
 
 
 def ago(flow: Flow) -> str:
-    """Since the last record."""
+    """Time since the last record, in words."""
     return "never" if flow.idle_s is None else f"{seconds(flow.idle_s)} ago"
 
 
 def seconds(value: float | None) -> str:
-    """A time span as people say it."""
+    """A time span in words."""
     if value is None:
         return "–"
     if value < 90:
@@ -154,7 +154,7 @@ def seconds(value: float | None) -> str:
 
 
 def cut(text: str, limit: int = EXCERPT) -> str:
-    """One line of it."""
+    """The text as one line of at most ``limit`` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
@@ -169,7 +169,7 @@ def _curve(title: str, note: str, drawn: Any, head: tuple[str, ...], rows: list[
 
 
 def stands(adapter: AdapterVersion, standing: AdapterStanding, attestations: Sequence[Attestation]) -> str:
-    """Where it stands, in a word or three."""
+    """The adapter's state in a few words."""
     trial = standing.trial
     if adapter.name == standing.production:
         return "production"
@@ -178,7 +178,7 @@ def stands(adapter: AdapterVersion, standing: AdapterStanding, attestations: Seq
             return "awaits approval"
         return f"canary {trial.canary_share:.0%}" if trial.stage == "canary" else trial.stage
     if adapter.name in standing.bad:
-        return "found bad"
+        return "rejected"
     if any(told.passed for told in attestations):
         return "attested"
     return "refused" if attestations else "published"

@@ -1,4 +1,4 @@
-"""Grafana dashboards, built from the metric table and what is derived from it: an overview of the ring, and one dashboard for each part."""
+"""Grafana dashboards, built from the metric table: an overview of the ring, and one dashboard for each part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ OVERVIEW = (
     "tidemill_consumer_lag_records",
     "tidemill_dead_letters_total",
 )
-"""What an operator looks at first, in the order of the ring."""
+"""The metrics of the overview, in the order of the ring."""
 
 
 @dataclass(frozen=True)
 class Derived:
-    """What is computed from several metrics: a panel of the overview, and of its part where it has one."""
+    """A panel computed from several metrics, on the overview and on the dashboard of its part."""
 
     title: str
     expression: str
@@ -45,26 +45,26 @@ DERIVED = (
     Derived(
         "Join rate",
         'sum(rate(tidemill_feedback_joined_total[$__rate_interval])) / sum(rate(tidemill_consumed_total{topic="tidemill.feedback.v1", part="join"}[$__rate_interval]))',
-        "Part of the feedback that found its episode.", "joined", "percentunit", "streams",
+        "Part of the feedback that was joined to its episode.", "joined", "percentunit", "streams",
     ),
     Derived(
         "Feedback expired per second",
         'sum(rate(tidemill_dead_letters_total{reason="expired"}[$__rate_interval])) or vector(0)',
-        "Feedback whose episode never came within the window.", "expired", "cps", "streams",
+        "Feedback whose episode did not arrive within the window.", "expired", "cps", "streams",
     ),
     Derived(
         "Learner waiting",
         "rate(tidemill_learner_waiting_seconds_total[$__rate_interval])",
-        "Part of the time that the learner waits: starved near 1.", "waiting", "percentunit", "learner",
+        "Part of the time that the learner waits for prompts or a reward model. Near 1 it is starved.", "waiting", "percentunit", "learner",
     ),
     Derived(
         "Adapter skew between replicas",
         "max by (policy) (tidemill_serving_version) - min by (policy) (tidemill_serving_version)",
-        "Versions between the newest and the oldest adapter that a replica has in production.", "{{policy}}", "short", "actor",
+        "Difference between the newest and the oldest adapter version in production on any replica.", "{{policy}}", "short", "actor",
     ),
 )  # fmt: skip
 MOVING = ("tidemill_promotion", "tidemill_canary", "tidemill_serving", "tidemill_adapters", "tidemill_adapter_load")
-"""Names of what tells how adapters move, from being published to answering people."""
+"""Beginnings of the metrics on the promotions dashboard."""
 
 MOVES = {
     "name": "Promotions",
@@ -75,7 +75,7 @@ MOVES = {
     "titleFormat": "{{move}}",
     "step": "60s",
 }
-"""Marks on every dashboard where the promoter moved an adapter."""
+"""Annotations on every dashboard: promotions and roll-backs."""
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
@@ -92,7 +92,7 @@ def dashboards() -> dict[str, dict[str, Any]]:
 
 
 def dashboard(uid: str, title: str, metrics: Sequence[Metric | Derived]) -> dict[str, Any]:
-    """One dashboard: a panel a metric, three in a row."""
+    """One dashboard: one panel per metric, three in a row."""
     return {
         "uid": uid,
         "title": title,
@@ -125,7 +125,7 @@ def panel(metric: Metric | Derived, number: int) -> dict[str, Any]:
 
 
 def expressions(metric: Metric | Derived) -> list[tuple[str, str]]:
-    """PromQL with its legend: a counter by its rate, a histogram by its quantiles, a gauge as it is."""
+    """PromQL expressions with legends: the rate of a counter, quantiles of a histogram, the value of a gauge."""
     if isinstance(metric, Derived):
         return [(metric.expression, metric.legend)]
     by, legend = ", ".join(metric.labels), " ".join(f"{{{{{label}}}}}" for label in metric.labels)
@@ -149,14 +149,14 @@ def expressions(metric: Metric | Derived) -> list[tuple[str, str]]:
 
 
 def bounds(metric: Metric | Derived) -> dict[str, int]:
-    """Of the axis. A difference may lie below nothing."""
+    """Bounds of the axis. A difference may be negative."""
     if isinstance(metric, Metric) and metric.name.endswith("_difference"):
         return {"min": -1, "max": 1}
     return {"min": 0, "max": 1} if unit(metric) == "percentunit" else {"min": 0}
 
 
 def title(metric: Metric | Derived) -> str:
-    """The metric's name as a person would say it."""
+    """The metric's name in words."""
     if isinstance(metric, Derived):
         return metric.title
     words = metric.name.removeprefix("tidemill_")
@@ -166,7 +166,7 @@ def title(metric: Metric | Derived) -> str:
 
 
 def unit(metric: Metric | Derived) -> str:
-    """Grafana's name of the unit."""
+    """Grafana's name for the unit."""
     if isinstance(metric, Derived):
         return metric.unit
     if metric.kind == "counter":

@@ -1,4 +1,4 @@
-"""``tidemill dashboards …``: the files of Grafana and Prometheus. ``tidemill console``: the operator's page."""
+"""``tidemill dashboards …``: Grafana dashboards and Prometheus rules. ``tidemill console``: the web page for operators."""
 
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from infra.cli.shared_options import settings_options
 
 @click.group()
 def dashboards() -> None:
-    """Grafana dashboards, built from the metric table."""
+    """Grafana dashboards and Prometheus alerts, built from the metric table."""
 
 
 @dashboards.command()
-@click.option("--url", required=True, help="Of Grafana, such as http://localhost:3000.")
-@click.option("--token", required=True, envvar="GRAFANA_TOKEN", help="A service account's token; better in the variable GRAFANA_TOKEN.")
-@click.option("--prometheus-url", default=None, help="Also make a data source for this Prometheus.")
+@click.option("--url", required=True, help="Grafana's URL, such as http://localhost:3000.")
+@click.option("--token", required=True, envvar="GRAFANA_TOKEN", help="Token of a service account; better in the variable GRAFANA_TOKEN.")
+@click.option("--prometheus-url", default=None, help="Also create a data source for this Prometheus.")
 def push(url: str, token: str, prometheus_url: str | None) -> None:
-    """Bring folder, data source and dashboards to a Grafana; doing it twice changes nothing."""
+    """Create or update folder, data source and dashboards in a Grafana. Idempotent."""
     from dashboards.grafana.grafana_push import push
 
     click.echo(f"pushed {', '.join(push(url, token, prometheus_url))} to {url}")
@@ -27,7 +27,7 @@ def push(url: str, token: str, prometheus_url: str | None) -> None:
 @dashboards.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def write(folder: Path) -> None:
-    """Write the dashboards as JSON, for Grafana's provisioning."""
+    """Write the dashboards as JSON files, for Grafana's provisioning."""
     from dashboards.grafana.grafana_push import write
 
     for path in write(folder):
@@ -38,7 +38,7 @@ def write(folder: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @settings_options
 def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Write Prometheus' rules, and where metrics_port is set a prometheus.yml that scrapes the ring's parts."""
+    """Write Prometheus' alert rules and, if metrics_port is set, a prometheus.yml that scrapes all parts."""
     from dashboards.alerts.alert_rules import write
     from infra.local.part_process import metrics_targets, ray_metrics_port
     from infra.settings.config import load
@@ -52,7 +52,7 @@ def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
 @click.command()
 @settings_options
 def console(config: str | None, overrides: tuple[str, ...]) -> None:
-    """Serve the operator's page: the ring, curves, versions, episodes, dead letters; with an operator key, replay, promote and roll back."""
+    """Serve the console: the ring, curves, versions, episodes, dead letters. With an operator key it can also replay, promote and roll back."""
     from dashboards.console.console_process import run_console
     from infra.local.part_logs import log_json
     from infra.operate.explain_episode import Explainer

@@ -1,4 +1,4 @@
-"""``tidemill keys …``: who may talk to an actor, give it feedback, or operate it."""
+"""``tidemill keys …``: API keys of an actor, with the scopes talk, feedback and operate."""
 
 from pathlib import Path
 
@@ -7,22 +7,22 @@ import click
 from streams.core.errors import ConfigError
 
 file_option = click.option(
-    "--file", "path", default=Path("keys.json"), show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="The file of hashes."
+    "--file", "path", default=Path("keys.json"), show_default=True, type=click.Path(path_type=Path, dir_okay=False), help="File of hashed keys."
 )
 
 
 @click.group()
 def keys() -> None:
-    """Keys of the actor's doors, kept as hashes in the file that actor.keys_file names."""
+    """API keys of an actor, stored as hashes in the file that actor.keys_file names."""
 
 
 @keys.command()
-@click.option("--tenant", required=True, help="Whose episodes they will be.")
+@click.option("--tenant", required=True, help="Tenant of the episodes and feedback sent with this key.")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(["talk", "feedback", "operate"]), help="Repeatable.")
-@click.option("--rate", default=600, show_default=True, type=click.IntRange(1), help="Requests a minute.")
+@click.option("--rate", default=600, show_default=True, type=click.IntRange(1), help="Requests per minute.")
 @file_option
 def add(tenant: str, scopes: tuple[str, ...], rate: int, path: Path) -> None:
-    """Make a key, keep its hash, and show the key this once."""
+    """Make a key, store its hash, and show the key once."""
     from pydantic import ValidationError
 
     from actor.api_keys import Key, new_key, read_keys, write_keys
@@ -35,13 +35,13 @@ def add(tenant: str, scopes: tuple[str, ...], rate: int, path: Path) -> None:
         raise ConfigError(f"--tenant {tenant}: {error.errors(include_url=False)[0]['msg']}") from None
     write_keys(path, (*standing, made))
     click.echo(key)
-    click.echo(f"kept as {sha256[:12]} in {path}; it counts within a second where actor.keys_file names that file", err=True)
+    click.echo(f"stored as {sha256[:12]} in {path}; actors whose actor.keys_file names that file accept it within a second", err=True)
 
 
 @keys.command(name="list")
 @file_option
 def list_keys(path: Path) -> None:
-    """Every key by the beginning of its hash."""
+    """List all keys by the beginning of their hash."""
     from actor.api_keys import read_keys
 
     for key in read_keys(path):
@@ -52,7 +52,7 @@ def list_keys(path: Path) -> None:
 @click.argument("hash_prefix")
 @file_option
 def revoke(hash_prefix: str, path: Path) -> None:
-    """Take out the one key whose hash begins so."""
+    """Remove the key whose hash begins with HASH_PREFIX."""
     from actor.api_keys import read_keys, write_keys
 
     standing = read_keys(path)

@@ -1,4 +1,4 @@
-"""``tidemill learner …``: adapters again from their recipes. ``tidemill upcycle``: a base of experts from a dense model."""
+"""``tidemill learner …``: rebuild adapters from their recipes. ``tidemill upcycle``: make a mixture-of-experts base from a dense model."""
 
 import re
 import sys
@@ -12,14 +12,14 @@ from streams.core.errors import ConfigError
 
 @click.group()
 def learner() -> None:
-    """The learner: make an adapter again and prove it."""
+    """The learner: rebuild an adapter and compare it with the published one."""
 
 
 @learner.command()
 @click.argument("adapter")
 @settings_options
 def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Make ADAPTER (such as default@7) and all before it again, step by step, and prove each equal bit for bit; exits 1 when one is not."""
+    """Rebuild ADAPTER (such as default@7) and all adapters before it, step by step, and compare each bit for bit; exits 1 when one differs."""
     from infra.local.part_process import artifact_store, base_folder, lake_uri
     from infra.machine.machine_probe import as_the_run_computes
     from infra.settings.config import load
@@ -29,7 +29,7 @@ def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None
     from streams.lake.parquet_lake import Lake
 
     if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
-        raise ConfigError(f"{adapter!r} names no adapter: write policy@version, such as default@7")
+        raise ConfigError(f"{adapter!r} is not the name of an adapter: write policy@version, such as default@7")
     settings = as_the_run_computes(load(config, overrides))
     known = [event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)]
     chain = ancestry(known, int(named.group(2)))
@@ -46,11 +46,11 @@ def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None
 @click.argument("dense", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--experts", default=4, show_default=True, type=click.IntRange(2, 64))
-@click.option("--per-token", default=2, show_default=True, type=click.IntRange(1, 64), help="Experts that each token goes through.")
+@click.option("--per-token", default=2, show_default=True, type=click.IntRange(1, 64), help="Experts used for each token.")
 def upcycle(dense: Path, out: Path, experts: int, per_token: int) -> None:
-    """Turn the DENSE model (a folder; shaped like Llama, Mistral or Qwen3) into a mixture of experts in OUT, which answers the same at first.
+    """Turn the DENSE model (a folder; Llama, Mistral or Qwen3 architecture) into a mixture of experts in OUT. At first it gives the same answers.
 
-    OUT is then a base: --set policy.base=OUT.
+    Use OUT as a base with --set policy.base=OUT.
     """
     from learner.models.sparse_upcycling import upcycle_folder
 
@@ -59,4 +59,4 @@ def upcycle(dense: Path, out: Path, experts: int, per_token: int) -> None:
     click.echo(
         f"{out}: {before / 1e6:.0f} M parameters became {after / 1e6:.0f} M ({gib:.1f} GiB in bfloat16), {used / 1e6:.0f} M of them for each token"
     )
-    click.echo(f"a token costs {used / before:.1f} times the arithmetic of the dense model; the answers are the same until experts are trained")
+    click.echo(f"a token needs {used / before:.1f} times the arithmetic of the dense model; the answers are the same until experts are trained")

@@ -24,7 +24,7 @@ ROLES = ("streams", "reward", "learner", "actor", "promoter", "critic", "otlp")
 
 
 class Front(click.Group):
-    """Turns errors raised on purpose into one line and exit status 1."""
+    """Shows Tidemill's own errors as one line, with exit status 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -40,9 +40,10 @@ class Front(click.Group):
 @click.group(cls=Front, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tidemill", message="%(prog)s %(version)s")
 def main() -> None:
-    """Tidemill closes the loop from deployed agents to better agents.
+    """Tidemill: closed-loop learning from deployed agents.
 
-    Talk is published to Kafka, thumbs refit a reward model, a learner turns rewards into LoRA adapters, and the actor serves them.
+    Conversations and feedback are recorded on Kafka, feedback refits a reward model, a learner trains LoRA adapters with it, and the actor serves
+    them.
     """
 
 
@@ -53,7 +54,7 @@ def main() -> None:
 @click.option("--keep", "keep", default=None, type=click.Path(path_type=Path, file_okay=False), help="Keep the run in this folder.")
 @settings_options
 def demo(minutes: float, base: str | None, seed: int | None, keep: Path | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Turn the whole ring once with simulated people, and report what came of it."""
+    """Run the whole ring with simulated people, and report whether its answers got better."""
     from infra.demo.demo import run_demo
 
     quiet()
@@ -63,7 +64,7 @@ def demo(minutes: float, base: str | None, seed: int | None, keep: Path | None, 
 @main.command()
 @settings_options
 def up(config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run the ring for your own agents until stopped: broker (embedded unless one is named), streams, reward, learner, actor."""
+    """Run the ring for your own agents until stopped: streams, reward, learner, actor, and an embedded Kafka unless the settings name a cluster."""
     from infra.local.up import run_up
     from infra.settings.config import load
 
@@ -75,7 +76,8 @@ def up(config: str | None, overrides: tuple[str, ...]) -> None:
 @click.argument("role", type=click.Choice(ROLES))
 @settings_options
 def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run one part: streams (join, lake), reward, learner, actor, promoter (promotion.mode = gated), critic (with a rubric), otlp (telemetry in)."""
+    """Run one part: streams (join and lake), reward, learner, actor, promoter (for promotion.mode = gated), critic (judges by a rubric), otlp
+    (receives OpenTelemetry spans)."""
     from infra.local.part_process import run_role
     from infra.settings.config import load
 
@@ -87,7 +89,7 @@ def run(role: str, config: str | None, overrides: tuple[str, ...]) -> None:
 @click.option("--folder", default=Path("runs/broker"), show_default=True, type=click.Path(path_type=Path, file_okay=False), help="Data and logs.")
 @settings_options
 def broker(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run the embedded Apache Kafka alone, until stopped."""
+    """Run only the embedded Apache Kafka, until stopped."""
     from infra.local.embedded_broker import Broker
     from infra.settings.config import load
 
@@ -101,11 +103,11 @@ def broker(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
 
 @main.command()
 @click.option("--create", is_flag=True, help="Create the topics that are missing.")
-@click.option("--acls", is_flag=True, help="Also give each part's principal its rights, and show them. The caller needs Alter on the cluster.")
-@click.option("--principals", default="User:tidemill-{part}", show_default=True, help="What the parts' principals are called.")
+@click.option("--acls", is_flag=True, help="Also give each part's principal its rights (ACLs), and show them. You need Alter on the cluster.")
+@click.option("--principals", default="User:tidemill-{part}", show_default=True, help="Pattern of the parts' principals.")
 @settings_options
 def topics(create: bool, acls: bool, principals: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Show how the cluster's topics differ from the table; --create makes those that are missing."""
+    """Compare the cluster's topics with the ones that Tidemill needs; --create creates missing ones."""
     from infra.settings.config import load
     from streams.core.topics import TOPICS
     from streams.kafka import PARTS, create_topics, grant_rights, grants, principal_of, topic_differences
@@ -127,13 +129,13 @@ def topics(create: bool, acls: bool, principals: str, config: str | None, overri
 
 
 @main.command()
-@click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Of an actor.")
+@click.option("--base-url", default="http://127.0.0.1:8000/v1", show_default=True, help="Base URL of an actor.")
 @click.option("--minutes", default=1.0, show_default=True, type=click.FloatRange(min=0.01))
-@click.option("--api-key", default="none", envvar="OPENAI_API_KEY", help="Where the actor asks for one; better in the variable OPENAI_API_KEY.")
-@click.option("--preferences", is_flag=True, help="Only say what simulated people may like.")
+@click.option("--api-key", default="none", envvar="OPENAI_API_KEY", help="API key, if the actor requires one; better in the variable OPENAI_API_KEY.")
+@click.option("--preferences", is_flag=True, help="Only list the preferences that simulated people can have.")
 @settings_options
 def simulate(base_url: str, minutes: float, api_key: str, preferences: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Let simulated people talk to an actor and thumb its answers."""
+    """Let simulated people talk to an actor and give thumbs."""
     from infra.demo.demo import simulate_for
     from infra.demo.simulated_people import PREFERENCES
     from infra.settings.config import load
@@ -144,18 +146,18 @@ def simulate(base_url: str, minutes: float, api_key: str, preferences: bool, con
         return
     tally = simulate_for(load(config, overrides), base_url, minutes * 60, api_key)
     click.echo(
-        f"simulated people got {tally.answers} answers ({tally.failed} failed requests) and gave {tally.thumbs} thumbs, {tally.thumbs_up} of them up"
+        f"simulated people got {tally.answers} answers ({tally.failed} requests failed) and gave {tally.thumbs} thumbs, {tally.thumbs_up} of them up"
     )
     if tally.failed:
         sys.exit(1)
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one a line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one per line.")
 @click.option("--watch", is_flag=True, help="Show it again every 5 seconds, until stopped.")
 @settings_options
 def status(as_json: bool, watch: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """What the ring's log says now: labels, reward models, adapters, what is served, dead letters, the ledger."""
+    """Show the state of the ring: labels, reward model, adapters, what is served, dead letters, the ledger."""
     from infra.operate.ring_status import follow_status, show_again, status_now
     from infra.settings.config import load
 
@@ -168,12 +170,12 @@ def status(as_json: bool, watch: bool, config: str | None, overrides: tuple[str,
 
 
 @main.command()
-@click.option("--since", type=Time(), default=None, help="Only what arrived at or after this time (UTC where no zone is given).")
-@click.option("--until", type=Time(), default=None, help="Only what arrived before it.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the id of everything that is missing.")
+@click.option("--since", type=Time(), default=None, help="Only records that arrived at or after this time (UTC unless it has a zone).")
+@click.option("--until", type=Time(), default=None, help="Only records that arrived before this time.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with the ids of all missing records.")
 @settings_options
 def ledger(since: datetime | None, until: datetime | None, as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Account for every episode and every feedback on the log; names what is missing, and exits 1 when anything is."""
+    """Account for every episode and every feedback on the log. Lists missing ones, and exits 1 when there are any."""
     from infra.operate.ring_status import ledger_now
     from infra.settings.config import load
 
@@ -186,7 +188,7 @@ def ledger(since: datetime | None, until: datetime | None, as_json: bool, config
 @main.command()
 @settings_options
 def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
-    """What is missing or wrong on this machine, and the command that mends it."""
+    """Check this machine and the ring, and say for each problem how to fix it."""
     from infra.operate.doctor import examine
 
     findings = examine(config, overrides)
@@ -198,7 +200,7 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
 
 @main.command()
 def keygen() -> None:
-    """Make a pair of keys that vouch for adapters and reward models, and say where each belongs."""
+    """Make a pair of keys for signing adapters and reward models, and say where each belongs."""
     from streams.artifacts.signing import KeyPair
 
     pair = KeyPair.generate()

@@ -1,4 +1,4 @@
-"""Commands for who answers people: ``promotions``, ``promote``, ``approve`` and ``rollback``. They read the log and write one event."""
+"""``tidemill promotions``, ``promote``, ``approve`` and ``rollback``. They read the log and write one Promotion event."""
 
 import getpass
 import json
@@ -19,15 +19,15 @@ def _user() -> str:
         return "operator"
 
 
-BY = click.option("--by", default=_user, show_default="the user's name", help="Who decides; it stands in the log.")
-REASON = click.option("--reason", default=None, help="Why; it stands in the log.")
+BY = click.option("--by", default=_user, show_default="the user's name", help="Who decides; recorded on the log.")
+REASON = click.option("--reason", default=None, help="Why; recorded on the log.")
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True)
 @settings_options
 def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Where adapters stand and every trial: its end, the uplift with its interval, and the labelled conversations and device-seconds it took."""
+    """Show production, the current trial, and all trials: how each ended, its uplift with interval, and what it cost."""
     from actor.promotion.adapter_standing import fold
     from infra.operate.promotion_history import history, read_adapters, read_promotions, standing_as_dict
 
@@ -37,9 +37,9 @@ def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) ->
     if as_json:
         click.echo(json.dumps(standing_as_dict(standing, trials), indent=1))
         return
-    click.echo(f"production   {standing.production or 'base'}   (to go back to: {standing.previous or 'base'})")
+    click.echo(f"production   {standing.production or 'base'}   (rollback target: {standing.previous or 'base'})")
     if standing.share < 1:
-        click.echo(f"held back    {1 - standing.share:.0%} of conversations go on with {standing.previous or 'base'}, to compare with")
+        click.echo(f"held back    {1 - standing.share:.0%} of conversations stay with {standing.previous or 'base'}, for comparison")
     trial = standing.trial
     if trial is not None:
         share = f", {trial.canary_share:.0%} of conversations" if trial.stage == "canary" else ""
@@ -48,19 +48,19 @@ def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) ->
             click.echo("             awaits approval: `tidemill approve`, with this evidence:")
             click.echo(json.dumps(dict(trial.evidence), indent=1))
     if settings.promotion.mode == "newest":
-        click.echo("promotion.mode = newest: replicas serve the newest adapter that they attested, whatever stands here")
+        click.echo("promotion.mode = newest: replicas serve the newest adapter that they attested, and ignore promotions")
     for each in trials:
         click.echo(each.as_text())
 
 
 @click.command()
 @click.argument("adapter")
-@click.option("--now", "at_once", is_flag=True, help="Straight to production, past every gate.")
+@click.option("--now", "at_once", is_flag=True, help="Directly to production, without gates.")
 @BY
 @REASON
 @settings_options
 def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Put ADAPTER (default@7) on trial now, not at night; with --now straight into production."""
+    """Put ADAPTER (such as default@7) on trial now, instead of at night; with --now directly into production."""
     from infra.operate.promotion_history import read_adapters
     from streams.core.errors import ConfigError
 
@@ -75,7 +75,7 @@ def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: st
 @REASON
 @settings_options
 def approve(by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Promote the adapter that has shown itself better and awaits a person."""
+    """Approve the adapter that was better in canary and awaits approval: it is promoted."""
     from actor.promotion.adapter_standing import fold
     from infra.operate.promotion_history import read_promotions
     from streams.core.errors import ConfigError
@@ -83,18 +83,18 @@ def approve(by: str, reason: str | None, config: str | None, overrides: tuple[st
     settings = _settings(config, overrides)
     trial = fold(settings.policy.name, read_promotions(settings)).trial
     if trial is None or not trial.awaits_approval:
-        raise ConfigError("no adapter awaits approval; `tidemill promotions` shows where things stand")
+        raise ConfigError("no adapter awaits approval; see `tidemill promotions`")
     _write(settings, trial.adapter, "promoted", by, reason or "approved", evidence=dict(trial.evidence))
 
 
 @click.command()
-@click.option("--to", default=None, metavar="ADAPTER", help="What answers instead, such as default@5; default@0 is the base.")
-@click.option("--trial", is_flag=True, help="End the trial under way; production stays as it is.")
+@click.option("--to", default=None, metavar="ADAPTER", help="Rollback target, such as default@5; default@0 is the base.")
+@click.option("--trial", is_flag=True, help="End only the current trial; production does not change.")
 @BY
 @REASON
 @settings_options
 def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Take production back to the adapter before it, or --to another; ends the trial under way. With --trial end that alone."""
+    """Roll production back to the adapter before it, or --to another; this also ends the current trial. With --trial, end only the trial."""
     from actor.promotion.adapter_standing import fold
     from infra.operate.promotion_history import read_promotions
     from streams.core.errors import ConfigError
@@ -113,7 +113,7 @@ def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: s
 
 
 def _settings(config: str | None, overrides: tuple[str, ...]) -> "Settings":
-    # Imported when a command runs: a missing package must not keep the others from it.
+    # Imported when a command runs, so that a missing package does not break other commands.
     from infra.operate.ring_status import of_run
     from infra.settings.config import load
 
@@ -126,4 +126,4 @@ def _write(settings: "Settings", adapter: str, move: str, by: str, reason: str, 
     standing, took_s = write_move(settings, adapter, move, by, reason, **fields)
     click.echo(f"{adapter} {move} by {by}, on the log after {took_s:.2f} s; in production: {standing.production or 'base'}")
     if settings.promotion.mode == "newest":
-        click.echo("promotion.mode = newest: replicas do not follow this; set it to gated", err=True)
+        click.echo("promotion.mode = newest: replicas ignore this promotion; set promotion.mode to gated", err=True)

@@ -1,4 +1,4 @@
-"""``tidemill prune``: delete the adapters and reward models that nobody needs any more."""
+"""``tidemill prune``: delete adapters and reward models that are no longer needed."""
 
 from datetime import UTC, datetime
 
@@ -8,13 +8,13 @@ from infra.cli.shared_options import settings_options
 
 
 @click.command()
-@click.option("--delete", is_flag=True, help="Delete them. Without it they are only shown.")
+@click.option("--delete", is_flag=True, help="Delete them. Without this option they are only listed.")
 @settings_options
 def prune(delete: bool, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Show the adapters and reward models that nobody needs any more; --delete deletes them for good.
+    """List adapters and reward models that are no longer needed; --delete deletes them for good.
 
-    Kept are production, what may be gone back to, what is or may be tried, what a replica serves, the newest, and the reward models of all these
-    (settings: prune). Where the log cannot say what is in use, nothing is deleted.
+    Production, rollback targets, candidates, adapters that a replica serves, the newest ones, and the reward models of all these are kept (see the
+    settings in [prune]). When the log cannot tell what is in use, nothing is deleted.
     """
     from infra.operate.pruning import plan_now
     from infra.operate.ring_status import of_run
@@ -26,4 +26,4 @@ def prune(delete: bool, config: str | None, overrides: tuple[str, ...]) -> None:
         removed = sum(store.remove(path) for path in found.unneeded)
         click.echo(f"{removed} deleted")
     elif found.unneeded:
-        click.echo("nothing is deleted without --delete")
+        click.echo("nothing was deleted; use --delete to delete them")

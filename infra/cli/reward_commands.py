@@ -1,4 +1,4 @@
-"""``tidemill reward …``: versions again from the lake, why a score is what it is, who votes, and a backbone tuned on labels."""
+"""``tidemill reward …``: rebuild versions from the lake, explain a score, fit the vote propensity, tune the backbone."""
 
 import sys
 from datetime import datetime
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 
 @click.group()
 def reward() -> None:
-    """The reward model: rebuild versions from the lake, explain a score, fit who votes, tune the backbone."""
+    """The reward model: rebuild versions from the lake, explain a score, fit the vote propensity, tune the backbone."""
 
 
 @reward.command()
-@click.option("--from", "since", type=Time(), default=None, help="Only versions published at or after this time (UTC where no zone is given).")
-@click.option("--to", "until", type=Time(), default=None, help="Only versions published before it.")
+@click.option("--from", "since", type=Time(), default=None, help="Only versions published at or after this time (UTC unless it has a zone).")
+@click.option("--to", "until", type=Time(), default=None, help="Only versions published before this time.")
 @click.option("--version", "number", type=click.IntRange(1), default=None, help="Only this version.")
-@click.option("--without", default=None, metavar="USER", help="As if this person had never been there: says how far they moved each version.")
+@click.option(
+    "--without", default=None, metavar="USER", help="Rebuild as if this person had never been there, and say how much they changed each version."
+)
 @settings_options
 def replay(
     since: datetime | None, until: datetime | None, number: int | None, without: str | None, config: str | None, overrides: tuple[str, ...]
 ) -> None:
-    """Rebuild versions from the lake's labels and prove each equal by its checksum; exits 1 when one is not."""
+    """Rebuild versions from the lake's labels and compare their checksums with the published ones; exits 1 when one differs."""
     from infra.local.part_process import artifact_store
     from infra.machine.machine_probe import as_the_run_computes
     from infra.settings.config import load
@@ -39,7 +41,7 @@ def replay(
     settings = as_the_run_computes(load(config, overrides))
     versions = [v for v in _versions(settings, since, until) if number in (None, v.version)]
     if not versions:
-        raise ConfigError("the lake holds no reward-model version of that time or number")
+        raise ConfigError("the lake has no reward-model version of that time or number")
     equal = True
     if without is not None:
         for rebuilt in rebuild_all(_replay(settings, without), versions, artifact_store(settings)):
@@ -56,10 +58,10 @@ def replay(
 
 @reward.command()
 @click.argument("episode")
-@click.option("--version", "number", type=click.IntRange(1), default=None, help="By this version; the newest without it.")
+@click.option("--version", "number", type=click.IntRange(1), default=None, help="Version to use; default: the newest.")
 @settings_options
 def explain(episode: str, number: int | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Say why EPISODE's answer gets its score: uncertainty, nearest labelled answers, and the labels that moved it."""
+    """Explain the score of EPISODE's answer: its uncertainty, the nearest labelled answers, and the labels that contributed most."""
     from infra.operate.explain_episode import Explainer
     from infra.settings.config import load
 
@@ -71,12 +73,12 @@ def explain(episode: str, number: int | None, config: str | None, overrides: tup
 @click.option("--from", "since", type=Time(), default=None, help="Only episodes that arrived at or after this time.")
 @click.option("--to", "until", type=Time(), default=None, help="Only episodes that arrived before it.")
 @click.option(
-    "--clip", default=5.0, show_default=True, type=click.FloatRange(1, 100), help="No verdict counts more than this, nor less than its inverse."
+    "--clip", default=5.0, show_default=True, type=click.FloatRange(1, 100), help="Largest weight of a verdict; the smallest is its inverse."
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; name it in reward.propensity_file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="File to write; name it in reward.propensity_file.")
 @settings_options
 def propensity(since: datetime | None, until: datetime | None, clip: float, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Fit who votes on the lake's episodes, with votes and without, and say what weighting by it would do."""
+    """Fit a model of who votes, on the lake's episodes with and without votes, and show the effect of weighting by it."""
     from infra.settings.config import load
     from reward.evaluation.version_replay import fit_who_votes
 
@@ -84,19 +86,25 @@ def propensity(since: datetime | None, until: datetime | None, clip: float, out:
     model, effect = fit_who_votes(_lake(settings), settings.policy.name, since, until, clip)
     model.save(out)
     click.echo(str(effect))
-    click.echo(f"written to {out}; it counts from the updater's next start with reward.propensity_file={out}")
+    click.echo(f"written to {out}; the updater uses it from its next start with reward.propensity_file={out}")
 
 
 @reward.command()
-@click.option("--rank", default=8, show_default=True, type=click.IntRange(1, 256), help="Rank of the updates.")
-@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1, 100), help="Times that each label is looked at.")
-@click.option("--learning-rate", default=1e-4, show_default=True, type=click.FloatRange(1e-7, 1e-1), help="Of AdamW.")
-@click.option("--held-out", default=0.25, show_default=True, type=click.FloatRange(0.05, 0.5), help="Share of the labels, the newest, to judge by.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the updates' first values and the order of labels.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder that is not there yet; name it in reward.backbone.")
+@click.option("--rank", default=8, show_default=True, type=click.IntRange(1, 256), help="Rank of the LoRA updates.")
+@click.option("--epochs", default=2, show_default=True, type=click.IntRange(1, 100), help="Passes over the labels.")
+@click.option("--learning-rate", default=1e-4, show_default=True, type=click.FloatRange(1e-7, 1e-1), help="AdamW's learning rate.")
+@click.option(
+    "--held-out",
+    default=0.25,
+    show_default=True,
+    type=click.FloatRange(0.05, 0.5),
+    help="Share of the labels, the newest, held out to judge the result.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the first weights and of the order of labels.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write; name it in reward.backbone.")
 @settings_options
 def tune(rank: int, epochs: int, learning_rate: float, held_out: float, seed: int, out: Path, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Tune the features' backbone by LoRA on the lake's labels; exits 1 when the newest ones are not told better for it."""
+    """Tune the backbone of the features with LoRA on the lake's labels; exits 1 when the newest labels are not predicted better."""
     from infra.local.part_process import base_folder
     from infra.machine.machine_probe import as_the_run_computes
     from infra.settings.config import load
@@ -110,8 +118,8 @@ def tune(rank: int, epochs: int, learning_rate: float, held_out: float, seed: in
     tuned = tune_backbone(backbone, labels_of(_lake(settings), settings.policy.name), settings.reward, recipe, out, click.echo)
     click.echo(str(tuned))
     if not tuned.better:
-        raise ConfigError(f"the heads tell the newest labels no better from the tuned backbone: {out} is not worth naming in reward.backbone")
-    click.echo(f"written to {out}; name it in reward.backbone of all parts and start them again: the updater then reads all labels anew")
+        raise ConfigError(f"the tuned backbone does not predict the newest labels better: do not use {out} as reward.backbone")
+    click.echo(f"written to {out}; set reward.backbone to it for all parts and restart them: the updater then reads all labels again")
 
 
 def _lake(settings: "Settings") -> Any:

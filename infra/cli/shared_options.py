@@ -10,7 +10,9 @@ import click
 def settings_options(command: Callable[..., None]) -> Callable[..., None]:
     """``--config`` and ``--set``, which every command that reads settings takes."""
     command = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting; repeatable.")(command)
-    return click.option("--config", default=None, metavar="FILE|NAME", help="A TOML file, or a shipped one: demo, laptop, gpu.")(command)
+    return click.option(
+        "--config", default=None, metavar="FILE|NAME", help="A TOML file, or a configuration that comes with Tidemill: demo, laptop, gpu."
+    )(command)
 
 
 class Time(click.ParamType[datetime]):
@@ -24,5 +26,5 @@ class Time(click.ParamType[datetime]):
         try:
             time = datetime.fromisoformat(value)
         except ValueError:
-            self.fail(f"{value!r} is no time: write 2026-03-01 or 2026-03-01T12:00:00+01:00", param, ctx)
+            self.fail(f"{value!r} is not a time: write 2026-03-01 or 2026-03-01T12:00:00+01:00", param, ctx)
         return time if time.tzinfo else time.replace(tzinfo=UTC)

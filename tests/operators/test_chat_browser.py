@@ -197,7 +197,7 @@ def test_a_person_talks_thumbs_and_changes_their_mind_by_keyboard_alone(actor: A
     (up,) = actor.feedback(1)
     assert (up.episode_id, up.kind, up.thumb, up.user_id) == (episode.episode_id, "thumb", "up", episode.user_id)
     page.wait("document.activeElement.getAttribute('aria-pressed') === 'true'")
-    assert page.run("document.getElementById('told').textContent") == "Thank you. That counts."
+    assert page.run("document.getElementById('told').textContent") == "Thank you. Your feedback is recorded."
     page.press("Enter")
     assert [(each.kind, each.retracts) for each in actor.feedback(2)[1:]] == [("retraction", up.feedback_id)]
     page.wait("document.activeElement.getAttribute('aria-pressed') === 'false'")
@@ -211,7 +211,9 @@ def test_a_comment_and_a_correction_are_given_in_words(actor: Actor, page: Brows
     say(page, "tea?", 1)
     page.run("document.querySelector('[data-write=comment]').focus()")
     page.press("Enter")
-    page.wait("document.activeElement.tagName === 'TEXTAREA' && document.activeElement.labels[0].textContent === 'What is good or bad about it?'")
+    page.wait(
+        "document.activeElement.tagName === 'TEXTAREA' && document.activeElement.labels[0].textContent === 'What is good or bad about this answer?'"
+    )
     page.press("Escape")
     assert page.run("document.activeElement.dataset.write") == "comment"
     assert actor.spool.feedback == []
@@ -279,6 +281,6 @@ def test_a_screen_reader_finds_everything_by_name(actor: Actor, page: Browser) -
     assert ("log", "Conversation") in named
     assert ("group", "What do you think of this answer?") in named
     assert ("textbox", "Your message") in named
-    assert ("textbox", "What is good or bad about it?") in named
+    assert ("textbox", "What is good or bad about this answer?") in named
     assert [name for role, name in named if role == "heading"] == ["Talk to default"]
     assert {role for role, name in named if not name} & {"button", "textbox", "link"} == set()

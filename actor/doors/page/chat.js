@@ -65,7 +65,7 @@ async function* deltas(body) {
     for (const line of lines) {
       if (!line.startsWith("data: ") || line === "data: [DONE]") continue;
       const event = JSON.parse(line.slice(6));
-      if (event.error) throw new Error(event.error.message ?? "The answer broke off.");
+      if (event.error) throw new Error(event.error.message ?? "The answer was interrupted.");
       yield event.choices?.[0]?.delta?.content ?? "";
     }
   }
@@ -124,7 +124,7 @@ async function give(item, what) {
     tell(error.message, true);
     return null;
   }
-  tell(what.retracts ? "Taken back." : "Thank you. That counts.");
+  tell(what.retracts ? "Your thumb is withdrawn." : "Thank you. Your feedback is recorded.");
   return feedback.feedback_id;
 }
 
@@ -142,7 +142,7 @@ function write(item, button) {
   closeWriting(item);
   if (open) return;
   form.dataset.kind = kind;
-  form.querySelector("label").textContent = kind === "comment" ? "What is good or bad about it?" : "The whole answer as it should have been";
+  form.querySelector("label").textContent = kind === "comment" ? "What is good or bad about this answer?" : "The whole answer as it should have been";
   field.value = kind === "comment" ? "" : item.querySelector(".text").textContent;
   form.hidden = false;
   button.setAttribute("aria-expanded", "true");
@@ -190,7 +190,7 @@ at("anew").addEventListener("click", () => {
   messages = [];
   conversation = newId("cv");
   at("talk").replaceChildren();
-  tell("A new conversation.");
+  tell("New conversation started.");
   at("said").focus();
 });
 at("key").value = sessionStorage.getItem("tidemill-key") ?? "";

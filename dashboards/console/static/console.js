@@ -28,7 +28,7 @@ async function refresh(url) {
     for (const [name, text] of Object.entries(now.tiles)) show("tile", name, text);
     tell(now.failure);
   } catch {
-    tell("The console does not answer; these numbers are old.");
+    tell("The console does not answer. These numbers may be old.");
   }
 }
 
@@ -64,11 +64,11 @@ if (explain) {
       const told = await answer.json();
       if (!answer.ok) throw new Error(told.error);
       into.replaceChildren(
-        made("p", `Reward model v${told.version}: score ${told.mean.toFixed(3)} ± ${told.std.toFixed(3)} (how far its heads are apart), reward ${told.lower.toFixed(3)}.`),
+        made("p", `Reward model v${told.version}: score ${told.mean.toFixed(3)} ± ${told.std.toFixed(3)} (disagreement of the ensemble), reward ${told.lower.toFixed(3)}.`),
         ...reasons("Nearest labelled answers", ["episode", "similarity", "verdict"],
           told.neighbours.map((n) => [n.episode_id, n.similarity.toFixed(2), n.verdict.toFixed(2)])),
-        ...reasons("Labels that moved it", ["episode", "logits"],
-          [...told.moved.map((m) => [m.episode_id, signed(m.logits)]), ["all other labels", signed(told.others)], ["all answers alike", signed(told.standing)]]),
+        ...reasons("Labels that contributed most", ["episode", "logits"],
+          [...told.moved.map((m) => [m.episode_id, signed(m.logits)]), ["all other labels", signed(told.others)], ["all answers (baseline)", signed(told.standing)]]),
       );
     } catch (error) {
       into.replaceChildren(made("p", error.message || "The console does not answer."));
@@ -120,7 +120,7 @@ if (dialog) {
         dialog.addEventListener("close", () => location.reload(), { once: true });
       }
     } catch {
-      part("told").textContent = "The console does not answer; look at the page again before you repeat this.";
+      part("told").textContent = "The console does not answer. Reload the page before you repeat this.";
     }
     part("go").disabled = false;
   });

@@ -212,12 +212,12 @@ def test_versions_stand_where_every_replica_sees_them_and_a_void_move_is_called_
     told = ring.browser.get("/versions").text
     assert ">Approve</button>" in told
     ring.tell(PROMOTIONS, promotion_id="pr-10", adapter="default@2", move="rolled_back")
-    assert (ring.facts.standing("default").production, pages.versions(ring.facts)[2]["stands"]) == ("default@1", "found bad")
+    assert (ring.facts.standing("default").production, pages.versions(ring.facts)[2]["stands"]) == ("default@1", "rejected")
 
 
 def test_where_replicas_do_not_follow_promotions_the_page_says_so() -> None:
     ring = Ring()
-    note = "Promotions are kept but not followed"
+    note = "Replicas ignore promotions"
     assert note not in ring.browser.get("/versions").text
     app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ring.facts, Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
     assert note in TestClient(app, base_url="http://localhost").get("/versions").text
@@ -264,11 +264,11 @@ def test_a_promotion_is_an_event_with_its_reason(ring: Ring) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({"adapter": "default@7", "move": "promoted", "reason": " "}, "say why"),
-        ({"adapter": "default@8", "move": "promoted", "reason": "x"}, "no such adapter"),
+        ({"adapter": "default@7", "move": "promoted", "reason": " "}, "give a reason"),
+        ({"adapter": "default@8", "move": "promoted", "reason": "x"}, "does not know this adapter"),
         ({"adapter": "default@7", "move": "canary", "reason": "x"}, "not a move"),
         ({"adapter": "default@7", "move": "rolled_back", "reason": "x"}, "not being tried"),
-        ({}, "no such adapter"),
+        ({}, "does not know this adapter"),
     ],
 )
 def test_a_move_that_makes_no_sense_is_refused_and_nothing_is_published(ring: Ring, body: dict[str, str], says: str) -> None:
@@ -303,8 +303,8 @@ def test_bytes_that_are_no_event_go_back_as_they_came(ring: Ring) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (letter(b"x", source_topic="__consumer_offsets"), "no topic"),
-        (letter(b"x", source_topic=DEAD_LETTERS.name), "no topic"),
+        (letter(b"x", source_topic="__consumer_offsets"), "cannot be replayed to"),
+        (letter(b"x", source_topic=DEAD_LETTERS.name), "cannot be replayed to"),
         (letter(b""), "no value"),
         (letter(b"x" * (64 << 10)), "cut at"),
         ({"record_base64": "?"}, "cannot be read"),
@@ -390,5 +390,5 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
 def test_sentences_of_a_note_are_told_apart(ring: Ring) -> None:
     app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ConsoleFacts(), Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
     page = TestClient(app, base_url="http://localhost").get("/versions").text
-    assert "promoted. Promotions are kept" in page
+    assert "promoted. Replicas ignore promotions" in page
     assert "attested. Promoting and rolling back" in page

@@ -98,7 +98,7 @@ def test_other_settings_make_another_model_and_exit_1(run_folder: Path, tiny_bas
 def test_a_time_without_versions_is_told_in_one_line(run_folder: Path, tiny_base: Path) -> None:
     result = tidemill(run_folder, tiny_base, "replay", "--from", "2027-01-01")
     assert result.exit_code == 1
-    assert result.output.startswith("tidemill: the lake holds no reward-model version")
+    assert result.output.startswith("tidemill: the lake has no reward-model version")
     assert tidemill(run_folder, tiny_base, "replay", "--from", "yesterday").exit_code == 2
 
 
