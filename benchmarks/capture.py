@@ -31,7 +31,7 @@ import aiohttp
 from benchmarks.capture_server import TOKENS
 from infra.local.embedded_broker import Broker, BrokerSettings, free_port
 from infra.local.kafka_jars import cache_folder
-from learner.models.sparse_upcycling import prepare_base
+from learner.models.base_cache import prepare_base
 from streams.core.metrics import Metrics
 from streams.core.topics import EPISODES
 from streams.kafka import KafkaSettings, create_topics, end_offsets

@@ -26,9 +26,9 @@ import httpx
 import torch
 
 from infra.local.embedded_broker import Broker, BrokerSettings
+from learner.models.base_cache import prepare_base
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
-from learner.models.sparse_upcycling import prepare_base
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint
 from streams.core.events import AdapterVersion, Promotion, new_id

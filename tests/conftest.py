@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: two threads beside another busy process come to a crawl
 
 from infra.local.embedded_broker import Broker, BrokerSettings
-from learner.models.sparse_upcycling import prepare_base
+from learner.models.base_cache import prepare_base
 from streams.kafka import KafkaSettings, create_topics
 
 

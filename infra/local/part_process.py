@@ -129,7 +129,7 @@ def base_folder(policy: PolicySettings) -> Path:
     """The base, made on first use and cached."""
     if isinstance(policy.base, Path):
         return policy.base
-    from learner.models.sparse_upcycling import prepare_base  # brings torch and transformers, which some parts never need
+    from learner.models.base_cache import prepare_base  # brings torch and transformers, which some parts never need
 
     return prepare_base(policy.base, cache_folder() / "bases", policy.experts, policy.experts_per_token)
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from infra.demo import skills_kept as skills
+from learner.models.base_cache import prepare_base
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
-from learner.models.sparse_upcycling import prepare_base
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint
 from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Event, Feedback

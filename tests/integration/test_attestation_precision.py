@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from learner.models.base_cache import prepare_base
 from learner.models.lora_policy import Policy
-from learner.models.sparse_upcycling import prepare_base
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs.adapter_probes import probes_of
 from learner.runs.trainer import Trainer

@@ -10,9 +10,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, MistralConfig, MixtralForCausalLM, Qwen3Config
 
 from infra.cli.main import main
+from learner.models.base_cache import CHECKSUMS, prepare_base
 from learner.models.lora_policy import ADAPTER_FILES, Policy
 from learner.models.sequence_packing import Branches, microbatches, pack
-from learner.models.sparse_upcycling import CHECKSUMS, prepare_base, upcycle
+from learner.models.sparse_upcycling import upcycle
 from learner.settings import LearnerSettings
 from streams.core.errors import BadArtifact, ConfigError
 
