@@ -5,7 +5,7 @@ LOCK ?= infra/build/locks/cpu.txt
 UV_VERSION := 0.13.9
 RUN := $(BIN)/python -m
 
-.PHONY: help demo demo-tiny test test-unit test-operators chaos soak lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
+.PHONY: help demo demo-tiny test test-slow test-processors test-unit test-operators chaos soak lint bench-reward bench-streams bench-rl bench-rl-algorithms bench-corrections bench-capture bench-swap bench-lora-serving bench-gpu docs lock clean sbom fuzz
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -30,6 +30,12 @@ demo-tiny: .venv/installed  ## The same with a random 2-layer policy, for a quic
 
 test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, Faust, vLLM, Ray), project, one tiny demo end to end
 	$(RUN) pytest $(ARGS)
+
+test-slow: .venv/installed  ## What takes long and rarely breaks: several learner processes, a tuned backbone, forks, the GPU benchmark on a CPU
+	$(RUN) pytest tests/slow $(ARGS)
+
+test-processors: .venv/installed  ## Claims about learning with ten seeds, in two precisions, on other processors' kernels (half an hour; ARGS="--seeds 3")
+	$(RUN) tests.slow.other_processors $(ARGS)
 
 test-unit: .venv/installed  ## The quick ones: no network, no engine, seconds
 	$(RUN) pytest tests/unit tests/project $(ARGS)

@@ -1,10 +1,12 @@
-"""What every suite shares: a real broker for the integration tests, a fresh one for each module."""
+"""What every suite shares: examples that are new each time, no settings of the user's shell, and a real broker for the integration tests."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,21 +15,67 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: tw
 from infra.local.embedded_broker import Broker, BrokerSettings
 from learner.models.base_cache import prepare_base
 from streams.kafka import KafkaSettings, create_topics
+from tests.support import processors
+from tests.support.processors import claim, pytest_addoption, pytest_generate_tests, torch_threads  # noqa: F401
+from tests.support.topics import delete_topics
+
+ROOT = Path(__file__).parents[1]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # what a test starts is of this checkout
+for name in [name for name in os.environ if name.startswith("TIDEMILL_") and name not in ("TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA")]:
+    del os.environ[name]  # settings of a ring that the user runs would reach every part that a test starts
+
+# A run takes as many seconds as it takes on a busy machine, and what a strategy draws seldom is no fault of the code.
+settings.register_profile("everyday", max_examples=25, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+settings.register_profile("long", settings.get_profile("everyday"), max_examples=500)
+settings.load_profile(os.environ.get("FUZZ_PROFILE", "everyday"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Every run draws other examples; the seed is told, and given again (``--hypothesis-seed``) it draws the same ones."""
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = secrets.randbelow(2**32)
+    processors.pytest_configure(config)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"hypothesis: the same examples again with --hypothesis-seed={config.option.hypothesis_seed}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
+    if exitstatus == pytest.ExitCode.TESTS_FAILED:  # with -q there is no header
+        terminalreporter.write_line(str(pytest_report_header(config)))
+    processors.pytest_terminal_summary(terminalreporter, config)
+
+
+@pytest.fixture(scope="session")
+def shared_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The session's one Kafka, for whoever does not stop it."""
+    with Broker(BrokerSettings(), tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="module")
-def kafka_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaSettings]:
-    """A running Kafka with Tidemill's topics, empty at a module's start: an embedded one, or the server that TIDEMILL_TEST_KAFKA names
+def kafka_settings(request: pytest.FixtureRequest) -> KafkaSettings:
+    """A running Kafka with Tidemill's topics, empty at a module's start: the session's own, or the server that TIDEMILL_TEST_KAFKA names
     (as it is: give it one that holds nothing else)."""
     if named := os.environ.get("TIDEMILL_TEST_KAFKA"):
         settings = KafkaSettings(bootstrap_servers=named)
-        create_topics(settings)
-        yield settings
-        return
-    with Broker(BrokerSettings(), tmp_path_factory.mktemp("broker")) as broker:
-        settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
-        create_topics(settings)
-        yield settings
+    else:
+        settings = KafkaSettings(bootstrap_servers=request.getfixturevalue("shared_broker").bootstrap_servers)
+        delete_topics(settings)
+    create_topics(settings)
+    return settings
+
+
+@pytest.fixture
+def empty_kafka(shared_broker: Broker) -> Iterator[KafkaSettings]:
+    """The session's own Kafka without a topic; topics are the test's to create, in their number of partitions. Afterwards it has the usual ones."""
+    settings = KafkaSettings(bootstrap_servers=shared_broker.bootstrap_servers)
+    delete_topics(settings)
+    yield settings
+    delete_topics(settings)
+    create_topics(settings)
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,8 @@ class BatchSteps:
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
         self._watch = LiveAnswers()
+        self._unlearned = False
+        """True while labels were, or may have been, taken in that no refit has seen: the buffer was not whole then."""
         self.name = f"tidemill-reward-{context.policy}-{featurizer.fingerprint[:12]}-{BUFFER_LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
 
@@ -73,15 +75,17 @@ class BatchSteps:
         try:
             if self._versions.catch_up():
                 self._refitter.published = self._versions.newest_model()
-            log.info("buffer_recovered", labels=len(stored), version=self._versions.number)
+            log.info("buffer_recovered", labels=len(stored), version=self._versions.number, partitions=held)
             taken = {partition: end for (topic, partition), end in committed_offsets(self._context.kafka, self.name).items() if topic == LABELS.name}
             ends = end_offsets(self._context.kafka, LABELS, self._context.metrics)
         except Unavailable as error:
             log.warning("what others have taken in and published is not known: versions may name offsets or numbers too low", error=str(error))
+            self._unlearned = True
             return held == self._context.kafka.partitions
         holds_all_labels = held == len(ends)
-        news = self._versions.note_read([(partition, end - 1) for partition, end in taken.items()])
-        if news and holds_all_labels and taken == {partition: end for partition, end in ends.items() if end}:
+        if self._versions.note_read([(partition, end - 1) for partition, end in taken.items()]):
+            self._unlearned = True
+        if self._unlearned and holds_all_labels and taken == {partition: end for partition, end in ends.items() if end}:
             self._renew()
         return holds_all_labels
 
@@ -115,15 +119,15 @@ class BatchSteps:
         self._context.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
         if self._context.traces.enabled:
             self._versions.continue_traces([record.headers for record in batch.records])
-        if not batch.entries and not batch.gone:
-            return
-        if holds_all_labels:
+        self._unlearned = self._unlearned or bool(batch.entries or batch.gone)
+        if holds_all_labels and self._unlearned:
             self._renew()
-        else:
+        elif batch.entries or batch.gone:
             log.warning("another updater holds some of the labels: no version until one of the two is gone")
             self._context.metrics.add("tidemill_reward_versions_total", result="shared")
 
     def _renew(self) -> None:
+        self._unlearned = False
         found = self._watch.findings()
         report(found, self._context.metrics)
         self._versions.refit_and_publish(self._refitter, found)

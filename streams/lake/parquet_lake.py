@@ -155,7 +155,7 @@ class Lake:
                 if not parquet.schema_arrow.equals(SCHEMA):
                     raise BadArtifact(f"{file.path} holds other columns than the lake's: {', '.join(parquet.schema_arrow.names)}")
                 yield from parquet.iter_batches(batch_size=4096)
-        except pyarrow.ArrowInvalid as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the latter where a byte within a column's name is damaged
             raise BadArtifact(f"{file.path} is not the Parquet file that was written: {error}") from error
         except OSError as error:
             raise Unavailable(f"cannot read {file.path}: {error}") from error

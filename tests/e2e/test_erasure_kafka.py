@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.embedded_broker import Broker
 from infra.operate.erasure_certificate import ask, await_certificate, certificate
 from learner.ring.log_feed import LogFeed
 from learner.settings import LearnerSettings
@@ -37,8 +36,8 @@ OTHERS = 8
 
 
 @pytest.fixture
-def kafka(fresh_broker: Broker) -> KafkaSettings:
-    settings = KafkaSettings(bootstrap_servers=fresh_broker.bootstrap_servers, session_timeout_s=6, partitions=2)
+def kafka(empty_kafka: KafkaSettings) -> KafkaSettings:
+    settings = empty_kafka.model_copy(update={"session_timeout_s": 6.0, "partitions": 2})
     create_topics(settings)
     return settings
 

@@ -41,11 +41,21 @@ def spoiled(draw: st.DrawFn, right: Any) -> Any:
 
 
 def raw(right: Any) -> st.SearchStrategy[bytes]:
-    """Bytes: of a spoiled document, of any JSON, cut short, deep beyond reason, or of nothing at all."""
+    """Bytes: of the right document first (Hypothesis tries the simplest example in every run), of a spoiled one, of any JSON, cut short, deep beyond
+    reason, or of nothing at all."""
     whole = spoiled(right).map(as_bytes)
     cut = st.tuples(whole, st.integers(0, 400)).map(lambda pair: pair[0][: pair[1]])
     deep = st.integers(1, 50_000).map(lambda depth: b"[" * depth + b"]" * depth)
-    return whole | cut | JSON.map(as_bytes) | st.binary(max_size=200) | deep
+    return st.just(as_bytes(right)) | whole | cut | JSON.map(as_bytes) | st.binary(max_size=200) | deep
+
+
+@st.composite
+def damaged(draw: st.DrawFn, right: bytes) -> bytes:
+    """Right bytes with up to nine of them changed, whole or cut short."""
+    content = bytearray(right)
+    for _ in range(draw(st.integers(1, 9))):
+        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    return bytes(content[: draw(st.integers(0, len(content)) | st.just(len(content)))])
 
 
 def as_bytes(document: Any) -> bytes:

@@ -13,35 +13,36 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import find, given
 from hypothesis import strategies as st
 
-from actor.adapters.attestation import read_probes
-from actor.api_keys import read_keys
+from actor.adapters.attestation import PROBES, read_probes
+from actor.api_keys import read_keys, write_keys
 from actor.doors.feedback_door import read_object
 from actor.otlp.otlp_wire import JSON as OTLP_JSON
 from actor.otlp.otlp_wire import PROTOBUF, read_spans, unpacked
 from actor.otlp.span_episodes import episodes_of
 from infra.build.reference_pages import EXAMPLES
 from infra.settings.config import load
-from learner.ring.adapter_recipe import AdapterRecipe
+from learner.ring.adapter_recipe import RECIPE, AdapterRecipe, TakenStep
+from learner.settings import LearnerSettings
 from reward.fit.replay_buffer import BufferEntry
 from reward.fit.reward_model import RewardModel
 from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable
-from streams.core.events import Artifact, Feedback, FeedbackKind
+from streams.core.events import Artifact, Message
 from streams.core.topics import BY_NAME, EPISODES, FEEDBACK, TOPICS, Topic
 from streams.core.traces import context_from_header as given_headers
 from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import EvidenceSettings, JoinSettings
-from streams.kafka import KafkaSettings, Record
+from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
 from streams.outbox.sqlite_spool import Spool, SpooledEvent
-from tests.fuzz.inputs import as_bytes, raw, spoiled
+from tests.fuzz.inputs import as_bytes, damaged, raw, spoiled
 from tests.unit.actor.test_otlp import CHAT, as_json
+from tests.unit.actor.test_scoring import head
 from tests.unit.streams.test_erasure import T0, forgotten
 
 
@@ -113,47 +114,87 @@ def test_telemetry(body: bytes, content_type: str, encoding: str) -> None:
             continue
 
 
-@given(raw({"weights.safetensors": {"sha256": "0" * 64, "size_bytes": 4}}), st.binary(max_size=64))
+WEIGHTS = b"four"
+RIGHT_MANIFEST = {"weights.safetensors": {"sha256": hashlib.sha256(WEIGHTS).hexdigest(), "size_bytes": len(WEIGHTS)}}
+
+
+@given(raw(RIGHT_MANIFEST), st.just(WEIGHTS) | st.binary(max_size=64))
 def test_manifests(manifest: bytes, weights: bytes) -> None:
+    """Either every file arrives as the manifest says, or none does."""
     with tempfile.TemporaryDirectory() as folder:
-        place, into = Path(folder) / "store" / "a", Path(folder) / "into" / "here"
-        place.mkdir(parents=True)
-        (place / MANIFEST).write_bytes(manifest)
-        (place / "weights.safetensors").write_bytes(weights)
-        artifact = Artifact(path="a", sha256=hashlib.sha256(manifest).hexdigest(), size_bytes=4)
-        with pytest.raises(BadArtifact):  # no weights of 64 bytes or less have a checksum of zeros
+        artifact, into = stored(Path(folder), manifest, weights), Path(folder) / "into" / "here"
+        try:
             ArtifactStore(str(Path(folder) / "store")).fetch(artifact, into)
-        assert not into.exists()
+            entries = json.loads(manifest)
+            arrived = {name: hashlib.sha256((into / name).read_bytes()).hexdigest() for name in entries}
+            assert arrived == {name: entry["sha256"] for name, entry in entries.items()}
+            assert sum(path.is_file() for path in into.rglob("*")) == len(entries)
+        except BadArtifact:
+            assert not into.exists()
+            assert list((Path(folder) / "into").glob("*")) == []
         assert sorted(path.name for path in Path(folder).iterdir() if path.name != "store") in ([], ["into"])
-        assert list((Path(folder) / "into").glob("*")) == []
+
+
+def stored(folder: Path, manifest: bytes, weights: bytes) -> Artifact:
+    """An artifact with this manifest in a store below ``folder``, as an event would name it."""
+    place = folder / "store" / "a"
+    place.mkdir(parents=True)
+    (place / MANIFEST).write_bytes(manifest)
+    (place / "weights.safetensors").write_bytes(weights)
+    return Artifact(path="a", sha256=hashlib.sha256(manifest).hexdigest(), size_bytes=len(WEIGHTS))
+
+
+HEAD_FILES = ("head.json", "head.safetensors")
 
 
 @given(st.data())
 def test_reward_models(data: st.DataObject) -> None:
+    """What loads can score; whatever else is refused."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "head.json").write_bytes(
-            data.draw(raw({"format": 1, "features": "0" * 64, "temperature": 1.0, "offset": 0.0, "lower_bound_stds": 0.5}))
-        )
-        tensors = data.draw(st.binary(max_size=200) | st.just(safetensors.torch.save({"centre_D": torch.zeros(3)})))
-        (folder / "head.safetensors").write_bytes(tensors)
-        with pytest.raises(BadArtifact):
-            RewardModel.load(folder)
+        folder = head().save(Path(name) / "head")
+        about, tensors = (folder / file for file in HEAD_FILES)
+        about.write_bytes(data.draw(st.just(about.read_bytes()) | raw(json.loads(about.read_text()))))
+        tensors.write_bytes(data.draw(st.just(tensors.read_bytes()) | damaged(tensors.read_bytes()) | st.binary(max_size=200)))
+        with suppress(BadArtifact):
+            model = RewardModel.load(folder)
+            assert model.score(torch.zeros(1, model.centre_D.shape[0])).mean_N.shape == (1,)
 
 
-@given(raw({"probes": [{"prompt_ids": [1], "output_ids": [2], "adapter_logprobs": [-0.1], "base_logprobs": [-0.2]}]}))
-def test_probes_and_recipes(value: bytes) -> None:
+RIGHT_PROBES = {"probes": [{"prompt_ids": [1], "output_ids": [2], "adapter_logprobs": [-0.1], "base_logprobs": [-0.2]}]}
+
+
+@given(raw(RIGHT_PROBES))
+def test_probes(value: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
-        for file in ("probes.json", "recipe.json", "config.json"):
+        for file in ("probes.json", "config.json"):
             (Path(name) / file).write_bytes(value)
-        with pytest.raises(BadArtifact):
-            AdapterRecipe.read(Path(name))
         with suppress(BadArtifact, AttestationFailed):
             assert read_probes(Path(name))
         assert fingerprint(Path(name))
 
 
-@given(raw(json.loads(BufferEntry("ep", 1.0, 1, T0, torch.zeros(3).half()).encode())))
+TAKEN = TakenStep(step=1, reward_model=Artifact(path="a", sha256="0" * 64, size_bytes=4), prompts=((Message(role="user", content="Tea?"),),))
+RECIPE_READ = AdapterRecipe(
+    settings=LearnerSettings(), features="0" * 64, engine="transformers", device="cpu", threads=1, after_step=0, steps=(TAKEN,)
+)
+RIGHT_RECIPE = json.loads(RECIPE_READ.model_dump_json())
+
+
+@given(raw(RIGHT_RECIPE))
+def test_recipes(value: bytes) -> None:
+    """What can be read is written and read again unchanged."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / RECIPE).write_bytes(value)
+        with suppress(BadArtifact):
+            recipe = AdapterRecipe.read(Path(name))
+            recipe.write(Path(name))
+            assert AdapterRecipe.read(Path(name)) == recipe
+
+
+RIGHT_ENTRY = json.loads(BufferEntry("ep", 1.0, 1, T0, torch.zeros(3).half()).encode())
+
+
+@given(raw(RIGHT_ENTRY))
 def test_entries_of_the_replay_buffer(value: bytes) -> None:
     try:
         assert BufferEntry.decode(value).stratum
@@ -161,14 +202,21 @@ def test_entries_of_the_replay_buffer(value: bytes) -> None:
         return
 
 
-@given(st.binary(max_size=300) | st.binary(max_size=60).map(lambda middle: b"PAR1" + middle + b"PAR1"))
-def test_files_of_the_lake(value: bytes) -> None:
+LAKE_RECORDS = [Record(EPISODES.name, 0, offset, 1_767_225_600_000 + offset, b"ep", b"{}") for offset in range(10)]
+
+
+@given(st.data())
+def test_files_of_the_lake(data: st.DataObject) -> None:
+    """Damaged in any byte, cut short or replaced: it is read, or named as what cannot be read."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "episodes" / "day=2026-01-01" / "000-000000000000-000000000009.parquet"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(value)
-        with pytest.raises(TidemillError):
-            list(Lake(folder).records(EPISODES))
+        (written,) = Lake(folder).write(EPISODES, LAKE_RECORDS)
+        right = Path(written.path).read_bytes()
+        marked = st.binary(max_size=60).map(lambda middle: b"PAR1" + middle + b"PAR1")
+        Path(written.path).write_bytes(data.draw(st.just(right) | damaged(right) | st.binary(max_size=300) | marked))
+        with suppress(TidemillError):
+            for record in Lake(folder).records(EPISODES):
+                assert isinstance(record.offset, int)
+                assert isinstance(record.value, bytes | None)
 
 
 @given(st.lists(st.sampled_from(["offset", "timestamp", "key", "value", "other"]), unique=True, max_size=5))
@@ -181,12 +229,18 @@ def test_parquet_of_another_shape(names: list[str]) -> None:
             list(Lake(folder).records(EPISODES))
 
 
-@given(raw({"keys": [{"sha256": "0" * 64, "tenant": "acme", "scopes": ["talk"], "per_minute": 60}]}))
+RIGHT_KEYS = [{"sha256": "0" * 64, "tenant": "acme", "scopes": ["talk"], "requests_per_minute": 60}]
+
+
+@given(raw(RIGHT_KEYS))
 def test_files_of_keys(value: bytes) -> None:
+    """Keys that can be read are written and read again unchanged; anything else names the file."""
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder) / "keys.json").write_bytes(value)
-        with refused(ConfigError, str(path)):
-            read_keys(path)
+        with refused(ConfigError, re.escape(str(path))):
+            keys = read_keys(path)
+            write_keys(path, keys)
+            assert read_keys(path) == keys
 
 
 COLUMNS = ("id", "topic", "key", "value", "put_at_s", "trace")
@@ -237,10 +291,7 @@ def _damage(path: Path, right: list[SpooledEvent], data: st.DataObject) -> None:
                 database.execute(f"UPDATE spool SET {data.draw(st.sampled_from(COLUMNS))} = ? WHERE id = 3", (data.draw(CELLS),))
             database.close()
         case "byte":
-            content = bytearray(path.read_bytes())
-            for _ in range(data.draw(st.integers(1, 9))):
-                content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-            path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+            path.write_bytes(data.draw(damaged(path.read_bytes())))
         case "counters":
             counters.write_bytes(data.draw(st.binary(max_size=40)))
         case "all":
@@ -253,8 +304,24 @@ def test_settings(overrides: list[str]) -> None:
         load(None, overrides, {})
 
 
-def test_the_strategies_reach_what_is_right_too() -> None:
+def test_what_the_fuzzers_start_from_is_right(tmp_path: Path) -> None:
     """A fuzzer that only ever makes rubbish tests one line."""
-    assert FEEDBACK.decode(as_bytes(EXAMPLES_JSON["feedback"])) == Feedback.model_validate(EXAMPLES["feedback"])
-    assert FeedbackKind(EXAMPLES_JSON["feedback"]["kind"])
-    assert KafkaSettings()
+    for topic in TOPICS:
+        assert topic.decode(as_bytes(EXAMPLES_JSON[topic.short_name])) == topic.event.model_validate(EXAMPLES[topic.short_name])
+    assert read_object(as_bytes(EXAMPLES_JSON["feedback"]))
+    assert [episodes_of(span, "default", "acme") for span in read_spans(as_bytes(json.loads(as_json(CHAT))), OTLP_JSON)] != []
+    (keys := tmp_path / "keys.json").write_bytes(as_bytes(RIGHT_KEYS))
+    assert [key.tenant for key in read_keys(keys)] == ["acme"]
+    artifact = stored(tmp_path, as_bytes(RIGHT_MANIFEST), WEIGHTS)
+    assert (ArtifactStore(str(tmp_path / "store")).fetch(artifact, tmp_path / "here") / "weights.safetensors").read_bytes() == WEIGHTS
+    assert RewardModel.load(head().save(tmp_path / "head")).checksum() == head().checksum()
+    for name, right in ((PROBES, RIGHT_PROBES), (RECIPE, RIGHT_RECIPE)):
+        (tmp_path / name).write_bytes(as_bytes(right))
+    assert len(read_probes(tmp_path)) == len(AdapterRecipe.read(tmp_path).steps) == 1
+    assert BufferEntry.decode(as_bytes(RIGHT_ENTRY)).stratum == "good"
+    Lake(str(tmp_path / "lake")).write(EPISODES, LAKE_RECORDS)
+    assert list(Lake(str(tmp_path / "lake")).records(EPISODES)) == LAKE_RECORDS
+
+
+def test_every_run_of_a_fuzzer_begins_with_what_is_right() -> None:
+    assert find(raw(RIGHT_KEYS), lambda _: True) == as_bytes(RIGHT_KEYS)

@@ -61,7 +61,7 @@ def test_labels_survive_kills_of_the_join_and_of_the_broker(mortal_broker: Broke
 
     def start(place: str) -> None:
         (tmp_path / place).mkdir(exist_ok=True)
-        children[place] = subprocess.Popen([sys.executable, "-c", CHILD, mortal_broker.bootstrap_servers, str(tmp_path / place)])
+        children[place] = subprocess.Popen([sys.executable, "-P", "-c", CHILD, mortal_broker.bootstrap_servers, str(tmp_path / place)])
 
     def kill(place: str) -> None:
         children[place].kill()
@@ -110,7 +110,7 @@ def test_a_join_that_sleeps_before_it_sends_its_labels_and_wakes_too_late_spoils
 
     def join(place: str, *more: str) -> "subprocess.Popen[bytes]":
         (tmp_path / place).mkdir()
-        return subprocess.Popen([sys.executable, "-c", CHILD, mortal_broker.bootstrap_servers, str(tmp_path / place), *more])
+        return subprocess.Popen([sys.executable, "-P", "-c", CHILD, mortal_broker.bootstrap_servers, str(tmp_path / place), *more])
 
     producer = Producer(settings, Metrics(), "load")
     producer.publish(EPISODES, episode)

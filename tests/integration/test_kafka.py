@@ -50,8 +50,8 @@ def erasure(number: int) -> Erasure:
     return Erasure.of(f"user-{number}", requested_by="x", at=NOW)
 
 
-def test_topics_are_made_once_and_what_differs_is_told_in_words(broker: Broker) -> None:
-    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, partitions=3)
+def test_topics_are_made_once_and_what_differs_is_told_in_words(empty_kafka: KafkaSettings) -> None:
+    settings = empty_kafka.model_copy(update={"partitions": 3})
     assert topic_differences(settings) == {topic.name: ["missing"] for topic in TOPICS}
     admin = kafka.KafkaAdminClient(**settings.client_options())
     admin.create_topics({LABELS.name: {"num_partitions": 2, "replication_factor": 1, "configs": {"retention.ms": "1000"}}})
@@ -120,9 +120,8 @@ def test_a_failed_send_is_counted_and_told_once(broker: Broker) -> None:
     producer.close(timeout_s=1)
 
 
-def test_a_position_that_was_deleted_moves_to_the_beginning_and_one_beyond_the_end_too(broker: Broker) -> None:
-    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
-    create_topics(settings)
+def test_a_position_that_was_deleted_moves_to_the_beginning_and_one_beyond_the_end_too(empty_kafka: KafkaSettings) -> None:
+    create_topics(settings := empty_kafka)
     producer, place = Producer(settings, Metrics(), "test"), (DEAD_LETTERS.name, 0)
     for number in range(10):
         producer.send_raw(DEAD_LETTERS.name, b"k", str(number).encode())()
@@ -179,8 +178,8 @@ def _dealt(consumers: list[Consumer]) -> list[frozenset[tuple[str, int]]]:
     raise AssertionError(f"never settled: {owned}")
 
 
-def test_a_topic_that_is_not_there_is_the_operators_to_make(broker: Broker) -> None:
-    settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers, request_timeout_s=5)
+def test_a_topic_that_is_not_there_is_the_operators_to_make(empty_kafka: KafkaSettings) -> None:
+    settings = empty_kafka.model_copy(update={"request_timeout_s": 5.0})
     with pytest.raises(ConfigError, match="tidemill topics --create"):
         Consumer(settings, [EPISODES], "test", Metrics())
     producer = Producer(settings, Metrics(), "test")

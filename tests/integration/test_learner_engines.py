@@ -59,7 +59,7 @@ out.write_text(json.dumps(found))
 def found(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     out = tmp_path_factory.mktemp("engines") / "found.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tiny_base), str(out)], check=True, timeout=550, env=environment)
+    subprocess.run([sys.executable, "-P", "-c", SCRIPT, str(tiny_base), str(out)], check=True, timeout=550, env=environment)
     return dict(json.loads(out.read_text()))
 
 

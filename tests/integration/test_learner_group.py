@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from test_learner_ring import processes, reward_model
+from test_learner_ring import learners_below, reward_model
 
 from learner.distributed.ray_cluster import LearnerActor
 from learner.settings import LearnerSettings
@@ -44,10 +45,11 @@ def actor(machines: Cluster, tiny_base: Path, tmp_path: Path) -> Iterator[Learne
 def test_two_processes_learn_together_and_when_a_machine_is_lost_go_on_with_as_many_as_there_is_room_for(
     machines: Cluster, actor: LearnerActor, tmp_path: Path
 ) -> None:
-    before = processes()
+    before = {*learners_below(psutil.Process())}
     first = actor.call("step", PROMPTS, tmp_path / "reward", REWARD)
     assert (first.step, first.metrics["output_tokens"] > 0) == (1, True)
-    assert len(processes() - before) == 2
+    both = {*learners_below(psutil.Process())} - before
+    assert len(both) == 2
     (second,) = machines.worker_nodes
     machines.remove_node(second, allow_graceful=False)
     taken = taken_until_the_loss(lambda: actor.call("step", PROMPTS, tmp_path / "reward", REWARD).step)
@@ -55,7 +57,8 @@ def test_two_processes_learn_together_and_when_a_machine_is_lost_go_on_with_as_m
     wait_for(lambda: came_back(actor, steps))
     assert steps[0] in (taken, taken + 1)  # what was in hand may have been written down before the loss
     assert actor.call("step", PROMPTS, tmp_path / "reward", REWARD).step == steps[0] + 1
-    wait_for(lambda: len(processes() - before) == 1)  # the lost machine's may take a moment to end
+    wait_for(lambda: not any(process.is_running() for process in both))  # the lost machine's may take a moment to end
+    assert len({*learners_below(psutil.Process())} - before) == 1
 
 
 def taken_until_the_loss(step: Callable[[], int]) -> int:

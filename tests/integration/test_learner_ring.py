@@ -1,8 +1,6 @@
 """The learner in the ring: real Kafka, real Ray, the tiny base; killed in the middle, and told to stop."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
@@ -140,7 +139,7 @@ def test_a_learner_killed_in_the_middle_goes_on_from_its_checkpoint_and_stops_wh
     publish_inputs(context, producer, tmp_path / "head")
     with running(partial(worker.run, SETTINGS, RewardSettings()), context):
         wait_for(lambda: len(adapters(context)) >= 2)
-        os.kill(processes().pop(), signal.SIGKILL)
+        learners_below(psutil.Process())[0].kill()
         killed_at = len(adapters(context))
         wait_for(lambda: len(adapters(context)) >= killed_at + 2)
     assert_nothing_twice_and_nothing_back(context)
@@ -151,7 +150,6 @@ def test_a_learner_killed_whole_leaves_no_process_that_learns_on_and_a_new_one_g
     context: PartContext, producer: Producer, tmp_path: Path
 ) -> None:
     publish_inputs(context, producer, tmp_path / "head")
-    before = processes()
     told = (
         SETTINGS.model_dump_json(),
         context.kafka.bootstrap_servers,
@@ -160,10 +158,12 @@ def test_a_learner_killed_whole_leaves_no_process_that_learns_on_and_a_new_one_g
         str(context.base),
         str(context.state),
     )
-    with subprocess.Popen([sys.executable, "-c", LEARNER, *told]) as whole:
+    with subprocess.Popen([sys.executable, "-P", "-c", LEARNER, *told]) as whole:
         wait_for(lambda: whole.poll() is not None or len(adapters(context)) >= 1)
+        left = learners_below(psutil.Process(whole.pid))
         whole.kill()  # what Ray has started is not told; it has to see that nobody is left to learn for
-    wait_for(lambda: processes() <= before)
+    assert left
+    wait_for(lambda: not any(process.is_running() for process in left))
     published = len(adapters(context))
     assert published >= 1
     with running(partial(worker.run, SETTINGS, RewardSettings()), context):
@@ -179,13 +179,13 @@ def assert_nothing_twice_and_nothing_back(context: PartContext) -> None:
     assert steps[-1] <= len(found) + 1  # at most the step in hand was lost
 
 
-def processes() -> set[int]:
-    """The learner's, of whoever runs one on this machine."""
-    return {int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and "ray::LearnerProcess" in cmdline(p)}
+def learners_below(process: psutil.Process) -> list[psutil.Process]:
+    """The learner's processes that this one has started through Ray; another ring on this machine has others."""
+    return [child for child in process.children(recursive=True) if "ray::LearnerProcess" in command_line(child)]
 
 
-def cmdline(process: Path) -> str:
+def command_line(process: psutil.Process) -> str:
     try:
-        return (process / "cmdline").read_text()
-    except OSError:
+        return " ".join(process.cmdline())
+    except psutil.Error:
         return ""

@@ -47,7 +47,9 @@ def test_nobody_on_this_machine_is_asked_for_a_picture(tmp_path: Path) -> None:
         urls = [*local, f"http://127.0.0.1:{port}/#media.example.com", "file:///etc/passwd", PIXEL]
         variables = {**os.environ, **environment(settings[0]), "PYTHONPATH": str(Path(__file__).parents[2])}
         given = json.dumps([[arguments(each, context) for each in settings], urls])
-        done = subprocess.run([sys.executable, "-c", FETCH], input=given, env=variables, text=True, capture_output=True, timeout=300, check=True)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", FETCH], input=given, env=variables, text=True, capture_output=True, timeout=300, check=True
+        )
         told = done.stdout.splitlines()
         with pytest.raises(TimeoutError):
             listening.accept()

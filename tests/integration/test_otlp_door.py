@@ -117,7 +117,9 @@ def door(kafka_settings: KafkaSettings, tmp_path_factory: pytest.TempPathFactory
 
 def run_agent(door: str, served: str, **environment: str) -> None:
     told = {"OTEL_EXPORTER_OTLP_ENDPOINT": door, "OTEL_SEMCONV_STABILITY_OPT_IN": "gen_ai_latest_experimental", **environment}
-    done = subprocess.run([sys.executable, "-c", AGENT, served], env=os.environ | told, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", AGENT, served], env=os.environ | told, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -7,16 +7,17 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from infra.local.embedded_broker import Broker
 from reward.features.featurizer import Featurizer
 from reward.fit.replay_buffer import BUFFER_LAYOUT
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
+from reward.updater.batch_steps import BatchSteps
 from reward.updater.refitter import Refitter
 from reward.updater.version_publisher import VersionPublisher
 from streams.artifacts.artifact_store import ArtifactStore
@@ -24,12 +25,14 @@ from streams.core.events import DeadLetter, Event, FeedbackKind, Label, Message,
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
-from streams.kafka import KafkaSettings, Producer, committed_offsets, create_topics, end_offsets, read_to_end
+from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets, create_topics, end_offsets, read_to_end
 from tests.unit.actor.test_scoring import head, published
 from tests.unit.reward.test_refit import CountedLetters
 
 SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
 START = datetime(2026, 1, 1, tzinfo=UTC)
+WAIT_S = 240.0
+"""A worker imports torch, reads the backbone and joins a group: half a minute on an idle machine, minutes on a busy one."""
 WORKER = """
 import logging, signal, sys
 from pathlib import Path
@@ -48,6 +51,9 @@ signal.signal(signal.SIGTERM, lambda *_: context.stopping.set())
 run(RewardSettings.model_validate_json(settings), context)
 """
 
+FAILING = "from reward.updater.batch_steps import BatchSteps\nBatchSteps.prepare = lambda *_: 1 / 0"
+SILENT = "from reward.updater.version_publisher import VersionPublisher\nVersionPublisher.refit_and_publish = lambda *_: None"
+
 
 class Worker:
     """The updater in a process of its own."""
@@ -58,18 +64,18 @@ class Worker:
         self._log = (folder / f"worker-{uuid.uuid4().hex[:6]}.log").open("w")
         arguments = [kafka.model_dump_json(), SETTINGS.model_dump_json(), str(base), str(folder / "state"), self.store, fault]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([sys.executable, "-u", "-c", WORKER, *arguments], env=environment, stdout=self._log, stderr=self._log)
+        self.process = subprocess.Popen([sys.executable, "-Pu", "-c", WORKER, *arguments], env=environment, stdout=self._log, stderr=self._log)
 
     def stop(self, how: signal.Signals) -> int:
         self.process.send_signal(how)
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=WAIT_S)
         self._log.close()
         return code
 
 
 @pytest.fixture
-def kafka(fresh_broker: Broker) -> KafkaSettings:
-    settings = KafkaSettings(bootstrap_servers=fresh_broker.bootstrap_servers, session_timeout_s=6)
+def kafka(empty_kafka: KafkaSettings) -> KafkaSettings:
+    settings = empty_kafka.model_copy(update={"session_timeout_s": 6.0})
     create_topics(settings)
     return settings
 
@@ -113,7 +119,7 @@ def taken_in(kafka: KafkaSettings, features: Featurizer) -> dict[int, int]:
     return {partition: end for (topic, partition), end in committed_offsets(kafka, group).items() if topic == LABELS.name}
 
 
-def wait_for(found: Callable[[], bool], worker: Worker, within_s: float = 240.0) -> None:
+def wait_for(found: Callable[[], bool], worker: Worker, within_s: float = WAIT_S) -> None:
     until = time.monotonic() + within_s
     while not found():
         assert worker.process.poll() is None, f"the worker died: {Path(worker._log.name).read_text()[-8000:]}"
@@ -168,14 +174,11 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
     for number in range(12):
         producer.send(LABELS, label(number, float(number % 2)))
     producer.flush()
-    workers.append(
-        failing := Worker(kafka, tiny_base, tmp_path, "from reward.updater.batch_steps import BatchSteps\nBatchSteps.prepare = lambda *_: 1 / 0")
-    )
-    assert failing.process.wait(timeout=120) == 1
+    workers.append(failing := Worker(kafka, tiny_base, tmp_path, FAILING))
+    assert failing.process.wait(timeout=WAIT_S) == 1
     assert "ZeroDivisionError" in Path(failing._log.name).read_text()
 
-    never = "from reward.updater.version_publisher import VersionPublisher\nVersionPublisher.refit_and_publish = lambda *_: None"
-    workers.append(silent := Worker(kafka, tiny_base, tmp_path, never))
+    workers.append(silent := Worker(kafka, tiny_base, tmp_path, SILENT))
     wait_for(lambda: sum(taken_in(kafka, features).values()) == 12, silent)
     assert silent.stop(signal.SIGTERM) == 0
     assert labels_of_versions() == []
@@ -183,6 +186,38 @@ def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_b
     workers.append(last := Worker(kafka, tiny_base, tmp_path))
     wait_for(lambda: labels_of_versions() == [12], last)
     assert events_of(kafka, REWARD_MODELS)[0].offsets[LABELS.name] == taken_in(kafka, features)  # type: ignore[attr-defined]
+    producer.close()
+
+
+def test_what_was_taken_in_while_two_updaters_shared_the_labels_becomes_a_version_once_one_of_them_holds_all(
+    kafka_settings: KafkaSettings, tiny_base: Path, tmp_path: Path
+) -> None:
+    """On a busy machine a rebalance deals the partitions in two turns: the first of them must not count as having published anything."""
+    context = PartContext(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "shared", tiny_base, tmp_path)
+    producer = Producer(kafka_settings, Metrics(), "test")
+    for number in range(12):
+        producer.send(LABELS, label(number, float(number % 2)).model_copy(update={"policy": context.policy}))
+    producer.flush()
+    steps = BatchSteps(SETTINGS, context)
+    with closing(Consumer(kafka_settings, [LABELS], "test", Metrics(), group=steps.name)) as consumer:
+        records: list[Record] = []
+        while len(records) < 12:
+            records += consumer.poll(0.5)
+            consumer.take_assignment()
+        assert consumer.commit()
+        stored = steps.absorb(batch := steps.prepare(records))
+    versions: Callable[[], list[int]] = lambda: [v.labels for v in events_of(kafka_settings, REWARD_MODELS) if v.policy == context.policy]  # type: ignore[attr-defined]  # noqa: E731
+    steps.finish(batch, holds_all_labels=False)
+    steps.close()
+
+    again = BatchSteps(SETTINGS, context)
+    assert not again.recover([value for value in stored.values() if value], held=2)
+    assert versions() == []
+    assert again.recover([value for value in stored.values() if value], held=kafka_settings.partitions)
+    assert versions() == [12]
+    assert again.recover([value for value in stored.values() if value], held=kafka_settings.partitions)
+    assert versions() == [12]  # once is enough
+    again.close()
     producer.close()
 
 

@@ -101,7 +101,7 @@ def test_folders_stay_readable() -> None:
 
 def test_a_command_that_only_looks_at_the_log_loads_nothing_of_what_learns_serves_or_stores() -> None:
     script = "import sys, infra.cli.main, infra.settings.config, infra.operate.ring_status, infra.operate.promotion_history; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    loaded = subprocess.run([sys.executable, "-P", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout.split()
     assert "kafka" in loaded
     assert {"numpy", "pyarrow", "torch", "transformers", "ray", "faust", "vllm", "jgo", "matplotlib"} & set(loaded) == set()
 

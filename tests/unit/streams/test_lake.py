@@ -110,6 +110,16 @@ def test_a_file_that_was_cut_is_refused(tmp_path: Path) -> None:
         offsets(lake)
 
 
+def test_a_file_whose_column_names_are_damaged_is_refused(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    (written,) = lake.write(EPISODES, [record(0)])
+    right = Path(written.path).read_bytes()
+    Path(written.path).write_bytes(damaged := right.replace(b"\x03key", b"\x03\x80ey"))  # no UTF-8 any more
+    assert damaged != right
+    with pytest.raises(BadArtifact, match="is not the Parquet file that was written"):
+        list(lake.records(EPISODES))
+
+
 def test_a_span_of_time_is_cut_to_the_moment(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     lake.write(EPISODES, [record(i, hours=i) for i in range(30)])

@@ -72,4 +72,4 @@ def test_off_nothing_is_carried_and_opentelemetry_is_not_even_imported() -> None
     traces = make_traces(TracesSettings(), "actor")
     assert (traces.enabled, told(traces, "capture", context_from_header(CLIENT)), context_as_text(())) == (False, (), "")
     script = "import sys, streams.join.join_loop, streams.outbox.outbox; sys.exit('opentelemetry' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", script], check=False).returncode == 0
