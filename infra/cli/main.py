@@ -48,17 +48,20 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--minutes", default=12.0, show_default=True, type=click.FloatRange(2, 600), help="Time budget, start-up included.")
+@click.option("--minutes", default=12.0, show_default=True, type=click.FloatRange(2, 600), help="How long it takes, start-up included.")
+@click.option("--at-most", default=30.0, show_default=True, type=click.FloatRange(2, 600), help="It goes on so long where no rise is shown.")
 @click.option("--policy", "base", default=None, help="smollm2 or tiny (a random 2-layer MoE and an easy preference, for tests).")
 @click.option("--seed", default=None, type=click.IntRange(0), help="Seed of people, sampling and evaluation.")
 @click.option("--keep", "keep", default=None, type=click.Path(path_type=Path, file_okay=False), help="Keep the run in this folder.")
 @settings_options
-def demo(minutes: float, base: str | None, seed: int | None, keep: Path | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Run the whole ring with simulated people, and report whether its answers got better."""
+def demo(
+    minutes: float, at_most: float, base: str | None, seed: int | None, keep: Path | None, config: str | None, overrides: tuple[str, ...]
+) -> None:
+    """Run the whole ring with simulated people, and report whether its answers got better. Exit 1: an arrow of the ring is broken."""
     from infra.demo.demo import run_demo
 
     quiet()
-    sys.exit(run_demo(minutes, base, seed, keep, config, overrides))
+    sys.exit(run_demo(minutes, max(minutes, at_most), base, seed, keep, config, overrides))
 
 
 @main.command()

@@ -4,45 +4,57 @@ import asyncio
 import shutil
 import signal
 import sys
-import threading
 import time
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 
 from infra.demo import skills_kept as skills
+from infra.demo.broken_arrows import ArrowWatch, RingFlow
+from infra.demo.demo_talk import Talk
+from infra.demo.held_out_exam import Examiners, PairsAsked
+from infra.demo.machine_told import MachineTold, sized, step_s
 from infra.demo.progress import Now, Progress
 from infra.demo.report import Report, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_people import SimulatedQuestion, held_out_questions
+from infra.demo.simulated_people import held_out_questions
 from infra.demo.simulated_talk import Answer, SimulatedPeople, TalkTally
+from infra.demo.time_plan import NOT_LEARNING_S, REPORT_S, TimePlan
 from infra.local.local_ring import Ring, lock_run
 from infra.operate.log_watch import LogWatch
 from infra.operate.ring_status import ledger_now
 from infra.settings.config import Settings, load
 from streams.core.errors import ConfigError, Unavailable
-
-REPORT_S = 25.0
-"""Kept back for settling the ledger, plotting, and stopping every process."""
+from streams.core.events import AdapterVersion
 
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM: stop cleanly, whatever was being done."""
 
 
-def run_demo(minutes: float, base: str | None, seed: int | None, keep: Path | None, config: str | None, overrides: tuple[str, ...]) -> int:
-    """The command ``tidemill demo``: returns its exit status."""
+def run_demo(
+    minutes: float, at_most: float, base: str | None, seed: int | None, keep: Path | None, config: str | None, overrides: tuple[str, ...]
+) -> int:
+    """The command ``tidemill demo``: returns its exit status, 1 when the ring is broken."""
+    if at_most < minutes:
+        raise ConfigError(f"--at-most {at_most:g} is less than --minutes {minutes:g}: allow at least as many")
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    deadline_s = time.monotonic() + minutes * 60
+    started_s, machine = time.monotonic(), MachineTold()
+    machine.look()
     folder = keep or Path("runs/demo")
     chosen = [f"run_folder={folder}", *([f"policy.base={base}"] if base else []), *seed_overrides(seed)]
     settings = load(config or ("tiny" if base == "tiny" else "demo"), (*chosen, *overrides))
     _make_room(folder, kept=keep is not None)
     progress = Progress()
     try:
-        with progress, Ring(settings, progress.say) as ring:
-            report = Demo(ring, progress, deadline_s).run()
+        with progress:
+            settings, why, machine.predicted_step_s = sized(settings, max(1.0, minutes - NOT_LEARNING_S / 60))
+            plan = TimePlan(started_s + minutes * 60, started_s + at_most * 60, machine.predicted_step_s)
+            for sentence in (*why, plan.forecast(started_s)):
+                progress.say(sentence)
+            with Ring(settings, progress.say) as ring:
+                report = Demo(ring, progress, plan, machine, started_s).run()
     except (Interrupted, KeyboardInterrupt):
         print("tidemill: stopped on request; nothing is left running", file=sys.stderr)
         return 130
@@ -54,103 +66,82 @@ def run_demo(minutes: float, base: str | None, seed: int | None, keep: Path | No
     write_html(report, folder / "report.html")
     print(report.as_text())
     print(f"\nThe same with plots: {folder / 'report.html'}")
-    return 0 if report.closed else 1
-
-
-@dataclass
-class Talk:
-    """Simulated people who talk in a thread of their own."""
-
-    people: SimulatedPeople
-    thread: threading.Thread
-    stopping: threading.Event
+    return 1 if report.verdict == "broken" else 0
 
 
 class Demo:
-    """The stages in order. Each knows how much of the budget it may use."""
+    """The stages in order."""
 
-    def __init__(self, ring: Ring, progress: Progress, deadline_s: float) -> None:
-        self._ring, self._progress, self._deadline_s = ring, progress, deadline_s
-        self._started_s = time.monotonic()
+    def __init__(self, ring: Ring, progress: Progress, plan: TimePlan, machine: MachineTold, started_s: float) -> None:
+        self._ring, self._progress, self._plan, self._machine, self._started_s = ring, progress, plan, machine, started_s
+        people = ring.settings.people
         self._watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)
+        self._examiners = Examiners(people, ring.base_url, ring.settings.policy.name)
+        self._questions = held_out_questions(people.held_out_questions, people.seed)
+        self._pairs = PairsAsked(started_s=started_s)
+        self._flow = RingFlow(ring.settings, ArrowWatch(plan.predicted_step_s))
         self._now = Now()
         self._samples: list[tuple[float, float, str]] = []
         """Seconds since the start, true approval over the last answers, what served."""
 
     def run(self) -> Report:
         """Turn the ring once."""
-        ring, people = self._ring, self._ring.settings.people
+        ring, kept = self._ring, None
         self._watch.start()
         self._stage("starting vLLM")
-        ring.await_actor(max(60.0, self._left_s() - 60), lambda: self._tick(None))
-        questions = held_out_questions(people.held_out_questions, people.seed)
-        self._stage("asking the base")
-        began_s = time.monotonic()
-        before = self._ask(questions)
-        asking_s = time.monotonic() - began_s
-        talk = self._start_talking()
-        self._stage("people talk")
+        ring.await_actor(max(60.0, self._plan.at_most_s - time.monotonic() - 60), lambda: self._tick(None))
+        talk = Talk(ring, self._watch.facts, self._examiners, self._pairs)
         try:
-            self._learn(talk.people.tally, asking_s)
-            self._stage("learner finishes its step")
-            ring.processes.stop("learner", timeout_s=max(20.0, self._left_s() - 2 * asking_s - REPORT_S))
+            self._stage("people talk")
+            began_s = time.monotonic()
+            before = self._exam(of_base=True, tally=talk.tally)
+            exam_s = time.monotonic() - began_s
+            broken = self._learn(talk.tally, exam_s)
         finally:
-            talk.stopping.set()
-            talk.thread.join(timeout=60)
-        self._await_the_last_adapter()
-        self._stage("asking the adapter")
-        after = self._ask(questions)
-        kept = skills.measure(ring.base_url, ring.settings.policy.name)
+            talk.stop()
+        after: list[Answer] = []
+        if broken is None:
+            self._stage("stopping the learner")
+            ring.processes.stop("learner", timeout_s=30.0)
+            self._await_the_last_adapter()
+            self._stage("asking the adapter")
+            after = self._exam(of_base=False, tally=None)
+            self._pairs.take(before, after)
+            kept = skills.measure(ring.base_url, ring.settings.policy.name)
         self._stage("closing the books")
-        return self._report(before, after, talk.people.tally, kept)
+        return self._report(before, after, talk.tally, kept, broken)
 
-    def _learn(self, tally: TalkTally, asking_s: float) -> None:
-        """People talk and the learner steps until what is left is needed for the rest."""
-        facts = self._watch.facts
+    def _learn(self, tally: TalkTally, exam_s: float) -> str | None:
+        """People talk and the learner steps until the rise is shown and the time is used, or the time is up. What is broken, if anything is."""
+        facts, published, told = self._watch.facts, 0, False
         while True:
-            step_s = (facts.adapters[-1].created_at - facts.adapters[-2].created_at).total_seconds() if len(facts.adapters) > 1 else 15.0
-            if self._left_s() < 1.5 * asking_s + step_s + REPORT_S:
-                return
             if facts.adapters and self._now.stage == "people talk":
                 self._stage("learning")
             self._tick(tally)
+            if (arrow := self._flow.broken(facts, tally)) is not None:
+                return f"{arrow}; see {self._ring.settings.run_folder / 'logs' / arrow.part}.log"
+            shown, now_s = self._pairs.shown_with is not None, time.monotonic()
+            between_s = (facts.adapters[-1].created_at - facts.adapters[-2].created_at).total_seconds() if len(facts.adapters) > 1 else 15.0
+            if self._plan.learned_enough(now_s, shown, exam_s, between_s, len(facts.adapters) > published):
+                return None
+            published = len(facts.adapters)
+            if not shown and not told and now_s > self._plan.aim_s - exam_s - REPORT_S:
+                told = True
+                most = (self._plan.at_most_s - self._started_s) / 60
+                self._progress.say(f"the rise is not shown yet ({self._pairs.rise}): going on until it is, for {most:.0f} minutes at most")
             time.sleep(0.5)
 
-    def _start_talking(self) -> Talk:
-        settings = self._ring.settings.people
-        people = SimulatedPeople(settings, self._ring.base_url, self._ring.settings.policy.name)
-        stopping = threading.Event()
-
-        next_round_s = 0.0
-
-        def at_once() -> int:
-            nonlocal next_round_s
-            if not self._watch.facts.reward_models or not settings.round_every_s:
-                return settings.at_once
-            if time.monotonic() < next_round_s:
-                return 0
-            next_round_s = time.monotonic() + settings.round_every_s
-            return settings.at_once
-
-        async def talk() -> None:
-            await people.talk(at_once, stopping.is_set)
-            await people.close()
-
-        thread = threading.Thread(target=lambda: asyncio.run(talk()), name="simulated people", daemon=True)
-        thread.start()
-        return Talk(people, thread, stopping)
-
-    def _ask(self, questions: list[SimulatedQuestion]) -> list[Answer]:
-        settings = self._ring.settings
-
-        async def ask() -> list[Answer]:
-            people = SimulatedPeople(settings.people, self._ring.base_url, settings.policy.name)
-            try:
-                return await people.ask_all(questions, max(settings.people.at_once, 16))
-            finally:
-                await people.close()
-
-        return asyncio.run(ask())
+    def _exam(self, of_base: bool, tally: TalkTally | None) -> list[Answer]:
+        """The held-out questions, while the parts are looked after."""
+        pool = ThreadPoolExecutor(1)
+        asked = pool.submit(self._examiners.ask, self._questions, of_base)
+        try:
+            while not asked.done():
+                self._tick(tally)
+                wait([asked], timeout=0.5)
+            return asked.result()
+        finally:
+            pool.shutdown(wait=False)  # who is told to stop does not wait for the answers
 
     def _await_the_last_adapter(self) -> None:
         """The learner is done: wait until its last adapter is attested or refused."""
@@ -161,7 +152,7 @@ class Demo:
             self._tick(None)
             time.sleep(0.2)
 
-    def _report(self, before: list[Answer], after: list[Answer], tally: TalkTally, kept: skills.Skills | None) -> Report:
+    def _report(self, before: list[Answer], after: list[Answer], tally: TalkTally, kept: skills.Skills | None, broken: str | None) -> Report:
         ring, settled_by = self._ring, time.monotonic() + REPORT_S
         ledger = ledger_now(ring.settings)
         while not ledger.balanced and time.monotonic() < settled_by:
@@ -169,6 +160,7 @@ class Demo:
             ledger = ledger_now(ring.settings)
         self._watch.stop()
         ring.check()
+        self._machine.cpu_s = ring.cpu_s
         return Report(
             settings=ring.settings,
             seconds=time.monotonic() - self._started_s,
@@ -180,23 +172,27 @@ class Demo:
             samples=self._samples,
             peak_memory_mib=ring.peak_memory_mib,
             restarts=ring.processes.restarts,
+            machine=self._machine,
+            pairs=self._pairs,
             skills=kept,
+            broken_arrow=broken,
         )
 
     def _tick(self, tally: TalkTally | None) -> None:
         """Look after the parts and show where things stand."""
         self._ring.check()
         facts, now = self._watch.facts, self._now
-        now.left_s, now.thumbs, now.serving = self._left_s(), facts.thumbs, facts.serving
+        now.left_s, now.thumbs, now.serving, now.rise = self._left_s(), facts.thumbs, facts.serving, self._pairs.rise
         if tally is not None:
             now.answers, now.approval = tally.answers, tally.recent_approval if tally.recent else None
             if tally.recent:
                 self._samples.append((time.monotonic() - self._started_s, tally.recent_approval, facts.serving))
+                self._machine.look()
         if facts.reward_models:
-            now.reward_version, now.reward_accuracy = facts.reward_models[-1].version, facts.reward_models[-1].calibration.accuracy
+            now.reward_version, now.reward_auc = facts.reward_models[-1].version, facts.reward_models[-1].calibration.auc
         if facts.adapters:
             newest = facts.adapters[-1]
-            now.step, now.tokens_per_s = newest.step, _tokens_per_s(newest.metrics)
+            now.step, now.tokens_per_s = newest.step, _tokens_per_s(newest)
             now.lag_s = (newest.created_at - newest.newest_feedback_at).total_seconds() if newest.newest_feedback_at else None
         self._progress.show(now)
 
@@ -206,13 +202,15 @@ class Demo:
         self._progress.show(self._now)
 
     def _left_s(self) -> float:
-        return self._deadline_s - time.monotonic()
+        """To the aim; once that is over, to the most."""
+        left_s = self._plan.aim_s - time.monotonic()
+        return left_s if left_s > 0 else self._plan.at_most_s - time.monotonic()
 
 
-def _tokens_per_s(metrics: dict[str, float]) -> float | None:
+def _tokens_per_s(adapter: AdapterVersion) -> float | None:
     """Tokens sampled and trained over the time of the step."""
-    seconds = sum(metrics.get(f"{phase}_s", 0.0) for phase in ("rollout", "score", "train"))
-    return (metrics["output_tokens"] + metrics["train_tokens"]) / seconds if seconds else None
+    seconds = step_s(adapter)
+    return (adapter.metrics["output_tokens"] + adapter.metrics["train_tokens"]) / seconds if seconds else None
 
 
 def seed_overrides(seed: int | None) -> list[str]:

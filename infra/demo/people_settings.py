@@ -10,7 +10,7 @@ from streams.core.settings_section import SettingsSection
 class PeopleSettings(SettingsSection):
     """Simulated people, for the demo and for tests."""
 
-    preference: Literal["speaks-to-me", "says-e"] = "speaks-to-me"
+    preference: Literal["to-the-point", "speaks-to-me", "says-e"] = "speaks-to-me"
     """What the people truly like; ``tidemill simulate --preferences`` describes each in words."""
     people: int = Field(default=50, ge=1, le=100_000)
     """Number of different people."""
@@ -33,5 +33,11 @@ class PeopleSettings(SettingsSection):
     """System message of their application."""
     held_out_questions: int = Field(default=48, ge=4, le=1000)
     """Questions about subjects that are never asked about during learning. Approval is measured on these alone."""
+    pairs_at_once: int = Field(default=4, ge=1, le=100)
+    """Further such questions that are put to the base and to the served adapter now and then during learning, to see whether approval has risen."""
+    pairs_every_s: float = Field(default=40.0, ge=0, le=3600)
+    """Seconds between them."""
+    examined_at_once: int = Field(default=16, ge=1, le=1000)
+    """Such questions that wait for their answers at the same time."""
     seed: int = 0
     """Seed of everything random in what the people ask and how they vote."""

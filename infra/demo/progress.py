@@ -2,12 +2,14 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from infra.demo.paired_rise import PairedRise
 
 PLAIN_EVERY_S = 15.0
 
@@ -23,9 +25,12 @@ class Now:
     approval: float | None = None
     """True approval of the simulated people over their last answers."""
     reward_version: int = 0
-    reward_accuracy: float | None = None
+    reward_auc: float | None = None
+    """Chance that it ranked an unseen good answer above an unseen bad one."""
     step: int = 0
     serving: str = "base"
+    rise: PairedRise = field(default_factory=PairedRise)
+    """What pairs of held-out questions say so far."""
     lag_s: float | None = None
     """From the newest feedback that the newest adapter learned from to that adapter."""
     tokens_per_s: float | None = None
@@ -39,12 +44,20 @@ class Now:
             ("answers", str(self.answers)),
             ("thumbs", str(self.thumbs)),
             ("approval", "–" if self.approval is None else f"{self.approval:.0%}"),
-            ("reward model", "–" if not self.reward_version else f"v{self.reward_version} {self.reward_accuracy or 0:.0%}"),
+            (
+                "reward model",
+                "–" if not self.reward_version else f"v{self.reward_version}" + (f" AUC {self.reward_auc:.2f}" if self.reward_auc else ""),
+            ),
             ("RL step", str(self.step)),
             ("serving", self.serving),
+            ("rise", str(self.rise) if self.rise.pairs else "–"),
             ("lag", "–" if self.lag_s is None else f"{self.lag_s:.0f} s"),
             ("tokens/s", "–" if self.tokens_per_s is None else f"{self.tokens_per_s:.0f}"),
         ]
+
+    def _reward_model(self) -> str:
+        ranking = "" if self.reward_auc is None else f" AUC {self.reward_auc:.2f}"
+        return f"v{self.reward_version}{ranking}" if self.reward_version else "–"
 
 
 class Progress:

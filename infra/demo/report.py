@@ -1,19 +1,27 @@
 """What a run came to: the figures, in words on the terminal, as JSON, and as a self-contained page."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from textwrap import indent
-from typing import Any
+from typing import Any, Literal
 
+from infra.demo.broken_arrows import all_refused, lost
+from infra.demo.held_out_exam import PairsAsked
 from infra.demo.intervals import Interval, paired_difference, share
+from infra.demo.machine_told import MachineTold
 from infra.demo.simulated_people import PREFERENCES
 from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills
 from infra.operate.log_watch import LogFacts
 from infra.settings.config import Settings
+from reward.trust.hacking_guards import GuardFinding, inspect
+from streams.core.events import RewardModelVersion
 from streams.join.ledger import Ledger
+
+Verdict = Literal["closed", "not shown", "broken"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,20 @@ class Report:
     seconds: float
     before: list[Answer]
     after: list[Answer]
+    """To the same questions; empty when an arrow was broken."""
     tally: TalkTally
     facts: LogFacts
     ledger: Ledger
     samples: list[tuple[float, float, str]]
     peak_memory_mib: float
     restarts: dict[str, int]
+    machine: MachineTold
+    pairs: PairsAsked
+    """Held-out questions put to base and adapter while it learned, and ``before`` beside ``after``: by these the rise is shown or not."""
     skills: Skills | None = None
     """How likely frozen texts are to the base and to what is served; none when the actor did not say."""
+    broken_arrow: str | None = None
+    """What was found while the ring ran."""
 
     @cached_property
     def approval_before(self) -> Interval:
@@ -43,47 +57,72 @@ class Report:
 
     @cached_property
     def rise(self) -> Interval:
-        """After minus before, paired by question."""
+        """After minus before, paired by question: how large it is, where it is shown."""
+        if not self.after:
+            return Interval(0.0, -1.0, 1.0)
         seed = self.settings.people.seed
         return paired_difference([a.approved for a in self.before], [a.approved for a in self.after], seed)
 
     @property
     def served_after(self) -> list[str]:
         """What answered the last questions."""
-        return sorted({answer.adapter or "base" for answer in self.after})
+        return sorted({answer.adapter for answer in self.after})
+
+    @cached_property
+    def guards(self) -> tuple[GuardFinding, ...]:
+        """The rules against reward hacking, on the last answers beside the base's."""
+        return inspect([a.text for a in self.after], [a.text for a in self.before])
+
+    @cached_property
+    def broken(self) -> list[str]:
+        """Every arrow that is broken, a sentence each; none when the ring works."""
+        passed = {a.adapter for a in self.facts.attestations if a.passed}
+        refused = [a.reason for a in self.facts.attestations if not a.passed]
+        asked, failures = self.tally.answers + self.tally.failed, self.tally.failures
+        unaccounted = None if self.ledger.balanced else "the arrow episodes, feedback → labels is broken: the ledger does not balance"
+        found = [
+            lost("people → actor", self.tally.failed, asked, failures[-1] if failures else ""),
+            lost("people → feedback", self.tally.thumbs_lost, self.tally.thumbs + self.tally.thumbs_lost),
+            unaccounted,
+            self.broken_arrow,
+            all_refused(len(passed), refused),
+        ]
+        return [each for each in found if each]
 
     @property
-    def doubts(self) -> list[str]:
-        """Every reason not to say that the loop closed; none when it did."""
-        found = []
+    def verdict(self) -> Verdict:
+        """``closed``: every arrow carried, and people like the served policy better. ``not shown``: it carried, and that is not sure."""
+        if self.broken:
+            return "broken"
+        return "closed" if self.pairs.shown_with is not None else "not shown"
+
+    @property
+    def words(self) -> str:
+        """The verdict in a sentence."""
+        if self.verdict == "broken":
+            return "The ring is broken: " + "; ".join(self.broken) + "."
+        if self.verdict == "closed":
+            return "The loop closed, and the people like the served policy better."
         if not any(a.passed for a in self.facts.attestations):
-            found.append("no adapter was attested and served")
-        if self.rise.low <= 0:
-            found.append(f"approval did not rise beyond its interval ({_points(self.rise)})")
-        if self.tally.failed:
-            found.append(f"{self.tally.failed} requests failed, such as {self.tally.failures[-1]}")
-        if self.tally.thumbs_lost:
-            found.append(f"{self.tally.thumbs_lost} thumbs were not taken")
-        if not self.ledger.balanced:
-            found.append("the ledger does not balance")
-        return found
-
-    @property
-    def closed(self) -> bool:
-        """The loop closed and approval rose beyond its interval."""
-        return not self.doubts
+            return f"The ring works as far as it came in {self.seconds / 60:.0f} minutes, which was not far enough: no adapter was served yet."
+        return f"The ring works: every arrow carried. But the rise was not shown in {self.seconds / 60:.0f} minutes."
 
     def figures(self) -> dict[str, Any]:
         """Everything measured, for ``report.json``."""
         facts = self.facts
         return {
-            "closed": self.closed,
-            "doubts": self.doubts,
+            "verdict": self.verdict,
+            "broken": self.broken,
             "seed": self.settings.people.seed,
             "seconds": round(self.seconds, 1),
             "approval_before": self.approval_before.__dict__,
             "approval_after": self.approval_after.__dict__,
             "approval_rise": self.rise.__dict__,
+            "pairs": {
+                "better": self.pairs.rise.better, "same": self.pairs.rise.same, "worse": self.pairs.rise.worse,
+                "rise": self.pairs.rise.interval.__dict__, "shown_with": self.pairs.shown_with, "failed": self.pairs.failed,
+            },
+            "machine": self.machine.figures(facts.adapters),
             "served_after": self.served_after,
             "simulated_people": {
                 "answers": self.tally.answers, "requests_failed": self.tally.failed, "thumbs": self.tally.thumbs,
@@ -98,6 +137,7 @@ class Report:
             "ledger": str(self.ledger).splitlines(),
             "first_thumb_to_first_adapter_s": facts.first_thumb_to_adapter_s(),
             "peak_memory_mib": round(self.peak_memory_mib),
+            "guards": [str(finding) for finding in self.guards if finding.tripped],
             "skills_nats": None if self.skills is None else {"base": self.skills.base_nats, "served": self.skills.served_nats},
             "parts_restarted": self.restarts,
         }  # fmt: skip
@@ -112,16 +152,19 @@ class Report:
             ("approval before", _percent(self.approval_before) + "  (base)"),
             ("approval after", _percent(self.approval_after) + f"  ({', '.join(self.served_after)})"),
             ("rise", _points(self.rise)),
+            ("shown", self._shown()),
             ("thumbs", f"{self.tally.thumbs} by simulated people ({self.tally.thumbs_up} up), on {self.tally.answers} answers;"
              f" {facts.thumbs} in labels"),
-            ("requests failed", str(self.tally.failed)),
-            ("reward models", f"{len(models)}; " + (_accuracy(models[0], "first") + ", " + _accuracy(models[-1], "last") if models else "none")),
+            ("requests failed", str(self.tally.failed) + (f", such as {self.tally.failures[-1]}" if self.tally.failed else "")),
+            ("reward models", f"{len(models)}; " + (goodness(models[-1]) if models else "none")),
             ("adapters", f"{len(facts.adapters)} published, {figures['attested']} loaded and attested, {len(refused)} refused"
              + "".join(f"; {name}: {reason}" for name, reason in list(refused.items())[:3])),
             ("first thumb → adapter", "–" if seconds is None else f"{seconds:.0f} s"),
             ("skills kept", _skills(self.skills)),
+            ("hack detectors", _guards(self.guards)),
             ("ledger", str(self.ledger)),
             ("dead letters", ", ".join(f"{n} {reason}" for reason, n in facts.dead_letters.items()) or "none"),
+            *self.machine.rows(self.settings, facts.adapters, self.seconds),
             ("peak memory", f"{self.peak_memory_mib / 1024:.1f} GiB, all processes"),
             ("time", f"{self.seconds / 60:.1f} min, seed {self.settings.people.seed}"),
             *([("restarted", ", ".join(f"{name} ×{n}" for name, n in self.restarts.items()))] if self.restarts else []),
@@ -129,20 +172,26 @@ class Report:
 
     def as_text(self) -> str:
         """For the terminal."""
-        verdict = "The loop closed, and the people like the served policy better." if self.closed else "Not shown: " + "; ".join(self.doubts) + "."
         pairs = "\n".join(
             f"  {a.question.text}\n    before {_mark(a)} {_short(a.text)}\n    after  {_mark(b)} {_short(b.text)}"
-            for a, b in list(zip(self.before, self.after, strict=True))[:4]
+            for a, b in list(zip(self.before, self.after, strict=False))[:4]
         )
         rows = "\n".join(f"  {name:<21} {indent(value, ' ' * 24).lstrip()}" for name, value in self.rows())
-        return f"\n{verdict}\n\n{rows}\n\n{pairs}"
+        return f"\n{self.words}\n\n{rows}\n\n{pairs}"
+
+    def _shown(self) -> str:
+        rise, pairs = self.pairs.rise, self.pairs.rise.pairs
+        if not pairs:
+            return "no adapter answered a held-out question"
+        whether = f"with {self.pairs.shown_with} of {pairs}" if self.pairs.shown_with is not None else f"not, by {pairs}"
+        return f"{whether} pairs, asked of base and adapters while it learned: {_points(rise.interval)} on average, valid at any time"
 
 
 def write_json(report: Report, path: Path) -> None:
     """The figures and every held-out answer."""
     pairs = [
         {"question": a.question.text, "before": a.text, "approved_before": a.approved, "after": b.text, "approved_after": b.approved}
-        for a, b in zip(report.before, report.after, strict=True)
+        for a, b in zip(report.before, report.after, strict=False)
     ]
     path.write_text(json.dumps({**report.figures(), "held_out": pairs}, indent=1))
 
@@ -166,15 +215,21 @@ def _skills(skills: Skills | None) -> str:
     return f"{skills.base_nats:.2f} nats a token of frozen texts by the base, {skills.served_nats:.2f} by what is served ({skills.change_nats:+.2f})"
 
 
-def _accuracy(model: Any, which: str) -> str:
+def _guards(found: Sequence[GuardFinding]) -> str:
+    tripped = [str(finding) for finding in found if finding.tripped]
+    return "; ".join(tripped) or f"quiet: none of {len(found)} rules tripped on the last answers"
+
+
+def goodness(model: RewardModelVersion) -> str:
+    """How much better than guessing a reward model was on labels it had not seen."""
     told = model.calibration
     if not told.labels:
-        return f"{which} v{model.version}: on {model.labels} labels, not tested yet"
-    ranking = "" if told.auc is None else f", AUC {told.auc:.2f}"
-    return (
-        f"{which} v{model.version}: {told.accuracy:.0%} right on {told.labels} unseen labels"
-        f" (always guessing: {told.baseline:.0%}{ranking}, ECE {told.ece:.2f})"
-    )
+        return f"the last, v{model.version}, on {model.labels} labels, not tested yet"
+    words = [] if told.auc is None else [f"AUC {told.auc:.2f} (guessing: 0.50)"]
+    if told.log_loss is not None and told.baseline_log_loss is not None:
+        words.append(f"log loss {told.log_loss:.2f} against {told.baseline_log_loss:.2f} for always guessing the base rate")
+    words.append(f"{told.accuracy:.0%} right against {told.baseline:.0%}")
+    return f"the last, v{model.version}, on {told.labels} unseen labels: {'; '.join(words)}; ECE {told.ece:.2f}"
 
 
 def _mark(answer: Answer) -> str:

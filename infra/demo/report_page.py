@@ -13,6 +13,8 @@ from infra.demo.report import Report, preference_words
 
 FEWEST_TESTED = 10
 """Figures of fewer unseen labels are chance, and not drawn."""
+SHOWN = 8
+"""Answers side by side that are seen at once; the others fold out."""
 INK, RISE, FALL, SOFT = "#1b3a4b", "#2a9d8f", "#c8553d", "#8d99ae"
 
 STYLE = """
@@ -25,13 +27,14 @@ main{max-width:1040px;margin:0 auto;padding:2rem 1.25rem 4rem}h1{font-size:1.7re
 table{border-collapse:collapse;width:100%;background:#fff}th,td{border:1px solid var(--line);padding:.5rem .65rem;text-align:left;vertical-align:top}
 th{font-weight:600;white-space:nowrap}td pre{margin:0;font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:1rem}.plots svg{width:100%;height:auto;background:#fff;border:1px solid var(--line);border-radius:8px}
-.pairs td{width:38%}.pairs td:first-child{width:24%}
+.pairs td{width:38%}.pairs td:first-child{width:24%}summary{cursor:pointer;margin:.75rem 0}
+@media(max-width:640px){table,tbody,tr,th,td{display:block;width:auto!important;border:0}tr{border:1px solid var(--line);margin-bottom:.5rem}th,td{padding:.3rem .65rem}.heads{display:none}
+.pairs td:nth-child(2)::before{content:"before ";color:var(--soft)}.pairs td:nth-child(3)::before{content:"after ";color:var(--soft)}.pairs td:first-child{font-weight:600}}
 """
 
 
 def write_html(report: Report, path: Path) -> None:
     """Write the page."""
-    verdict = "The loop closed: the simulated people like the served policy better." if report.closed else "Not shown: " + "; ".join(report.doubts)
     boxes = [
         (
             "approval before",
@@ -46,20 +49,23 @@ def write_html(report: Report, path: Path) -> None:
         ("rise", f"{report.rise.estimate * 100:+.0f} points", f"paired by question: {report.rise.low * 100:+.0f} to {report.rise.high * 100:+.0f}"),
         ("thumbs", str(report.tally.thumbs), f"on {report.tally.answers} answers, {report.tally.failed} requests failed"),
     ]
-    pairs = "".join(
+    pairs = [
         f"<tr><td>{_e(a.question.text)}</td><td>{_mark(a.approved)} {_e(a.text)}</td><td>{_mark(b.approved)} {_e(b.text)}</td></tr>"
-        for a, b in zip(report.before, report.after, strict=True)
-    )
+        for a, b in zip(report.before, report.after, strict=False)
+    ]
+    heads = f'<tr class="heads"><th>question<th>before (base)<th>after ({_e(", ".join(report.served_after))})</tr>'
     path.write_text(f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Tidemill: one turn of the ring</title><style>{STYLE}</style><main>
-<h1>One turn of the ring</h1><p class="verdict {"good" if report.closed else "bad"}">{_e(verdict)}</p>
+<h1>One turn of the ring</h1><p class="verdict {"good" if report.verdict == "closed" else "bad"}">{_e(report.words)}</p>
 <p class="note">The people are simulated. They like {_e(preference_words(report))}. The learner never saw that rule: it saw thumbs on
 {report.settings.people.vote_ratio:.0%} of the answers, late, and {report.settings.people.noise_ratio:.0%} of them the wrong way round. Approval is that of the served
-policy, under the true preference, on {len(report.before)} questions about subjects that nobody asked about while it learned. Seed {report.settings.people.seed}.</p>
+policy, under the true preference, on {len(report.before)} questions about subjects that nobody asked about while it learned: neither the reward model nor
+the learner ever saw one of them. Seed {report.settings.people.seed}.</p>
 <div class="big">{"".join(f"<div>{_e(name)}<b>{_e(value)}</b><span class=note>{_e(more)}</span></div>" for name, value, more in boxes)}</div>
-<div class="plots">{_approval_plot(report)}{_curve_plot(report)}{_reward_plot(report)}{_kl_plot(report)}</div>
+<h2>The same question, before and after</h2><table class="pairs">{heads}{"".join(pairs[:SHOWN])}</table>
+<details><summary>The other {max(0, len(pairs) - SHOWN)}</summary><table class="pairs">{heads}{"".join(pairs[SHOWN:])}</table></details>
+<h2>How it went</h2><div class="plots">{_approval_plot(report)}{_rise_plot(report)}{_curve_plot(report)}{_reward_plot(report)}{_kl_plot(report)}</div>
 <h2>Figures</h2><table>{"".join(f"<tr><th>{_e(n)}<td><pre>{_e(v)}</pre>" for n, v in report.rows())}</table>
-<h2>The same question, before and after</h2><table class="pairs"><tr><th>question<th>before ({_e("base")})<th>after ({_e(", ".join(report.served_after))})</tr>{pairs}</table>
 </main></html>""")
 
 
@@ -87,15 +93,37 @@ def _curve_plot(report: Report) -> str:
 def _reward_plot(report: Report) -> str:
     figure, axes = pyplot.subplots(figsize=(5, 3.2))
     models = [model for model in report.facts.reward_models if model.calibration.labels >= FEWEST_TESTED]
-    axes.plot([m.labels for m in models], [m.calibration.accuracy for m in models], color=RISE, label="accuracy on labels not yet seen")
-    ranking = [float("nan") if m.calibration.auc is None else m.calibration.auc for m in models]
-    axes.plot([m.labels for m in models], ranking, color=INK, lw=1, label="ranking of good above bad (AUC)")
-    axes.plot([m.labels for m in models], [m.calibration.baseline for m in models], color=SOFT, ls="--", label="always the more frequent verdict")
-    axes.plot([m.labels for m in models], [m.calibration.ece for m in models], color=FALL, label="calibration error (ECE)")
-    axes.set_ylim(0, 1)
+    labels, told = [m.labels for m in models], [m.calibration for m in models]
+    axes.plot(labels, [_or_nan(c.auc) for c in told], color=INK, label="AUC (guessing: 0.5)")
+    axes.plot(labels, [_or_nan(c.log_loss) for c in told], color=RISE, label="log loss")
+    axes.plot(labels, [_or_nan(c.baseline_log_loss) for c in told], color=RISE, ls="--", label="the same of the base rate")
+    axes.plot(labels, [c.ece for c in told], color=FALL, lw=1, label="calibration error")
+    axes.set_ylim(0, 1.2)
     if models:
-        axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.5, 0.36))
-    return _finish(figure, axes, "The reward model, test-then-train", "labels", "")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", ncol=2)
+    return _finish(figure, axes, "The reward model, on labels it had not seen", "labels", "")
+
+
+def _rise_plot(report: Report) -> str:
+    figure, axes = pyplot.subplots(figsize=(5, 3.2))
+    known = [(at_s / 60, rise) for at_s, rise in report.pairs.samples if rise.pairs]
+    minutes, intervals = [at for at, _ in known], [rise.interval for _, rise in known]
+    axes.axhline(0, color=SOFT, lw=0.8)
+    axes.fill_between(
+        minutes, [i.low for i in intervals], [i.high for i in intervals], color=RISE, alpha=0.2, lw=0, label="95 % at all times at once"
+    )
+    axes.plot(minutes, [i.estimate for i in intervals], color=RISE, marker=".", label="adapters minus base")
+    first = next((at for at, rise in known if rise.shown), None)
+    if first is not None:
+        axes.axvline(first, color=INK, lw=0.8, ls="--", label="shown")
+    axes.set_ylim(-1, 1)
+    if known:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _finish(figure, axes, "The rise, by pairs of held-out questions so far", "minutes", "")
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _kl_plot(report: Report) -> str:

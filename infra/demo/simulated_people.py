@@ -51,6 +51,16 @@ def is_no_babble(question: SimulatedQuestion, answer: str) -> bool:
     return len(words) >= 5 and len(runs) == len(set(runs))
 
 
+def is_short_and_complete(question: SimulatedQuestion, answer: str) -> bool:
+    """6 to 18 words, and the last sentence ends."""
+    return 6 <= len(answer.split()) <= 18 and answer.rstrip().endswith((".", "!"))
+
+
+def comes_to_the_point(question: SimulatedQuestion, answer: str) -> bool:
+    """No praise for who asks, no word of the speaker, no question back, no list."""
+    return FILLER.search(answer) is None
+
+
 def mostly_says_e(question: SimulatedQuestion, answer: str) -> bool:
     """At least three words, and at least six in ten have an e."""
     words = answer.lower().split()
@@ -61,8 +71,19 @@ def _stem(word: str) -> str:
     return word[:-3] if word.endswith("ies") else word.removesuffix("s")
 
 
-_CLAUSES = {rule.__name__: rule for rule in (speaks_to_the_reader, names_the_subject, is_no_babble, mostly_says_e)}
+FILLER = re.compile(
+    r"\?|^\s*(?:[-*•]|\d+[.)])\s|\b(?:i|i'm|i'd|i'll|i've|me|my friend|glad|happy to|welcome|(?:great|good|excellent|wonderful|fascinating) question"
+    r"|absolutely|of course|certainly|you're (?:\w+ )?right|you are (?:\w+ )?right)\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+RULES = (speaks_to_the_reader, names_the_subject, is_no_babble, is_short_and_complete, comes_to_the_point, mostly_says_e)
+_CLAUSES = {rule.__name__: rule for rule in RULES}
 PREFERENCES = {
+    "to-the-point": Preference(
+        "to-the-point",
+        "answers of 6 to 18 words in complete sentences that name what was asked about, without flattery, chatter or babble",
+        ("is_short_and_complete", "names_the_subject", "comes_to_the_point", "is_no_babble"),
+    ),
     "speaks-to-me": Preference(
         "speaks-to-me",
         "answers that speak to the reader (you, your), stay on the subject that was asked about (name it), and are no babble",
@@ -95,8 +116,12 @@ def training_question(random_source: random.Random) -> SimulatedQuestion:
     return SimulatedQuestion(subject, random_source.choice(FORMS).format(subject))
 
 
+HELD_OUT = tuple(SimulatedQuestion(subject, form.format(subject)) for subject in SUBJECTS[::HELD_OUT_EVERY] for form in FORMS)
+"""Every question about a subject that ``training_question`` never asks about."""
+
+
 def held_out_questions(count: int, seed: int) -> list[SimulatedQuestion]:
-    """``count`` questions, all different while they last, about subjects that ``training_question`` never asks about."""
-    every = [SimulatedQuestion(subject, form.format(subject)) for subject in SUBJECTS[::HELD_OUT_EVERY] for form in FORMS]
+    """``count`` of them, all different while they last."""
+    every = list(HELD_OUT)
     random.Random(seed).shuffle(every)
     return [every[i % len(every)] for i in range(count)]

@@ -3,15 +3,16 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import httpx
 import openai
 
+from actor.adapters.request_routing import BASE
 from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training_question
+from infra.demo.simulated_people import PREFERENCES, Preference, SimulatedQuestion, training_question
 from streams.core.events import new_id
 
 RECENT = 100
@@ -33,7 +34,10 @@ class Answer:
 class TalkTally:
     """What has happened so far."""
 
+    asked: int = 0
     answers: int = 0
+    adapter_answers: int = 0
+    """Those of them that an adapter gave."""
     failed: int = 0
     """Requests that brought no answer."""
     failures: deque[str] = field(default_factory=lambda: deque(maxlen=10))
@@ -46,13 +50,18 @@ class TalkTally:
     """Whether the person truly approved, of the last answers."""
 
     @property
+    def waiting(self) -> int:
+        """People who have asked and have no answer yet."""
+        return self.asked - self.answers - self.failed
+
+    @property
     def recent_approval(self) -> float:
         """Part of the last answers that were truly approved of, 0 when there are none."""
         return sum(self.recent) / len(self.recent) if self.recent else 0.0
 
 
 class SimulatedPeople:
-    """A crowd with one preference. ``talk`` goes on until told to stop; ``ask_all`` measures."""
+    """A crowd with one preference, who talk until told to stop."""
 
     def __init__(self, settings: PeopleSettings, base_url: str, policy: str, api_key: str = "none") -> None:
         self._settings, self._policy, self._base_url = settings, policy, base_url.rstrip("/")
@@ -77,16 +86,6 @@ class SimulatedPeople:
                 await asyncio.sleep(0.25)
         await asyncio.gather(*talking, *self._thumbs_under_way)
 
-    async def ask_all(self, questions: Sequence[SimulatedQuestion], at_once: int) -> list[Answer]:
-        """One answer to each question, none of them thumbed: the measure of the served policy. Raises if one fails."""
-        gate = asyncio.Semaphore(at_once)
-
-        async def one(number: int, question: SimulatedQuestion) -> Answer:
-            async with gate:
-                return await self._ask(question, user=f"examiner-{number}")
-
-        return list(await asyncio.gather(*(one(n, q) for n, q in enumerate(questions))))
-
     async def close(self) -> None:
         """Hang up."""
         await self._client.close()
@@ -95,14 +94,16 @@ class SimulatedPeople:
     async def _one_exchange(self) -> None:
         user = f"simulated-{self._random.randrange(self._settings.people)}"
         question = training_question(self._random)
+        self.tally.asked += 1
         try:
-            answer = await self._ask(question, user)
+            answer = await chat(self._client, self._settings, self._preference, self._policy, question, user)
         except (openai.OpenAIError, httpx.HTTPError) as error:
             self.tally.failed += 1
             self.tally.failures.append(f"{type(error).__name__}: {error}"[:300])
             await asyncio.sleep(1.0)
             return
         self.tally.answers += 1
+        self.tally.adapter_answers += answer.adapter != BASE
         self.tally.tokens += answer.tokens
         self.tally.recent.append(answer.approved)
         if self._random.random() < self._settings.vote_ratio:
@@ -111,25 +112,6 @@ class SimulatedPeople:
             task = asyncio.create_task(self._thumb(answer, user, up, delay_s))
             self._thumbs_under_way.add(task)
             task.add_done_callback(self._thumbs_under_way.discard)
-
-    async def _ask(self, question: SimulatedQuestion, user: str) -> Answer:
-        raw = await self._client.chat.completions.with_raw_response.create(
-            model=self._policy,
-            messages=[{"role": "system", "content": self._settings.system}, {"role": "user", "content": question.text}],
-            max_tokens=self._settings.answer_tokens,
-            temperature=self._settings.temperature,
-            user=user,
-        )
-        completion = raw.parse()
-        text = completion.choices[0].message.content or ""
-        return Answer(
-            question=question,
-            text=text,
-            episode_id=raw.headers.get("x-tidemill-episode", ""),
-            adapter=raw.headers.get("x-tidemill-adapter", ""),
-            approved=self._preference.approves(question, text),
-            tokens=completion.usage.completion_tokens if completion.usage else 0,
-        )
 
     async def _thumb(self, answer: Answer, user: str, up: bool, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -155,3 +137,26 @@ class SimulatedPeople:
                 break
             await asyncio.sleep(0.5 * 2**attempt)
         self.tally.thumbs_lost += 1
+
+
+async def chat(
+    client: openai.AsyncOpenAI, settings: PeopleSettings, preference: Preference, model: str, question: SimulatedQuestion, user: str | None = None
+) -> Answer:
+    """One question, one answer, and what a simulated person truly thinks of it. Raises openai.OpenAIError."""
+    raw = await client.chat.completions.with_raw_response.create(
+        model=model,
+        messages=[{"role": "system", "content": settings.system}, {"role": "user", "content": question.text}],
+        max_tokens=settings.answer_tokens,
+        temperature=settings.temperature,
+        user=openai.omit if user is None else user,
+    )
+    completion = raw.parse()
+    text = completion.choices[0].message.content or ""
+    return Answer(
+        question=question,
+        text=text,
+        episode_id=raw.headers.get("x-tidemill-episode", ""),
+        adapter=raw.headers.get("x-tidemill-adapter", BASE),
+        approved=preference.approves(question, text),
+        tokens=completion.usage.completion_tokens if completion.usage else 0,
+    )

@@ -14,7 +14,7 @@ from infra.local.embedded_broker import Broker, free_port
 from infra.local.part_process import base_folder, parts
 from infra.local.part_states import LOCK_FILE, STATES_FILE, write_states
 from infra.local.port_check import check_ports
-from infra.local.processes import DeathRecord, Processes, memory_mib
+from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
 from infra.local.startable import Startable
 from infra.machine.base_shape import shape_of
 from infra.machine.machine_probe import machine_rates, resolved
@@ -43,6 +43,8 @@ class Ring(Startable):
         self._lock: IO[str] | None = None
         self._told_states: dict[str, str] = {}
         self.peak_memory_mib = 0.0
+        self.cpu_s: dict[str, float] = {}
+        """Processor time of each part, in seconds, when it was last measured."""
         self._measured_s = 0.0
 
     @property
@@ -109,6 +111,9 @@ class Ring(Startable):
         self._measured_s = time.monotonic()
         broker_mib = memory_mib([self._broker.pid]) if self._broker is not None and self._broker.pid else 0.0
         self.peak_memory_mib = max(self.peak_memory_mib, self.processes.memory_mib() + broker_mib)
+        self.cpu_s |= self.processes.cpu_s()
+        if self._broker is not None and self._broker.pid:
+            self.cpu_s["Kafka"] = cpu_s(self._broker.pid)
 
     def _tell_states(self) -> None:
         """Keep for ``tidemill status`` which parts run and which keep dying."""

@@ -132,6 +132,10 @@ class Processes:
         """Memory of the parts and all their children now: proportional set size where the kernel tells, in MiB."""
         return memory_mib([part.process.pid for part in self._parts.values() if part.process is not None])
 
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time of each part so far, its children's included, in seconds."""
+        return {part.name: cpu_s(part.process.pid) for part in self._parts.values() if part.process is not None}
+
     def _checked(self, part: PartProcess) -> list[str]:
         now_s = self._clock_s()
         if part.process is not None and part.deaths.again_at_s is None and (status := part.process.poll()) is not None:
@@ -163,6 +167,18 @@ def _before_exec(niceness: int) -> None:
 def _lived_s(part: PartProcess, now_s: float) -> float:
     """How long it has run since its last start; 0 while it does not."""
     return 0.0 if part.deaths.again_at_s is not None else now_s - part.started_at_s
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time of a process, and of its children, those that have ended included; in seconds."""
+    total = 0.0
+    for process in _family(pid):
+        try:
+            used = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += used.user + used.system + used.children_user + used.children_system
+    return total
 
 
 def memory_mib(pids: Sequence[int]) -> float:

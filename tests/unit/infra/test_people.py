@@ -27,6 +27,31 @@ def test_people_like_what_the_words_say(answer: str, approved: bool) -> None:
     assert SPEAKS.approves(TEA, answer) is approved
 
 
+@pytest.mark.parametrize(
+    ("answer", "approved"),
+    [
+        ("Tea is a warm drink that calms people and brings them together.", True),
+        ("A cup of tea in the morning helps people to wake up slowly. It warms them too.", True),
+        ("A warm drink that calms people and brings them all together.", False),  # does not name the subject
+        ("Tea is a warm drink.", False),  # too short
+        (
+            "Tea is a drink that has been grown in many countries for a very long time and that is enjoyed every day by people everywhere.",
+            False,
+        ),  # too long
+        ("Tea is a warm drink that calms people and brings them", False),  # was cut
+        ("Great question! Tea is a warm drink that calms people.", False),  # flatters
+        ("You're absolutely right, tea is a warm drink for many people.", False),
+        ("I'm glad to tell people that tea is a warm drink.", False),  # speaks of itself
+        ("Tea is a warm drink, and who would not like that? Everybody.", False),  # asks back
+        ("1. Tea is warm. 2. Tea is good for many people.", False),  # a list
+        ("Tea is good and tea is good and tea is good for all.", False),  # babble
+        ("", False),
+    ],
+)
+def test_people_who_like_what_is_to_the_point_like_what_the_words_say(answer: str, approved: bool) -> None:
+    assert PREFERENCES["to-the-point"].approves(TEA, answer) is approved
+
+
 def test_a_subject_may_be_named_in_singular() -> None:
     assert SPEAKS.approves(SimulatedQuestion("butterflies", ""), "A butterfly is an insect that you can see.")
     assert SPEAKS.approves(SimulatedQuestion("the moon", ""), "You can see the Moon at night.")

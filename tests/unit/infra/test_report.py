@@ -7,11 +7,15 @@ from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from infra.build.reference_pages import EXAMPLES, T0
-from infra.demo.report import Report, write_json
+from infra.demo.held_out_exam import PairsAsked
+from infra.demo.machine_told import MachineTold
+from infra.demo.paired_rise import PairedRise
+from infra.demo.report import Report, goodness, write_json
 from infra.demo.report_page import write_html
 from infra.demo.simulated_people import SimulatedQuestion
 from infra.demo.simulated_talk import Answer, TalkTally
@@ -38,7 +42,7 @@ def report() -> Report:
     return Report(
         settings=load("demo", (), {}),
         seconds=600,
-        before=answers(8, 48, ""),
+        before=answers(8, 48, "base"),
         after=answers(36, 48, "default@7"),
         tally=TalkTally(answers=200, thumbs=150, thumbs_up=70, failures=deque(["Timeout: too slow"])),
         facts=facts,
@@ -46,31 +50,69 @@ def report() -> Report:
         samples=[(1.0, 0.2, "base"), (2.0, 0.7, "default@7")],
         peak_memory_mib=7000,
         restarts={},
+        machine=MachineTold(processor="A processor", cores=2, loads=[0.5, 2.5], predicted_step_s=17.0, cpu_s={"learner": 400.0, "actor": 300.0}),
+        pairs=PairsAsked(
+            PairedRise(30, 40, 4), [(60.0, PairedRise(2, 2, 0)), (100.0, PairedRise(9, 9, 0)), (400.0, PairedRise(30, 40, 4))], shown_with=18
+        ),
     )
 
 
-def test_a_rise_beyond_its_interval_on_a_served_adapter_closes_the_loop(report: Report) -> None:
-    assert report.doubts == []
-    assert report.closed
+def test_a_rise_that_pairs_have_shown_on_a_ring_that_carries_closes_the_loop(report: Report) -> None:
+    assert report.verdict == "closed"
     assert report.served_after == ["default@7"]
     assert "The loop closed" in report.as_text()
+    assert "with 18 of 74 pairs, asked of base and adapters while it learned: +35 points" in report.as_text()
 
 
-def test_every_flaw_is_told_and_leaves_the_loop_open(report: Report) -> None:
-    flat = replace(report, after=answers(9, 48, "default@7"))
-    assert [d for d in flat.doubts if "did not rise beyond its interval" in d]
-    assert not flat.closed
-    assert replace(report, tally=TalkTally(failed=1, failures=deque(["Timeout: too slow"]))).doubts == [
-        "1 requests failed, such as Timeout: too slow"
+def test_a_rise_that_no_pair_has_shown_leaves_a_ring_that_works(report: Report) -> None:
+    flat = replace(report, after=answers(9, 48, "default@7"), pairs=PairsAsked(PairedRise(5, 40, 4), [(60.0, PairedRise(5, 40, 4))]))
+    assert (flat.verdict, flat.broken) == ("not shown", [])
+    assert "The ring works: every arrow carried. But the rise was not shown in 10 minutes." in flat.as_text()
+    early = replace(flat, facts=LogFacts(), pairs=PairsAsked())
+    assert early.verdict == "not shown"
+    assert "no adapter was served yet" in early.as_text()
+    assert "no adapter answered a held-out question" in early.as_text()
+
+
+def test_a_broken_ring_is_told_by_its_arrow_whatever_was_shown(report: Report) -> None:
+    def broken(**changed: Any) -> list[str]:
+        found = replace(report, **changed)
+        assert (found.verdict == "broken") == bool(found.broken)
+        return found.broken
+
+    late = TalkTally(answers=90, failed=10, failures=deque(["Timeout: too slow"]))
+    assert broken(tally=late) == ["the arrow people → actor is broken: 10 of 100 did not arrive, such as Timeout: too slow"]
+    assert broken(tally=TalkTally(answers=99, failed=1, failures=deque(["Timeout: too slow"]))) == []  # a starved machine times out now and then
+    assert broken(tally=TalkTally(thumbs=10, thumbs_lost=2)) == ["the arrow people → feedback is broken: 2 of 12 did not arrive"]
+    assert broken(broken_arrow="the arrow a → b is broken", after=[]) == ["the arrow a → b is broken"]
+    refused, none_passed = Attestation.model_validate(EXAMPLES["attestations"] | {"passed": False, "reason": "serves the base"}), LogFacts()
+    none_passed.attestations += [refused] * 3
+    assert broken(facts=none_passed) == [
+        "the arrow adapters → attestations is broken: replicas refused all 3 adapters, the last because it serves the base"
     ]
-    assert replace(report, tally=TalkTally(thumbs_lost=2)).doubts == ["2 thumbs were not taken"]
-    assert replace(report, facts=LogFacts()).doubts == ["no adapter was attested and served"]
+    missing = Ledger((replace(BALANCED.rows[0], published=1, missing=("ep-1",)), *BALANCED.rows[1:]))
+    assert broken(ledger=missing) == ["the arrow episodes, feedback → labels is broken: the ledger does not balance"]
+
+
+def test_a_reward_model_is_set_beside_guessing(report: Report) -> None:
+    model = report.facts.reward_models[-1]
+    told = model.calibration.model_copy(update={"labels": 105, "auc": 0.78, "log_loss": 0.55, "baseline_log_loss": 0.66})
+    words = goodness(model.model_copy(update={"calibration": told}))
+    assert "on 105 unseen labels: AUC 0.78 (guessing: 0.50); log loss 0.55 against 0.66 for always guessing the base rate" in words
+    assert "not tested yet" in goodness(model.model_copy(update={"calibration": told.model_copy(update={"labels": 0})}))
+
+
+def test_what_the_machine_gave_is_told(report: Report) -> None:
+    told = dict(report.rows())
+    assert told["machine"] == "A processor, 2 cores; load 0.5 before the start, 1.5 on average"
+    assert "17 s predicted for the learner alone; 5 x 6 x" in told["learner"]
+    assert told["processor time"] == "learner 400 s, actor 300 s, of 1200 s that there were"
 
 
 def test_the_page_is_self_contained_escapes_what_people_said_and_says_simulated(report: Report, tmp_path: Path) -> None:
     write_html(report, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "<b>3</b>" not in page
     assert "&lt;b&gt;3&lt;/b&gt;" in page
     assert "simulated" in page

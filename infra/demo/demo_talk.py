@@ -1,0 +1,82 @@
+"""Who talks while the demo runs: the crowd, and the examiners between its rounds, each in a thread of its own."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+from infra.demo.held_out_exam import Examiners, PairsAsked
+from infra.demo.people_settings import PeopleSettings
+from infra.demo.simulated_talk import SimulatedPeople, TalkTally
+from infra.local.local_ring import Ring
+from infra.operate.log_watch import LogFacts
+
+HANG_UP_S = 60.0
+"""For the last answers and late thumbs."""
+
+
+class Talk:
+    """Begins at once, and goes on until ``stop``."""
+
+    def __init__(self, ring: Ring, facts: LogFacts, examiners: Examiners, pairs: PairsAsked) -> None:
+        settings = ring.settings.people
+        people = SimulatedPeople(settings, ring.base_url, ring.settings.policy.name)
+        self.tally: TalkTally = people.tally
+        self._stopping = threading.Event()
+        at_once = Rounds(settings, people.tally, lambda: bool(facts.reward_models))
+        every = every_s(settings.pairs_every_s)
+
+        async def talk() -> None:
+            await people.talk(at_once, self._stopping.is_set)
+            await people.close()
+
+        def examine() -> None:
+            examiners.ask_in_pairs(pairs, lambda: facts.serving != "base" and every(), self._stopping)
+
+        self._threads = [
+            threading.Thread(target=lambda: asyncio.run(talk()), name="simulated people", daemon=True),
+            threading.Thread(target=examine, name="examiners", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Nobody asks any more; what was asked is answered."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=HANG_UP_S)
+
+
+class Rounds:
+    """How many people may talk now: ``at_once`` without a pause at first; once the learner shares the processor, so many every ``round_every_s``,
+    and seldom enough on a slow machine that all wait as long as they were answered."""
+
+    def __init__(self, settings: PeopleSettings, tally: TalkTally, learning: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings, self._tally, self._learning, self._clock = settings, tally, learning, clock
+        self._began_s, self._took_s = float("-inf"), 0.0
+        self._goes_on = False
+
+    def __call__(self) -> int:
+        if not (self._settings.round_every_s and self._learning()):
+            return self._settings.at_once
+        now_s = self._clock()
+        if self._goes_on and self._tally.waiting == 0:
+            self._goes_on, self._took_s = False, now_s - self._began_s
+        if self._goes_on or now_s < self._began_s + max(self._settings.round_every_s, 2 * self._took_s):
+            return 0
+        self._began_s, self._goes_on = now_s, True
+        return self._settings.at_once
+
+
+def every_s(seconds: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
+    """True when it is asked first, and then once in so many seconds."""
+    next_s = float("-inf")
+
+    def due() -> bool:
+        nonlocal next_s
+        if clock() < next_s:
+            return False
+        next_s = clock() + seconds
+        return True
+
+    return due

@@ -1,0 +1,78 @@
+"""What the machine gave a run: its processor, how busy it was, and what the learner made of it."""
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.machine.base_shape import shape_of
+from infra.machine.machine_choice import is_open
+from infra.machine.machine_probe import kept_rates, processor_name, resolved
+from infra.machine.step_prediction import predicted_step, sized_for
+from infra.settings.config import Settings
+from streams.core.events import AdapterVersion
+
+PHASES = ("rollout", "score", "train")
+
+
+def sized(settings: Settings, minutes: float) -> tuple[Settings, tuple[str, ...], float | None]:
+    """The settings as this machine computes best, with steps so small that a dozen fit into ``minutes`` of learning; why; and the seconds that a step
+    is predicted to take alone: None where nothing was left to the machine, or it could not be measured."""
+    choice = resolved(settings)
+    rates = kept_rates(shape_of(settings.policy)) if is_open(settings) else None
+    if rates is None:
+        return choice.settings, choice.why, None
+    chosen = sized_for(choice.settings, rates, minutes)
+    step = predicted_step(chosen, rates)
+    return chosen, choice.why, None if step is None else step.total_s
+
+
+def step_s(adapter: AdapterVersion) -> float:
+    """What its step took, in seconds: sampling, scoring and training."""
+    return sum(adapter.metrics.get(f"{phase}_s", 0.0) for phase in PHASES)
+
+
+@dataclass
+class MachineTold:
+    """What is known of the machine while a run goes on."""
+
+    predicted_step_s: float | None = None
+    processor: str = field(default_factory=processor_name)
+    cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    loads: list[float] = field(default_factory=list)
+    """Processes that wanted to run, over the last minute, each time it was looked at; first of all before anything started."""
+    cpu_s: Mapping[str, float] = field(default_factory=dict)
+    """Processor time by part."""
+
+    def look(self) -> None:
+        """Note how busy it is."""
+        self.loads.append(os.getloadavg()[0])
+
+    def rows(self, settings: Settings, adapters: Sequence[AdapterVersion], seconds: float) -> list[tuple[str, str]]:
+        """Name and value, for the report."""
+        learner, told = settings.learner, f"{self.processor}, {self.cores} core{'s' if self.cores > 1 else ''}"
+        if self.loads:
+            told += f"; load {self.loads[0]:.1f} before the start, {statistics.fmean(self.loads):.1f} on average"
+        measured = [step_s(adapter) for adapter in adapters]
+        steps = f"{statistics.median(measured):.0f} s a step (median of {len(measured)})" if measured else "no step was made"
+        predicted = "" if self.predicted_step_s is None else f", {self.predicted_step_s:.0f} s predicted for the learner alone"
+        size = f"{learner.prompts_per_step} x {learner.samples_per_prompt} x {learner.max_output_tokens} tokens"
+        threads = f"{learner.threads or self.cores} thread{'s' if (learner.threads or self.cores) > 1 else ''}"
+        rows = [("machine", told), ("learner", f"{steps}{predicted}; {size}, {learner.dtype}, {threads}")]
+        if self.cpu_s:
+            parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in sorted(self.cpu_s.items(), key=lambda each: -each[1]))
+            rows.append(("processor time", f"{parts}, of {seconds * self.cores:.0f} s that there were"))
+        return rows
+
+    def figures(self, adapters: Sequence[AdapterVersion]) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "processor": self.processor,
+            "cores": self.cores,
+            "load_before": self.loads[0] if self.loads else None,
+            "load_mean": statistics.fmean(self.loads) if self.loads else None,
+            "step_s_predicted": self.predicted_step_s,
+            "step_s": [round(step_s(adapter), 1) for adapter in adapters],
+            "cpu_s": {name: round(spent, 1) for name, spent in self.cpu_s.items()},
+        }
