@@ -11,6 +11,8 @@ from streams.core.metrics import Metrics
 from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, DEAD_LETTERS, LABELS, PROMOTIONS, REWARD_MODELS
 from streams.kafka import Consumer, KafkaSettings
 
+RETRY_S = 1.0
+
 
 @dataclass
 class LogFacts:
@@ -92,7 +94,7 @@ class LogWatch:
                 try:
                     records = consumer.poll(timeout_s=0.5)
                 except Unavailable:
-                    if self._stopping.is_set():
+                    if self._stopping.wait(RETRY_S):
                         return
                     continue
                 self.caught_up = self.caught_up or (not records and self._at_end(consumer))
