@@ -9,7 +9,7 @@ import pytest
 from benchmarks.corrections_facts import FACTS
 from benchmarks.rl_algorithms import WAYS, begun
 
-ALONE = ("streams", "soak", "reward_latency", "lora_serving", "gpu", "rl_algorithms", "corrections")
+ALONE = ("streams", "soak", "reward_latency", "lora_serving", "gpu", "rl_algorithms", "corrections", "people_first", "waiting_threads")
 
 
 @pytest.mark.parametrize("name", [f"benchmarks.{name}" for name in ALONE])
