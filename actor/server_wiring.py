@@ -18,7 +18,7 @@ from actor.api_keys import KeyGate, Keys
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Redactor
 from actor.capture.sampled_logprobs import leave_out_text
@@ -45,7 +45,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
     outbox = Outbox(context.state / "outbox.sqlite", lambda: Producer(context.kafka, context.metrics, "tidemill-actor"), context.metrics, "actor",
                     settings, context.clock)  # fmt: skip
     router, conversations = Router(context.policy, room=settings.max_loras), Conversations(settings.remembered_answers)
-    keeper = EpisodeKeeper(outbox, context.metrics, settings, redactor, MediaStore(context.artifacts, settings.max_media_bytes), context.traces)
+    publisher = EpisodePublisher(outbox, context.metrics, settings, redactor, MediaStore(context.artifacts, settings.max_media_bytes), context.traces)
     shutil.rmtree(context.state / "adapters", ignore_errors=True)  # of an earlier run: the log says what to fetch
     follower = AdapterLoader(
         settings,
@@ -54,7 +54,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
         outbox,
         replica,
         gated,
-        keeper.forget,
+        publisher.erase_person,
     )
 
     def unready() -> list[str]:
@@ -63,15 +63,15 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
     stack = app.middleware_stack or app.build_middleware_stack()
-    captured = Capture(stack, settings, router, keeper, conversations, context.clock, replica, follower.request_load)
-    doors = Doors(captured, settings, keeper, conversations, context.metrics, context.clock, context.policy, unready, context.health)
+    captured = Capture(stack, settings, router, publisher, conversations, context.clock, replica, follower.request_load)
+    doors = Doors(captured, settings, publisher, conversations, context.metrics, context.clock, context.policy, unready, context.health)
     app.middleware_stack = KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
     follower.start()
     try:
         await _serve_http(app, engine, follower, settings, context)
     finally:
         await asyncio.to_thread(follower.join, settings.poll_s + 5)
-        await asyncio.to_thread(keeper.close)
+        await asyncio.to_thread(publisher.close)
         await asyncio.to_thread(outbox.close, settings.drain_s)
 
 

@@ -21,7 +21,7 @@ from actor.asgi_replies import reply
 from actor.capture.capture_middleware import Capture, read_body
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import redactor_of
 from actor.doors.http_doors import Doors
@@ -81,10 +81,12 @@ def trivial(given: dict[str, Any]) -> None:
     settings, metrics, clock = ActorSettings(), Metrics(), SystemClock()
     outbox = Outbox(Path(given["state"]) / "outbox.sqlite", lambda: Producer(KafkaSettings(**given["kafka"]), metrics, "bench"), metrics, "actor",
                     settings, clock)  # fmt: skip
-    keeper = EpisodeKeeper(outbox, metrics, settings, redactor_of(settings), MediaStore(ArtifactStore(given["artifacts"]), settings.max_media_bytes))
+    publisher = EpisodePublisher(
+        outbox, metrics, settings, redactor_of(settings), MediaStore(ArtifactStore(given["artifacts"]), settings.max_media_bytes)
+    )
     conversations = Conversations(settings.remembered_answers)
-    captured = Capture(bare, settings, Router("default"), keeper, conversations, clock, "bench")
-    doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
+    captured = Capture(bare, settings, Router("default"), publisher, conversations, clock, "bench")
+    doors = Doors(captured, settings, publisher, conversations, metrics, clock, "default", list)
     gc.collect()
     gc.freeze()  # as vLLM's server does once it is up: walking all that was imported would hold every answer up for a tenth of a second now and then
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when it is done: the outbox is still to be emptied

@@ -26,7 +26,7 @@ from actor.capture.client_request import APIS, ClientRequest, asked_by
 from actor.capture.client_response import ClientResponse, read_response
 from actor.capture.conversations import ConversationPlace, Conversations
 from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome, new_id
@@ -45,7 +45,7 @@ class Exchange:
     asked: ClientRequest
     episode_id: str
     started_at: datetime
-    tap: EngineRecorder
+    recorder: EngineRecorder
     place: ConversationPlace
     tenant: str = "default"
     model: object = None
@@ -68,10 +68,10 @@ class Exchange:
 class Capture:
     """The layer. Requests that are not for answers pass by."""
 
-    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, keeper: EpisodeKeeper, conversations: Conversations, clock: Clock,
+    def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, publisher: EpisodePublisher, conversations: Conversations, clock: Clock,
                  replica: str, want: Callable[[str], Future[bool]] | None = None) -> None:  # fmt: skip
         """``want`` asks for a version that is not loaded; done when it is, or cannot be. Without it such a version is refused."""
-        self._app, self._settings, self._router, self._keeper, self._clock, self._replica = app, settings, router, keeper, clock, replica
+        self._app, self._settings, self._router, self._publisher, self._clock, self._replica = app, settings, router, publisher, clock, replica
         self._conversations, self._want = conversations, want
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +104,7 @@ class Capture:
             if self._want is not None and self._router.why_not_loaded(model) is not None:
                 await asyncio.wait([asyncio.wrap_future(self._want(str(model)))], timeout=self._settings.load_timeout_s)
             if (problem := self._router.why_not_loaded(model)) is not None:
-                self._keeper.skip("refused")
+                self._publisher.skip("refused")
                 await reply(send, 404, {"error": {"message": problem, "type": "NotFoundError", "param": "model", "code": 404}})
             else:
                 await self._pass_on(scope, receive, send, body, parsed, exchange)
@@ -117,7 +117,7 @@ class Capture:
         named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
         if (told := named | parsed | {"model": exchange.model}) != parsed:
             body = json.dumps(told).encode()
-        token = RECORDER.set(exchange.tap if asked.capturable else None)
+        token = RECORDER.set(exchange.recorder if asked.capturable else None)
         try:
             await self._app(_rewritten(scope, body, exchange.episode_id), _watch(replay(body, receive), exchange), self._heard(send, exchange))
         except Exception as error:
@@ -134,7 +134,7 @@ class Capture:
             if message["type"] == "http.response.start":
                 exchange.status, own = message["status"], message.get("headers", ())
                 exchange.streamed = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in own)
-                if exchange.status < 400 and (exchange.tap.prompts or exchange.streamed):  # a streamed response begins before its engine does
+                if exchange.status < 400 and (exchange.recorder.prompts or exchange.streamed):  # a streamed response begins before its engine does
                     message = {**message, "headers": [*own, *self._headers(exchange)]}
             elif exchange.asked.tools and len(exchange.response) < KEPT_RESPONSE_BYTES:
                 exchange.response += message.get("body", b"")
@@ -143,7 +143,7 @@ class Capture:
         return heard
 
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
-        adapter = exchange.tap.adapter if exchange.tap.prompts else self._router.loaded(exchange.model)
+        adapter = exchange.recorder.adapter if exchange.recorder.prompts else self._router.loaded(exchange.model)
         headers = [(b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace"))]
         if not exchange.asked.declined:
             headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))
@@ -155,19 +155,19 @@ class Capture:
 
     def _finish(self, exchange: Exchange) -> None:
         if exchange.asked.declined:
-            self._keeper.skip("declined")
+            self._publisher.skip("declined")
         elif not exchange.asked.capturable:
-            self._keeper.skip("beam_search")
-        elif not exchange.tap.prompts and 400 <= exchange.status < 500:
-            self._keeper.skip("refused")
-        elif not exchange.tap.prompts and exchange.gone:
-            self._keeper.skip("gone_before_start")
-        elif not exchange.tap.prompts and 0 < exchange.status < 400:
-            self._keeper.skip("unseen")  # answered without the engine's generate: nothing true could be said of it
+            self._publisher.skip("beam_search")
+        elif not exchange.recorder.prompts and 400 <= exchange.status < 500:
+            self._publisher.skip("refused")
+        elif not exchange.recorder.prompts and exchange.gone:
+            self._publisher.skip("gone_before_start")
+        elif not exchange.recorder.prompts and 0 < exchange.status < 400:
+            self._publisher.skip("unseen")  # answered without the engine's generate: nothing true could be said of it
         else:
-            self._keep_all(exchange)
+            self._publish_all(exchange)
 
-    def _keep_all(self, exchange: Exchange) -> None:
+    def _publish_all(self, exchange: Exchange) -> None:
         """Every answer as an episode; what the person said to the answer before as feedback on it."""
         told = read_response(bytes(exchange.response), exchange.streamed) if exchange.response else {}
         kept: list[Episode] = []
@@ -175,22 +175,22 @@ class Capture:
             try:
                 kept.append(self._episode(exchange, index, episode_id, told.get(index)))
             except ValidationError as error:
-                self._keeper.skip("invalid")
+                self._publisher.skip("invalid")
                 with trace_in_logs(exchange.asked_in):
                     log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
         for episode in kept:
-            self._keeper.keep(episode, exchange.asked_in)
-        if exchange.tap.prompts:
+            self._publisher.publish(episode, exchange.asked_in)
+        if exchange.recorder.prompts:
             self._conversations.note(exchange.tenant, exchange.place, [(each.episode_id, each.answer, each.tool_calls) for each in kept])
         if kept and self._settings.replies_as_feedback:
-            self._keep_reply(exchange)
+            self._publish_reply(exchange)
 
-    def _keep_reply(self, exchange: Exchange) -> None:
+    def _publish_reply(self, exchange: Exchange) -> None:
         """Its id comes from what it says, so that the same turn sent twice counts once."""
         answered, text = exchange.place.replies_to, exchange.asked.reply
         if answered is None or text is None:
             return
-        self._keeper.keep_feedback(Feedback(
+        self._publisher.publish_feedback(Feedback(
             feedback_id=f"reply-{hashlib.sha256(f'{answered} {text}'.encode(errors='replace')).hexdigest()[:32]}",
             episode_id=answered,
             user_id=exchange.asked.user_id or "anonymous",
@@ -200,7 +200,7 @@ class Capture:
         ))  # fmt: skip
 
     def _episode(self, exchange: Exchange, index: int, episode_id: str, told: ClientResponse | None) -> Episode:
-        asked, choice = exchange.asked, exchange.tap.choices.get(index, Choice())
+        asked, choice = exchange.asked, exchange.recorder.choices.get(index, Choice())
         whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
         return Episode(
             episode_id=episode_id,
@@ -210,8 +210,8 @@ class Capture:
             conversation_id=exchange.place.conversation_id,
             turn=exchange.place.turn,
             replies_to=exchange.place.replies_to,
-            adapter=exchange.tap.adapter,
-            adapter_sha256=self._router.sha256(exchange.tap.adapter),
+            adapter=exchange.recorder.adapter,
+            adapter_sha256=self._router.sha256(exchange.recorder.adapter),
             replica=self._replica,
             api=asked.api,
             messages=asked.messages(index),

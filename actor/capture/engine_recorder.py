@@ -78,9 +78,9 @@ def wrap_engine(engine: Any) -> None:
     generate = engine.generate
 
     def listened(prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> Any:
-        tap = RECORDER.get()
-        if tap is None:
+        recorder = RECORDER.get()
+        if recorder is None:
             return generate(prompt, sampling_params, request_id, **options)
-        return tap.listen(generate, prompt, sampling_params, request_id, options)
+        return recorder.listen(generate, prompt, sampling_params, request_id, options)
 
     engine.generate = listened

@@ -10,7 +10,7 @@ from actor.api_keys import tenant_of
 from actor.asgi_replies import reply, reply_bytes
 from actor.capture.capture_middleware import read_body
 from actor.capture.conversations import Conversations
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.doors.chat_page import HEADERS, chat_pages
 from actor.doors.feedback_door import FeedbackIdempotency, read_feedback, read_object
 from actor.doors.openapi_document import document
@@ -28,13 +28,13 @@ STATUS = {"unknown_conversation": 404, "other": 409}
 
 
 class Doors:
-    """Answers its own paths and lets all others pass."""
+    """Answers its own paths and passes all other requests on."""
 
-    def __init__(self, app: ASGIApp, settings: ActorSettings, keeper: EpisodeKeeper, conversations: Conversations, metrics: Metrics, clock: Clock,
-                 policy: str, unready: Callable[[], list[str]], health: Health | None = None) -> None:  # fmt: skip
-        """``unready`` says what is still missing before this replica should get traffic; nothing when it is ready. ``health`` names the run."""
+    def __init__(self, app: ASGIApp, settings: ActorSettings, publisher: EpisodePublisher, conversations: Conversations, metrics: Metrics,
+                 clock: Clock, policy: str, unready: Callable[[], list[str]], health: Health | None = None) -> None:  # fmt: skip
+        """``unready``: what is missing before this replica should get traffic; empty when it is ready. ``health`` names the run."""
         self._health = health or Health()
-        self._app, self._settings, self._keeper, self._conversations = app, settings, keeper, conversations
+        self._app, self._settings, self._publisher, self._conversations = app, settings, publisher, conversations
         self._metrics, self._clock, self._unready = metrics, clock, unready
         self._given, self._pages, self._document = FeedbackIdempotency(REMEMBERED_FEEDBACK), chat_pages(policy), document()
 
@@ -75,16 +75,16 @@ class Doors:
             feedback = read_feedback(given, plain_id(user), self._clock.now(), lambda named: self._conversations.last(tenant, named))
         except InvalidEvent as error:
             return STATUS.get(error.reason, 400), _error(str(error))
-        episode = self._keeper.find(feedback.episode_id)
+        episode = self._publisher.find(feedback.episode_id)
         if episode is not None and episode.tenant != tenant:
             return 404, _error("no episode of that id")
-        if not await asyncio.wrap_future(self._keeper.keep_feedback(feedback)):
+        if not await asyncio.wrap_future(self._publisher.publish_feedback(feedback)):
             return 503, _error("the outbox is full: Kafka has been away for long; send it again later")
         self._given.note(tenant, given, feedback)
         return 202, {"feedback_id": feedback.feedback_id, "episode_id": feedback.episode_id}
 
     def _episode(self, episode_id: str, tenant: str) -> tuple[int, dict[str, Any]]:
-        if (episode := self._keeper.find(episode_id)) is None or episode.tenant != tenant:
+        if (episode := self._publisher.find(episode_id)) is None or episode.tenant != tenant:
             return 404, _error("no recent episode of that id on this replica")
         return 200, episode.model_dump(mode="json", exclude_none=True)
 

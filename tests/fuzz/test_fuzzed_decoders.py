@@ -41,8 +41,8 @@ from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
 from streams.outbox.sqlite_spool import Spool, SpooledEvent
 from tests.fuzz.inputs import as_bytes, damaged, raw, spoiled
+from tests.unit.actor.test_candidate_scoring import head
 from tests.unit.actor.test_otlp import CHAT, as_json
-from tests.unit.actor.test_scoring import head
 from tests.unit.streams.test_erasure import T0, forgotten
 
 

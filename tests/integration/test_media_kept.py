@@ -21,7 +21,7 @@ from actor.adapters.request_routing import Router
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
@@ -56,10 +56,10 @@ def actor(kafka_settings: KafkaSettings, tmp_path: Path) -> Iterator[httpx.Clien
 
     outbox = Outbox(tmp_path / "outbox.sqlite", lambda: Producer(kafka_settings, metrics, "test"), metrics, "actor", settings, clock)
     media = MediaStore(ArtifactStore(str(tmp_path / "artifacts")), settings.max_media_bytes)
-    keeper, conversations = EpisodeKeeper(outbox, metrics, settings, Rules(settings.redact), media), Conversations(100)
-    captured = Capture(answer, settings, Router("default"), keeper, conversations, clock, "replica")
+    publisher, conversations = EpisodePublisher(outbox, metrics, settings, Rules(settings.redact), media), Conversations(100)
+    captured = Capture(answer, settings, Router("default"), publisher, conversations, clock, "replica")
     listening = socket.create_server(("127.0.0.1", 0))
-    doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
+    doors = Doors(captured, settings, publisher, conversations, metrics, clock, "default", list)
     server = uvicorn.Server(uvicorn.Config(doors, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -67,7 +67,7 @@ def actor(kafka_settings: KafkaSettings, tmp_path: Path) -> Iterator[httpx.Clien
         yield client
     server.should_exit = True
     thread.join(60)
-    keeper.close()
+    publisher.close()
     outbox.close(60)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from actor.adapters.adapter_loader import AdapterLoader
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
@@ -27,8 +27,8 @@ from streams.join import join_loop as joiner
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, Record, read_to_end
 from streams.outbox.outbox import Outbox
-from tests.unit.actor.test_adapters import CONFIG, PROBE, Engine
-from tests.unit.reward.test_refit import SMALL, CountedLetters
+from tests.unit.actor.test_adapter_loader import CONFIG, PROBE, Engine
+from tests.unit.reward.test_refitter import SMALL, CountedLetters
 
 CLIENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
 STAGES = {"capture": "actor", "join": "streams", "refit": "reward", "step": "learner", "load": "actor"}
@@ -69,11 +69,13 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
     follower = AdapterLoader(ActorSettings(poll_s=0.05), actor, Engine(), outbox, "replica")  # type: ignore[arg-type]
     joining.start()
     try:
-        keeper, now = EpisodeKeeper(outbox, Metrics(), ActorSettings(), Rules(()), traces=actor.traces), datetime.now(UTC)
+        publisher, now = EpisodePublisher(outbox, Metrics(), ActorSettings(), Rules(()), traces=actor.traces), datetime.now(UTC)
         for number in range(COUNT):
             said = (Message(role="user", content="tea?"),)
             answer = "you " * (number % 3)
-            keeper.keep(Episode(episode_id=f"ep-{number}", messages=said, answer=answer, started_at=now, ended_at=now), context_from_header(CLIENT))
+            publisher.publish(
+                Episode(episode_id=f"ep-{number}", messages=said, answer=answer, started_at=now, ended_at=now), context_from_header(CLIENT)
+            )
             thumb = Feedback(
                 feedback_id=f"fb-{number}", episode_id=f"ep-{number}", kind=FeedbackKind.THUMB, thumb="up" if number % 2 else "down", at=now
             )

@@ -26,8 +26,8 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, LABELS, REWARD_MODELS, Topic
 from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets, create_topics, end_offsets, read_to_end
-from tests.unit.actor.test_scoring import head, published
-from tests.unit.reward.test_refit import CountedLetters
+from tests.unit.actor.test_candidate_scoring import head, published
+from tests.unit.reward.test_refitter import CountedLetters
 
 SETTINGS = RewardSettings(min_labels=8, min_each_verdict=2, heads=4, folds=3, batch_within_s=0.1, publish_tolerance_se=10)
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -22,7 +22,7 @@ from actor.api_keys import Key, KeyGate, Keys, new_key, write_keys
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
@@ -88,11 +88,11 @@ class Actor:
         wrap_engine(self.speaker)
         router, conversations = Router("default", Route("default@7")), Conversations(100)
         router.add("default@7", "a" * 64)
-        keeper = EpisodeKeeper(self.spool, metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
-        captured = Capture(self.speaker.serve, settings, router, keeper, conversations, clock, "replica")
+        publisher = EpisodePublisher(self.spool, metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
+        captured = Capture(self.speaker.serve, settings, router, publisher, conversations, clock, "replica")
         self.key, sha256 = new_key()
         write_keys(folder / "keys.json", [Key(sha256=sha256, tenant="acme", scopes=("talk", "feedback"), requests_per_minute=6000)])
-        doors = Doors(captured, settings, keeper, conversations, metrics, clock, "default", list)
+        doors = Doors(captured, settings, publisher, conversations, metrics, clock, "default", list)
         listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.server = uvicorn.Server(uvicorn.Config(KeyGate(doors, Keys(folder / "keys.json")), log_level="warning", lifespan="off"))

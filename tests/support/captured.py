@@ -15,7 +15,7 @@ from actor.adapters.request_routing import Router
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
 from streams.core.clock import FixedClock
@@ -86,9 +86,9 @@ class World:
     def __post_init__(self) -> None:
         wrap_engine(self.engine)
         settings = ActorSettings(**{"max_request_bytes": 2000} | self.changes)
-        keeper = EpisodeKeeper(self.spool, self.metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
+        publisher = EpisodePublisher(self.spool, self.metrics, settings, Rules(settings.redact))  # type: ignore[arg-type]
         clock = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
-        self.capture = Capture(self._app, settings, self.router, keeper, Conversations(100), clock, "r", self._want)
+        self.capture = Capture(self._app, settings, self.router, publisher, Conversations(100), clock, "r", self._want)
 
     def _want(self, name: str) -> Future[bool]:
         asked: Future[bool] = Future()

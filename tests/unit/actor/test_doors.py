@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from actor.api_keys import OPEN, TENANT, Key, KeyGate, Keys, new_key, write_keys
 from actor.capture.conversations import ConversationPlace, Conversations
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.redaction import Rules
 from actor.doors.chat_page import FOLDER
 from actor.doors.http_doors import Doors
@@ -40,11 +40,11 @@ class House:
 
     def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000) -> None:
         self.spool, settings, conversations = spool or Spool(), ActorSettings(max_feedback_bytes=largest), Conversations(10)
-        keeper = EpisodeKeeper(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
-        keeper.keep(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
+        publisher = EpisodePublisher(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
+        publisher.publish(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
                                             "started_at": NOW, "ended_at": NOW}))  # fmt: skip
         conversations.note("acme", ConversationPlace("cv-1"), [("ep-1", "", ())])
-        doors = Doors(self._inside, settings, keeper, conversations, Metrics(), FixedClock(NOW), "default", lambda: list(missing))
+        doors = Doors(self._inside, settings, publisher, conversations, Metrics(), FixedClock(NOW), "default", lambda: list(missing))
         self.app = KeyGate(doors, Keys(keys)) if keys else doors
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:

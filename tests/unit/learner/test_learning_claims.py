@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_learner_judged import judged
-from test_learner_judged import logprob as logprob_of
+from test_judged_answers import judged
+from test_judged_answers import logprob as logprob_of
 from test_learner_step import ASKED, Fixed, says_e
 
 from learner.models.lora_policy import Policy

@@ -20,7 +20,7 @@ from reward.updater.refitter import Refitter
 from streams.core.events import Feedback, FeedbackKind, Label, Message, Outcome
 from streams.join.feedback_join import KnownEpisode, label_of
 from streams.join.join_settings import JoinSettings
-from tests.unit.reward.test_refit import SMALL, TEN, CountedLetters, checksum, label, refitter
+from tests.unit.reward.test_refitter import SMALL, TEN, CountedLetters, checksum, label, refitter
 
 torch.set_num_threads(1)
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

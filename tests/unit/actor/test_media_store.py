@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore, has_media
 from actor.capture.redaction import Rules
 from actor.settings import ActorSettings
@@ -92,9 +92,9 @@ def test_links_and_text_are_no_media(part: Any) -> None:
 
 def test_the_slow_way_out_ends_in_the_outbox_too(store: ArtifactStore) -> None:
     spool, metrics = Spool(), Metrics()
-    keeper = EpisodeKeeper(spool, metrics, ActorSettings(), Rules(("emails",)), MediaStore(store, 1000))  # type: ignore[arg-type]
-    keeper.keep(episode(image(f"data:image/png;base64,{BASE64}"), {"type": "text", "text": "a@b.co"}))
-    keeper.keep(episode())
-    keeper.close()
+    publisher = EpisodePublisher(spool, metrics, ActorSettings(), Rules(("emails",)), MediaStore(store, 1000))  # type: ignore[arg-type]
+    publisher.publish(episode(image(f"data:image/png;base64,{BASE64}"), {"type": "text", "text": "a@b.co"}))
+    publisher.publish(episode())
+    publisher.close()
     assert sorted((len(each.media), each.redacted.get("emails", 0)) for each in spool.episodes) == [(0, 0), (1, 1)]
-    assert keeper.find("e") is not None
+    assert publisher.find("e") is not None

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from actor.api_keys import TENANT, Key, KeyGate, Keys, Refusal, needed_for, new_key, read_keys, tenant_of, write_keys
 from actor.capture.conversations import Conversations
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
@@ -171,9 +171,9 @@ def test_a_tenant_sees_and_judges_its_own_episodes_and_health_is_open_to_all(hou
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"null"})
 
-    keeper = EpisodeKeeper(spool, Metrics(), ActorSettings(), Rules(()))  # type: ignore[arg-type]
-    keeper.keep(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [], "started_at": NOW, "ended_at": NOW}))
-    app = KeyGate(Doors(inside, ActorSettings(), keeper, Conversations(10), Metrics(), FixedClock(NOW), "default", list), house.keys())
+    publisher = EpisodePublisher(spool, Metrics(), ActorSettings(), Rules(()))  # type: ignore[arg-type]
+    publisher.publish(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [], "started_at": NOW, "ended_at": NOW}))
+    app = KeyGate(Doors(inside, ActorSettings(), publisher, Conversations(10), Metrics(), FixedClock(NOW), "default", list), house.keys())
     assert ask(app, "/v1/episodes/ep-1", mine)[0] == 200
     assert ask(app, "/v1/episodes/ep-1", theirs)[0] == 404
     thumb = json.dumps({"episode_id": "ep-1", "thumb": "up"}).encode()

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from actor.capture import episode_keeper as keeping
-from actor.capture.episode_keeper import EpisodeKeeper
+from actor.capture import episode_publisher as keeping
+from actor.capture.episode_publisher import EpisodePublisher
 from actor.settings import ActorSettings
 from streams.core.events import Episode, Feedback
 from streams.core.metrics import Metrics
@@ -33,7 +33,7 @@ class Slow:
 class Site:
     def __init__(self) -> None:
         self.slow, self.spool, self.metrics = Slow(), Spool(), Metrics()
-        self.keeper = EpisodeKeeper(self.spool, self.metrics, ActorSettings(), self.slow)  # type: ignore[arg-type]
+        self.publisher = EpisodePublisher(self.spool, self.metrics, ActorSettings(), self.slow)  # type: ignore[arg-type]
 
     def skipped(self, reason: str) -> float:
         return self.metrics.value("tidemill_capture_skipped_total", reason=reason)
@@ -49,11 +49,11 @@ def comment(text: str) -> Feedback:
 
 def test_who_hands_over_does_not_wait_and_closing_finishes_what_waits() -> None:
     context = Site()
-    context.keeper.keep(episode("e", "I am Ann"))
-    told = context.keeper.keep_feedback(comment("thanks, Ann"))
+    context.publisher.publish(episode("e", "I am Ann"))
+    told = context.publisher.publish_feedback(comment("thanks, Ann"))
     assert (context.spool.episodes, context.spool.feedback, told.done()) == ([], [], False)
     context.slow.let.set()
-    context.keeper.close()
+    context.publisher.close()
     assert [each.answer for each in context.spool.episodes] == ["I am [person]"]
     assert [each.text for each in context.spool.feedback] == ["thanks, [person]"]
     assert told.result() is True
@@ -64,20 +64,20 @@ def test_what_cannot_be_redacted_is_counted_and_does_not_leave() -> None:
     context = Site()
     context.slow.let.set()
     for name, answer in (("a", "stumble"), ("b", "fine")):
-        context.keeper.keep(episode(name, answer))
-    context.keeper.close()
+        context.publisher.publish(episode(name, answer))
+    context.publisher.close()
     assert [each.episode_id for each in context.spool.episodes] == ["b"]
     assert context.skipped("keeper_failed") == 1
-    assert context.keeper.find("a") is None
+    assert context.publisher.find("a") is None
 
 
 def test_more_than_it_can_bear_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "MOST_WAITING", 2)
     context = Site()
     for number in range(5):
-        context.keeper.keep(episode(f"e-{number}", "fine"))
-    assert context.keeper.keep_feedback(comment("fine")).result() is False
+        context.publisher.publish(episode(f"e-{number}", "fine"))
+    assert context.publisher.publish_feedback(comment("fine")).result() is False
     assert context.skipped("keeper_busy") == 4
     context.slow.let.set()
-    context.keeper.close()
+    context.publisher.close()
     assert [each.episode_id for each in context.spool.episodes] == ["e-0", "e-1"]

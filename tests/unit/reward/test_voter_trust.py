@@ -11,7 +11,7 @@ from reward.trust.live_answers import LiveAnswers, report
 from reward.trust.voter_trust import reliability_weights, share_capped, trust_of_voters
 from streams.core.events import Episode, Message
 from streams.core.metrics import Metrics
-from tests.unit.reward.test_refit import label
+from tests.unit.reward.test_refitter import label
 
 torch.set_num_threads(1)
 

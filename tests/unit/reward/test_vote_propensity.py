@@ -12,7 +12,7 @@ from reward.trust.vote_propensity import AskedTurn, Propensity, covariates, effe
 from reward.updater.refitter import Refitter
 from streams.core.errors import ConfigError
 from streams.core.events import FeedbackKind, Label, Message, Vote
-from tests.unit.reward.test_refit import SMALL, CountedLetters, checksum, label, refitter
+from tests.unit.reward.test_refitter import SMALL, CountedLetters, checksum, label, refitter
 
 PEOPLE = 40
 

@@ -17,7 +17,7 @@ from streams.core.events import Episode, Event, Label, Message, RewardModelVersi
 from streams.core.topics import EPISODES, LABELS, REWARD_MODELS, Topic
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
-from tests.unit.reward.test_refit import SMALL, CountedLetters, label, refitter
+from tests.unit.reward.test_refitter import SMALL, CountedLetters, label, refitter
 
 torch.set_num_threads(1)
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

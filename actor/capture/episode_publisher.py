@@ -26,7 +26,7 @@ MOST_WAITING = 1000
 log = structlog.get_logger()
 
 
-class EpisodeKeeper:
+class EpisodePublisher:
     """Takes finished episodes and feedback. Nothing of either leaves the process by another way."""
 
     def __init__(self, outbox: Outbox, metrics: Metrics, settings: ActorSettings, redactor: Redactor, media: MediaStore | None = None,
@@ -35,16 +35,16 @@ class EpisodeKeeper:
         self._outbox, self._metrics, self._remembered = outbox, metrics, settings.recent_episodes
         self._redactor, self._media, self._traces = redactor, media, traces or Traces()
         self._is_quick = isinstance(redactor, Rules)
-        self._slow, self._waiting = ThreadPoolExecutor(1, thread_name_prefix="keeper"), 0
+        self._slow, self._waiting = ThreadPoolExecutor(1, thread_name_prefix="episodes"), 0
         self._recent: OrderedDict[str, Episode] = OrderedDict()
         self._lock = Lock()
 
-    def keep(self, episode: Episode, asked_in: Headers = ()) -> None:
+    def publish(self, episode: Episode, asked_in: Headers = ()) -> None:
         """An answer that is over. ``asked_in``: the trace of who asked."""
         with_media = self._media is not None and has_media(episode)
         self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media, asked_in))
 
-    def keep_feedback(self, feedback: Feedback) -> "Future[bool]":
+    def publish_feedback(self, feedback: Feedback) -> "Future[bool]":
         """False, once it is known, when there was no room."""
         return self._do(self._is_quick, lambda: self._put_feedback(feedback))
 
@@ -56,7 +56,7 @@ class EpisodeKeeper:
         """A recent episode."""
         return self._recent.get(episode_id)
 
-    def forget(self, erasure: Erasure) -> int:
+    def erase_person(self, erasure: Erasure) -> int:
         """Episodes of somebody who asked to be forgotten are remembered no longer; returns how many. On any thread."""
         forgotten = Forgotten()
         forgotten.add(erasure, 0)
