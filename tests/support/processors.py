@@ -26,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("learning") is None:
+        return
     if "precision" in metafunc.fixturenames:
         metafunc.parametrize("precision", metafunc.config.getoption("--precisions").split(","))
     if "seed" in metafunc.fixturenames:
