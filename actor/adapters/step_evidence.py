@@ -61,6 +61,8 @@ class Share:
     estimate: float
     low: float
     high: float
+    size_nats: float = math.inf
+    """Root mean square of the part itself, as the learner has it."""
 
 
 def shares(readings: Readings) -> list[Share]:
@@ -109,7 +111,7 @@ def _share(part: str, shown_N: Array, wanted_N: Array, readings: Readings, of_ba
     low, high = estimate - reach - (0.0 if of_base else noisy / 2), estimate + reach
     if high > 0:
         high = high / (1 - noisy) if noisy < 1 else math.inf
-    return Share(part, estimate, low, high)
+    return Share(part, estimate, low, high, _rms(wanted_N))
 
 
 def _beside(values_N: Array, direction_N: Array) -> Array:

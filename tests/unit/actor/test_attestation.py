@@ -173,3 +173,34 @@ def test_probes_are_read_as_the_learner_writes_them_now_and_wrote_them_before(tm
     assert read_probes(tmp_path) == AdapterProbes(probes=(probe(),))
     with pytest.raises(BadArtifact, match="cannot be attested"):
         read_probes(tmp_path / "elsewhere")
+
+
+def swallowed(drawn: Drawn, part: str, kept: float) -> Readings:
+    """A healthy replica whose arithmetic lets only so much of one part through: it adds the part to outputs that are rounded already."""
+    right, missing = drawn.readings("the adapter"), drawn.readings(f"no {part}")
+    return Readings(
+        right.base_N,
+        right.adapter_N,
+        right.replica_base_N,
+        kept * right.replica_adapter_N + (1 - kept) * missing.replica_adapter_N,
+        right.without,
+        None,
+        True,
+    )
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3])
+def test_a_small_part_that_rounding_swallows_refuses_no_adapter_whose_tensors_are_all_in_place(kept: float) -> None:
+    """As measured on a real ring: a bfloat16 actor shows -0.2 to 0.3 of what attention adds at the first step, all of its tensors in place."""
+    for number in range(DRAWS):
+        small = swallowed(Drawn(number, 0.15, 0.05), "attention", kept)
+        assert judge_readings(small, SETTINGS, placed=True).outcome != "refused"
+    blind = Counter(judge_readings(swallowed(Drawn(number, 0.15, 0.05), "attention", 0.0), SETTINGS).outcome for number in range(DRAWS))
+    assert blind["refused"] > blind["attested"] == 0  # of an engine whose tensors nobody has seen that is too little
+
+
+def test_a_part_that_no_rounding_swallows_must_show_though_all_tensors_are_in_place() -> None:
+    """An engine may hold tensors that it has wired nowhere."""
+    for number in range(DRAWS):
+        assert judge_readings(Drawn(number, 1.0, 0.03).readings("no experts"), SETTINGS, placed=True).outcome == "refused"
+        assert judge_readings(Drawn(number, 0.3, 0.03).readings("the base"), SETTINGS, placed=True).outcome == "refused"
