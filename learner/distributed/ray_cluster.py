@@ -10,9 +10,11 @@ import signal
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import psutil
 import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
@@ -139,6 +141,7 @@ def _init(settings: LearnerSettings) -> None:
     if settings.ray_num_gpus == 0:
         here["num_gpus"] = 0
     place: dict[str, Any] = {"address": settings.ray_address} if settings.ray_address else {"address": "local", **here}
+    ours = psutil.Process().children(recursive=True)
     for start in range(1, RAY_STARTS + 1):
         try:
             ray.init(configure_logging=False, log_to_driver=True, **place)
@@ -147,8 +150,18 @@ def _init(settings: LearnerSettings) -> None:
             raise ConfigError(f"learner.ray_address = {settings.ray_address!r}: Ray does not start: {error}") from None
         except Exception as error:  # noqa: BLE001 - Ray raises a bare Exception when its node takes more than 30 s, as on a busy machine
             ray.shutdown()
+            _end_what_is_left(ours)
             if start == RAY_STARTS:
                 raise Unavailable(f"Ray did not come up in {RAY_STARTS} tries: {error}") from None
             log.warning("ray_slow_to_start", start=start, error=str(error))
     if in_main_thread:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_what_is_left(ours: list[psutil.Process]) -> None:
+    """End the processes of a start that failed half-way: Ray forgets them, and each try would leave five more."""
+    left = [process for process in psutil.Process().children(recursive=True) if process not in ours]
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=10)
