@@ -18,6 +18,7 @@ from actor.settings import ActorSettings
 from streams.core.errors import ConfigError
 from streams.core.listening_socket import listening_socket
 from streams.core.part_context import PartContext
+from streams.kafka import await_kafka
 
 NOWHERE = "nowhere.invalid"
 """A host that never is (RFC 2606)."""
@@ -37,12 +38,14 @@ def run(settings: ActorSettings, context: PartContext, gated: bool = False) -> N
     try:
         with _stops_while_starting(context):
             engine, args = _start_engine(settings, context)
-            from actor.server_wiring import serve
+            from actor.server_wiring import serve  # after the fork: nothing of it is for the engine
     except _Stopped:
         return
     finally:
         gc.enable()
     try:
+        if not await_kafka(context.kafka, context.stopping):  # only now: loading takes longer than a Kafka that is started beside it
+            return
         asyncio.run(serve(engine, args, settings, gated, context, redactor))
     finally:
         engine.shutdown(timeout=settings.drain_s)

@@ -31,6 +31,7 @@ def register() -> None:
     _name_experts_as_peft_does()
     if not current_platform.is_cpu():
         return
+    _spare_the_inspection()
     import vllm.lora.punica_wrapper.punica_cpu as punica_cpu
     import vllm.model_executor.layers.fused_moe.oracle.unquantized as oracle
     import vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method as method
@@ -58,6 +59,17 @@ def _name_experts_as_peft_does() -> None:
 
     MixtralForCausalLM.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_substr={".mlp.experts.": ".block_sparse_moe.experts."})
     MixtralForCausalLM.is_3d_moe_weight = True
+
+
+def _spare_the_inspection() -> None:
+    """Have vLLM look at a Mixtral's class here, where it is imported already: the first time on a machine it imports all of vLLM in a child for it.
+
+    Only on a CPU: with a GPU, what is imported here might initialise CUDA before the engine's process is made.
+    """
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.mixtral import MixtralForCausalLM
+
+    ModelRegistry.register_model("MixtralForCausalLM", MixtralForCausalLM)
 
 
 def _mixing_wrapper() -> type:

@@ -1,14 +1,13 @@
 """The embedded broker: Apache Kafka itself, one KRaft node that is broker and controller, in a small JVM of its own."""
 
 import base64
-import ctypes
 import fcntl
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from infra.local.broker_guard import ADMIN, Guard
 from infra.local.broker_settings import BrokerSettings
 from infra.local.kafka_jars import cache_folder, kafka_jars
 from infra.local.startable import Startable
+from infra.preparation.child_runs import die_with_parent
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.listening_socket import listening_socket
 from streams.kafka import KafkaSettings, kafka_answers
@@ -51,11 +51,13 @@ class Broker(Startable):
     """One broker on one data folder."""
 
     def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE,
-                 guard: Guard | None = None) -> None:  # fmt: skip
-        """``guard`` says who is let in; None: everybody who reaches the loopback port."""
+                 guard: Guard | None = None, broken_off: threading.Event | None = None) -> None:  # fmt: skip
+        """``guard`` says who is let in; None: everybody who reaches the loopback port. ``broken_off`` ends a start that is under way."""
         self._settings, self._folder, self._progress, self._node, self._guard = settings, folder, progress, node, guard
+        self._broken_off = broken_off or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
+        self._command: list[str] = []
         self.port = 0
 
     @property
@@ -73,11 +75,21 @@ class Broker(Startable):
         self.await_ready()
 
     def launch(self) -> None:
-        """Lock the folder, format it once and start the JVM. A node answers when most of its cluster has been launched."""
+        """Start the JVM, once all is prepared. A node answers when most of its cluster has been launched.
+
+        Not for a thread that ends: the kernel would take its end for ours, and stop the JVM."""
+        if self._lock is None:
+            self.prepare()
+        with (self._folder / "stdout.log").open("ab") as out:
+            self._process = subprocess.Popen(self._command, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                             pass_fds=[self._lock or 0], preexec_fn=die_with_parent, process_group=0)  # fmt: skip
+
+    def prepare(self) -> None:
+        """Fetch the jars once, lock the folder and format it once."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress)
+        java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress, self._broken_off)
         self._lock = _lock(self._folder)
-        self.port = self._choose_port()
+        self.reserve_port()
         cluster = _cluster_id(self._folder, self._node.cluster)
         config = self._write_config(self._node.controller_ports or (free_port(),))
         command = [str(java), f"-Xmx{self._settings.heap_mib}m", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError",
@@ -86,9 +98,12 @@ class Broker(Startable):
             done = self._format(command, ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config)])
             if done.returncode:
                 raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
-        with (self._folder / "stdout.log").open("ab") as out:
-            self._process = subprocess.Popen([*command, "kafka.Kafka", str(config)], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
-                                             pass_fds=[self._lock], preexec_fn=die_with_parent, process_group=0)  # fmt: skip
+        self._command = [*command, "kafka.Kafka", str(config)]
+
+    def reserve_port(self) -> None:
+        """Choose ``port`` before the broker is launched, for those who must be told where it will be."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.port = self._choose_port()
 
     def relaunch(self) -> None:
         """Launch once more after the JVM ended by itself, on the port that it had; does not wait until it answers."""
@@ -157,7 +172,7 @@ class Broker(Startable):
         settings = settings.model_copy(update={"request_timeout_s": 5.0})
         deadline = time.monotonic() + self._settings.start_timeout_s
         while time.monotonic() < deadline:
-            if not self.running():
+            if self._broken_off.is_set() or not self.running():
                 raise Unavailable(f"the embedded Kafka stopped while starting; its log is {self._folder / 'kafka.log'}")
             if _listens(self.port) and kafka_answers(settings):
                 return
@@ -238,11 +253,6 @@ def can_listen(port: int) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def die_with_parent() -> None:
-    """In a child before exec: the kernel sends it SIGTERM should we die without a word (Linux, prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def _listens(port: int) -> bool:

@@ -1,19 +1,18 @@
 """Apache Kafka's jars: brought from Maven once, kept in a cache per user, checked against the committed lock before use."""
 
 import contextlib
-import io
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
-import jgo
-
+from infra.preparation.child_runs import run_child
 from streams.artifacts.artifact_store import sha256_of
-from streams.core.errors import BadArtifact, ConfigError, Unavailable
+from streams.core.errors import BadArtifact, Unavailable
 
 # Resolved one by one: asked for both at once, jgo mediates kafka-clients down to 3.9.1, which this broker cannot run on.
 COORDINATES = ("org.apache.kafka:kafka_2.13:4.4.0", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5")
@@ -34,14 +33,14 @@ def locked_checksums() -> dict[str, str]:
     return {name: digest for digest, name in (line.split() for line in text.splitlines())}
 
 
-def kafka_jars(cache: Path, progress: Callable[[float], None] = lambda _: None) -> Path:
-    """The folder of verified jars; fetched on the first call. ``progress`` is told the part done, 0 to 1.
+def kafka_jars(cache: Path, progress: Callable[[float], None] = lambda _: None, broken_off: threading.Event | None = None) -> Path:
+    """The folder of verified jars; fetched on the first call. ``progress`` is told the part done, 0 to 1; ``broken_off`` ends the fetching.
 
     Raises BadArtifact when a jar is not the locked one, Unavailable when it cannot be fetched.
     """
     folder = cache / f"kafka-{KAFKA_VERSION}"
     if not folder.exists():
-        _fetch(folder, progress)
+        _fetch(folder, progress, broken_off or threading.Event())
     verify(folder, locked_checksums())
     return folder
 
@@ -58,27 +57,24 @@ def verify(folder: Path, locked: dict[str, str]) -> None:
             raise BadArtifact(f"{folder / name} has SHA-256 {actual}, the lock says {digest}; remove the folder and start again")
 
 
-def _fetch(folder: Path, progress: Callable[[float], None]) -> None:
+def _fetch(folder: Path, progress: Callable[[float], None], broken_off: threading.Event) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(prefix=".kafka-", dir=folder.parent))
     done = threading.Event()
     watch = threading.Thread(target=_watch, args=(working, progress, done), daemon=True)
     watch.start()
     try:
-        (working / "jars").mkdir()
-        for coordinate in COORDINATES:
-            with contextlib.redirect_stdout(io.StringIO()):
-                environment = jgo.build(coordinate, cache_dir=working / "environment")
-            for jar in Path(environment.path).rglob("*.jar"):
-                shutil.copy(jar, working / "jars" / jar.name)
+        done_by = run_child([sys.executable, "-P", "-m", "infra.local.kafka_jars", str(working)], os.environ, broken_off)
+        if done_by.status:
+            raise Unavailable(done_by.last_line)
         verify(working / "jars", locked_checksums())
         with contextlib.suppress(OSError):  # another process was quicker; its jars are checked like ours
             (working / "jars").rename(folder)
-    except (BadArtifact, ConfigError):
-        raise
-    except Exception as error:
+    except (Unavailable, OSError) as error:
+        if broken_off.is_set():
+            raise
         raise Unavailable(
-            f"cannot fetch Apache Kafka {KAFKA_VERSION} ({', '.join(COORDINATES)}) from Maven: {type(error).__name__}: {error}. "
+            f"cannot fetch Apache Kafka {KAFKA_VERSION} ({', '.join(COORDINATES)}) from Maven: {error}. "
             "Either connect this machine to a Maven repository once (the jars are kept afterwards), "
             f"or copy the folder {folder} from a machine that has it; to use a Kafka of your own set kafka.bootstrap_servers."
         ) from error
@@ -96,3 +92,18 @@ def _watch(folder: Path, progress: Callable[[float], None], done: threading.Even
             with contextlib.suppress(OSError):
                 size += file.stat().st_size
         progress(min(0.99, size / EXPECTED_BYTES))
+
+
+def fetch_into(working: Path) -> None:
+    """Bring the jars from Maven into ``working/jars``. What jgo prints goes where the caller's output goes: run it in a child."""
+    import jgo  # half a second that no other process needs
+
+    (working / "jars").mkdir()
+    for coordinate in COORDINATES:
+        environment = jgo.build(coordinate, cache_dir=working / "environment")
+        for jar in Path(environment.path).rglob("*.jar"):
+            shutil.copy(jar, working / "jars" / jar.name)
+
+
+if __name__ == "__main__":
+    fetch_into(Path(sys.argv[1]))

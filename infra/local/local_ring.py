@@ -1,4 +1,8 @@
-"""The whole ring on one machine: the broker, then its parts as processes, from one settings tree. What ``demo`` and ``up`` share."""
+"""The whole ring on one machine: the broker and its parts as processes, from one settings tree. What ``demo`` and ``up`` share.
+
+The order of starting: Kafka, the base and the measurement of the machine side by side; the actor as soon as it knows base and settings; what keeps
+what people say; and what learns from it only when the actor is ready, so that nothing competes with it for the cores.
+"""
 
 import fcntl
 import os
@@ -11,7 +15,7 @@ import httpx
 
 from infra.local.core_plan import core_plan
 from infra.local.embedded_broker import Broker, free_port
-from infra.local.part_process import base_folder, parts
+from infra.local.part_process import parts
 from infra.local.part_states import LOCK_FILE, STATES_FILE, write_states
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
@@ -20,6 +24,8 @@ from infra.machine.base_shape import shape_of
 from infra.machine.machine_probe import machine_rates, resolved
 from infra.machine.step_prediction import sized_for
 from infra.machine.usable_cores import usable_cores
+from infra.preparation.base_preparation import prepared_base
+from infra.preparation.preparations import Preparations
 from infra.settings.config import Settings, secrets_as_environment, to_toml
 from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
@@ -27,21 +33,32 @@ from streams.kafka import create_topics, kafka_answers
 
 MEASURE_EVERY_S = 10.0
 """Adding up the memory of all processes takes a while itself."""
+AFTER_ACTOR = ("reward", "learner", "promoter", "critic")
+"""Parts that nobody waits for before there was an answer."""
+AT_LATEST_S = 240.0
+"""They do not wait longer for an actor that is not ready: what people say of other actors' answers is learned from without this one."""
+KAFKA, BASE, MACHINE, TOPICS = "Apache Kafka", "the base", "this machine's measurement", "topics"
 
 
 class Ring(Startable):
     """Broker and parts, stopped in good order: no process, port or lock is left behind."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False, step_minutes: float = 0.0) -> None:
+    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False, step_minutes: float = 0.0,
+                 meanwhile: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         """``keeps_going``: a part that keeps dying, Kafka included, is tried again for ever and the rest goes on; else it ends the ring.
-        ``step_minutes``: steps become smaller until one is predicted to take no longer on this machine; 0: as they are set."""
-        self._say, self._keeps_going, self._step_minutes = say, keeps_going, step_minutes
+        ``step_minutes``: steps become smaller until one is predicted to take no longer on this machine; 0: as they are set.
+        ``meanwhile`` is called again and again while things are prepared; what it raises breaks them off."""
+        self._say, self._keeps_going, self._step_minutes, self._meanwhile = say, keeps_going, step_minutes, meanwhile
         self.settings = settings.model_copy(update={"run_id": new_id("run")})
         self.processes = Processes(settings.run_folder / "logs")
+        self._preparations = Preparations()
         self._broker: Broker | None = None
         self._broker_deaths, self._broker_started_s = DeathRecord(), 0.0
         self._lock: IO[str] | None = None
         self._told_states: dict[str, str] = {}
+        self._not_yet: tuple[str, ...] = ()
+        """Parts that wait for the actor."""
+        self._actor_started_s = 0.0
         self.peak_memory_mib = 0.0
         self.cpu_s: dict[str, float] = {}
         """Processor time of each part, in seconds, when it was last measured."""
@@ -53,39 +70,90 @@ class Ring(Startable):
         return f"http://{self.settings.actor.host}:{self.settings.actor.port}/v1"
 
     def start(self) -> None:
-        """Broker, topics and base, then every part; waits for none of the parts. Raises ConfigError when a port that it needs is taken."""
+        """Everything that comes before the actor is ready; ``check`` starts the rest. Raises ConfigError when a port that it needs is taken."""
         check_ports(self.settings)
         folder = self.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(folder)
-        if self.settings.kafka.bootstrap_servers is None:
-            self._say("starting Apache Kafka")
-            self._broker = Broker(self.settings.broker, folder / "broker", self._fetching())
-            self._broker.start()
-            self._broker_started_s = time.monotonic()
-            self._set("kafka", bootstrap_servers=self._broker.bootstrap_servers)
-        elif not kafka_answers(self.settings.kafka):
-            raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
         if self.settings.actor.port == 0:
             self._set("actor", port=free_port())
+        self._say("preparing Apache Kafka, the base and what this machine is good at")
+        begin, then = self._preparations.begin, self._preparations.then
+        if self.settings.kafka.bootstrap_servers is None:
+            broken_off = self._preparations.broken_off
+            self._broker = broker = Broker(self.settings.broker, folder / "broker", self._fetching(), broken_off=broken_off)
+            broker.reserve_port()
+            self._set("kafka", bootstrap_servers=broker.bootstrap_servers)
+            begin(KAFKA, broker.prepare)
+            then({KAFKA}, lambda: self._launch_kafka(broker))
+        else:
+            begin(TOPICS, self._ask_kafka)
+        begin(BASE, self._prepare_base)
+        begin(MACHINE, self._measure)
+        then({BASE, MACHINE}, self._start_actor)
+        then({TOPICS, BASE, MACHINE}, self._start_early)
+        self._preparations.finish(self._meanwhile)
+
+    def _launch_kafka(self, broker: Broker) -> None:
+        broker.launch()
+        self._broker_started_s = time.monotonic()
+
+        def await_topics() -> None:
+            broker.await_ready()
+            create_topics(self.settings.kafka)
+
+        self._preparations.begin(TOPICS, await_topics)
+
+    def _ask_kafka(self) -> None:
+        if not kafka_answers(self.settings.kafka):
+            raise Unavailable(f"no Kafka answers at kafka.bootstrap_servers = {self.settings.kafka.bootstrap_servers}")
         create_topics(self.settings.kafka)
-        self._say("preparing the base")
-        self._set("policy", base=base_folder(self.settings.policy))  # the parts need not look for it again
-        choice = resolved(self.settings)
-        self.settings = choice.settings
+
+    def _prepare_base(self) -> None:
+        self._base = prepared_base(self.settings.policy, self._preparations.broken_off)
+
+    def _measure(self) -> None:
+        self._choice = resolved(self.settings, broken_off=self._preparations.broken_off)
+
+    def _start_actor(self) -> None:
+        """Settle the settings, write them for all parts, and start the one that people wait for."""
+        self.settings = self._choice.settings
+        self._set("policy", base=self._base)  # the parts need not look for it again
         if self._step_minutes and not self.settings.learner.ray_num_gpus:
             self._size_steps(self._step_minutes)
-        for sentence in choice.why:
+        for sentence in self._choice.why:
             self._say(sentence)
-        config = (folder / "config.toml").resolve()
-        config.write_text(to_toml(self.settings))
-        plan = core_plan(usable_cores().threads, self.settings)
-        for part in parts(self.settings):
+        (self.settings.run_folder / "config.toml").write_text(to_toml(self.settings))
+        self._actor_started_s = time.monotonic()
+        self._start_parts("actor")
+
+    def _start_early(self) -> None:
+        others = [part for part in parts(self.settings) if part != "actor"]
+        self._not_yet = tuple(part for part in others if part in AFTER_ACTOR)
+        self._start_parts(*(part for part in others if part not in AFTER_ACTOR))
+
+    def _start_parts(self, *names: str) -> None:
+        config, plan = (self.settings.run_folder / "config.toml").resolve(), core_plan(usable_cores().threads, self.settings)
+        for part in names:
             environment = {**plan[part].environment, **secrets_as_environment(self.settings)}
             self.processes.start(part, ["run", part, "--config", str(config)], environment, plan[part].niceness)
 
+    def _start_what_waited(self) -> None:
+        """Start what waits for the actor, once that is ready, or keeps dying, or is not ready in time."""
+        if not self._not_yet:
+            return
+        waited_s, ready = time.monotonic() - self._actor_started_s, self.actor_ready()
+        if ready or waited_s > AT_LATEST_S or "actor" in self.processes.failing():
+            if ready:
+                took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self._preparations.took_s.items())
+                self._say(f"the actor is ready after {waited_s:.0f} s; before it, side by side: {took}")
+            names, self._not_yet = self._not_yet, ()
+            self._start_parts(*names)
+
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
+        self._preparations.break_off()
+        self._not_yet = ()
         for together in (("otlp", "critic", "learner", "actor", "promoter"), ("reward",), ("streams",)):
             self.processes.stop(*together)
         if self._broker is not None:
@@ -102,6 +170,7 @@ class Ring(Startable):
             self._keep_kafka(self._broker)
         for sentence in self.processes.check():
             self._say(sentence)
+        self._start_what_waited()
         self._tell_states()
         if not self._keeps_going:
             for sentence in self.processes.failing().values():
@@ -118,7 +187,8 @@ class Ring(Startable):
     def _tell_states(self) -> None:
         """Keep for ``tidemill status`` which parts run and which keep dying."""
         kafka = {"kafka": self._broker_deaths.state(time.monotonic() - self._broker_started_s)} if self._broker is not None else {}
-        if (states := kafka | self.processes.states()) != self._told_states:
+        waiting = dict.fromkeys(self._not_yet, "waits for the actor")
+        if (states := kafka | self.processes.states() | waiting) != self._told_states:
             self._told_states = states
             write_states(self.settings.run_folder, states)
 

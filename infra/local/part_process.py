@@ -16,7 +16,7 @@ from streams.core.errors import ConfigError
 from streams.core.health import Health, serve
 from streams.core.part_context import PartContext
 from streams.core.traces import make_traces
-from streams.kafka import kafka_answers
+from streams.kafka import await_kafka, kafka_answers
 
 log = structlog.get_logger()
 PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4, "otlp": 5}
@@ -41,11 +41,9 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
         context.health.mark_missing("kafka", *LOOPS[role])
         log.info("metrics", role=role, port=serve(context.metrics, context.health, port))
         threading.Thread(target=probe_kafka, args=(role, context), name="probe", daemon=True).start()
-    while not kafka_answers(settings.kafka):
-        log.warning("kafka is away", servers=settings.kafka.bootstrap_servers)
-        if stopping.wait(2.0):
+        if not await_kafka(settings.kafka, stopping):
             return
-    log.info("starting", role=role)
+    log.info("starting", role=role)  # the actor loads its model first, and waits for Kafka then
     try:
         work(context)
     finally:
@@ -129,7 +127,7 @@ def base_folder(policy: PolicySettings) -> Path:
     """The base, made on first use and cached."""
     if isinstance(policy.base, Path):
         return policy.base
-    from learner.models.base_cache import prepare_base  # brings torch and transformers, which some parts never need
+    from learner.models.base_cache import prepare_base
 
     return prepare_base(policy.base, cache_folder() / "bases", policy.experts, policy.experts_per_token)
 

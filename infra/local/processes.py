@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.local.embedded_broker import die_with_parent
+from infra.preparation.child_runs import die_with_parent
 
 RESTARTS = 3
 """Restarts after which a part that dies once more counts as failing."""

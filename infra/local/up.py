@@ -40,8 +40,10 @@ def run_up(settings: Settings) -> None:
         if stopping.is_set():
             raise Unavailable("stopped before the actor was ready")
 
-    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True, step_minutes=settings.learner.step_minutes) as ring:
-        click.echo("starting vLLM (half a minute to two)", err=True)
+    with Ring(
+        settings, lambda line: click.echo(line, err=True), keeps_going=True, step_minutes=settings.learner.step_minutes, meanwhile=stop_early
+    ) as ring:
+        click.echo("starting vLLM (ten seconds to a minute)", err=True)
         ring.await_actor(START_TIMEOUT_S, stop_early)
         click.echo(f"""
 The ring turns. Kafka: {ring.settings.kafka.bootstrap_servers}   run folder: {ring.settings.run_folder}

@@ -8,8 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -25,6 +23,7 @@ from infra.machine.base_shape import BaseShape, shape_of
 from infra.machine.machine_choice import MachineChoice, actor_is_open, chosen_for, is_open, learner_is_open
 from infra.machine.machine_rates import MachineRates
 from infra.machine.usable_cores import UsableCores, usable_cores
+from infra.preparation.child_runs import run_child
 from infra.settings.config import Settings
 from streams.core.errors import ConfigError, Unavailable
 
@@ -41,14 +40,14 @@ INSTRUCTION_SETS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INS
 _one_at_a_time = threading.Lock()
 
 
-def resolved(settings: Settings, apart: bool = False) -> MachineChoice:
+def resolved(settings: Settings, apart: bool = False, broken_off: threading.Event | None = None) -> MachineChoice:
     """The settings with every ``auto`` decided by what this machine is good at, which is measured on the first call.
 
     ``apart``: for one part that may have its peers on other machines. Raises ConfigError for a base without a shape.
     """
     if not is_open(settings):
         return MachineChoice(settings, ())
-    return chosen_for(settings, machine_rates(shape_of(settings.policy)), apart=apart)
+    return chosen_for(settings, machine_rates(shape_of(settings.policy), broken_off=broken_off), apart=apart)
 
 
 def resolved_for_part(role: str, settings: Settings) -> Settings:
@@ -83,7 +82,7 @@ def as_the_run_computes(settings: Settings) -> Settings:
     return settings.model_copy(update={"reward": settings.reward.model_copy(update={"dtype": dtype})})
 
 
-def machine_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates:
+def machine_rates(shape: BaseShape, cache: Path | None = None, broken_off: threading.Event | None = None) -> MachineRates:
     """What this machine is good at for a base of this shape: as it is kept, else measured now. Where it cannot be measured the record is empty and
     tells why, and all that looks at it does without."""
     with _one_at_a_time:  # two that measure at once would disturb each other
@@ -91,7 +90,7 @@ def machine_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates:
             return kept
         cores = usable_cores()
         try:
-            found = measured_rates(shape, cores)
+            found = measured_rates(shape, cores, broken_off)
         except Unavailable as error:
             log.warning("machine_not_measured", error=str(error))
             return MachineRates(processor=processor_name(), cores=cores.threads, quota=cores.quota, shape=shape, failure=str(error))
@@ -110,25 +109,16 @@ def kept_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates | No
     return found if found.busy_neighbours <= QUIET_CORES or age_s < DISTURBED_KEPT_S else None
 
 
-def measured_rates(shape: BaseShape, cores: UsableCores) -> MachineRates:
+def measured_rates(shape: BaseShape, cores: UsableCores, broken_off: threading.Event | None = None) -> MachineRates:
     """Measure in a child, whose threads and crashes are its own. Raises Unavailable when it dies or takes longer than ``TIMEOUT_S``."""
     asked = {"processor": processor_name(), "cores": cores.threads, "quota": cores.quota, "shape": shape.model_dump()}
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores.threads), "MKL_NUM_THREADS": str(cores.threads), **SLEEPING_THREADS}
     command = [sys.executable, "-P", "-m", "infra.machine.rate_measurement", json.dumps(asked)]
-    child = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    done = run_child(command, environment, broken_off or threading.Event(), TIMEOUT_S)
     try:
-        out, err = child.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        raise Unavailable(f"the measurement of this machine took longer than {TIMEOUT_S:.0f} s") from None
-    try:
-        return MachineRates.model_validate_json(out)
+        return MachineRates.model_validate_json(done.out)
     except ValidationError:
-        last = err.decode(errors="replace").strip().rpartition("\n")[2]
-        raise Unavailable(f"the measurement of this machine ended with status {child.returncode}: {last}") from None
+        raise Unavailable(f"the measurement of this machine ended with status {done.status}: {done.last_line}") from None
 
 
 def processor_name() -> str:

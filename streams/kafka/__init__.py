@@ -7,7 +7,7 @@ from streams.kafka.access_rights import PARTS, grant_rights, grants, principal_o
 from streams.kafka.consumer import Consumer, Record, end_offsets, read_between, read_to_end
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.producer import Producer, Publisher, RecordPlace
-from streams.kafka.topic_admin import committed_offsets, create_topics, kafka_answers, topic_differences, wanted_topics
+from streams.kafka.topic_admin import await_kafka, committed_offsets, create_topics, kafka_answers, topic_differences, wanted_topics
 
 __all__ = [
     "PARTS",
@@ -17,6 +17,7 @@ __all__ = [
     "Publisher",
     "Record",
     "RecordPlace",
+    "await_kafka",
     "committed_offsets",
     "create_topics",
     "end_offsets",

@@ -1,9 +1,11 @@
 """Topic administration: create the topics of the table, compare them with the cluster, and read the offsets of groups."""
 
+import threading
 import time
 from typing import Any
 
 import kafka
+import structlog
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
 
@@ -12,6 +14,8 @@ from streams.core.topics import DAY_MS, TOPICS
 from streams.kafka.client_errors import translated_errors
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
+
+log = structlog.get_logger()
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
@@ -44,6 +48,15 @@ def kafka_answers(settings: KafkaSettings) -> bool:
         return False
     finally:
         admin.close()
+    return True
+
+
+def await_kafka(settings: KafkaSettings, stopping: threading.Event, pause_s: float = 2.0) -> bool:
+    """Until Kafka answers. False when ``stopping`` was set before."""
+    while not kafka_answers(settings):
+        log.warning("kafka is away", servers=settings.bootstrap_servers)
+        if stopping.wait(pause_s):
+            return False
     return True
 
 
