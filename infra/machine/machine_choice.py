@@ -157,8 +157,8 @@ def _reward(settings: Settings, rates: MachineRates, apart: bool) -> tuple[objec
         return reward.model_copy(update={"dtype": reward.precision}), ()
     answer_ms = {dtype: 1000 * shape.layers * rates.at(dtype, reward.threads).feature_answer_s for dtype in PRECISIONS if rates.of(dtype)}
     dtype = min(answer_ms, key=lambda name: answer_ms[name])
-    told = ", ".join(f"{name} {time:.0f} ms" for name, time in answer_ms.items() if name != dtype)
-    why = f"features: {dtype}: {answer_ms[dtype]:.0f} ms an answer predicted{', ' + told if told else ''}"
+    told = ", ".join(f"{name} {time:.1f} ms" for name, time in answer_ms.items() if name != dtype)
+    why = f"features: {dtype}: {answer_ms[dtype]:.1f} ms an answer predicted{', ' + told if told else ''}"
     return reward.model_copy(update={"dtype": dtype}), (why,)
 
 

@@ -32,6 +32,8 @@ LAYERS = 2
 LEAST_RUNS, MOST_RUNS = 2, 10
 BUDGET_S = 0.1
 """For the runs of one kind of work once it is warm; a work that takes longer has ``LEAST_RUNS``."""
+LONG_S = 0.5
+"""A first run of so much processor time is the only one: a processor without products of this precision takes seconds for it."""
 WAITING = 1.25
 """How much longer than the main thread's own processor time a run on several threads may count."""
 MOST_WEIGHTS = 128 << 20
@@ -147,16 +149,17 @@ class ProbeWork:
 
 
 def shortest_s(work: Callable[[], object]) -> float:
-    """Seconds of the shortest of several runs, after one that warms up, but no more than our own processor time explains: what other processes
-    take of a busy machine is not ours. With several threads some waiting for each other is."""
-    work()
+    """Seconds of the shortest of several runs, the first of which only warms up unless it is long, but no more than our own processor time
+    explains: what other processes take of a busy machine is not ours. With several threads some waiting for each other is."""
     wall_s: list[float] = []
     own_s: list[float] = []
-    while len(wall_s) < LEAST_RUNS or (sum(wall_s) < BUDGET_S and len(wall_s) < MOST_RUNS):
+    while len(wall_s) <= LEAST_RUNS or (sum(wall_s) < BUDGET_S and len(wall_s) <= MOST_RUNS):
         began_s, own_began_s = time.perf_counter(), time.thread_time()
         work()
         wall_s.append(time.perf_counter() - began_s)
         own_s.append(time.thread_time() - own_began_s)
+        if own_s[0] > LONG_S:
+            break
     return min(min(wall_s), min(own_s) * (1.0 if torch.get_num_threads() == 1 else WAITING))
 
 
