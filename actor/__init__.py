@@ -1,1 +1,1 @@
-"""Serving a policy and learning from being used: vLLM with capture, routing and attested adapters."""
+"""Serves a policy: vLLM with capture of episodes, routing of requests, and attested adapters."""

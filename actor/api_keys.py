@@ -1,7 +1,7 @@
-"""Who may come in: keys with a tenant, scopes and a rate, in a file that holds only their hashes. An ASGI layer around all others.
+"""API keys with a tenant, scopes and a rate limit, in a file that holds only their hashes. An ASGI layer around all others.
 
-Keys are 256 random bits, so their plain SHA-256 is enough to keep, and looking it up in a table tells nothing by its timing. The file is read
-again when it changes: a revoked key is out within a second, without a restart.
+Keys are 256 random bits, so a plain SHA-256 is a safe hash, and a table look-up reveals nothing by its timing. The file is read again when it
+changes: a revoked key is refused within a second, without a restart.
 """
 
 import hashlib
@@ -24,15 +24,15 @@ from streams.core.events import Name, Sha256
 
 ScopeName = Literal["talk", "feedback", "operate"]
 OPEN = frozenset({"/healthz", "/readyz", "/chat", "/chat/chat.css", "/chat/chat.js", "/tidemill/openapi.json"})
-"""Paths that need no key: a load balancer holds none, and page and document hold nothing secret (the page asks for a key itself)."""
+"""Paths that need no key: load balancers have none, and the chat page and the OpenAPI document hold nothing secret (the page asks for a key)."""
 TENANT = "tidemill.tenant"
-"""Where the layers inside find the caller's tenant in the ASGI scope."""
+"""Key of the caller's tenant in the ASGI scope."""
 LOOK_AGAIN_S = 1.0
 log = structlog.get_logger()
 
 
 class Key(BaseModel):
-    """One key, as the file keeps it."""
+    """One key, as it is stored in the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,14 +41,14 @@ class Key(BaseModel):
     scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1)]
     """``talk``: ask for answers. ``feedback``: give feedback and see the tenant's recent episodes. ``operate``: metrics and all else."""
     requests_per_minute: int = Field(default=600, ge=1, le=10_000_000)
-    """Sustained; twice a second's worth, and at least ten, may come at once."""
+    """Sustained rate. A burst may have two seconds' worth of requests, and at least ten."""
 
 
 KEYS = TypeAdapter(tuple[Key, ...])
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """Raises ConfigError, which names the file and what is wrong with it."""
+    """Read the keys. Raises ConfigError, which names the file and the problem."""
     try:
         return KEYS.validate_json(path.read_bytes())
     except OSError as error:
@@ -59,7 +59,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def write_keys(path: Path, keys: Sequence[Key]) -> None:
-    """Whole or not at all, readable by its owner alone."""
+    """Write the file atomically, readable by its owner alone."""
     incoming = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     incoming.touch(mode=0o600)
     incoming.write_bytes(KEYS.dump_json(tuple(keys), indent=1))
@@ -67,14 +67,14 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
 
 
 def new_key() -> tuple[str, str]:
-    """A key to hand out once, and the hash to keep."""
+    """A new key, to be shown once, and its hash."""
     key = f"tm-{secrets.token_urlsafe(32)}"
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
 @dataclass
 class _Bucket:
-    """How much of its rate a key has left."""
+    """The rest of a key's rate (token bucket)."""
 
     tokens: float
     at_s: float
@@ -82,7 +82,7 @@ class _Bucket:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a caller who may not come in is told."""
+    """The reply to a caller who is refused."""
 
     status: int
     message: str
@@ -90,7 +90,7 @@ class Refusal:
 
 
 class Keys:
-    """Decides on callers. ``now_s`` is a clock that never goes back."""
+    """Admits or refuses callers. ``now_s``: a monotonic clock."""
 
     def __init__(self, path: Path, now_s: Callable[[], float] = time.monotonic) -> None:
         self._path, self._now_s = path, now_s
@@ -100,7 +100,7 @@ class Keys:
         self._keys = {key.sha256: key for key in read_keys(path)}
 
     def admit(self, authorization: str | None, needed: ScopeName) -> Key | Refusal:
-        """The key that lets the caller in, or why not. ``authorization`` is the header's value."""
+        """The caller's key, or a refusal. ``authorization``: the header's value."""
         self._look_again()
         scheme, _, given = (authorization or "").partition(" ")
         key = self._keys.get(hashlib.sha256(given.strip().encode(errors="replace")).hexdigest()) if scheme.lower() == "bearer" else None
@@ -114,7 +114,7 @@ class Keys:
         return key
 
     def _wait_s(self, key: Key) -> float:
-        """Takes one request from the key's bucket; seconds until there is one, 0 when there was."""
+        """Take one request from the key's bucket. Returns 0, or the seconds to wait when it is empty."""
         rate, now_s = key.requests_per_minute / 60, self._now_s()
         most = max(10.0, 2 * rate)
         bucket = self._buckets.setdefault(key.sha256, _Bucket(most, now_s))
@@ -133,7 +133,7 @@ class Keys:
         try:
             self._keys = {key.sha256: key for key in read_keys(self._path)}
             self._stamp = stamp
-        except ConfigError as error:  # half-edited by hand: those who were in stay in, and it is said
+        except ConfigError as error:  # half edited by hand: keep the keys that were read before, and log it
             log.error("keys_not_read", error=str(error))
 
     def _stamp_now(self) -> tuple[int, int] | None:
@@ -145,7 +145,7 @@ class Keys:
 
 
 class KeyGate:
-    """The layer: lets in who has a key for what the path needs, and notes the tenant for the layers inside."""
+    """The ASGI layer: admits callers whose key has the scope that the path needs, and stores their tenant in the ASGI scope."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app, self._keys = app, keys
@@ -165,12 +165,12 @@ class KeyGate:
 
 
 def needed_for(path: str) -> ScopeName:
-    """What a key must be good for to ask this path."""
+    """The scope that a key needs for this path."""
     if path == "/v1/feedback" or path.startswith("/v1/episodes/"):
         return "feedback"
     return "talk" if path.startswith("/v1/") else "operate"
 
 
 def tenant_of(scope: Any) -> str:
-    """The caller's tenant; ``default`` where no keys are asked for."""
+    """The caller's tenant; ``default`` when no keys are required."""
     return str(scope.get(TENANT, "default"))

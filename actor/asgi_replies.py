@@ -1,4 +1,4 @@
-"""Answers of our own on vLLM's server: by plain ASGI."""
+"""Tidemill's own HTTP replies on vLLM's server, in plain ASGI."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Asking the actors as any client does, through the official ``openai`` package, without becoming an episode."""
+"""Asks the actors questions through the official ``openai`` package, with capture off: the answers do not become episodes."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,27 +17,27 @@ PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "sto
 
 @dataclass(frozen=True)
 class AskedPrompt:
-    """What to ask, and how to sample the answer where that is not the promoter's to choose."""
+    """A prompt, and sampling parameters that differ from the promoter's."""
 
     messages: tuple[Message, ...]
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Asker(Protocol):
-    """Asks a version by its name. The seam that the promoter and its tests see instead of HTTP."""
+    """Asks a version by its name. The promoter and its tests depend on this protocol instead of HTTP."""
 
     def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
-        """An answer to each question; None where the server will not have this one. Raises Unavailable when it cannot be asked at all."""
+        """An answer to each question; None for a question that the server refuses. Raises Unavailable when the server cannot be reached."""
 
 
 def client(base_url: str, api_key: SecretStr | None, timeout_s: float) -> openai.OpenAI:
-    """A client whose answers become no episodes."""
+    """An OpenAI client with capture off."""
     key = api_key.get_secret_value() if api_key else "none"
     return openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=2, default_headers=UNCAPTURED)
 
 
 class OpenAiAsker:
-    """Over HTTP, several questions at a time."""
+    """Asks over HTTP, several questions at a time."""
 
     def __init__(self, base_url: str, api_key: SecretStr | None, at_once: int, answer_tokens: int, temperature: float, seed: int,
                  timeout_s: float = 300.0) -> None:  # fmt: skip

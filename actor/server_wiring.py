@@ -1,4 +1,4 @@
-"""Where the actor's parts meet inside vLLM's server; read it from top to bottom."""
+"""Puts the actor's parts together inside vLLM's server."""
 
 import asyncio
 import shutil
@@ -34,7 +34,7 @@ KEEP_ALIVE_S = 60
 
 
 async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, context: PartContext, redactor: Redactor) -> None:
-    """Serve until stopped; then put every event on disk or on Kafka. Raises Unavailable when the engine dies."""
+    """Serve until stopped; then write every event to disk or Kafka. Raises Unavailable when the engine dies."""
     replica = settings.replica or f"{socket.gethostname()}:{settings.port}"
     tasks = await engine.get_supported_tasks()
     app = build_app(args, tasks, engine.model_config)
@@ -76,7 +76,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
 
 
 async def _serve_http(app: Any, engine: Any, follower: AdapterLoader, settings: ActorSettings, context: PartContext) -> None:
-    """Answer until told to stop, then let the answers in the making finish. Raises Unavailable when the engine dies."""
+    """Answer until stopped, then let running answers finish. Raises Unavailable when the engine dies."""
     died = False
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, context.stopping.set)

@@ -21,14 +21,14 @@ from streams.core.part_context import PartContext
 from streams.kafka import await_kafka
 
 NOWHERE = "nowhere.invalid"
-"""A host that never is (RFC 2606)."""
+"""A host name that never exists (RFC 2606)."""
 log = structlog.get_logger()
 
 
 def run(settings: ActorSettings, context: PartContext, gated: bool = False) -> None:
     """Serve the policy until ``context.stopping`` is set or SIGTERM or SIGINT comes. Must be called on the main thread.
 
-    ``gated``: by the promotions alone, not the newest adapter.
+    ``gated``: serve by promotions, not simply the newest adapter.
     Raises ConfigError when the port is taken, Presidio is not installed, or the base does not fit the settings, Unavailable when the engine dies.
     """
     check_port(settings.host, settings.port)
@@ -52,7 +52,7 @@ def run(settings: ActorSettings, context: PartContext, gated: bool = False) -> N
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises ConfigError when something listens there: better now than after half a minute of loading a model."""
+    """Raise ConfigError when the port is in use: better now than after half a minute of loading a model."""
     listening_socket(host, port, "actor").close()
 
 
@@ -139,12 +139,12 @@ def _start_engine(settings: ActorSettings, context: PartContext) -> tuple[Any, A
 
 
 class _Stopped(BaseException):
-    """A signal while the engine was starting. Not an Exception: nothing on the way may take it for a failure."""
+    """A signal arrived while the engine was starting. Not an Exception, so that no handler mistakes it for a failure."""
 
 
 @contextmanager
 def _stops_while_starting(context: PartContext) -> Iterator[None]:
-    """Loading a model can take a minute; a stop in the middle of it must not wait for the end."""
+    """Lets a signal stop the start at once: loading a model can take a minute."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         context.stopping.set()

@@ -1,1 +1,1 @@
-"""Following the log of adapters: choosing, loading, attesting and routing them, and serving LoRA on a CPU."""
+"""Adapters on a replica: choose them from the log, load, attest and route them, and serve LoRA on a CPU."""

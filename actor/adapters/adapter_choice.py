@@ -1,4 +1,4 @@
-"""What a replica should serve, from what the log has said: pure, but for asking whether an adapter proves itself here."""
+"""Chooses the adapters that a replica should serve, from the log. Pure, except for the callback that loads and attests an adapter."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +12,13 @@ from streams.core.events import AdapterVersion, Attestation, Event, Promotion
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 
 EnsureAttested = Callable[[AdapterVersion], bool]
-"""Load and attest an adapter, unless it is; False when it was refused."""
+"""Loads and attests an adapter unless it is attested already. False when it was refused."""
 SILENT_FOR = timedelta(hours=1)
-"""A replica that has said nothing for so long is taken to be gone."""
+"""A replica that is silent for this long counts as gone."""
 
 
 class NewestAdapter:
-    """The newest adapter that proves itself. What it skips is never loaded; an older one has its turn only when a newer one is refused."""
+    """Chooses the newest adapter that can be attested. An older one is tried only when a newer one is refused; adapters in between are not loaded."""
 
     topics: tuple[Topic[Any], ...] = (ADAPTERS,)
     moved_at: datetime | None = None
@@ -29,7 +29,7 @@ class NewestAdapter:
         self._waiting: dict[int, AdapterVersion] = {}
 
     def note(self, event: Event) -> None:
-        """One more event of the log."""
+        """Take note of an event from the log."""
         if isinstance(event, AdapterVersion) and event.policy == self._policy and event.version > self._live:
             self._waiting[event.version] = event
 
@@ -48,11 +48,11 @@ class NewestAdapter:
 
 
 class GatedAdapter:
-    """What the promotions say: production, the one on trial, and the one to go back to.
+    """Chooses by promotions: production, the candidate on trial, and the rollback target.
 
-    All replicas go over to a new production, or none: it is kept loaded, and what came before it answers, until the log holds the proof of
-    each. One that says nothing for ``patience_s`` is not waited for; one that refuses it is. Where production is refused here, what came
-    before it answers too.
+    All replicas switch to a new production, or none: each keeps it loaded and answers with the production before it, until the log holds an
+    attestation of every replica. A replica that is silent for ``patience_s`` does not hold the others up; one that refuses the adapter does. If this
+    replica refuses production, it answers with the production before it too.
     """
 
     topics: tuple[Topic[Any], ...] = (ADAPTERS, PROMOTIONS, ATTESTATIONS)
@@ -66,7 +66,7 @@ class GatedAdapter:
         """When the last event was written."""
 
     def note(self, event: Event) -> None:
-        """One more event of the log; one that was seen before changes nothing."""
+        """Take note of an event from the log. Idempotent."""
         if isinstance(event, AdapterVersion) and event.policy == self.standing.policy:
             self._adapters[event.name] = event
         elif isinstance(event, Promotion) and event.promotion_id not in self.standing.seen:
@@ -97,7 +97,7 @@ class GatedAdapter:
         return route
 
     def _must_wait(self, production: str, route: Route) -> bool:
-        """True while it is newly promoted, not served here yet, and another replica has not proved it."""
+        """True while production is new, this replica does not serve it yet, and some replica has not attested it."""
         since, now = self.standing.since, self._clock.now()
         if since is None or production == route.production:
             return False

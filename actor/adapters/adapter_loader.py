@@ -1,4 +1,4 @@
-"""Following the log: fetch, check, load, attest, and only then take traffic. Whatever fails, what serves goes on serving.
+"""Follows the log of adapters: fetch, check, load and attest each one before it serves traffic. If that fails, the replica goes on serving as before.
 
 A replica has no state of its own. It serves the newest adapter that proves itself (``promotion.mode = "newest"``), or what the
 promotions say (``"gated"``): production, the one on trial, and the one to go back to.
@@ -37,41 +37,41 @@ TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_u
 RETRY_S = 2.0
 REFUSED_FOR_S = 60.0
 REPEAT_S = 600.0
-"""So often a replica says that it still serves what it attested; far within ``promotion.replica_memory_h``."""
+"""Seconds between repeated attestations of a replica; much less than ``promotion.replica_memory_h``."""
 log = structlog.get_logger()
 
 
 class AdapterEngine(Protocol):
-    """What the follower asks of the server. Every method may be called from any thread and waits for its answer."""
+    """What the loader needs from the engine. Methods may be called from any thread; they block until the engine has answered."""
 
     def load(self, name: str, folder: Path) -> None:
         """Load an adapter under a name while requests go on. Raises BadArtifact when the engine refuses it."""
 
     def placed(self, name: str, folder: Path) -> PlacedTensors:
-        """What the engine holds of a loaded adapter, against the file in its folder."""
+        """Compare the tensors of a loaded adapter in the engine with the file in its folder."""
 
     def probe(self, name: str | None, probes: tuple[AttestationProbe, ...]) -> list[list[float]]:
         """The engine's logprobs of each probe's output under that adapter, in nats; None: under the base."""
 
     def add(self, name: str, sha256: str) -> None:
-        """The adapter is attested: it may be asked for by its version."""
+        """Allow requests for an attested adapter by its version."""
 
     def route(self, route: Route) -> None:
-        """From now on this is who answers for the policy."""
+        """Switch to this route for the policy's requests."""
 
     def drop(self, name: str) -> None:
         """Unload an adapter that was not attested."""
 
     def unload_idle(self) -> list[str]:
-        """Unload the adapters that nobody needs; returns their names."""
+        """Unload adapters that are no longer needed. Returns their names."""
 
 
 class AdapterLoader:
-    """One thread that reads the log from its beginning and keeps this replica on what it says."""
+    """One thread that reads the log from its beginning and keeps this replica's adapters in line with it."""
 
     def __init__(self, settings: ActorSettings, context: PartContext, engine: AdapterEngine, outbox: Outbox, replica: str, gated: bool = False,
                  erase_person: Callable[[Erasure], int] = lambda _: 0) -> None:  # fmt: skip
-        """``forget`` drops what this replica remembers of somebody, and says how much that was."""
+        """``erase_person`` removes what this replica remembers of a person, and returns how much that was."""
         self._settings, self._context, self._engine, self._outbox, self._replica = settings, context, engine, outbox, replica
         self._folder, self._erase_person = context.state / "adapters", erase_person
         self._fingerprint: str | None = None
@@ -82,9 +82,9 @@ class AdapterLoader:
         self._adapters: dict[str, AdapterVersion] = {}
         self._requested: Queue[tuple[str, Future[bool]]] = Queue()
         self._traced: dict[str, Headers] = {}
-        """Contexts of the adapters on the log, of those that carry one."""
+        """Trace contexts of adapters on the log."""
         self._given: dict[str, str] = {}
-        """SHA-256 of what the engine was ever given under each name."""
+        """SHA-256 of the adapter that the engine first loaded under each name."""
         self._refused_s: dict[str, float] = {}
         """When each name was last refused."""
         self._chooser: NewestAdapter | GatedAdapter = (
@@ -93,13 +93,13 @@ class AdapterLoader:
             else NewestAdapter(context.policy, settings.refusals_before_waiting)
         )
         self.caught_up = threading.Event()
-        """Set once the log was read to its end and what it asks for was taken or refused."""
+        """Set once the log has been read to its end and the chosen adapters are attested or refused."""
         self.ended: Future[None] = Future()
         """Done when the thread has ended; holds its error if a bug ended it, so that a replica does not serve an old adapter for ever in silence."""
         self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
 
     def start(self) -> None:
-        """Begin to follow."""
+        """Start the thread."""
         self._context.metrics.set("tidemill_serving_version", 0, policy=self._context.policy)
         self._thread.start()
 
@@ -123,7 +123,7 @@ class AdapterLoader:
                 try:
                     self._follow()
                 except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or to switch
-                    log.warning("adapters: waiting", error=str(error))
+                    log.warning("the adapter loader waits", error=str(error))
                     self._context.stopping.wait(RETRY_S)
         except BaseException as error:
             self.ended.set_exception(error)
@@ -169,7 +169,7 @@ class AdapterLoader:
         self._chooser.note(event)
 
     def _erase(self, erasure: Erasure) -> None:
-        """Told to the log once this replica has caught up: what came before its start it never knew."""
+        """Erase a person here. Reported on the log only after this replica has caught up: it never knew what happened before its start."""
         removed = self._erase_person(erasure)
         if self.caught_up.is_set():
             now = self._context.clock.now()
@@ -177,7 +177,7 @@ class AdapterLoader:
                                             erasure_at=erasure.at, at=now))  # fmt: skip
 
     def _load_requested(self) -> None:
-        """The version that was asked for first; one a turn, so that production never waits for a row of them."""
+        """Load the version that was requested first. One per turn, so that production never waits for several of them."""
         if self._requested.empty():
             return
         name, asked = self._requested.get()
@@ -189,7 +189,7 @@ class AdapterLoader:
                 asked.set_result(taken)
 
     def _apply_route(self) -> None:
-        """Load what is asked for and route to it."""
+        """Load and attest the chosen adapters, and route requests to them."""
         route = self._chooser.choose(self._route, self._ensure_attested)
         if route == self._route:
             return
@@ -206,12 +206,12 @@ class AdapterLoader:
         self._context.metrics.set("tidemill_canary_share_ratio", route.canary_share, policy=self._context.policy)
 
     def _observe_since(self, name: str, at: datetime | None) -> None:
-        """The time since then, into a histogram. Not while a new start reads an old log: those times would tell of the start."""
+        """Observe the time since ``at`` in a histogram. Not while a new replica reads an old log, whose times would only measure the start."""
         if at is not None and self.caught_up.is_set():
             self._context.metrics.observe(name, max(0.0, (self._context.clock.now() - at).total_seconds()))
 
     def _report_age_and_cost(self) -> None:
-        """What rises by itself: the age of what is served, and what serving costs."""
+        """Update the metrics that grow with time: the age of production, and the cost of serving."""
         metrics, now_s, adapter = self._context.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
         age_s = (self._context.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
         metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._context.policy)
@@ -219,14 +219,14 @@ class AdapterLoader:
         self._reported_s = now_s
 
     def _repeat_attestation(self) -> None:
-        """That this replica is still there, and serves what it attested: one that says nothing for long is taken to be gone."""
+        """Publish the attestation of production again from time to time: a silent replica counts as gone."""
         proof = self._proofs.get(self._route.production or BASE)
         if proof is not None and time.monotonic() - self._repeated_s >= REPEAT_S:
             self._outbox.put(ATTESTATIONS, proof.model_copy(update={"at": self._context.clock.now()}))
             self._repeated_s = time.monotonic()
 
     def _ensure_attested(self, adapter: AdapterVersion, by_name: bool = False) -> bool:
-        """True when the adapter is attested here, now or already. What was refused is tried again after a minute: the engine may have been busy."""
+        """Load and attest the adapter unless it is attested already. A refused one is tried again after a minute: the engine may have been busy."""
         if adapter.name in self._loaded:
             return True
         if time.monotonic() - self._refused_s.get(adapter.name, float("-inf")) < REFUSED_FOR_S:
@@ -287,7 +287,7 @@ class AdapterLoader:
         )
 
     def _checked(self, adapter: AdapterVersion) -> Path:
-        """The adapter's files, fetched and held against its event. Raises BadArtifact or Unavailable."""
+        """Fetch the adapter's files and check them against its event. Raises BadArtifact or Unavailable."""
         self._fingerprint = self._fingerprint or fingerprint(self._context.base)
         if adapter.base_fingerprint != self._fingerprint:
             raise BadArtifact(f"{adapter.name} was trained on base {adapter.base_fingerprint[:12]}…, this replica serves {self._fingerprint[:12]}…")
@@ -297,7 +297,7 @@ class AdapterLoader:
 
     def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
         if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
-            raise BadArtifact(f"{adapter.name} was loaded here with other bytes: publish these under a version of their own")
+            raise BadArtifact(f"{adapter.name} was loaded here with other bytes before: publish these under a new version")
         check_exported(folder, known.tensors)
         self._engine.load(adapter.name, folder)
         try:
@@ -336,7 +336,7 @@ def _finite(value: float) -> float | None:
 
 
 def check_shape(folder: Path, adapter: AdapterVersion, max_rank: int) -> None:
-    """Rank and targets are those of the event, and within what this replica made room for. Raises BadArtifact."""
+    """Check that rank and targets match the event and this replica's limits. Raises BadArtifact."""
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
         rank = config["r"]

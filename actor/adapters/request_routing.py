@@ -1,4 +1,4 @@
-"""Which adapter answers whom: pure bookkeeping, touched only from the server's event loop."""
+"""Decides which adapter answers which request. Pure bookkeeping, used only from the server's event loop."""
 
 import hashlib
 import re
@@ -6,26 +6,26 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 BASE = "base"
-"""The name that the base answers to."""
+"""The model name of the base."""
 _TINKER = re.compile(r"tinker://(?P<policy>[^/]+)/(?:sampler_weights|weights)/(?P<version>[0-9]{1,9})")
 
 
 @dataclass(frozen=True)
 class Route:
-    """Who answers for the policy. Only names of adapters that were attested."""
+    """The adapters that answer for the policy. All of them are attested."""
 
     production: str | None = None
     """None: the base."""
     candidate: str | None = None
-    """The adapter on trial, which ``policy@candidate`` asks for."""
+    """The adapter on trial, which clients reach as ``policy@candidate``."""
     canary_share: float = 0.0
     """Part of the conversations that the candidate answers."""
     production_share: float = 1.0
-    """Part of the other conversations that production answers; while it is new, the rest are held back to compare it with."""
+    """Part of the other conversations that production answers. While it is new, the rest are held back on ``before``, for comparison."""
     before: str | None = None
-    """Who answers those that are held back: the production before; None: the base."""
+    """The adapter that answers held-back conversations: the production before. None: the base."""
     kept: tuple[str, ...] = ()
-    """Further adapters that stay loaded, to go back to at once."""
+    """Further adapters that stay loaded, so that a roll-back is immediate."""
 
 
 @dataclass
@@ -41,13 +41,13 @@ class Router:
     policy: str
     route: Route = Route()
     room: int = 0
-    """Adapters that stay loaded though nobody is routed to them, as long as there are no more than so many in all."""
+    """Adapters without traffic stay loaded while the total is at most this."""
     _sha256: dict[str, str] = field(default_factory=dict)
-    """Of the loaded adapters; who was asked last comes last."""
+    """Checksum by loaded adapter, least recently used first."""
     _in_flight: Counter[str] = field(default_factory=Counter)
 
     def resolve(self, model: object, conversation: str | None = None) -> object:
-        """vLLM's name for what a request's ``model`` says; what is not ours comes back as it was. One conversation always gets the same side."""
+        """vLLM's name for a request's ``model``; other models are returned unchanged. A conversation always gets the same side of a canary."""
         route = self.route
         if model is None or model in ("", self.policy):
             if conversation is not None and route.candidate and draw(route.candidate, conversation) < route.canary_share:
@@ -62,7 +62,7 @@ class Router:
         return BASE if model == f"{self.policy}@0" else model
 
     def why_not_loaded(self, name: object) -> str | None:
-        """What to tell who asks for a version that is not loaded here; None for all else."""
+        """The message for a request for a version that is not loaded here; None for all other models."""
         policy, _, version = name.rpartition("@") if isinstance(name, str) else ("", "", "")
         if policy != self.policy or name in self._sha256:
             return None
@@ -71,11 +71,11 @@ class Router:
         return f"{name} is not loaded on this replica; loaded: {', '.join([*self._sha256, BASE])}" if version.isdecimal() else None
 
     def add(self, name: str, sha256: str) -> None:
-        """An adapter was attested and may be asked for by its version."""
+        """Allow requests for an attested adapter by its version."""
         self._sha256[name] = sha256
 
     def loaded(self, name: object) -> str | None:
-        """The name, where it is a loaded adapter's; None is the base, or nothing of ours."""
+        """``name`` if it is a loaded adapter; None for the base and for other models."""
         return name if isinstance(name, str) and name in self._sha256 else None
 
     def sha256(self, name: str | None) -> str | None:
@@ -83,29 +83,29 @@ class Router:
         return self._sha256.get(name) if name else None
 
     def begin(self, name: object) -> None:
-        """A request to this name starts."""
+        """Count the start of a request to this name."""
         self._in_flight[str(name)] += 1
         if str(name) in self._sha256:
             self._sha256[str(name)] = self._sha256.pop(str(name))
 
     def end(self, name: object) -> None:
-        """It is over."""
+        """Count the end of a request."""
         self._in_flight[str(name)] -= 1
         if self._in_flight[str(name)] <= 0:  # clients may make up names without end
             del self._in_flight[str(name)]
 
     def idle(self) -> list[str]:
-        """Adapters that must go, least recently used first: not routed to, not kept, no request in flight, and too many for the room."""
+        """Adapters to unload, least recently used first: without route, not kept, without a request in flight, and beyond ``room``."""
         needed = (self.route.production, self.route.candidate, self.route.before, *self.route.kept)
         spare = [name for name in self._sha256 if name not in needed and self._in_flight[name] <= 0]
         return spare[: max(0, len(self._sha256) - self.room)]
 
     def remove(self, name: str) -> None:
-        """The adapter is about to be unloaded: further requests for it are vLLM's to refuse."""
+        """Remove an adapter that is about to be unloaded. vLLM refuses further requests for it."""
         del self._sha256[name]
         del self._in_flight[name]
 
 
 def draw(candidate: str, conversation: str) -> float:
-    """A number in [0, 1) that belongs to this conversation for as long as this adapter is on trial; each trial draws anew, on every replica alike."""
+    """A number in [0, 1) from a hash of candidate and conversation: constant during a trial, different in each trial, the same on every replica."""
     return int.from_bytes(hashlib.sha256(f"{candidate} {conversation}".encode(errors="replace")).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""vLLM's engine as the follower sees it: asked from another thread, answered on the server's event loop."""
+"""vLLM's engine for the adapter loader: called from the loader's thread, executed on the server's event loop. Satisfies AdapterEngine."""
 
 import asyncio
 from concurrent.futures import Future
@@ -17,7 +17,7 @@ from streams.core.events import new_id
 
 
 class ServingEngine:
-    """vLLM's engine and its table of models, asked from the follower's thread and answered on the server's loop."""
+    """Loads, probes, routes and unloads adapters in vLLM."""
 
     def __init__(self, engine: Any, models: Any, router: Router, timeout_s: float) -> None:
         self._engine, self._models, self._router, self._timeout_s = engine, models, router, timeout_s

@@ -1,8 +1,7 @@
-"""Capture inside vLLM's own server: an ASGI layer that routes a request, lets it pass, and keeps what became of it as episodes.
+"""Capture inside vLLM's own server: an ASGI layer that routes each request and records its answers as episodes.
 
-The answer passes through untouched, byte for byte; what is kept is handed to the outbox, which never waits. An answer with
-several choices becomes one episode a choice: ``<id>`` for a single one, ``<id>-0``, ``<id>-1`` … for several, and the
-response's header names them all, in order, separated by commas.
+The answer passes through unchanged, byte for byte; the record goes to the outbox, which never waits. Each choice of an answer becomes one episode:
+``<id>`` for a single choice, ``<id>-0``, ``<id>-1`` … for several. The response's header names them all, in order, separated by commas.
 """
 
 import asyncio
@@ -40,7 +39,7 @@ log = structlog.get_logger()
 
 @dataclass
 class Exchange:
-    """One request on its way, and what has been seen of it."""
+    """One request in progress, and what has been observed of it."""
 
     asked: ClientRequest
     episode_id: str
@@ -49,12 +48,12 @@ class Exchange:
     place: ConversationPlace
     tenant: str = "default"
     model: object = None
-    """vLLM's name for what was asked for."""
+    """vLLM's name of the requested model."""
     asked_in: Headers = ()
-    """The trace of who asked."""
+    """The client's trace context."""
     status: int = 0
     gone: bool = False
-    """The client hung up."""
+    """True when the client has disconnected."""
     error: str | None = None
     streamed: bool = False
     response: bytearray = field(default_factory=bytearray)
@@ -66,7 +65,7 @@ class Exchange:
 
 
 class Capture:
-    """The layer. Requests that are not for answers pass by."""
+    """The ASGI layer. Requests that do not ask for answers pass through."""
 
     def __init__(self, app: ASGIApp, settings: ActorSettings, router: Router, publisher: EpisodePublisher, conversations: Conversations, clock: Clock,
                  replica: str, want: Callable[[str], Future[bool]] | None = None) -> None:  # fmt: skip
@@ -99,7 +98,7 @@ class Capture:
         asked_in = context_from_header(headers.get("traceparent"))
         exchange = Exchange(asked, new_id("ep"), self._clock.now(), recorder, place, tenant, asked_in=asked_in)
         model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
-        self._router.begin(model)  # before it may have to be loaded: it must not leave again before it has answered
+        self._router.begin(model)  # before it may have to be loaded: it must not be unloaded before it has answered
         try:
             if self._want is not None and self._router.why_not_loaded(model) is not None:
                 await asyncio.wait([asyncio.wrap_future(self._want(str(model)))], timeout=self._settings.load_timeout_s)
@@ -112,7 +111,7 @@ class Capture:
             self._router.end(model)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any], exchange: Exchange) -> None:
-        """To vLLM, under its name for the model; what becomes of it is kept."""
+        """Pass the request on to vLLM under its name for the model, and record the answer."""
         asked = exchange.asked
         named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
         if (told := named | parsed | {"model": exchange.model}) != parsed:
@@ -128,7 +127,7 @@ class Capture:
             self._finish(exchange)
 
     def _heard(self, send: Send, exchange: Exchange) -> Send:
-        """Sends on, with our headers before the first byte of the body; keeps a copy only where tools may be called."""
+        """A ``send`` that adds our headers, and keeps a copy of the body only when the answer may call tools."""
 
         async def heard(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -163,12 +162,12 @@ class Capture:
         elif not exchange.recorder.prompts and exchange.gone:
             self._publisher.skip("gone_before_start")
         elif not exchange.recorder.prompts and 0 < exchange.status < 400:
-            self._publisher.skip("unseen")  # answered without the engine's generate: nothing true could be said of it
+            self._publisher.skip("unseen")  # answered without the engine's generate: nothing reliable is known about it
         else:
             self._publish_all(exchange)
 
     def _publish_all(self, exchange: Exchange) -> None:
-        """Every answer as an episode; what the person said to the answer before as feedback on it."""
+        """Record every answer as an episode, and the person's newest turn as feedback on the answer before."""
         told = read_response(bytes(exchange.response), exchange.streamed) if exchange.response else {}
         kept: list[Episode] = []
         for index, episode_id in enumerate(exchange.ids):
@@ -186,7 +185,7 @@ class Capture:
             self._publish_reply(exchange)
 
     def _publish_reply(self, exchange: Exchange) -> None:
-        """Its id comes from what it says, so that the same turn sent twice counts once."""
+        """Record the reply as feedback. Its id is a hash of its content, so that the same turn sent twice counts once."""
         answered, text = exchange.place.replies_to, exchange.asked.reply
         if answered is None or text is None:
             return
@@ -236,7 +235,7 @@ def _outcome(exchange: Exchange, choice: Choice) -> Outcome:
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes | None:
-    """The whole request body; None when it is larger than the limit, what came so far when the client is gone."""
+    """The whole request body; None when it is larger than the limit. If the client disconnects, the part that arrived."""
     body = bytearray()
     while True:
         message = await receive()
@@ -250,7 +249,7 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes | None:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives the body that was read, then whatever comes."""
+    """A ``receive`` that first returns the body that was read, then passes on the rest."""
     given = False
 
     async def replayed() -> Message:

@@ -1,4 +1,4 @@
-"""What a client asked for, read from OpenAI's JSON: pure, and never in the way of the answer."""
+"""Reads a client's request from OpenAI's JSON. Pure; it never makes a request fail."""
 
 import json
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class ClientRequest:
 
     @property
     def answers(self) -> int:
-        """How many answers it will get."""
+        """Number of answers to this request."""
         return self.choices_per_prompt * (len(self.prompts) if self.api == "completion" else 1)
 
     @property
@@ -54,7 +54,7 @@ class ClientRequest:
         return not self.body.get("use_beam_search")
 
     def messages(self, index: int) -> tuple[Message, ...]:
-        """What was said before answer ``index``."""
+        """The messages before answer ``index``."""
         if self.api != "completion":
             return tuple(Message.model_validate(message) for message in self.said)
         prompt = self.prompts[min(index // self.choices_per_prompt, len(self.prompts) - 1)]
@@ -73,7 +73,7 @@ class ClientRequest:
 
     @property
     def reply(self) -> str | None:
-        """What the person says to the last answer: the text of the messages after it. None where nobody spoke."""
+        """The person's reply to the last answer: the text of the messages after it. None when there is none."""
         spoken: list[str] = []
         for message in reversed(self.said):
             if message.get("role") == "assistant":
@@ -84,7 +84,7 @@ class ClientRequest:
 
     @cached_property
     def said(self) -> list[dict[str, Any]]:
-        """The messages of a chat; of a response its instructions and the items of its input, in the shape of a chat."""
+        """The messages of a chat. For the Responses API: its instructions and input items in the shape of a chat."""
         if self.api == "chat":
             said = self.body.get("messages")
             return [message for message in said if isinstance(message, dict) and "role" in message] if isinstance(said, list) else []
@@ -114,7 +114,7 @@ def asked_by(body: Mapping[str, Any]) -> str | None:
 
 
 def _as_chat(items: list[Any]) -> list[dict[str, Any]]:
-    """A response's input: what the model said and called in one turn is one message, as it is in a chat."""
+    """The input of the Responses API as chat messages: text and tool calls of one turn become one message."""
     said: list[dict[str, Any]] = []
     for item in items:
         match item:
@@ -130,7 +130,7 @@ def _as_chat(items: list[Any]) -> list[dict[str, Any]]:
 
 
 def is_text(content: object) -> bool:
-    """Nothing but text: a string, parts of text, or nothing at all."""
+    """True for text only: a string, text parts, or nothing."""
     parts = content if isinstance(content, list) else []
     return not isinstance(content, dict) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts)
 

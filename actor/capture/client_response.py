@@ -1,4 +1,4 @@
-"""What a client was told, read from OpenAI's JSON: text and tool calls by choice, of all three APIs, streamed or not. Pure."""
+"""Reads the answer that a client received from OpenAI's JSON: text and tool calls by choice, for all three APIs, streamed or not. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class ClientResponse:
-    """One answer as its client got it."""
+    """One answer as the client received it."""
 
     text: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
@@ -16,7 +16,7 @@ class ClientResponse:
 
 
 def read_response(response: bytes, streamed: bool) -> dict[int, ClientResponse]:
-    """Answers by choice; empty where the response is not what it should be."""
+    """Answers by choice. Empty when the response is malformed."""
     try:
         if not streamed:
             return _whole(json.loads(response))

@@ -1,4 +1,4 @@
-"""Which conversation a request goes on with, and which answer its newest turn replies to: from the client's word, else from what was said.
+"""Finds the conversation that a request continues, and the answer that its newest turn replies to: by the client's header, otherwise by its messages.
 
 A client of OpenAI's API sends the whole conversation each time, so the messages up to an answer (its *prefix*) name that answer. A replica
 remembers the prefixes of its own recent answers, as hashes; it keeps no text. Pure bookkeeping, touched only from the server's event loop.
@@ -15,35 +15,35 @@ from actor.capture.client_request import ClientRequest, is_text, text_of
 from streams.core.events import new_id
 
 RULES = ("system", "developer")
-"""Left out of prefixes: an application may write the date into them."""
+"""Roles that are left out of prefixes, since applications may write the date into them."""
 MOST_MESSAGES = 2000
-"""Longer ones are not hashed: it would hold up the server."""
+"""Longer conversations are not hashed: that would block the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConversationPlace:
-    """Where a request stands."""
+    """A request's place in its conversation."""
 
     conversation_id: str | None = None
     turn: int = 0
     replies_to: str | None = None
-    """The episode whose answer the newest messages reply to, as far as this replica knows."""
+    """The episode whose answer the newest messages reply to, if this replica knows it."""
     prefix: bytes = b""
-    """Of everything said so far; empty where the request is no chat."""
+    """Hash of all messages so far. Empty when the request is not a chat."""
     key: str | None = None
-    """What a canary is sticky by; None: nothing but this one request."""
+    """Key that keeps a conversation on one side of a canary. None: this request stands alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One answer that was given."""
+    """One answer that was sent."""
 
     episode_id: str
     place: ConversationPlace
 
 
 class Conversations:
-    """Remembers so many answers a tenant; the oldest leave first."""
+    """Remembers at most ``remembered`` answers per tenant; the oldest are dropped first."""
 
     def __init__(self, remembered: int) -> None:
         self._remembered = remembered
@@ -51,7 +51,7 @@ class Conversations:
         self._last: defaultdict[str, OrderedDict[str, _Answer]] = defaultdict(OrderedDict)
 
     def place(self, tenant: str, asked: ClientRequest) -> ConversationPlace:
-        """Where this request stands; a conversation begins where none is found."""
+        """The request's place. When no conversation is found, a new one begins."""
         if asked.api == "completion" or len(asked.said) > MOST_MESSAGES:  # text without turns, or no conversation: only the client knows
             return ConversationPlace(asked.conversation_id, key=asked.conversation_key)
         said = _prefixes(asked)
@@ -71,7 +71,7 @@ class Conversations:
         return _after(place, last)
 
     def note(self, tenant: str, place: ConversationPlace, given: Iterable[tuple[str, str, Iterable[Any]]]) -> None:
-        """The answers to a request: episode, text and tool calls of each choice. The first is the conversation's last answer."""
+        """Remember the answers to a request: episode, text and tool calls of each choice. The first counts as the conversation's last answer."""
         for index, (episode_id, text, tool_calls) in enumerate(given):
             answer = _Answer(episode_id, place)
             if place.prefix:

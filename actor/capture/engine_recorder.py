@@ -1,4 +1,4 @@
-"""What the engine did for one request, read where it happens: token ids and the sampler's logprobs are never made again from text."""
+"""Records what the engine generates for one request, inside the engine: token ids and the sampler's logprobs are never recomputed from text."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -11,15 +11,15 @@ from actor.capture.sampled_logprobs import ask_alone
 
 @dataclass
 class Choice:
-    """One answer in the making."""
+    """One answer that is being generated."""
 
     prompt_ids: tuple[int, ...] = ()
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    """Of each sampled token under the weights that sampled it, before temperature, in nats."""
+    """Log-probability of each sampled token under the weights that sampled it, before temperature, in nats."""
     text: str = ""
     finish_reason: str | None = None
-    """vLLM's: stop, length, abort, error; None while it is not over."""
+    """vLLM's finish reason: stop, length, abort, error. None while it is running."""
 
 
 @dataclass
@@ -27,14 +27,14 @@ class EngineRecorder:
     """Collects the choices of one HTTP request, over all its prompts."""
 
     per_prompt: int = 1
-    """How many choices each prompt has (``n``)."""
+    """Choices per prompt (``n``)."""
     choices: dict[int, Choice] = field(default_factory=dict)
     prompts: int = 0
     adapter: str | None = None
-    """Name of the adapter that the engine was told to use; none is the base."""
+    """Name of the adapter that the engine used; None: the base."""
 
     def listen(self, generate: Callable[..., Any], prompt: Any, params: Any, request_id: str, options: dict[str, Any]) -> Any:
-        """Start the engine on one prompt with the sampled tokens' logprobs turned on; the server's answer stays what it was."""
+        """Run the engine on one prompt with logprobs of the sampled tokens turned on, without changing the server's answer."""
         first = self.prompts * self.per_prompt
         self.prompts += 1
         lora = options.get("lora_request")
@@ -70,11 +70,11 @@ class EngineRecorder:
 
 
 RECORDER: ContextVar[EngineRecorder | None] = ContextVar("tap", default=None)
-"""The tap of the request that this task serves; tasks that a handler starts inherit it."""
+"""The recorder of the request that this task serves; tasks that a handler starts inherit it."""
 
 
 def wrap_engine(engine: Any) -> None:
-    """Let every ``generate`` of this engine client pass by the tap of its request, where there is one."""
+    """Make every ``generate`` of this engine client report to the recorder of its request, if there is one."""
     generate = engine.generate
 
     def listened(prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> Any:

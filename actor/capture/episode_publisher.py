@@ -1,4 +1,4 @@
-"""What was captured, on its way out of the process: redacted, its media stored apart, to the outbox and to a memory of recent episodes.
+"""Publishes captured episodes and feedback: redacts them, stores media as artifacts, and hands them to the outbox. Remembers recent episodes.
 
 Rules take microseconds and are applied at once. What takes longer (media to the artifact store, Presidio's models) is done by one thread
 beside the server's loop, so that no answer waits for it; more waiting than it can bear is dropped and counted.
@@ -22,16 +22,16 @@ from streams.erasure.forgotten_people import Forgotten
 from streams.outbox.outbox import Outbox
 
 MOST_WAITING = 1000
-"""Episodes and feedback that wait for the slow thread."""
+"""Most episodes and feedback that may wait for the slow thread."""
 log = structlog.get_logger()
 
 
 class EpisodePublisher:
-    """Takes finished episodes and feedback. Nothing of either leaves the process by another way."""
+    """Publishes finished episodes and feedback. They leave the process in no other way."""
 
     def __init__(self, outbox: Outbox, metrics: Metrics, settings: ActorSettings, redactor: Redactor, media: MediaStore | None = None,
                  traces: Traces | None = None) -> None:  # fmt: skip
-        """``media``: none where images and sounds cannot come."""
+        """``media``: None when messages cannot contain images or sounds."""
         self._outbox, self._metrics, self._remembered = outbox, metrics, settings.recent_episodes
         self._redactor, self._media, self._traces = redactor, media, traces or Traces()
         self._is_quick = isinstance(redactor, Rules)
@@ -40,24 +40,24 @@ class EpisodePublisher:
         self._lock = Lock()
 
     def publish(self, episode: Episode, asked_in: Headers = ()) -> None:
-        """An answer that is over. ``asked_in``: the trace of who asked."""
+        """Publish a finished answer. ``asked_in``: the client's trace context."""
         with_media = self._media is not None and has_media(episode)
         self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media, asked_in))
 
     def publish_feedback(self, feedback: Feedback) -> "Future[bool]":
-        """False, once it is known, when there was no room."""
+        """Publish feedback. The future's result is False when the outbox had no room."""
         return self._do(self._is_quick, lambda: self._put_feedback(feedback))
 
     def skip(self, reason: str) -> None:
-        """An answer that becomes no episode."""
+        """Count an answer that does not become an episode."""
         self._metrics.add("tidemill_capture_skipped_total", reason=reason)
 
     def find(self, episode_id: str) -> Episode | None:
-        """A recent episode."""
+        """A recent episode by its id."""
         return self._recent.get(episode_id)
 
     def erase_person(self, erasure: Erasure) -> int:
-        """Episodes of somebody who asked to be forgotten are remembered no longer; returns how many. On any thread."""
+        """Drop recent episodes of an erased person. Returns their number. May be called from any thread."""
         forgotten = Forgotten()
         forgotten.add(erasure, 0)
         with self._lock:
@@ -67,7 +67,7 @@ class EpisodePublisher:
         return len(gone)
 
     def close(self) -> None:
-        """Finish what waits."""
+        """Publish what is still waiting, then stop."""
         self._slow.shutdown()
 
     def _do(self, at_once: bool, work: Callable[[], bool]) -> "Future[bool]":
@@ -89,7 +89,7 @@ class EpisodePublisher:
         self._waiting -= 1
         if (error := future.exception()) is not None:
             self.skip("keeper_failed")
-            log.error("something captured was lost", error=f"{type(error).__name__}: {error}")
+            log.error("a captured episode or feedback was lost", error=f"{type(error).__name__}: {error}")
 
     def _put(self, episode: Episode, with_media: bool, asked_in: Headers) -> bool:
         if self._media is not None and with_media:

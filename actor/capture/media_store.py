@@ -1,4 +1,4 @@
-"""Images and sounds that come inside messages go to the artifact store; the episode keeps their SHA-256 in their place."""
+"""Moves images and sounds from messages to the artifact store. In the episode their SHA-256 replaces them."""
 
 import base64
 import binascii
@@ -25,13 +25,13 @@ log = structlog.get_logger()
 
 
 class MediaStore:
-    """Keeps media under ``media/<sha256>``, each once however often it is said. May be called from any one thread."""
+    """Stores media under ``media/<sha256>``, each only once. Must be called from one thread at a time."""
 
     def __init__(self, store: ArtifactStore, max_bytes: int) -> None:
         self._store, self._max_bytes = store, max_bytes
 
     def taken_out(self, episode: Episode) -> Episode:
-        """The episode with its media by reference, once they are stored. What cannot be kept is told, and costs nothing else."""
+        """Store the episode's media and return the episode with references to them. A medium that cannot be stored is noted in the episode."""
         found: dict[str, Media] = {}
         messages = [self._walked(message.model_dump(exclude_unset=True), found) for message in episode.messages]
         return Episode.model_validate(episode.model_dump() | {"messages": messages, "media": tuple(found.values())})
@@ -69,7 +69,7 @@ class MediaStore:
 
 
 def has_media(episode: Episode) -> bool:
-    """Whether a message brings its media with it."""
+    """True when a message contains media inline."""
     return any(_inline(each) is not None for message in episode.messages if isinstance(message.content, tuple) for each in _parts(message.content))
 
 

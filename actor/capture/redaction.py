@@ -16,7 +16,7 @@ from streams.core.errors import ConfigError
 from streams.core.events import Episode, Feedback
 
 KINDS: tuple[Kind, ...] = ("keys", "emails", "cards", "phones")
-"""In the order in which they are looked for: a card is no phone."""
+"""The order of the searches: card numbers come before phone numbers."""
 MARKS: dict[str, str] = {"keys": "[key]", "emails": "[email]", "cards": "[card]", "phones": "[phone]"}
 
 _EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
@@ -44,10 +44,10 @@ _KEYS_BEGIN = (
 
 
 class Redactor(Protocol):
-    """Takes out of a text what must not be kept."""
+    """Removes personal data and secrets from text."""
 
     def text(self, text: str, found: Counter[str]) -> str:
-        """The text without it; what was taken out is counted by kind."""
+        """The redacted text. Counts the removed passages by kind in ``found``."""
 
 
 class Rules:
@@ -107,12 +107,12 @@ class Presidio:
 
 
 def redactor_of(settings: RedactionSettings) -> Redactor:
-    """The one that the settings ask for. Raises ConfigError where it is not installed."""
+    """The redactor that the settings name. Raises ConfigError when it is not installed."""
     return Presidio(settings.redact, settings.presidio_model) if settings.redact_with == "presidio" else Rules(settings.redact)
 
 
 def redacted_episode(episode: Episode, redactor: Redactor, found: Counter[str]) -> Episode:
-    """The episode without what must not be kept. The same object where there was nothing."""
+    """The redacted episode. The same object when there was nothing to remove."""
     before = found.total()
     said = [message.model_dump(exclude_unset=True) for message in episode.messages]
     fields = redacted({"messages": said, "tools": episode.tools, "answer": episode.answer, "tool_calls": episode.tool_calls}, redactor, found)
@@ -123,7 +123,7 @@ def redacted_episode(episode: Episode, redactor: Redactor, found: Counter[str]) 
 
 
 def redacted_feedback(feedback: Feedback, redactor: Redactor, found: Counter[str]) -> Feedback:
-    """The feedback without what must not be kept in its text."""
+    """The feedback with its text redacted."""
     return feedback if feedback.text is None else feedback.model_copy(update={"text": redactor.text(feedback.text, found)})
 
 

@@ -27,13 +27,13 @@ RETRY_S = 5.0
 TIMEOUT_S = 120.0
 TURN_S = 3600.0
 MOST_CHARACTERS = 4000
-"""Of question and answer each: a judge's context is small."""
+"""Longest question and longest answer, since a judge's context is small."""
 INSTRUCTION = "You judge answers. Reply with one word: yes or no."
 log = structlog.get_logger()
 
 
 class RubricJudge(Protocol):
-    """Says how likely a sentence is true of an answer. The seam that the critic and its tests see instead of HTTP."""
+    """Judges whether a sentence is true of an answer. The critic and its tests depend on this protocol instead of HTTP."""
 
     def chance(self, question: str, answer: str, sentence: str, reply: str | None = None) -> float | None:
         """``reply``: what the person said next, when the sentence is about that. 0 to 1; None when it said neither yes nor no, or will not read
@@ -41,7 +41,7 @@ class RubricJudge(Protocol):
 
 
 class OpenAiJudge:
-    """Over HTTP, by the logprobs of the first token."""
+    """Judges over HTTP, by the logprobs of the first token."""
 
     def __init__(self, settings: CriticSettings, base_url: str) -> None:
         self._client, self._model = client(base_url, settings.api_key, TIMEOUT_S), settings.model
@@ -64,20 +64,20 @@ class OpenAiJudge:
 
 
 def chance_of_yes(first: Sequence[tuple[str, float]]) -> float | None:
-    """Of the first token's candidates (text, logprob in nats): yes against no. None when neither is among them."""
+    """P(yes) from the first token's candidates (text, logprob in nats), yes against no. None when neither is among them."""
     mass = {word: sum(math.exp(logprob) for text, logprob in first if text.strip().lower() == word) for word in ("yes", "no")}
     total = mass["yes"] + mass["no"]
     return mass["yes"] / total if total > 0 else None
 
 
 def is_judged(episode: Episode, policy: str, share: float) -> bool:
-    """Answers of the policy that a reader can judge; of those the share, drawn by the episode's id."""
+    """True for the policy's readable answers that belong to the judged share, drawn by episode id."""
     whole = episode.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED) and episode.answer.strip() and not episode.tool_calls
     return episode.policy == policy and bool(whole) and bool(episode.messages) and is_drawn(episode.episode_id, share)
 
 
 def is_drawn(episode_id: str, share: float) -> bool:
-    """Whether an answer is in the share."""
+    """True when the episode belongs to the judged share."""
     return int.from_bytes(hashlib.sha256(f"critic {episode_id}".encode()).digest()[:8], "big") / 2**64 < share
 
 
@@ -97,7 +97,7 @@ def signal_of(chances: Sequence[float | None], margin: float) -> str | None:
 
 
 class Critic:
-    """Judges one episode after the other."""
+    """Judges one episode after another."""
 
     def __init__(self, settings: CriticSettings, judge: RubricJudge, context: PartContext) -> None:
         self._settings, self._judge, self._context = settings, judge, context
@@ -113,7 +113,7 @@ class Critic:
         return [feedback for feedback in found if feedback is not None]
 
     def _verdict(self, rubric: Sequence[str], episode_id: str, question: str, answer: str, reply: str | None = None) -> Feedback | None:
-        """The same rubric says the same of an episode only once: the id decides."""
+        """The verdict as feedback. Its id depends on rubric and episode, so that it counts once."""
         if not rubric:
             return None
         question, answer, reply = question[-MOST_CHARACTERS:], answer[:MOST_CHARACTERS], reply and reply[:MOST_CHARACTERS]
@@ -159,7 +159,7 @@ def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
 
 
 def _judged(critic: Critic, record: Record, context: PartContext) -> list[Feedback]:
-    """Patient with a judge that is away: an episode is passed over only when it is none, and the join sets those aside."""
+    """Wait while the judge is unavailable. Only records that are not episodes are skipped; the join sets them aside."""
     while not context.stopping.is_set():
         try:
             return critic.feedback(EPISODES.decode(record.value))

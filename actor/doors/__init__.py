@@ -1,1 +1,1 @@
-"""The actor's own HTTP doors beside vLLM's: feedback, recent episodes, the page to talk, their OpenAPI document."""
+"""The actor's own HTTP endpoints beside vLLM's: feedback, recent episodes, the chat page, and their OpenAPI document."""

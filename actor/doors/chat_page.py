@@ -1,4 +1,4 @@
-"""The page at ``/chat``, where a person talks to the policy and says what they think of its answers. Plain HTML, CSS and JavaScript."""
+"""The chat page at ``/chat``, where a person talks to the policy and rates its answers. Plain HTML, CSS and JavaScript."""
 
 import html
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ HEADERS: Sequence[tuple[bytes, bytes]] = (
 
 @dataclass(frozen=True)
 class Page:
-    """A file as it is sent."""
+    """A file and its content type."""
 
     content_type: str
     body: bytes
 
 
 def chat_pages(policy: str) -> dict[str, Page]:
-    """By path. They hold nothing secret: who may talk is decided where the page asks for answers."""
+    """The page's files by path. They hold nothing secret: keys are checked when the page asks for answers."""
     page = (FOLDER / "chat.html").read_text().replace("{{policy}}", html.escape(policy))
     return {
         "/chat": Page("text/html; charset=utf-8", page.encode()),

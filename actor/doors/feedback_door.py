@@ -1,4 +1,4 @@
-"""The door for feedback: JSON in, a Feedback event out, or an error that says what is wrong with it."""
+"""Reads feedback requests: JSON in, a Feedback event out, or an error that says what is wrong."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from streams.core.person_ids import plain_id
 CARRIED_BY = {"thumb": "thumb", "rating": "rating", "over": "comparison", "signal": "signal", "retracts": "retraction"}
 """Fields that belong to one kind alone, so that ``kind`` may be left out; ``text`` belongs to two."""
 AHEAD = timedelta(days=1)
-"""How far ahead a client's clock may be. The join counts what was given as given on arrival at the latest."""
+"""How far a client's clock may be ahead. The join treats feedback from the future as given on arrival."""
 ANSWER_PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
 
 
@@ -46,7 +46,7 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
         fields["episode_id"] = without_prefix(episode_id)
     elif episode_id is None and (named := plain_id(conversation_id)) is not None:
         if (found := last(named)) is None:
-            raise InvalidEvent("unknown_conversation", "this replica remembers no answer of that conversation: name the episode_id")
+            raise InvalidEvent("unknown_conversation", "this replica remembers no answer of that conversation: send the episode_id")
         fields["episode_id"] = found
     if isinstance(over := fields.get("over"), str):
         fields["over"] = without_prefix(over)
@@ -64,30 +64,30 @@ def without_prefix(answer_id: str) -> str:
 
 
 class FeedbackIdempotency:
-    """Remembers recent feedback by tenant and id, so that the same sent twice is told the same; the oldest leave first."""
+    """Remembers recent feedback by tenant and id, so that a retry gets the same reply. The oldest is dropped first."""
 
     def __init__(self, remembered: int) -> None:
         self._remembered = remembered
         self._known: OrderedDict[tuple[str, str], tuple[bytes, str]] = OrderedDict()
 
     def seen(self, tenant: str, given: dict[str, Any]) -> str | None:
-        """The episode that it was taken for, when it was taken before. Raises InvalidEvent (``other``) when its id was used for something else."""
+        """The episode of the same feedback, if it was accepted before. Raises InvalidEvent (``other``) when its id was used for other feedback."""
         feedback_id = given.get("feedback_id")
         known = self._known.get((tenant, feedback_id)) if isinstance(feedback_id, str) else None
         if known is None:
             return None
         if known[0] != _digest(given):
-            raise InvalidEvent("other", "this feedback_id was used for other feedback; a changed mind is new feedback with an id of its own")
+            raise InvalidEvent("other", "this feedback_id was used for other feedback; to change an opinion, send new feedback with a new id")
         return known[1]
 
     def note(self, tenant: str, given: dict[str, Any], feedback: Feedback) -> None:
-        """It was taken."""
+        """Remember accepted feedback."""
         self._known[tenant, feedback.feedback_id] = (_digest(given), feedback.episode_id)
         while len(self._known) > self._remembered:
             self._known.popitem(last=False)
 
 
 def _digest(given: dict[str, Any]) -> bytes:
-    """Of what it says. A client that builds its request again stamps the time anew; that is a retry all the same."""
+    """Hash of the content without the time: a client that retries may send a new time."""
     said = {name: value for name, value in given.items() if name != "at"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()

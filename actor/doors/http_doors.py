@@ -1,4 +1,4 @@
-"""The actor's own HTTP doors beside vLLM's: feedback in, recent episodes out, the page to talk, health and metrics."""
+"""The actor's own HTTP endpoints beside vLLM's: feedback, recent episodes, the chat page, health and metrics."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from streams.core.person_ids import header_text, plain_id
 EPISODES_PATH = "/v1/episodes/"
 REMEMBERED_FEEDBACK = 20_000
 STATUS = {"unknown_conversation": 404, "other": 409}
-"""What a feedback that cannot be used is told by; 400 where it is bad in itself."""
+"""HTTP status by reason, for feedback that cannot be used; otherwise 400."""
 
 
 class Doors:
@@ -79,13 +79,13 @@ class Doors:
         if episode is not None and episode.tenant != tenant:
             return 404, _error("no episode of that id")
         if not await asyncio.wrap_future(self._publisher.publish_feedback(feedback)):
-            return 503, _error("the outbox is full: Kafka has been away for long; send it again later")
+            return 503, _error("the outbox is full because Kafka has been unavailable for long; send it again later")
         self._given.note(tenant, given, feedback)
         return 202, {"feedback_id": feedback.feedback_id, "episode_id": feedback.episode_id}
 
     def _episode(self, episode_id: str, tenant: str) -> tuple[int, dict[str, Any]]:
         if (episode := self._publisher.find(episode_id)) is None or episode.tenant != tenant:
-            return 404, _error("no recent episode of that id on this replica")
+            return 404, _error("this replica does not remember an episode with that id")
         return 200, episode.model_dump(mode="json", exclude_none=True)
 
 

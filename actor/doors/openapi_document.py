@@ -1,4 +1,4 @@
-"""Our doors beside vLLM's, as an OpenAPI 3.1 document (vLLM's own is at ``/openapi.json``). A test holds every real reply against it."""
+"""The actor's own endpoints as an OpenAPI 3.1 document (vLLM's own is at ``/openapi.json``). A test checks every real reply against it."""
 
 from typing import Any
 

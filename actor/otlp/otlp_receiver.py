@@ -37,20 +37,20 @@ from streams.outbox.outbox import Outbox
 LOOP, TURN_S = "otlp", 30.0
 PATH = "/v1/traces"
 SOURCE = "otlp"
-"""Where a dead letter of this door says that it comes from: it never reached a topic."""
+"""Source topic of this receiver's dead letters, which never reached a topic."""
 AGAIN_S = "5"
 log = structlog.get_logger()
 
 
 class OutboxFull(Exception):
-    """Kafka has been away for long. Caught by the door, which asks the exporter to come again."""
+    """The outbox is full because Kafka has been unavailable for long. The receiver then asks the exporter to retry."""
 
 
 class Receiver:
-    """Takes exports. What it has answered for lies in the outbox."""
+    """Receives exports. An acknowledged export is in the outbox."""
 
     def __init__(self, settings: OtlpSettings, policy: str, outbox: Outbox, metrics: Metrics, clock: Clock) -> None:
-        """Raises ConfigError when the redactor that the settings name is not installed."""
+        """Raises ConfigError when the redactor in the settings is not installed."""
         self._settings, self._policy, self._outbox, self._metrics, self._clock = settings, policy, outbox, metrics, clock
         self._redactor = redactor_of(settings)
 
@@ -118,14 +118,14 @@ class Receiver:
         return Response(accepted(content_type, sum(refused.values()), why), media_type=content_type)
 
     def _too_large(self, content_type: str, why: str) -> Response:
-        """Exporters do not send it again: the operator must see it."""
+        """Write a dead letter: exporters do not send the span again, so the operator must see it."""
         self._metrics.add("tidemill_otlp_spans_total", result="too_large")
         log.warning("an export was refused", why=why, mend="raise the setting, or let the collector send smaller batches")
         return Response(refusal(content_type, why), 413, media_type=content_type)
 
     def _set_aside(self, span: Span, error: InvalidEvent) -> None:
         self._metrics.add("tidemill_otlp_spans_total", result="refused")
-        log.info("span set aside", span=span.span_id, trace=span.trace_id, name=span.name, reason=error.reason)
+        log.info("a span went to the dead letters", span=span.span_id, trace=span.trace_id, name=span.name, reason=error.reason)
         self._letter(json.dumps(redacted(asdict(span), self._redactor, Counter()), default=repr).encode(), error, span.span_id)
 
     def _letter(self, raw: bytes, error: InvalidEvent, key: str | None = None) -> None:

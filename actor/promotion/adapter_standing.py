@@ -1,4 +1,4 @@
-"""Where adapters stand: candidate, shadow, canary, production, or rejected, or rolled back. Pure; the present is a fold of the log.
+"""The standing of adapters: candidate, shadow, canary, production, rejected or rolled back. A pure state machine: a fold of Promotion events.
 
 ::
 
@@ -7,9 +7,8 @@
         └──────────────► rejected ◄───┤            └──► rolled_back, for harm, by alarm or by hand: the production before it answers again
                                       └──► rolled_back, for harm
 
-Every move is a Promotion event. Whoever reads the topic from its beginning comes to the same AdapterStanding: an event that is no legal
-move from where things stand is void for every reader alike, so that two writers, a writer killed between deciding and knowing
-that it was heard, and an event sent twice do no harm.
+Every move is a Promotion event. All readers of the topic get the same AdapterStanding: an event that is not a legal move in the current state is void
+for every reader. So two writers, a writer that is killed before it sees the acknowledgement, and an event that is sent twice do no harm.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from streams.core.events import Promotion
 
 TIDEMILL = "tidemill"
-"""Who moves adapters when no person does; it may skip no stage."""
+"""The automatic promoter; it may not skip a stage."""
 Stage = Literal["candidate", "shadow", "canary"]
 BEFORE: Mapping[str, frozenset[str]] = {
     "shadow": frozenset({"candidate"}),
@@ -29,8 +28,8 @@ BEFORE: Mapping[str, frozenset[str]] = {
     "rejected": frozenset({"candidate", "shadow", "canary"}),
     "rolled_back": frozenset({"canary"}),
 }
-"""Stages from which a trial may make each move; ``canary`` again changes its share, or says that it awaits a person. ``promoted`` again is said of
-production, and changes the share of the conversations that it answers."""
+"""Stages from which a trial may make each move. Another ``canary`` changes its share, or says that it awaits approval. Another ``promoted`` for
+production changes the share of conversations that it answers."""
 
 
 @dataclass(frozen=True)
@@ -61,40 +60,40 @@ class Trial:
 
 @dataclass(frozen=True)
 class AdapterStanding:
-    """Where the adapters of one policy stand."""
+    """The standing of one policy's adapters."""
 
     policy: str
     production: str | None = None
-    """The adapter that answers for the policy; none is the base."""
+    """The adapter that answers for the policy. None: the base."""
     since: datetime | None = None
-    """When it was promoted; none when it came back because another left."""
+    """When it was promoted. None when it came back through a roll-back."""
     share: float = 1.0
-    """Part of the conversations that it answers; while it is new, the rest are held back on the one before it."""
+    """Part of the conversations that it answers. While it is new, the rest are held back on the production before it."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     """Of its promotion."""
     earlier: tuple[str | None, ...] = ()
-    """Productions before it, oldest first, that one may go back to."""
+    """Earlier productions, oldest first: possible rollback targets."""
     trial: Trial | None = None
     tried: Mapping[str, datetime] = field(default_factory=dict)
     """When each adapter was last made a candidate."""
     bad: frozenset[str] = frozenset()
     """Rejected or rolled back, and not made a candidate since."""
     seen: frozenset[str] = field(default=frozenset(), compare=False)
-    """promotion_ids, those of void events too: what was void when it was first read must not become a move when it is read again."""
+    """promotion_ids of all events, void ones too: an event that was void must not become a move when it is read again."""
 
     @property
     def previous(self) -> str | None:
-        """The production that a roll-back returns to: the last one that has not been found bad since; none is the base."""
+        """The rollback target: the last earlier production that is not in ``bad``. None: the base."""
         return next((name for name in reversed(self.earlier) if name not in self.bad), None)
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """Adapters that every replica keeps loaded: production first, then the one on trial, then the one to go back to."""
+        """Adapters that every replica keeps loaded: production, the adapter on trial, and the rollback target."""
         names = (self.production, self.trial.adapter if self.trial else None, self.previous)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def refusal(self, event: Promotion) -> str | None:
-        """Why this event is no legal move from here; None when it is one."""
+        """Why this event is not a legal move now; None when it is one."""
         if event.policy != self.policy:
             return f"it is about the policy {event.policy}"
         if event.promotion_id in self.seen:
@@ -119,7 +118,7 @@ class AdapterStanding:
         return None
 
     def after(self, event: Promotion) -> "AdapterStanding":
-        """Where things stand after this event; the same where it is no legal move."""
+        """The standing after this event; unchanged when it is not a legal move."""
         if self.refusal(event) is not None:
             return replace(self, seen=self.seen | {event.promotion_id}) if event.policy == self.policy else self
         now = replace(self, seen=self.seen | {event.promotion_id})
@@ -139,7 +138,7 @@ class AdapterStanding:
                 return now._back(event)
 
     def version(self, adapter: str | None) -> int | None:
-        """The number in an adapter's name, 0 for the base (None); None when it is not a name of this policy's."""
+        """The version in an adapter's name; 0 for the base (None). None when the name is not of this policy."""
         if adapter is None:
             return 0
         policy, at, number = adapter.rpartition("@")
@@ -151,7 +150,7 @@ class AdapterStanding:
         return "it is in production" if adapter == self.production else None
 
     def _no_other_share(self, event: Promotion) -> str | None:
-        """Production promoted again is given another share of the conversations; nothing else is changed by it."""
+        """Promoting production again only changes its share of the conversations."""
         if event.canary_share is None:
             return "it is in production"
         return "it changes nothing" if event.canary_share == self.share else None
@@ -162,7 +161,7 @@ class AdapterStanding:
         return None
 
     def _canary(self, event: Promotion) -> Trial:
-        """A canary goes on from when it began, whatever is changed about it."""
+        """A changed canary keeps its start time."""
         trial = self.trial
         going_on = trial is not None and trial.stage == "canary"
         since = trial.since if trial is not None and going_on else event.at
@@ -178,7 +177,7 @@ class AdapterStanding:
                        earlier=(*self.earlier, self.production), bad=self.bad - {event.adapter})  # fmt: skip
 
     def _back(self, event: Promotion) -> "AdapterStanding":
-        """The adapter leaves canary or production. With production gone, what was on trial against it has nothing to be compared with."""
+        """The adapter leaves canary or production. When production leaves, a trial ends too: it would have nothing to compare with."""
         now = replace(self, trial=None, bad=self.bad | {event.adapter})
         if event.adapter != self.production:
             return now

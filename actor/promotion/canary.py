@@ -1,4 +1,4 @@
-"""What people said of a newcomer and of what it is beside since it began, conversation by conversation, and the canary's verdict. Pure."""
+"""The canary's decision: people's verdicts on candidate and production, one per conversation, since the canary began. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,24 +10,24 @@ from actor.promotion.promotion_settings import PromotionSettings
 from streams.core.events import Label
 
 PRIOR_LABELS = 20.0
-"""What people said of production until now is worth so many labels as a guess at both sides."""
+"""Weight, in labels, of the prior for both sides, which is production's mean verdict before the canary."""
 
 
 @dataclass(frozen=True)
 class CanaryVote:
-    """What a label says, cut down to what a comparison needs."""
+    """The fields of a label that a comparison needs."""
 
     episode_id: str
     adapter: str | None
     unit: str
-    """The conversation, or who voted and how their conversation began. Voices of one unit are not independent."""
+    """The conversation, or otherwise the person and how their conversation began. Votes of one unit are not independent."""
     verdict: float
     episode_at: datetime
     first_feedback_at: datetime
 
 
 def vote_of(label: Label) -> CanaryVote | None:
-    """None when no verdict stands."""
+    """The vote in a label. None when it has no verdict."""
     if label.verdict is None:
         return None
     if label.conversation_id is not None:
@@ -39,7 +39,7 @@ def vote_of(label: Label) -> CanaryVote | None:
 
 
 def side_of(votes: Iterable[CanaryVote], adapter: str | None, since: datetime | None = None, until: datetime | None = None) -> Side:
-    """One voice a unit, its first, about answers of this adapter that ended in that time."""
+    """The first vote of each unit on this adapter's answers that ended within that time."""
     first: dict[str, CanaryVote] = {}
     for vote in votes:
         if vote.adapter != adapter or (since is not None and vote.episode_at < since) or (until is not None and vote.episode_at >= until):
@@ -54,13 +54,13 @@ def side_of(votes: Iterable[CanaryVote], adapter: str | None, since: datetime | 
 
 
 def prior_of(votes: Iterable[CanaryVote], production: str | None, until: datetime) -> Prior:
-    """What to expect of both sides, from what people said of production before the canary began."""
+    """The prior for both sides, from verdicts on production before the canary began."""
     side = side_of(votes, production, until=until)
     return Prior(side.mean, PRIOR_LABELS) if side.labels >= PRIOR_LABELS else Prior()
 
 
 def prior_in(evidence: Mapping[str, Any]) -> Prior:
-    """The guess that was fixed when the canary began; without one, none."""
+    """The prior that was recorded when the canary began; without one, an uninformative prior."""
     told = evidence.get("prior")
     if not isinstance(told, Mapping):
         return Prior()
@@ -71,18 +71,18 @@ def prior_in(evidence: Mapping[str, Any]) -> Prior:
 
 @dataclass(frozen=True)
 class Shown:
-    """A newcomer beside what it is to replace, or has replaced."""
+    """A new adapter compared with the one that it replaces."""
 
     surely: Uplift
-    """Of its verdicts, at ``promotion.alpha``."""
+    """Difference of the mean verdicts, at ``promotion.alpha``."""
     harm: str | None
-    """Why it must go; None while nothing shows that it does harm."""
+    """Why the new adapter must go; None while no harm is shown."""
     said: str
     evidence: dict[str, Any]
 
 
 def compare(newcomer: Side, incumbent: Side, failures: tuple[Side, Side], prior: Prior, settings: PromotionSettings) -> Shown:
-    """Verdicts of both sides, and how many of their answers failed (newcomer's, incumbent's); may be looked at as often as one likes."""
+    """Compare verdicts and failed answers of both sides (new, old). Valid at any time, however often it is called."""
     surely, maybe = uplift(newcomer, incumbent, settings.alpha, prior), uplift(newcomer, incumbent, settings.harm_alpha, prior)
     failing = uplift(*failures, settings.harm_alpha)
     told = {
@@ -100,7 +100,7 @@ def compare(newcomer: Side, incumbent: Side, failures: tuple[Side, Side], prior:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the canary shows. ``move`` is None while it shows nothing yet."""
+    """The canary's result so far. ``move`` is None while it is undecided."""
 
     move: Literal["promoted", "rejected", "rolled_back"] | None
     reason: str
@@ -108,7 +108,7 @@ class Decision:
 
 
 def decide(candidate: Side, production: Side, failures: tuple[Side, Side], prior: Prior, hours: float, settings: PromotionSettings) -> Decision:
-    """Harm ends it at any moment; better, with enough exposure, promotes; neither, with all the exposure there may be, rejects.
+    """Decide: harm rolls back at any moment; better with enough labels promotes; undecided at the limit of labels or time rejects.
 
     ``failures`` are those of candidate and production, ``hours`` since the canary began.
     """

@@ -1,4 +1,4 @@
-"""The reward model as a judge of candidates: scores, and whether it still fits what people say."""
+"""Scores candidates' answers with the reward model, and checks whether the model still agrees with people."""
 
 import tempfile
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from streams.core.part_context import PartContext
 
 
 class CandidateJudge(Protocol):
-    """The seam that the promoter and its tests see instead of a reward model."""
+    """The promoter and its tests depend on this protocol instead of a reward model."""
 
     def score(self, version: RewardModelVersion, pairs: Sequence[Pair]) -> list[float]:
-        """Chance that people call each answer good, 0 to 1. Raises BadArtifact or Unavailable."""
+        """Probability that people call each answer good, 0 to 1. Raises BadArtifact or Unavailable."""
 
     def drifts(self, version: RewardModelVersion, labels: Sequence[Label]) -> bool:
-        """Whether the losses on these labels (oldest first) have risen for good. Raises BadArtifact or Unavailable."""
+        """True when the loss on these labels (oldest first) has risen for good. Raises BadArtifact or Unavailable."""
 
 
 class RewardJudge:
-    """Loads the backbone when first asked, and a version's head when first asked of it."""
+    """Loads the backbone on first use, and a version's heads on their first use."""
 
     def __init__(self, settings: RewardSettings, context: PartContext, features: Features | None = None) -> None:
         self._settings, self._context, self._features = settings, context, features

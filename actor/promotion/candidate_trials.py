@@ -1,4 +1,4 @@
-"""What to do with the adapter on trial: gather the evidence of its stage and say the next move. Nothing here writes or remembers."""
+"""Runs the stages of a trial: collects the evidence of the current stage and decides the next move. It writes nothing and has no state."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ DRIFTED = "its losses on the newest labels have risen for good"
 
 
 class Trials:
-    """The stages. Each method returns the next move, or None while there is nothing to decide. Raises Unavailable or BadArtifact.
+    """The stages of a trial. Each method returns the next move, or None while it is undecided. Raises Unavailable or BadArtifact.
 
     ``device_s`` in the evidence: seconds in which candidate, production and base answered for the sake of the trial and were scored; people were
     answered by the same devices meanwhile.
@@ -39,7 +39,7 @@ class Trials:
 
     def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: CandidateJudge, probes: Sequence[RetentionProbe], base_url: str,
                  tell: Callable[[Decision], None] = lambda _: None) -> None:  # fmt: skip
-        """``tell`` hears what a canary shows at each look, decided or not."""
+        """``tell`` is called with each result of a canary, decided or not."""
         self._settings, self._policy, self._asker, self._judge = settings, policy, asker, judge
         self._probes, self._base_url, self._tell = probes, base_url, tell
 
@@ -75,7 +75,7 @@ class Trials:
         return _after_gates(results, "shadow", reward_model=model.version, device_s=device_s)
 
     def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[AskedPrompt]) -> Seen:
-        """With answers of candidate, production and base to the prompts and the probes, and scores of the first two."""
+        """Ask candidate, production and base the prompts and probes, and score the answers of the first two."""
         candidate, production, base = seen.adapter.name, seen.production or f"{self._policy}@0", f"{self._policy}@0"
         prompts = [*(probe.prompt for probe in self._probes), *(premise.prompt for premise in WRONG_PREMISES)]
         probes = [AskedPrompt((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
@@ -101,7 +101,7 @@ class Trials:
         return [Pair(m, t, scores[2 * n], scores[2 * n + 1]) for n, (_, m, t) in enumerate(both)]
 
     def _shadow(self, observed: PromotionEvidence, trial: Trial, seen: Seen) -> PromotionMove | None:
-        """The candidate answers what people asked production since the stage began; nobody sees it."""
+        """Shadow: the candidate answers what people have asked production since the stage began, unseen by people."""
         settings, model, hours = self._settings, observed.reward_model, (seen.now - trial.since).total_seconds() / 3600
         if settings.shadow_prompts == 0:
             return self._to_canary(observed, seen, ())
@@ -136,24 +136,24 @@ class Trials:
         decision = decide(sides[0], sides[1], (failures[0], failures[1]), prior_in(trial.evidence), hours, settings)
         self._tell(decision)
         if decision.move == "promoted" and not attested.judge(seen).passed:
-            return None  # a replica that is new has yet to load it: all of them go over to it, or none
+            return None  # a new replica has not loaded it yet: either all replicas switch, or none
         if decision.move == "promoted" and settings.approval == "human":
             if trial.awaits_approval:
                 return None
             return PromotionMove("canary", f"awaits approval: {decision.reason}", decision.evidence, awaits_approval=True)
         if decision.move is None or (trial.awaits_approval and decision.move == "rejected"):
-            return None  # what was found better waits for its person, however long
+            return None  # a canary that was better waits for approval, however long
         share = settings.promoted_share if decision.move == "promoted" else None
         return PromotionMove(decision.move, decision.reason, decision.evidence, canary_share=share)
 
 
 def judge_all(gates: Sequence[PromotionGate], seen: Seen) -> list[Result]:
-    """What each gate says."""
+    """Results of all gates."""
     return [gate.judge(seen) for gate in gates]
 
 
 def candidate_move(adapter: AdapterVersion, due: datetime) -> PromotionMove:
-    """An adapter's turn has come."""
+    """The move that puts an adapter on trial."""
     told = {"reward_model_version": adapter.reward_model_version, "step": adapter.step, "due": due.isoformat(), "metrics": dict(adapter.metrics)}
     return PromotionMove("candidate", f"the newest when the candidates were collected ({due.isoformat()})", told)
 

@@ -1,8 +1,8 @@
 """How much better one side is than the other, at every moment: a confidence sequence for the difference of two means of verdicts in [0, 1].
 
-A fixed-size test looked at after every thumb cries wolf sooner or later; a confidence sequence covers the truth at *all* times at
-once with probability 1 - alpha, so that one may look as often as one likes and stop when one likes (Howard, Ramdas, McAuliffe and
-Sekhon 2021, "Time-uniform, nonparametric, nonasymptotic confidence sequences").
+A fixed-size test that is repeated after every thumb gives a false alarm sooner or later. A confidence sequence covers the truth at *all* times at
+once with probability 1 - alpha, so one may look at any time and stop at any time (Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform,
+nonparametric, nonasymptotic confidence sequences").
 
 For one side with ``n`` verdicts of sum ``S``, Robbins' mixture with a Beta(a, b) prior (ibid., the beta-binomial mixture) is
 
@@ -27,24 +27,24 @@ _SMALLEST = 1e-9
 
 @dataclass(frozen=True)
 class Side:
-    """What people said of one side: ``labels`` verdicts, each between 0 and 1, whose sum is ``total``."""
+    """Verdicts on one side: ``labels`` of them, each between 0 and 1, with sum ``total``."""
 
     labels: int = 0
     total: float = 0.0
 
     @property
     def mean(self) -> float:
-        """0.5 without labels."""
+        """Mean verdict; 0.5 without labels."""
         return self.total / self.labels if self.labels else 0.5
 
     def with_verdict(self, verdict: float) -> "Side":
-        """One more."""
+        """This side with one more verdict."""
         return Side(self.labels + 1, self.total + verdict)
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What was expected of both means before the first label; worth ``weight`` labels. As it stands: nothing in particular."""
+    """Prior of both means before the first label, worth ``weight`` labels. The default is uninformative."""
 
     mean: float = 0.5
     weight: float = 1.0

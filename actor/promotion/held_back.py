@@ -1,4 +1,4 @@
-"""After a promotion: the new production beside what is held back on the one before it, and what takes it back by itself. Pure."""
+"""The watch over a new production: compares it with conversations held back on the production before it, and rolls it back automatically. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,7 +11,7 @@ from actor.promotion.promotion_settings import PromotionSettings
 from reward.trust.hacking_guards import GuardFinding, inspect, inspect_tools
 
 FEWEST_ANSWERS = 64
-"""Of either side, before signs of hacking are looked for in what people were answered."""
+"""Answers needed on either side before the hacking guards are applied."""
 
 
 def next_move(

@@ -1,5 +1,5 @@
-"""Whose turn it is: the day's candidates at the hour that the operator chose. Pure; what was tried is on the log, so a night that a kill cut
-short goes on, and one that was missed is made up for."""
+"""The nightly schedule: which adapter becomes the next candidate, and when. Pure. Trials are on the log, so a night that a kill interrupted goes on,
+and a missed night is made up for."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta

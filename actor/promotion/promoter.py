@@ -1,6 +1,6 @@
-"""The promoter: reads the log from its beginning, tries one adapter at a time, and writes its moves. It has no state of its own.
+"""The promoter: reads the log from its beginning, runs one trial at a time, and writes Promotion events. It has no state of its own.
 
-Two of them do no harm (of two equal moves the second is void), and neither does killing one: what it had not written, the next decides anew.
+Two promoters do no harm (of two equal moves the second is void). Neither does a kill: the next promoter decides again what was not written.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, context: PartContext) -> None:
-    """Promote until ``context.stopping`` is set."""
+    """Run the promoter until ``context.stopping`` is set."""
     asker = OpenAiAsker(base_url, settings.api_key, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
     trials = Trials(settings, context.policy, asker, RewardJudge(reward, context), read_probes(settings.retention_file), base_url, telling(context))
     allowed_s = 3600 + settings.command_timeout_s * len(settings.commands)  # a turn in which the gates are asked
@@ -47,13 +47,13 @@ def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, cont
             finally:
                 promoter.close()
         except Unavailable as error:
-            log.warning("promotion waits", error=str(error))
+            log.warning("the promoter waits", error=str(error))
             context.health.mark_missing(LOOP)
             context.stopping.wait(RETRY_S)
 
 
 def telling(context: PartContext) -> Callable[[Decision], None]:
-    """Makes metrics of what a canary shows."""
+    """A function that sets the metrics of a canary's result."""
 
     def report(decision: Decision) -> None:
         for bound, figure in (("estimate", "uplift"), ("low", "low"), ("high", "high")):
@@ -76,7 +76,7 @@ class Promoter:
         self._consumer.seek({key: max(first, end - settings.prompts_kept) for key, (first, end) in bounds.items()})  # no more is kept
 
     def turn(self) -> Promotion | None:
-        """Read what has come, and make the next move if there is one. Raises Unavailable."""
+        """Read new events, and make the next move if there is one. Raises Unavailable."""
         self._read()
         standing, now = self.observed.standing, self._context.clock.now()
         move = held_back.next_move(self.observed, self._settings, now, lambda found: report_findings(found, self._context.metrics))
@@ -104,7 +104,7 @@ class Promoter:
             return PromotionMove("rejected", f"the reward model cannot be read: {error}")
 
     def _read(self) -> None:
-        """To the end of the log as it is now."""
+        """Read to the current end of the log."""
         while True:
             for record in self._consumer.poll(timeout_s=0.2, max_records=2000):
                 if record.topic == LABELS.name and record.value is None:

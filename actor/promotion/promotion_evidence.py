@@ -1,4 +1,4 @@
-"""What the log has said that matters for promotion, folded event by event. Pure: reading the log again comes to the same."""
+"""The evidence for promotions, folded from the log event by event. Pure: reading the log again gives the same."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ MINUTES_KEPT = 50_000
 
 
 class PromotionEvidence:
-    """One policy's adapters, attestations, reward model, people's verdicts, recent episodes, and where things stand."""
+    """One policy's adapters, attestations, reward model, people's verdicts, recent episodes, and standing."""
 
     def __init__(self, policy: str, episodes_kept: int) -> None:
         self._policy = policy
@@ -36,7 +36,7 @@ class PromotionEvidence:
         self._recent_labels: OrderedDict[str, Label] = OrderedDict()
 
     def note(self, event: Event) -> None:
-        """One more event."""
+        """Take note of an event."""
         match event:
             case Promotion():
                 self.standing = self.standing.after(event)
@@ -58,7 +58,7 @@ class PromotionEvidence:
                 self.episodes = deque(kept, self.episodes.maxlen)
 
     def remove_label(self, episode_id: str) -> None:
-        """An episode has no label any more."""
+        """Remove the label of an episode."""
         self._votes.pop(episode_id, None)
         self._recent_labels.pop(episode_id, None)
 
@@ -70,12 +70,12 @@ class PromotionEvidence:
 
     @property
     def attestations(self) -> list[Attestation]:
-        """The newest of each replica and adapter."""
+        """The newest attestation of each replica and adapter."""
         return list(self._attestations.values())
 
     @property
     def votes(self) -> list[CanaryVote]:
-        """Every verdict that stands."""
+        """All current verdicts."""
         return list(self._votes.values())
 
     @property
@@ -84,7 +84,7 @@ class PromotionEvidence:
         return sorted(self._recent_labels.values(), key=lambda label: (label.newest_feedback_at, label.episode_id))
 
     def questions(self, count: int) -> list[AskedPrompt]:
-        """What people asked lately, newest first, each once: at most so many."""
+        """At most ``count`` different questions that people asked recently, newest first."""
         newest: dict[str, AskedPrompt] = {}
         for episode in sorted(self.episodes, key=_age, reverse=True):
             if _usable(episode) and len(newest) < count:
@@ -92,7 +92,7 @@ class PromotionEvidence:
         return list(newest.values())
 
     def answered_since(self, since: datetime, adapter: str | None, count: int = sys.maxsize) -> Sequence[Episode]:
-        """What this adapter answered to people since then, oldest first, each question once: at most so many."""
+        """At most ``count`` of this adapter's answers to people since then, oldest first, one for each different question."""
         found: dict[str, Episode] = {}
         for episode in sorted(self.episodes, key=_age):
             good = episode.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
@@ -107,7 +107,7 @@ class PromotionEvidence:
             del self._answered[next(iter(self._answered))]
 
     def _take_label(self, label: Label) -> None:
-        """A label whose verdict is withdrawn leaves no voice."""
+        """A label without a verdict removes the vote."""
         vote = vote_of(label)
         self._votes.pop(label.episode_id, None)
         self._recent_labels.pop(label.episode_id, None)
@@ -126,7 +126,7 @@ def _age(episode: Episode) -> tuple[datetime, str]:
 
 
 def _usable(episode: Episode) -> bool:
-    """A person asked, in words; what needs tools cannot be asked again without running them."""
+    """True for a person's question in text. Questions that need tools cannot be asked again without running the tools."""
     return bool(episode.messages) and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
 
 

@@ -1,5 +1,5 @@
-"""The gates before anybody sees a candidate: each a small question with a threshold, an answer, and the figures behind it. Pure, but for the
-gate that runs a command."""
+"""The gates that a candidate must pass before people see it: each has a threshold, a result, and the figures behind it. Pure, except for the gate
+that runs a command."""
 
 import os
 import re
@@ -19,12 +19,12 @@ from streams.core.events import AdapterVersion, Attestation, Calibration
 
 TAIL_CHARACTERS = 2000
 FEWEST = 16
-"""Prompts without which a win rate says nothing: a bootstrap over a handful is sure of itself."""
+"""Fewest prompts for a win rate: a bootstrap over a handful is overconfident."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same prompt answered by candidate and production, scored by the reward model (chance that people call it good, 0 to 1)."""
+    """One prompt answered by candidate and production, with the reward model's scores (0 to 1)."""
 
     candidate: str
     production: str
@@ -34,13 +34,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Seen:
-    """All that the gates look at."""
+    """Everything that the gates use."""
 
     adapter: AdapterVersion
     production: str | None
     pairs: Sequence[Pair] = ()
     base_answers: Sequence[str] = ()
-    """The base's answers to the same prompts: what hacking is held against."""
+    """The base's answers to the same prompts: the reference for the hacking guards."""
     retained: Sequence[bool] = ()
     """For each frozen probe, whether the candidate's answer was right."""
     base_retained: Sequence[bool] = ()
@@ -54,14 +54,14 @@ class Seen:
     calibration: Calibration | None = None
     """Of the reward model that scored, on labels it had not seen."""
     alarms: Sequence[str] = ()
-    """What stood against trusting it when it was published, and now; a sentence each."""
+    """Reasons not to trust it, as of its publication and now, one sentence each."""
     now: datetime = datetime.min
     base_url: str = ""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one gate says. ``evidence`` holds plain JSON values."""
+    """The result of one gate. ``evidence`` holds plain JSON values."""
 
     gate: str
     passed: bool
@@ -74,7 +74,7 @@ class Result:
 
 
 class PromotionGate(Protocol):
-    """One question."""
+    """One gate."""
 
     @property
     def name(self) -> str: ...
@@ -103,7 +103,7 @@ class WinRate:
 
 @dataclass(frozen=True)
 class Retention:
-    """The candidate still knows what the base knew, on the frozen probes."""
+    """The candidate still answers the retention probes that the base answers correctly."""
 
     most_lost: float
     name: str = "retention"
@@ -120,7 +120,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class KlBudget:
-    """The learner measured the candidate no further from the base than that."""
+    """The candidate's KL to the base, as the learner measured it, is within the limit."""
 
     most_nats: float
     name: str = "kl_budget"
@@ -136,7 +136,7 @@ class KlBudget:
 
 @dataclass(frozen=True)
 class Hacking:
-    """None of the signs that the policy pleases the reward model and not people (``reward/trust/hacking_guards.py``), beside the base."""
+    """No guard against reward hacking trips, compared with the base (``reward/trust/hacking_guards.py``)."""
 
     name: str = "hacking"
 
@@ -154,7 +154,7 @@ class Hacking:
 
 @dataclass(frozen=True)
 class Shift:
-    """Length, refusals and language of the answers are about those of production."""
+    """Length, refusals and language of the answers are similar to production's."""
 
     length_ratio: float
     refusal_rise: float
@@ -179,7 +179,7 @@ class Shift:
 
 @dataclass(frozen=True)
 class AttestedEverywhere:
-    """Every replica heard of lately has proved that it serves exactly this candidate."""
+    """Every recently active replica has attested exactly this candidate."""
 
     min_replicas: int
     memory_h: float
@@ -203,7 +203,7 @@ class AttestedEverywhere:
         return not failed and (bool(living - proved) or len(proved) < self.min_replicas)
 
     def replicas(self, seen: Seen) -> tuple[set[str], set[str], dict[str, str]]:
-        """Those heard of lately; those that attested these very bytes; those that refused them, with the reason."""
+        """Recently active replicas; replicas that attested exactly these bytes; replicas that refused them, with the reason."""
         living = {each.replica for each in seen.attestations if each.at >= seen.now - timedelta(hours=self.memory_h)}
         of_it = [each for each in seen.attestations if each.adapter == seen.adapter.name and each.adapter_sha256 == seen.adapter.artifact.sha256]
         failed = {each.replica: each.reason for each in of_it if not each.passed and each.replica in living}
@@ -212,7 +212,7 @@ class AttestedEverywhere:
 
 @dataclass(frozen=True)
 class RewardModelHealthy:
-    """Who judges is fit to judge: calibrated, ranking better than chance on labels it had not seen, and no alarm stands against it."""
+    """The reward model is fit to judge: calibrated, better than chance on unseen labels, and without an alarm."""
 
     max_ece: float
     min_auc: float
@@ -235,7 +235,7 @@ class RewardModelHealthy:
 
 @dataclass(frozen=True)
 class Command:
-    """A team's own evaluation: any program, no shell; its exit status is the verdict, the end of its output the evidence."""
+    """A team's own evaluation: a program without a shell. Its exit status is the result, the end of its output the evidence."""
 
     arguments: tuple[str, ...]
     timeout_s: float
@@ -270,7 +270,7 @@ class Command:
 
 
 def cheap_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
-    """Those that ask the candidate nothing: no use in going on when one of them fails."""
+    """Gates that need no answers of the candidate. If one fails, the others are not run."""
     return (
         AttestedEverywhere(settings.min_replicas, settings.replica_memory_h),
         KlBudget(settings.max_kl_nats),
@@ -279,7 +279,7 @@ def cheap_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
 
 
 def asking_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
-    """Those that look at answers."""
+    """Gates that use the candidate's answers."""
     return (
         WinRate(settings.min_win_rate, settings.seed),
         Retention(settings.max_retention_drop),
@@ -289,12 +289,12 @@ def asking_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
 
 
 def command_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
-    """A team's own evaluations, which may take long: run when all others have passed."""
+    """A team's own evaluations, which may take long: they run when all other gates have passed."""
     return tuple(Command(command, settings.command_timeout_s) for command in settings.commands)
 
 
 def shadow_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
-    """Those that look again at answers to what people ask while the candidate is in shadow."""
+    """Gates for the answers that the candidate gave in shadow."""
     return (
         WinRate(settings.min_shadow_win_rate, settings.seed),
         Hacking(),

@@ -1,4 +1,4 @@
-"""What a policy must not forget: frozen probes with answers that can be checked by a rule, beside how many of them the base knows."""
+"""Retention probes: fixed questions with answers that a rule can check. A candidate must not lose those that the base answers correctly."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from streams.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class RetentionProbe:
-    """A question and regular expressions of which one must be found in the answer."""
+    """A question, and regular expressions of which one must match the answer."""
 
     prompt: str
     expects: tuple[str, ...]
 
     def right(self, answer: str) -> bool:
-        """Whether the answer holds what is expected; letter case does not matter."""
+        """True when one of the expressions matches the answer, ignoring case."""
         return any(re.search(pattern, answer, re.I) for pattern in self.expects)
 
 
@@ -34,7 +34,7 @@ def read_probes(file: Path | None) -> tuple[RetentionProbe, ...]:
     except (OSError, ValueError, KeyError, TypeError, re.error) as error:
         raise ConfigError(f"promotion.retention_file = {file} cannot be read: {error!r}") from None
     if not probes:
-        raise ConfigError(f"promotion.retention_file = {file} holds no probe")
+        raise ConfigError(f"promotion.retention_file = {file} has no probe")
     return probes
 
 
