@@ -66,6 +66,7 @@ def build(settings: RewardSettings, context: PartContext, steps: BatchSteps, wor
     async def process_batch(messages: Sequence[Any]) -> None:
         records = [Record(m.topic, m.partition, m.offset, int((m.timestamp or 0) * 1000), m.key, m.value, tuple(m.headers or ())) for m in messages]
         batch = await asyncio.to_thread(steps.prepare, records)
+        await table.await_changelog()
         for episode_id, value in steps.absorb(batch).items():
             if value is None:
                 table.pop(episode_id.encode(), None)

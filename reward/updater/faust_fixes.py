@@ -21,6 +21,13 @@ class AcknowledgedTable(faust.Table):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.unacknowledged: list[Any] = []
+        self._changelog_known = False
+
+    async def await_changelog(self) -> None:
+        """Wait until the producer knows the changelog's partitions. Faust asks for them when it writes, and dies where nobody has told it yet."""
+        if not self._changelog_known:
+            await self.app.producer._ensure_producer().partitions_for(self.changelog_topic.get_topic_name())
+            self._changelog_known = True
 
     def send_changelog(self, *args: Any, **kwargs: Any) -> Any:
         sent = super().send_changelog(*args, **kwargs)

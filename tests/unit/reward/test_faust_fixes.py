@@ -1,12 +1,13 @@
 """Faust's parts as the updater uses them: what was read is not lost between a recovery and the agent."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from faust.transport.drivers import aiokafka
 from mode.utils.queues import FlowControlQueue
 
-from reward.updater.faust_fixes import FlowControl, SafeConsumer
+from reward.updater.faust_fixes import AcknowledgedTable, FlowControl, SafeConsumer
 
 
 def test_what_waits_is_kept_at_a_resume_and_dropped_at_a_rebalance() -> None:
@@ -37,3 +38,20 @@ def test_a_fetch_is_told_partitions_that_stay_as_they_are(monkeypatch: pytest.Mo
     active = {"changelog-0"}
     asyncio.run(SafeConsumer._getmany(object.__new__(SafeConsumer), active, 1.0))
     assert told == [{"changelog-0"}]
+
+
+async def test_the_changelogs_partitions_are_asked_for_once_before_anything_is_written() -> None:
+    asked: list[str] = []
+
+    class Producer:
+        async def partitions_for(self, topic: str) -> set[int]:
+            asked.append(topic)
+            return {0}
+
+    table = AcknowledgedTable.__new__(AcknowledgedTable)
+    table.app = SimpleNamespace(producer=SimpleNamespace(_ensure_producer=Producer))
+    table._changelog_topic = SimpleNamespace(get_topic_name=lambda: "buffer-changelog")
+    table._changelog_known = False
+    await table.await_changelog()
+    await table.await_changelog()
+    assert asked == ["buffer-changelog"]
