@@ -48,7 +48,8 @@ class LearnerProgress(BaseModel):
         return told if self.left_s is None else f"{told}, about {max(1.0, self.left_s - silent_s):.0f} s left"
 
     def write(self, path: Path) -> None:
-        """Into place at once, so that no reader sees half of it."""
+        """Into place at once, so that no reader sees half of it. Its folder is made where it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         incoming = path.with_suffix(".incoming")
         incoming.write_text(self.model_dump_json())
         incoming.rename(path)
