@@ -28,7 +28,7 @@ from infra.settings.config import Settings
 from streams.core.errors import ConfigError, Unavailable
 
 log = structlog.get_logger()
-PROBE_LAYOUT = 1
+PROBE_LAYOUT = 2
 """Raised whenever other things are measured, or in another way."""
 TIMEOUT_S = 120.0
 QUIET_CORES = 0.5
@@ -114,9 +114,10 @@ def measured_rates(shape: BaseShape, cores: UsableCores, broken_off: threading.E
     asked = {"processor": processor_name(), "cores": cores.threads, "quota": cores.quota, "shape": shape.model_dump()}
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores.threads), "MKL_NUM_THREADS": str(cores.threads), **SLEEPING_THREADS}
     command = [sys.executable, "-P", "-m", "infra.machine.rate_measurement", json.dumps(asked)]
+    began_s = time.monotonic()
     done = run_child(command, environment, broken_off or threading.Event(), TIMEOUT_S)
     try:
-        return MachineRates.model_validate_json(done.out)
+        return MachineRates.model_validate_json(done.out).model_copy(update={"probe_s": time.monotonic() - began_s})
     except ValidationError:
         raise Unavailable(f"the measurement of this machine ended with status {done.status}: {done.last_line}") from None
 

@@ -63,8 +63,6 @@ class MachineRates(BaseModel):
     """True where torch finds a GPU; the processor was then not measured."""
     failure: str = ""
     """Why nothing was measured, where that is so."""
-    torch_import_s: Seconds = 0.0
-    """Time to import torch: most of vLLM's start is imports too."""
     busy_neighbours: float = Field(default=0.0, ge=0)
     """Cores that other processes kept busy meanwhile."""
     probe_s: Seconds = 0.0

@@ -5,7 +5,7 @@ Shapes as in learner/models/expert_lora.py: ``T`` tokens, ``B`` answers in the m
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from infra.machine.base_shape import BaseShape
 from learner.models.expert_lora import Cast, Factors, FrozenStack, experts_forward
@@ -22,6 +22,7 @@ class ProbeLayer:
         s, self._shape, self._dtype = shape, shape, dtype
         queries, keys = s.heads * s.head_size, s.key_heads * s.head_size
         self._norm_H = torch.ones(s.hidden, dtype=dtype)
+        self._turn_D = torch.full((s.head_size,), 0.7, dtype=dtype)
         self._projections = [random_weight(dtype, width, s.hidden) for width in (queries, keys, keys)]
         self._output = random_weight(dtype, s.hidden, queries)
         self._router = random_weight(dtype, s.experts, s.hidden)
@@ -53,7 +54,9 @@ class ProbeLayer:
     def dense(self, x_TH: Tensor) -> Tensor:
         """The same layer of the dense model that the reward features come from: one expert, no adapter."""
         h = self._normed(x_TH)
-        query, key, value = (linear(h, weight).unflatten(-1, (-1, self._shape.head_size)).transpose(0, 1)[None] for weight in self._projections)
+        read = [linear(h, weight) for weight in self._projections]
+        turned = (self._turned(read[0]), self._turned(read[1]), read[2])
+        query, key, value = (states.unflatten(-1, (-1, self._shape.head_size)).transpose(0, 1)[None] for states in turned)
         seen = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)[0].transpose(0, 1).flatten(1)
         x_TH = x_TH + linear(seen, self._output)
         gate, up = linear(self._normed(x_TH), self._gate_up[0]).chunk(2, dim=-1)
@@ -63,7 +66,7 @@ class ProbeLayer:
         """Queries, keys and values, turned by their positions."""
         h = self._normed(x_TH)
         found = [self._adapted(h, weight, factors) for weight, factors in zip(self._projections, self._factors, strict=True)]
-        return [*(states * 0.5 + states.roll(1, -1) * 0.5 for states in found[:2]), found[2]]
+        return [self._turned(found[0]), self._turned(found[1]), found[2]]
 
     def _answer(self, x_TH: Tensor, seen_TQ: Tensor, packs: bool) -> Tensor:
         x_TH = x_TH + self._adapted(seen_TQ, self._output, self._output_factors)
@@ -77,8 +80,16 @@ class ProbeLayer:
         pair: Cast = factors.cast(self._dtype)
         return linear(x, weight) + linear(linear(x, pair[0][0]), pair[0][1])
 
+    def _turned(self, states_TD: Tensor) -> Tensor:
+        """By their positions, in as many steps as transformers takes (``apply_rotary_pos_emb``)."""
+        heads_TGD = states_TD.unflatten(-1, (-1, self._shape.head_size))
+        first, second = heads_TGD.chunk(2, dim=-1)
+        return (heads_TGD * self._turn_D + torch.cat([-second, first], dim=-1) * self._turn_D).flatten(-2)
+
     def _normed(self, x_TH: Tensor) -> Tensor:
-        return rms_norm(x_TH.float(), (x_TH.shape[-1],)).to(self._dtype) * self._norm_H
+        """Likewise in the steps of transformers' RMSNorm."""
+        wide_TH = x_TH.float()
+        return self._norm_H * (wide_TH * torch.rsqrt(wide_TH.pow(2).mean(-1, keepdim=True) + 1e-5)).to(self._dtype)
 
 
 def random_weight(dtype: torch.dtype, *sizes: int) -> Tensor:

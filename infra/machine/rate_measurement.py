@@ -12,18 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_began_s = time.perf_counter()
-import torch  # noqa: E402 - its import is timed
+import torch
+from torch import Tensor
 
-TORCH_IMPORT_S = time.perf_counter() - _began_s
-
-from torch import Tensor  # noqa: E402
-
-from infra.machine.base_shape import BaseShape  # noqa: E402
-from infra.machine.machine_rates import ANSWER_TOKENS, DECODE_ROWS, MachineRates, Precision, WorkRates  # noqa: E402
-from infra.machine.probe_layer import ProbeLayer, random_weight  # noqa: E402
-from learner.models.expert_lora import FrozenStack, can_pack  # noqa: E402
-from learner.models.output_head import TokenScores  # noqa: E402
+from infra.machine.base_shape import BaseShape
+from infra.machine.machine_rates import ANSWER_TOKENS, DECODE_ROWS, MachineRates, Precision, WorkRates
+from infra.machine.probe_layer import ProbeLayer, random_weight
+from learner.models.expert_lora import FrozenStack, can_pack
+from learner.models.output_head import TokenScores
 
 TRAIN_TOKENS = 192
 """Tokens of a forward and backward pass: about one group of short answers with its prompt."""
@@ -45,7 +41,7 @@ BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
 def measure(processor: str, threads: int, quota: float, shape: BaseShape) -> MachineRates:
     """Every precision on one thread, then on twice as many and so on up to ``threads``, as long as that is no slower."""
     began_s, busy_s = time.perf_counter(), _busy_s()
-    facts = {"processor": processor, "cores": threads, "quota": quota, "shape": shape, "torch_import_s": TORCH_IMPORT_S}
+    facts = {"processor": processor, "cores": threads, "quota": quota, "shape": shape}
     if torch.cuda.is_available():
         return MachineRates.model_validate({**facts, "gpu": True})
     rates: list[WorkRates] = []
@@ -61,7 +57,7 @@ def measure(processor: str, threads: int, quota: float, shape: BaseShape) -> Mac
         del work
     wall_s = time.perf_counter() - began_s
     neighbours = max(0.0, (_busy_s() - busy_s - sum(os.times()[:2])) / wall_s) if busy_s else 0.0
-    return MachineRates.model_validate({**facts, "rates": rates, "busy_neighbours": neighbours, "probe_s": wall_s + TORCH_IMPORT_S})
+    return MachineRates.model_validate({**facts, "rates": rates, "busy_neighbours": neighbours})
 
 
 def thread_counts(most: int) -> list[int]:

@@ -16,8 +16,6 @@ IN_THE_RING = 2.0
 """A step's time beside vLLM, reward updater and Kafka on the same cores, set against its time alone (measured on two cores)."""
 STEP_OVERHEAD_S = 0.5
 """Packing, reading tokens back, the checkpoint: what does not grow with the step."""
-VLLM_START_PER_IMPORT = 11.0
-"""vLLM's start up to its first answer, set against the import of torch alone (measured: 30 s and 2.7 s)."""
 STEPS_WANTED = 12
 """Steps within which a preference that is dense from the start is learned (8 prompts x 4 samples: from 6 % to 97 %)."""
 SMALLEST = (2, 4, 16)
@@ -104,11 +102,6 @@ def answer_tokens_per_s(settings: Settings, rates: MachineRates, at_once: int) -
     )
     pass_s = rate.decoding_s(rates.shape, at_once, packed) * rates.stretch(rate.threads)
     return at_once / pass_s
-
-
-def vllm_start_s(rates: MachineRates) -> float:
-    """Until vLLM answers for the first time."""
-    return VLLM_START_PER_IMPORT * rates.torch_import_s * rates.stretch(1)
 
 
 def sized_for(settings: Settings, rates: MachineRates, minutes: float, steps: int = STEPS_WANTED) -> Settings:

@@ -44,7 +44,7 @@ def test_every_precision_is_measured_on_one_thread_at_least(rates: MachineRates)
         seconds = [value for name, value in rate if name.endswith("_s") and isinstance(value, float)]
         assert min(seconds) > 0
         assert rate.threads <= rates.cores
-    assert rates.torch_import_s < rates.probe_s
+    assert rates.probe_s > 0
 
 
 def test_what_was_found_is_kept_and_read_back(rates: MachineRates, cache: Path) -> None:

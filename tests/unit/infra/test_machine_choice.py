@@ -30,7 +30,7 @@ def rates_at(dtype: Precision, threads: int, gflops: float, packed_gain: float =
 def machine(table: dict[tuple[Precision, int], float], packed_gain: float = 1.0, quota: float | None = None) -> MachineRates:
     cores = max(threads for _, threads in table)
     found = tuple(rates_at(dtype, threads, gflops, packed_gain) for (dtype, threads), gflops in table.items())
-    return MachineRates(processor="P", cores=cores, quota=quota or cores, shape=SMOLLM2, torch_import_s=2.0, rates=found)
+    return MachineRates(processor="P", cores=cores, quota=quota or cores, shape=SMOLLM2, rates=found)
 
 
 XEON = machine({("bfloat16", 1): 73, ("bfloat16", 2): 141, ("float32", 1): 130, ("float32", 2): 247})

@@ -4,7 +4,7 @@ import pytest
 
 from infra.machine.base_shape import BaseShape
 from infra.machine.machine_rates import MachineRates, WorkRates
-from infra.machine.step_prediction import STEP_OVERHEAD_S, answer_tokens_per_s, predicted_step, sized_for, vllm_start_s
+from infra.machine.step_prediction import STEP_OVERHEAD_S, answer_tokens_per_s, predicted_step, sized_for
 from infra.settings.config import Settings, load
 
 SHAPE = BaseShape(layers=10, hidden=8, intermediate=8, experts=4, experts_per_token=2, heads=2, key_heads=1, head_size=4, vocabulary=100)
@@ -13,7 +13,7 @@ RATE = WorkRates(
     packed_head_pass_s=(0.01, 0.01), forward_token_s=1e-4, train_token_s=3e-4, head_token_s=1e-3, train_head_token_s=2e-3,
     feature_prompt_token_s=1e-5, feature_answer_s=1e-3,
 )  # fmt: skip
-RATES = MachineRates(processor="P", cores=1, quota=1.0, shape=SHAPE, torch_import_s=2.0, rates=(RATE,))
+RATES = MachineRates(processor="P", cores=1, quota=1.0, shape=SHAPE, rates=(RATE,))
 
 
 def settings(*overrides: str) -> Settings:
@@ -55,7 +55,6 @@ def test_a_quota_stretches_everything() -> None:
     assert half.rollout_s == pytest.approx(2 * whole.rollout_s)
     assert half.score_s == pytest.approx(2 * whole.score_s)
     assert half.train_s == pytest.approx(2 * whole.train_s)
-    assert vllm_start_s(RATES.model_copy(update={"quota": 0.5})) == pytest.approx(2 * vllm_start_s(RATES))
 
 
 def test_answers_at_once_share_a_pass() -> None:
