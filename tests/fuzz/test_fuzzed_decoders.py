@@ -65,7 +65,7 @@ def test_events(topic: Topic[Any], data: st.DataObject) -> None:
     value = data.draw(raw(EXAMPLES_JSON[topic.short_name]))
     with refused(InvalidEvent, "Episode|Feedback|Label|Version|Attestation|Promotion|DeadLetter|Eras"):
         event = topic.decode(value)
-        assert topic.decode(event.encode()) == event
+        assert topic.decode(event.encode()).encode() == event.encode()  # fields that are null are not written
         assert event.key
 
 
@@ -317,7 +317,7 @@ def test_what_the_fuzzers_start_from_is_right(tmp_path: Path) -> None:
     assert RewardModel.load(head().save(tmp_path / "head")).checksum() == head().checksum()
     for name, right in ((PROBES, RIGHT_PROBES), (RECIPE, RIGHT_RECIPE)):
         (tmp_path / name).write_bytes(as_bytes(right))
-    assert len(read_probes(tmp_path)) == len(AdapterRecipe.read(tmp_path).steps) == 1
+    assert len(read_probes(tmp_path).probes) == len(AdapterRecipe.read(tmp_path).steps) == 1
     assert BufferEntry.decode(as_bytes(RIGHT_ENTRY)).stratum == "good"
     Lake(str(tmp_path / "lake")).write(EPISODES, LAKE_RECORDS)
     assert list(Lake(str(tmp_path / "lake")).records(EPISODES)) == LAKE_RECORDS
