@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,7 +30,7 @@ class Ring:
     def __init__(self, folder: Path, kafka: KafkaSettings, episodes: int, per_second: float, environment: Mapping[str, str] | None = None) -> None:
         """``per_second``: events of both outboxes together."""
         self.folder, self.kafka, self._environment = folder, kafka, environment or {}
-        self.chance, begin = random.Random(SEED), datetime.now(UTC)
+        self.chance, begin = random.Random(SEED), datetime.now(UTC) - timedelta(hours=6)  # nothing is given after it arrives
         events = history(self.chance, episodes, begin)
         self.expected, self.episodes = undisturbed(events, begin), episodes
         self.children: dict[str, Child] = {}

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from streams.kafka import KafkaSettings, Producer, create_topics, read_to_end
 from tests.chaos.history import history, newest, undisturbed
 from tests.support.running import wait_for
 
-T0 = datetime.now(UTC)
+T0 = datetime.now(UTC) - timedelta(hours=1)  # nothing is given after it arrives
 CHILD = """
 import os, signal, sys
 from pathlib import Path
