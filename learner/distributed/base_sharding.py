@@ -1,7 +1,7 @@
-"""One copy of the base over several processes: each holds a part of every layer's experts, and of attention's heads where they divide.
+"""Splits one copy of the base over several processes: each holds a part of every layer's experts and, where they divide, of attention's heads.
 
-The adapter stays whole on every process (it is small) and each uses the part that lies on its own weights. So what is saved, checkpointed
-and stepped is the same on one process and on many; ``learner/distributed/process_mesh.py`` sums the gradients.
+Every process keeps the whole adapter (it is small) and uses the part that belongs to its weights. So saving, checkpoints and steps are the same on
+one process and on many. ``learner/distributed/process_mesh.py`` sums the gradients.
 """
 
 import types
@@ -16,7 +16,7 @@ from streams.core.errors import ConfigError
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 PLAN = "layers.*.self_attn."
 HARMLESS = {"q_norm", "k_norm"}
-"""Parts of attention that work on one head at a time, where transformers' own plan says so."""
+"""Parts of attention that work on one head at a time, if transformers' own plan says so."""
 
 
 def split_attention(model: Any, mesh: Mesh) -> set[int]:
@@ -39,7 +39,7 @@ def split_attention(model: Any, mesh: Mesh) -> set[int]:
 
 
 def split_experts(experts: Any, mesh: Mesh) -> None:
-    """Keep this process's experts of one layer. Raises ConfigError when they cannot be dealt out evenly."""
+    """Keep this process's experts of one layer. Raises ConfigError when they do not divide evenly."""
     if mesh.model_size == 1:
         return
     count = experts.gate_up_proj.shape[0]

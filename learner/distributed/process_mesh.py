@@ -1,9 +1,9 @@
-"""Learners side by side: how a step's work is shared over processes, and what they add up.
+"""The mesh of learner processes: how they divide a step's work, and how they sum gradients.
 
-Processes stand on a grid of ``data x model`` (a torch device mesh). Those of one row hold one copy of the base together, split by
-``learner/distributed/base_sharding.py``, and see the same tokens; rows take different rollouts. Every process holds the whole adapter and its
-optimizer: after a backward pass the adapter's gradients are summed over all of them, so that they all take the same step as one process would,
-and a process that is lost takes nothing with it that the others lack.
+Processes form a grid of ``data x model`` (a torch device mesh). The processes of one row hold one copy of the base together, split by
+``learner/distributed/base_sharding.py``, and see the same tokens; rows work on different rollouts. Every process has the whole adapter and its
+optimizer. After a backward pass the adapter's gradients are summed over all processes, so that all take the same step as a single process would, and
+nothing is lost with a process that dies.
 """
 
 import json
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Mesh:
-    """A process's place on the grid. The default is a process on its own, for which every method is free."""
+    """A process's place on the grid. The default is a single process, for which every method does nothing."""
 
     data_rank: int = 0
     data_size: int = 1
@@ -34,7 +34,7 @@ class Mesh:
 
     @property
     def leads(self) -> bool:
-        """True on the one process that writes files, and that does what cannot be shared."""
+        """True on the one process that writes files and does the work that cannot be divided."""
         return self.data_rank == self.model_rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
@@ -65,7 +65,7 @@ class Mesh:
     def add_gradients(self, parameters: Mapping[str, Tensor], whole: frozenset[str]) -> None:
         """Sum the adapter's gradients over all processes, in place.
 
-        Those named ``whole`` lie on parts of the base that are not split: each process of a row has found them entirely.
+        Gradients named in ``whole`` belong to parts of the base that are not split: each process of a row has computed them completely.
         """
         if self.data_size == self.model_size == 1:
             return
@@ -78,11 +78,11 @@ class Mesh:
             start += weight.numel()
 
     def into_split(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of a part of the base that is split: as they are, and their gradients the sum of what each process finds."""
+        """Inputs of a split part of the base, unchanged; their gradients are summed over processes."""
         return tensors if self.model_size == 1 else _IntoSplit.apply(self.model_group, *tensors)
 
     def out_of_split(self, partial: Tensor) -> Tensor:
-        """The sum of what each process has computed with its part of the base."""
+        """Sum of the outputs that each process computed with its part of the base."""
         return partial if self.model_size == 1 else _OutOfSplit.apply(self.model_group, partial)
 
 

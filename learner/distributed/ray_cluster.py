@@ -28,11 +28,11 @@ log = structlog.get_logger()
 POLL_S = 0.5
 RAY_STARTS = 4
 PEERS_FAIL_S = 10.0
-"""How long after a process's failure those of its peers are waited for, to learn which of them was the cause."""
+"""After a process fails, wait this long for failures of the others, to find the cause."""
 
 
 class Stopped(Exception):
-    """The operator wants an end: the call in hand was given up. Never leaves the learner."""
+    """The learner was stopped and abandoned the current call. Never leaves the learner."""
 
 
 class LearnerActor:
@@ -41,7 +41,7 @@ class LearnerActor:
 
     def __init__(self, settings: LearnerSettings, reward: RewardSettings, base: Path, state: Path, stopping: threading.Event,
                  meanwhile: Callable[[], None] = lambda: None) -> None:  # fmt: skip
-        """``meanwhile`` is called again and again while a call is waited for."""
+        """``meanwhile`` is called repeatedly while a call is running."""
         self._meanwhile = meanwhile
         self._settings, self._made_of, self._stopping = settings, (settings, reward, base, state), stopping
         self._meetings = state / "meetings"
@@ -51,8 +51,8 @@ class LearnerActor:
         self._actors: list[Any] = []
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """What the processes answer, the first for all. Raises Unavailable when one died or has lost its machine (they come back), Stopped when
-        told to stop meanwhile."""
+        """Call all processes and return the first one's result. Raises Unavailable when one died or lost its machine (all are restarted), Stopped
+        when the learner is stopped meanwhile."""
         if not self._actors:
             self._start()
         answers = [getattr(actor, method).remote(*arguments) for actor in self._actors]
@@ -101,7 +101,7 @@ class LearnerActor:
         return min(s.workers, *room) // s.model_parallel * s.model_parallel if room else s.workers
 
     def _give_up(self, answers: list[Any], error: RayError) -> NoReturn:
-        """End all processes, and say why. The first to fail may only have missed another that died, so all are asked."""
+        """End all processes and raise the cause. The first failure may only be the effect of another process's death, so all are checked."""
         errors = [error]
         for answer in ray.wait(answers, num_returns=len(answers), timeout=PEERS_FAIL_S if len(answers) > 1 else 0)[0]:
             try:

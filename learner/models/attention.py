@@ -18,12 +18,12 @@ from transformers.masking_utils import sdpa_mask
 from learner.models.sequence_packing import Layout
 
 ATTENTION = "tidemill"
-"""What transformers knows it by (``attn_implementation``)."""
+"""Its name in transformers (``attn_implementation``)."""
 
 
 def attend(module: Any, query_BQTD: Tensor, key_BGND: Tensor, value_BGNV: Tensor, mask: Tensor | None, scaling: float | None = None,
            **named: Any) -> tuple[Tensor, None]:  # fmt: skip
-    """As transformers calls it; the answer is [B, T, Q, V]."""
+    """The function that transformers calls. Returns [B, T, Q, V]."""
     layout: Layout | None = named.pop("layout", None)
     if layout is not None:
         return of_outputs(module, query_BQTD, key_BGND, value_BGNV, layout, scaling, **named), None

@@ -1,4 +1,4 @@
-"""Experts with their adapter in factored form.
+"""LoRA on experts in factored form: the arithmetic of an adapter on a mixture of experts.
 
 PEFT adds ``B A`` to the fused expert weights and runs the experts on the sum: on every pass it writes a second copy of all
 experts, and its backward computes the gradient of the whole weight. Here the adapter's two thin products are added to the
@@ -29,7 +29,7 @@ class Factors:
         self._keeps, self._kept = False, dict[torch.dtype, Cast]()
 
     def cast(self, dtype: torch.dtype) -> Cast:
-        """In the tokens' precision."""
+        """The factors in the tokens' precision."""
         if not self._keeps:
             return self._made(dtype)
         if dtype not in self._kept:
@@ -37,7 +37,7 @@ class Factors:
         return self._kept[dtype]
 
     def keep(self, keeps: bool) -> None:
-        """Whether what was cast stands for all that follows, until told otherwise: the weights may not change meanwhile."""
+        """Reuse the cast factors until this is switched off. The weights must not change meanwhile."""
         self._keeps = keeps
         self._kept.clear()
 

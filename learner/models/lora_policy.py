@@ -1,4 +1,4 @@
-"""The policy: a frozen base and the LoRA adapter that is trained, on attention and on experts. The one home of PEFT."""
+"""The policy: a frozen base with the LoRA adapter that is trained, on attention and on experts. LoRA is attached here; only this module uses PEFT."""
 
 import json
 import types
@@ -34,7 +34,7 @@ from streams.core.errors import BadArtifact, ConfigError
 from streams.core.events import Message
 
 SHARED = "shared_experts"
-"""The module of a layer's shared experts, by DeepSeek's name."""
+"""Name of the shared experts' module in DeepSeek's layers."""
 HEAD_ROWS = 1024
 """Tokens that the output head takes at a time where activations are computed again: a vocabulary's worth of numbers for each is the most
 memory that a step needs."""
@@ -43,12 +43,12 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What a forward pass says about each output token; zero on padding."""
+    """Results of a forward pass for each output token; zero on padding."""
 
     logprobs_BT: Tensor
-    """Of the tokens that were sampled, in nats, at the temperature asked for."""
+    """Log-probability of each sampled token, in nats, at the given temperature."""
     entropy_BT: Tensor
-    """Of the distribution they were sampled from, in nats; without gradient."""
+    """Entropy of the distribution at each token, in nats; without gradient."""
     hidden_KH: Tensor
     """The state that each output token was predicted from, row by row as in ``Packed.mask_BT``; without gradient."""
 
@@ -104,7 +104,7 @@ class Policy:
 
     @property
     def hidden_size(self) -> int:
-        """Of the states that ``TokenStats.hidden_KH`` holds."""
+        """Size of the states in ``TokenStats.hidden_KH``."""
         return int(self.causal_lm.config.hidden_size)
 
     @property
@@ -160,7 +160,7 @@ class Policy:
 
     @contextmanager
     def decoding(self) -> Iterator[None]:
-        """Within, the adapter does not change, and is cast once for all tokens."""
+        """Context in which the adapter does not change, so that it is cast only once."""
         for factors in self._factors:
             factors.keep(True)
         try:
@@ -171,7 +171,7 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within, the adapter is off: what answers is the base, without a second copy of it."""
+        """Context in which the adapter is off: the model is the base, without a second copy of it."""
         with self._peft.disable_adapter():
             yield
 
@@ -208,7 +208,7 @@ class Policy:
                 weight.copy_(weights[name])
 
     def routed(self, chosen_LNK: Tensor | None) -> AbstractContextManager[None]:
-        """Within, tokens go to these experts (learner/rollouts/router_replay.py); to whom the routers choose when there are none."""
+        """Context in which tokens go to these experts (learner/rollouts/router_replay.py); None: the routers choose."""
         return nullcontext() if self.routing is None or chosen_LNK is None else self.routing.replayed(chosen_LNK)
 
     def adapter(self) -> dict[str, Tensor]:
@@ -224,7 +224,7 @@ class Policy:
         (folder / ADAPTER_FILES[1]).write_text(json.dumps(plain, indent=1, sort_keys=True, default=str))
 
     def load_adapter(self, folder: Path) -> None:
-        """Take over the weights of a saved adapter of the same shape. Raises BadArtifact, and then has changed nothing."""
+        """Load the weights of a saved adapter with the same shape. Raises BadArtifact, and then nothing has changed."""
         try:
             found = load_file(folder / ADAPTER_FILES[0], device=str(self.device))
         except (OSError, SafetensorError) as error:
@@ -236,7 +236,7 @@ class Policy:
 
 
 def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
-    """The names that carry an adapter. PEFT leaves out in silence what it does not find; here it is an error."""
+    """Names of the modules that carry an adapter. PEFT silently ignores names that it does not find; here they are an error."""
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     experts = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mlp.experts." in name}
     shared = {name.rpartition(".")[2] for name, _ in model.named_modules() if f".{SHARED}." in name}
@@ -265,7 +265,7 @@ def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
 
 
 def _innermost(module: Any) -> Any:
-    """What PEFT has wrapped."""
+    """The module inside PEFT's wrappers."""
     while isinstance(module, ParamWrapper):
         module = module.base_layer
     return module

@@ -1,4 +1,4 @@
-"""What the output head says of the tokens that were sampled, without the tables that autograd would make of it.
+"""The output head: log-probability and entropy of sampled tokens, without the large tables that autograd would keep.
 
 A vocabulary's worth of numbers for every token is the largest thing in a step. Written out, log-probability and entropy take nine walks over it
 and keep two of it in float32; here it is five, and one is kept, in the precision of the activations. What the gradient says of the target

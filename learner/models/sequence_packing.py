@@ -1,4 +1,4 @@
-"""Rollouts packed for one forward pass: a group's prompt is computed once, and its rollouts hang on it like branches.
+"""Packs rollouts for one forward pass: a group's prompt is computed once, and its rollouts continue it as branches.
 
 A row is ``prompt, output 1, output 2, …``. A token sees the prompt and its own branch only, and every branch continues the
 prompt's positions, so each log-probability equals that of the sequence on its own, without computing a prompt once a sample.
@@ -26,7 +26,7 @@ class Layout:
     row_B: Tensor
     """The row whose prompt each output continues."""
     visible_BTM: Tensor
-    """True where an output's token may look: at its prompt (the first P columns) and at what its own output said before."""
+    """True where an output's token may attend: to its prompt (the first P columns) and to the earlier tokens of its own output."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Packed:
     ids_RN: Tensor
     positions_RN: Tensor
     visible_RNN: Tensor
-    """True where a token (row) may look at another (column); padding sees itself, so that no softmax is empty."""
+    """True where a token (row) may attend to another (column). Padding attends to itself, so that no softmax is empty."""
     source_K: Tensor
     """For each output token, in order of rollouts, the flat index into R x N of the token that predicts it."""
     target_K: Tensor

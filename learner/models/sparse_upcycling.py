@@ -1,7 +1,7 @@
 """A dense model turned into a mixture of experts that answers the same (sparse upcycling, Komatsuzaki et al. 2023).
 
 Every expert starts as a copy of the dense MLP and the router's weights are normalised over the chosen experts, so whatever
-the router picks, the mixture of equal experts is that MLP. Experts part company only when they are trained.
+the router picks, the mixture of equal experts equals that MLP. Experts become different only through training.
 """
 
 import shutil

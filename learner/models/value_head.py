@@ -1,7 +1,7 @@
-"""PPO's value function: a linear head on the policy's hidden states, which learns from every step what a position is worth.
+"""PPO's value function: a linear head on the policy's hidden states that predicts the reward still to come.
 
-``K`` output tokens, ``H`` hidden. It reads the states without gradient, so it never bends the policy, and it is kept with the checkpoint, not with
-the adapter: engines that serve the adapter have no use for it.
+``K`` output tokens, ``H`` hidden. It reads the states without gradient, so it never changes the policy. It is stored in the checkpoint, not with the
+adapter: engines that serve the adapter do not need it.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")
 
 
 class ValueHead:
-    """``V = h / |h| . w + b``. Until the first fit it says the same of every position: the mean of what it was first told."""
+    """``V = h / |h| . w + b``. Until the first fit it predicts the same value at every position, the one given to ``begin``."""
 
     def __init__(self, hidden: int, learning_rate: float, device: torch.device | str = "cpu") -> None:
         self.weight_H = torch.zeros(hidden, device=device, requires_grad=True)
@@ -23,18 +23,18 @@ class ValueHead:
         self._optimizer = torch.optim.AdamW([self.weight_H, self.bias], lr=learning_rate, weight_decay=0.0)
 
     def begin(self, value: float) -> None:
-        """Before the first fit: what every position is worth, so that the first advantages are set against something."""
+        """Set the value of every position before the first fit, as a baseline for the first advantages."""
         if self.fits == 0:
             with torch.no_grad():
                 self.bias.fill_(value)
 
     def values(self, hidden_KH: Tensor) -> Tensor:
-        """What is still to come from each position, in rewards. [K]."""
+        """Predicted reward still to come at each position. [K]."""
         states_KH = torch.nn.functional.normalize(hidden_KH.float(), dim=-1)
         return states_KH @ self.weight_H + self.bias
 
     def fit(self, hidden_KH: Tensor, returns_K: Tensor, updates: int) -> float:
-        """Nearer to the returns by so many updates on their mean squared error. Returns the error before."""
+        """Fit to the returns by ``updates`` steps on the mean squared error. Returns the error before."""
         first = 0.0
         for update in range(updates):
             self._optimizer.zero_grad(set_to_none=True)

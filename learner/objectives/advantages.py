@@ -1,4 +1,4 @@
-"""Advantages: a reward set against the other rewards of its group. ``P`` prompts (groups), ``G`` rollouts a group."""
+"""Advantages: a reward relative to the other rewards of its group. ``P`` prompts (groups), ``G`` rollouts per group."""
 
 from collections.abc import Callable
 from typing import Final

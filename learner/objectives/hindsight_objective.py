@@ -1,4 +1,4 @@
-"""What people's words ask of a step: the policy that was told them teaches the policy that was not (hindsight distillation)."""
+"""The objective for people's words: hindsight distillation. The policy with the comment in its prompt teaches the policy without it."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -13,16 +13,16 @@ from learner.settings import LearnerSettings
 
 
 class HindsightObjective:
-    """The mean divergence between two minds of one policy on the tokens of an answer: told what people said of it, and not told.
+    """Mean divergence of the policy with and without the feedback in its prompt, on the tokens of an answer.
 
-    The teacher is the policy as it is now with the comment or the correction beside the question, without gradient; the student is the policy on
-    the bare question (context distillation, Snell et al. 2022; with feedback as the context: self-distillation policy optimisation, Hübotter et al.
-    2026). Both see the same answer; the whole distribution at each of its tokens teaches, not the token alone.
+    The teacher is the current policy with the comment or the correction beside the question, without gradient. The student is the policy with the
+    question alone (context distillation, Snell et al. 2022; with feedback as the context: self-distillation policy optimisation, Hübotter et al.
+    2026). Both see the same answer. The whole distribution at each token is distilled, not the sampled token alone.
     """
 
     def __init__(self, policy: Policy, settings: LearnerSettings, judged: Sequence[JudgedAnswer],
                  outputs: Sequence[tuple[tuple[int, ...], ...]]) -> None:  # fmt: skip
-        """``outputs``: of each judged answer, the answers on whose tokens is taught."""
+        """``outputs``: for each judged answer, the answers whose tokens are used for teaching."""
         self._policy, self._settings = policy, settings
         self._students = [Branches(policy.prompt_ids(one.prompt), found) for one, found in zip(judged, outputs, strict=True)]
         self._teachers = [Branches(policy.prompt_ids(advised(one)), found) for one, found in zip(judged, outputs, strict=True)]
@@ -49,5 +49,5 @@ class HindsightObjective:
         self._updates += 1
 
     def metrics(self) -> dict[str, float]:
-        """Of the first update: how far, a token, the policy that was not told is from the one that was."""
+        """Figures of the first update: divergence per token between the policy with and without the feedback."""
         return {"hindsight_answers": float(len(self._students)), "hindsight_kl_nats": self._kl}

@@ -1,4 +1,4 @@
-"""The gap between who sampled and who learns: engine and trainer disagree on the probability of the same token.
+"""Importance weights: they correct for engine and trainer giving the same token different probabilities.
 
 ``B`` rollouts, ``T`` output tokens (padded); log-probabilities in nats, of the distribution that was sampled.
 """

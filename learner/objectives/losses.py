@@ -1,6 +1,6 @@
-"""What a step maximises and what it pays, token by token. ``B`` rollouts, ``T`` output tokens (padded); logprobs in nats.
+"""Losses and penalties of a step, token by token: to add another loss, begin here. ``B`` rollouts, ``T`` output tokens (padded); logprobs in nats.
 
-Advantages are one a token, [B, T], or one a rollout, [B, 1].
+Advantages are given per token, [B, T], or per rollout, [B, 1].
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def gspo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_BT: Tens
 
 
 def cispo(policy_BT: Tensor, old_BT: Tensor, mask_BT: Tensor, advantages_BT: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """``sg(clip(ratio)) * advantage * log policy`` (CISPO, MiniMax 2025, eq. 4): a clipped token still teaches, only no louder."""
+    """``sg(clip(ratio)) * advantage * log policy`` (CISPO, MiniMax 2025, eq. 4): a clipped token keeps its gradient, with limited weight."""
     ratio_BT = (policy_BT - old_BT).detach().exp().clamp(1 - clip_low, 1 + clip_high)
     return ratio_BT * advantages_BT * policy_BT
 
@@ -53,7 +53,7 @@ def kto(policy_B: Tensor, reference_B: Tensor, good_B: Tensor, kl: float, beta: 
     """Loss of unpaired thumbs (KTO, Ethayarajh et al. 2024, eq. 8). [B], to be minimised.
 
     ``policy_B`` and ``reference_B`` are whole answers' log-probabilities; ``good_B`` is True for a thumb up; ``kl`` is the policy's distance
-    from the reference on other answers (never negative, without gradient): the point that gains and losses are felt from.
+    from the reference on other answers (never negative, without gradient), the reference point of gains and losses.
     """
     gain_B = beta * (policy_B - reference_B - kl)
     return torch.where(good_B, good_weight * (1 - gain_B.sigmoid()), bad_weight * (1 - (-gain_B).sigmoid()))
@@ -77,13 +77,13 @@ def k3_kl(policy_BT: Tensor, reference_BT: Tensor) -> Tensor:
 def steered(coefficient: float, kl_nats: float, target_nats: float, first: float) -> float:
     """The KL's next weight: up or down by at most ``STEER`` as the KL is above or below its target (Ziegler et al. 2019, section 2.2).
 
-    Held within a hundredth and a hundredfold of the ``first`` weight, so that a long quiet time does not take the brake away.
+    It stays between a hundredth and a hundred times the ``first`` weight, so that a long time below the target does not remove the penalty.
     """
     error = min(1.0, max(-1.0, kl_nats / target_nats - 1))
     return min(100 * first, max(first / 100, coefficient * (1 + STEER * error)))
 
 
 def masked_sum(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Sum over the tokens that are there. The mean over a step is the sum of this over its microbatches, divided once by the
-    step's own number of tokens: dividing each microbatch by its own would weigh tokens by the company they are in."""
+    """Sum over unmasked tokens. The mean over a step is the sum of this over its microbatches, divided once by the step's number of tokens: dividing
+    each microbatch by its own number would give a token's weight by the microbatch it happens to be in."""
     return values_BT.masked_fill(~mask_BT, 0.0).sum()

@@ -1,4 +1,4 @@
-"""What rollouts ask of a step: more of what was rewarded, corrected for who sampled it, and not far from the base.
+"""The objective on rollouts: the surrogate loss of their advantages, corrected for the engine, minus the KL to the base.
 
 ``P`` prompts (groups) of ``G`` rollouts each; ``B`` rollouts of one microbatch, ``T`` output tokens (padded); log-probabilities in nats.
 """
@@ -21,7 +21,7 @@ from learner.settings import LearnerSettings
 
 @dataclass
 class _Totals:
-    """Sums over the step's tokens, of its first update."""
+    """Sums over the step's tokens in its first update."""
 
     kl: float = 0.0
     entropy: float = 0.0
@@ -32,7 +32,7 @@ class _Totals:
 
 
 class _Pass:
-    """One microbatch through a step: what is known of its tokens, and what the first update finds out."""
+    """One microbatch of a step: its tokens, and the values that the first update computes once."""
 
     def __init__(self, packed: Packed, members: Sequence[int], rewards_B: Tensor, advantages_BT: Tensor, behaviour_BT: Tensor) -> None:
         self.packed, self.members, self.rewards_B, self.advantages_BT, self.behaviour_BT = packed, members, rewards_B, advantages_BT, behaviour_BT
@@ -44,7 +44,7 @@ class _Pass:
         self.weights_BT = torch.zeros_like(behaviour_BT)
 
     def base_gaps(self) -> list[float]:
-        """How far each rollout's tokens were from the base's mind, on average; 0 when the base was not asked."""
+        """Mean distance of each rollout's log-probabilities from the base's; 0 when the base was not run."""
         if self.old_BT is None or self.reference_BT is None:
             return [0.0] * len(self.members)
         distances_BT = (self.old_BT - self.reference_BT).abs().masked_fill(~self.paying_BT, 0.0)
@@ -52,11 +52,11 @@ class _Pass:
 
 
 class RolloutObjective:
-    """The surrogate of the rewards less the KL to the base, over one step's rollouts. Each row of the mesh computes its share of the passes."""
+    """The surrogate minus the KL to the base, over one step's rollouts. Each row of the mesh computes its share of the passes."""
 
     def __init__(self, policy: Policy, settings: LearnerSettings, step_number: int, kl_coefficient: float,
                  rollouts: Sequence[Rollout], rewards_PG: Tensor, value_head: ValueHead | None = None) -> None:  # fmt: skip
-        """``value_head``: sets rewards against what it expected at each token (GAE), in place of against their group."""
+        """``value_head``: computes advantages relative to its predictions at each token (GAE) instead of the group."""
         self._policy, self._settings, self._kl_coefficient, self._value_head = policy, settings, kl_coefficient, value_head
         size = rewards_PG.shape[1]
         rewards_B = rewards_PG.flatten().to(policy.device)
@@ -87,7 +87,7 @@ class RolloutObjective:
         self._value_loss = 0.0
 
     def backward(self, passed: Callable[[int], None] = lambda _: None) -> None:
-        """Add this objective's gradients to the adapter's; the first time round it also fixes the step's old log-probabilities."""
+        """Add this objective's gradients to the adapter's. The first call also stores the step's old log-probabilities."""
         for one in self._passes:
             with self._policy.routed(one.chosen_LNK):  # until the gradients are there: activations may be computed again for them
                 self._accumulate(one)
@@ -171,7 +171,7 @@ class RolloutObjective:
 
 
 def groups_that_pay(groups: int, ratio: float, step_number: int) -> set[int]:
-    """The groups whose KL is measured in this step; over the steps each has its turn."""
+    """The groups whose KL is measured in this step. Over the steps every group has its turn."""
     count = max(1, round(groups * ratio))
     return {(step_number * count + n) % groups for n in range(count)}
 

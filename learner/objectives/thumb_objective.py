@@ -1,4 +1,4 @@
-"""What thumbs on live answers ask of a step: good ones likelier, bad ones less likely, as felt from where the base stands (KTO)."""
+"""The objective for thumbs on live answers (KTO): good answers become likelier and bad ones less likely, relative to the base."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from learner.settings import LearnerSettings
 
 
 class ThumbObjective:
-    """The mean KTO loss over judged answers, each of which has a thumb that points somewhere.
+    """The mean KTO loss over judged answers with a verdict that is good or bad.
 
     Good and bad ones count alike however many there are of each, as the paper advises. The reference point is the policy's distance from the
     base on answers to *other* questions of the same step (section 4.1), never negative, measured before the first update.

@@ -1,1 +1,1 @@
-"""The learner's place in the ring: what it follows on the log, its loop, and publishing adapters."""
+"""The learner in the ring: reading the log, the learning loop, and publishing adapters."""

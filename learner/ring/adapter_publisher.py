@@ -1,4 +1,4 @@
-"""An adapter goes out: the artifact first, then the event that names it; so an event never names what is not there."""
+"""Publishes adapters: first the artifact, then the event that names it, so that an event never names a missing artifact."""
 
 import hashlib
 import math
@@ -17,7 +17,7 @@ from streams.kafka import Producer, read_to_end
 
 @dataclass(frozen=True)
 class Exported:
-    """An adapter's folder (PEFT's files and probes.json), ready to go out."""
+    """An adapter's folder (PEFT's files and probes.json), ready to publish."""
 
     folder: Path
     targets: tuple[str, ...]
@@ -26,7 +26,7 @@ class Exported:
 
 
 class AdapterPublisher:
-    """Numbers adapters and publishes them. A number is never used twice: the log says which was the last."""
+    """Numbers and publishes adapters. A number is never used twice, since the last one is on the log."""
 
     def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer) -> None:
         self._settings, self._context, self._producer = settings, context, producer
@@ -34,12 +34,12 @@ class AdapterPublisher:
         newest = newest_adapter(context)
         self._newest = newest.version if newest else 0
         self.parent_step = newest.step if newest else 0
-        """The step of the adapter published last, from which the next one goes on."""
+        """The step of the last published adapter, from which the next one continues."""
 
     def publish(
         self, exported: Exported, reward_model: RewardModelVersion, began_at: datetime | None = None, follows: Headers = ()
     ) -> AdapterVersion:
-        """Store, announce, and return the event once Kafka has acknowledged it. Raises Unavailable; trying again is safe.
+        """Store the artifact, publish the event, and return it once Kafka has acknowledged it. Raises Unavailable; a retry is safe.
 
         ``began_at``: when the step before it began; ``follows``: the trace of the reward model.
         """
@@ -73,6 +73,6 @@ class AdapterPublisher:
 
 
 def newest_adapter(context: PartContext) -> AdapterVersion | None:
-    """The one of the highest version on the log of this part's policy."""
+    """The adapter with the highest version of this part's policy on the log."""
     events = (ADAPTERS.decode(record.value) for record in read_to_end(context.kafka, ADAPTERS, "learner", context.metrics) if record.value)
     return max((event for event in events if event.policy == context.policy), key=lambda event: event.version, default=None)

@@ -1,6 +1,6 @@
 """What made an adapter, stored with it: settings, and for each step since its parent the prompts, the reward model and the judged answers.
 
-With them any adapter can be made again (``replay.py``): everything random in a step comes from (seed, step).
+With them any adapter can be rebuilt (``adapter_replay.py``): everything random in a step comes from (seed, step).
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ OF_THE_LOOP = frozenset({
     "prompts_kept", "prompts_needed", "judged_kept", "judged_per_step", "max_steps", "publish_every", "checkpoint_every", "probes",
     "ray_address", "ray_num_cpus", "ray_num_gpus", "ray_object_store_bytes", "worker_timeout_s",
 })  # fmt: skip
-"""Settings that decide which steps are taken and where, not what a step does."""
+"""Settings that decide which steps are taken and where they run, not the result of a step."""
 
 
 class TakenStep(BaseModel):
-    """What went into one step, beside the adapter and the optimizer before it."""
+    """The inputs of one step, besides the adapter and the optimizer before it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,13 +42,13 @@ TAKEN = TypeAdapter(tuple[TakenStep, ...])
 
 
 class AdapterRecipe(BaseModel):
-    """How to get from the parent's step to an adapter's."""
+    """How to get from the parent adapter to this one."""
 
     model_config = ConfigDict(frozen=True)
 
     settings: LearnerSettings
     features: Sha256
-    """Fingerprint of the features that its reward models look at."""
+    """Fingerprint of the features of its reward models."""
     engine: str
     device: str
     threads: int
@@ -56,25 +56,25 @@ class AdapterRecipe(BaseModel):
     after_step: int = Field(ge=0)
     """The parent's step; 0 when it began with a fresh adapter."""
     steps: tuple[TakenStep, ...]
-    """Those since, in order."""
+    """The steps since the parent, in order."""
 
     @property
     def deciding(self) -> dict[str, object]:
-        """All that the steps' results depend on, but their inputs."""
+        """Everything that the steps' results depend on, except their inputs."""
         return {"threads": self.threads, **self.settings.model_dump(exclude=set(OF_THE_LOOP))}
 
     @property
     def whole(self) -> bool:
-        """False when a kill lost the steps between the parent and this adapter: such an adapter cannot be made again."""
+        """False when a kill lost steps between the parent and this adapter: such an adapter cannot be rebuilt."""
         return [taken.step for taken in self.steps] == list(range(self.after_step + 1, self.after_step + 1 + len(self.steps))) != []
 
     def write(self, folder: Path) -> None:
-        """Beside the adapter's files."""
+        """Write the recipe beside the adapter's files."""
         (folder / RECIPE).write_text(self.model_dump_json())
 
     @classmethod
     def read(cls, folder: Path) -> "AdapterRecipe":
-        """Raises BadArtifact when it is not there or cannot be read."""
+        """Read a recipe. Raises BadArtifact when it is missing or cannot be read."""
         try:
             return cls.model_validate_json((folder / RECIPE).read_bytes())
         except (OSError, ValidationError) as error:
@@ -82,7 +82,7 @@ class AdapterRecipe(BaseModel):
 
 
 class StepHistory:
-    """The steps taken since the parent, kept with the checkpoint so that a restart loses none of those it keeps."""
+    """The steps taken since the parent, stored with the checkpoint so that a restart loses none of them."""
 
     def __init__(self, taken: Sequence[TakenStep] = (), resumed_at: int = 0) -> None:
         self.taken = tuple(taken)
@@ -90,11 +90,11 @@ class StepHistory:
         self._published: set[int] = set()
 
     def note(self, taken: TakenStep) -> None:
-        """One more step."""
+        """Add a step."""
         self.taken = (*self.taken, taken)
 
     def since(self, parent_step: int) -> tuple[TakenStep, ...]:
-        """The steps after the parent's, which are then the only ones kept; none when the parent is of a life that was lost to a kill."""
+        """The steps after the parent's; older ones are dropped. Empty when a kill lost the parent's steps."""
         if parent_step > self._resumed_at and parent_step not in self._published:
             return ()
         self.taken = tuple(taken for taken in self.taken if taken.step > parent_step)

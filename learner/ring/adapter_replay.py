@@ -1,7 +1,7 @@
-"""Any adapter again, from the recipes: the same steps from a fresh adapter on, and the same bytes.
+"""Rebuilds adapters from their recipes: the same steps from a fresh adapter on, and the same bytes.
 
-Holds on the transformers engine on one kind of CPU with the same number of threads and the same torch; a GPU's sums, or vLLM's, depend on
-what else is in a batch, and of those nothing is promised.
+It works with the transformers engine on the same kind of CPU, with the same number of threads and the same torch. Results of a GPU or of vLLM depend
+on what else is in a batch, so they cannot be rebuilt bit for bit.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from streams.core.events import AdapterVersion, Artifact
 
 @dataclass(frozen=True)
 class Replayed:
-    """An adapter's weights beside those that were made again."""
+    """A published adapter compared with its rebuild."""
 
     name: str
     step: int
@@ -37,7 +37,7 @@ class Replayed:
 
     @property
     def equal(self) -> bool:
-        """Proven, bit for bit."""
+        """True when both are equal bit for bit."""
         return self.published == self.replayed
 
 
@@ -54,7 +54,7 @@ def ancestry(adapters: Sequence[AdapterVersion], version: int) -> list[AdapterVe
 
 
 def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, reward: RewardSettings) -> Iterator[Replayed]:
-    """Make each adapter of an ancestry again. Raises ConfigError where this machine or these settings are not those it was made with."""
+    """Rebuild each adapter of an ancestry. Raises ConfigError when machine or settings are not those that it was made with."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         recipes = [_recipe(adapter, store, folder / adapter.name) for adapter in chain]
@@ -81,7 +81,7 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
 def _recipe(adapter: AdapterVersion, store: ArtifactStore, into: Path) -> AdapterRecipe:
     recipe = AdapterRecipe.read(store.fetch(adapter.artifact, into))
     if not recipe.whole or recipe.steps[-1].step != adapter.step:
-        raise ConfigError(f"{adapter.name} cannot be made again: a kill lost the steps between it and its parent (learner.checkpoint_every above 1)")
+        raise ConfigError(f"{adapter.name} cannot be rebuilt: a kill lost the steps between it and its parent (learner.checkpoint_every above 1)")
     if recipe.engine != TransformersEngine.name or recipe.device != "cpu":
         raise ConfigError(f"{adapter.name} was sampled by {recipe.engine} on {recipe.device}, which gives other bits at each run")
     if recipe.settings.workers > 1:
@@ -91,7 +91,7 @@ def _recipe(adapter: AdapterVersion, store: ArtifactStore, into: Path) -> Adapte
 
 def _check(chain: Sequence[AdapterVersion], recipes: Sequence[AdapterRecipe], base: Path) -> None:
     if (here := fingerprint(base)) != chain[0].base_fingerprint:
-        raise ConfigError(f"the base here has fingerprint {here[:12]}, these adapters were made on {chain[0].base_fingerprint[:12]}")
+        raise ConfigError(f"the base here has fingerprint {here[:12]}, these adapters were trained on {chain[0].base_fingerprint[:12]}")
     if recipes[0].torch != torch.__version__:
         raise ConfigError(f"these adapters were made with torch {recipes[0].torch}, here is {torch.__version__}")
     if recipes[0].after_step != 0 or any(a.steps[-1].step != b.after_step for a, b in itertools.pairwise(recipes)):

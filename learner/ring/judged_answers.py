@@ -1,4 +1,4 @@
-"""Live answers that people judged, as the learner takes them from labels: the verdict of their thumbs, and what they said in words."""
+"""Live answers with feedback, made from labels: the verdict of people's thumbs, and their words. The learner trains on them directly."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from streams.core.events import FeedbackKind, Label, Message, Outcome
 
 REPLY_CHARACTERS = 1000
-"""A person's next turn is cut here: what is longer is mostly the next task, and beside the question it would not fit a step."""
+"""A person's next turn is cut here: the rest is mostly the next task, and beside the question it would not fit a step."""
 
 
 class JudgedAnswer(BaseModel):
-    """An answer of a deployed agent with what people think of it."""
+    """An answer of a deployed agent with people's feedback."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -21,34 +21,34 @@ class JudgedAnswer(BaseModel):
     prompt: tuple[Message, ...]
     answer: str
     ended: bool = True
-    """False when the answer was cut at the token limit: it then has no end to learn from."""
+    """False when the answer was truncated at the token limit: then it has no end token to learn."""
     verdict: float | None = Field(default=None, ge=0, le=1)
     """Mean of the thumbs and ratings: 0 bad, 1 good."""
     comments: tuple[str, ...] = ()
     """Oldest first."""
     correction: str | None = None
-    """The newest whole answer as it should have been."""
+    """The newest correction: the whole answer as it should have been."""
     replies: tuple[str, ...] = ()
-    """What people said next in the conversation, oldest first; none unless asked for."""
+    """People's next turns in the conversation, oldest first. Empty unless ``learner.hindsight_replies``."""
 
     @property
     def good(self) -> bool | None:
-        """Which way its thumbs point; none when nobody gave one, or as many point up as down."""
+        """True for good, False for bad. None without a verdict, or when it is exactly between."""
         return None if self.verdict is None or self.verdict == 0.5 else self.verdict > 0.5
 
     @property
     def has_words(self) -> bool:
-        """True when somebody said what was wrong or right with it."""
+        """True when there is a comment or a correction."""
         return bool(self.comments or self.correction)
 
     @property
     def has_hindsight(self) -> bool:
-        """True when something was said after it from which the policy can tell what would have been better."""
+        """True when there is a comment, a correction or a reply to learn from."""
         return self.has_words or bool(self.replies)
 
     @classmethod
     def of(cls, label: Label, with_replies: bool = False) -> "JudgedAnswer | None":
-        """None when the label says nothing to learn from: withdrawn, censored, or not text alone."""
+        """Make it from a label. None when the label has nothing to learn from: withdrawn, censored, or not text alone."""
         said = [(vote.kind, vote.text) for vote in label.votes if vote.text]
         corrections = [text for kind, text in said if kind is FeedbackKind.CORRECTION]
         found = cls(
@@ -69,7 +69,7 @@ JUDGED = TypeAdapter(list[JudgedAnswer])
 
 
 class JudgedPool:
-    """The most recently judged answers of one policy. A later label of the same episode takes the place of the one before it."""
+    """The most recently judged answers of one policy. A later label of the same episode replaces the earlier one."""
 
     def __init__(self, policy: str, kept: int, with_replies: bool = False) -> None:
         self._policy, self._kept, self._with_replies = policy, kept, with_replies
@@ -80,7 +80,7 @@ class JudgedPool:
         return len(self._answers)
 
     def update(self, label: Label) -> None:
-        """Remember what people think now; forget it when they took it back."""
+        """Store the label's answer, or remove it when its feedback was withdrawn."""
         if label.policy != self._policy:
             return
         self.remove(label.episode_id)
@@ -88,14 +88,14 @@ class JudgedPool:
             self._add(judged)
 
     def remove(self, episode_id: str) -> None:
-        """An answer that has no label any more."""
+        """Remove an answer whose label was deleted."""
         self._answers.pop(episode_id, None)
         self._uses.pop(episode_id, None)
 
     def choose(self, count: int) -> Sequence[JudgedAnswer]:
-        """At most ``count``: those that were learned from least, and of these the newest, so that a fresh word counts in the next adapter.
+        """At most ``count`` answers: those used least so far, and of these the newest, so that fresh feedback counts in the next adapter.
 
-        Half of them carry words, where there are such: what a person wrote of an answer says more than a thumb or a next turn, and those are many.
+        Where possible, half of them have comments or corrections, which say more than thumbs and next turns but are fewer.
         """
         newest = list(reversed(self._answers.values()))
         order = sorted(range(len(newest)), key=lambda n: (self._uses.get(newest[n].episode_id, 0), n))
@@ -124,9 +124,9 @@ class JudgedPool:
 
 
 def advised(judged: JudgedAnswer) -> tuple[Message, ...]:
-    """The prompt with what people said of the answer beside the question: what the policy would have needed to know.
+    """The prompt with the feedback beside the question, for the teacher of hindsight distillation.
 
-    The plainest word alone: a correction, else the comments, else what was said next.
+    Only the clearest kind is used: a correction, otherwise the comments, otherwise the next turn.
     """
     *before, question = judged.prompt
     if judged.correction:

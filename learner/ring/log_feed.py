@@ -1,4 +1,4 @@
-"""What the learner follows on the log: recent prompts, what people said of live answers, and the newest reward model, fetched and verified."""
+"""Reads what the learner needs from the log: recent prompts, feedback on live answers, and the newest reward model, fetched and verified."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 
 class LogFeed:
-    """Reads episodes, labels (when they are learned from) and reward models without a group: the pools and their offsets are its own state."""
+    """Reads episodes, labels (when they are used) and reward models without a consumer group: it stores the pools and their offsets itself."""
 
     def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer, features: str) -> None:
         self._settings, self._context, self._features = settings, context, features
@@ -46,7 +46,7 @@ class LogFeed:
                 self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
         self._reward: tuple[RewardModelVersion, Path] | None = None
         self.follows: Headers = ()
-        """The trace of the reward model at hand."""
+        """Trace context of the current reward model."""
 
     @property
     def reward_model(self) -> RewardModelVersion:
@@ -55,7 +55,7 @@ class LogFeed:
 
     @property
     def reward_folder(self) -> Path:
-        """Where its files lie. Only when ``is_ready``."""
+        """Folder of the reward model's files. Only when ``is_ready``."""
         return self._current_reward_model()[1]
 
     @property
@@ -89,7 +89,7 @@ class LogFeed:
             self._context.metrics.set("tidemill_learner_waiting", float(is_missing), what=what)
 
     def wait_for_prompts_that_fit(self) -> None:
-        """Those that were chosen are too long."""
+        """Wait, because all chosen prompts were too long."""
         self._context.metrics.set("tidemill_learner_waiting", 1, what="prompts_that_fit")
         self.wait()
 
@@ -102,7 +102,7 @@ class LogFeed:
         self._context.metrics.add("tidemill_learner_device_seconds_total", waited_s * devices(self._settings), work="waiting")
 
     def save(self) -> None:
-        """Keep the pools and how far their topics were read, pools first: what is read twice is in its pool once."""
+        """Save the pools, then the offsets of their topics. A record that is read twice is in its pool only once."""
         self.prompts.save(self._context.state / "prompts.json")
         if self._settings.learns_from_judged:
             self.judged.save(self._context.state / "judged.json")
@@ -126,7 +126,7 @@ class LogFeed:
             self.prompts.add(episode)
 
     def _add_label(self, record: Record) -> None:
-        """What an erasure took from a label, or left nothing of, goes from the disk at once."""
+        """Add a label's answer to the pool. If an erasure changed or deleted the label, the pool is saved at once."""
         if record.value is None:
             self.judged.remove((record.key or b"").decode(errors="replace"))
             self._save_due = True
@@ -136,7 +136,7 @@ class LogFeed:
             self._save_due |= label.erasures > 0
 
     def _erase_people(self) -> None:
-        """Prompts of those who asked to be forgotten go, on disk too, before it is told; once, however often the log is read."""
+        """Erase the prompts of people who asked for it, on disk too, then report it; only once, however often the log is read."""
         done = {(each.person, each.erasure_at) for each in read_erased(read_to_end(self._context.kafka, ERASED, "learner", self._context.metrics))
                 if each.part == "learner"}  # fmt: skip
         due = [each.erasure for each in self._erasures.since(self._erased_up_to) if (each.erasure.person, each.erasure.at) not in done]
@@ -167,5 +167,5 @@ class LogFeed:
 
 
 def devices(settings: LearnerSettings) -> float:
-    """How many devices the learner's processes hold: their GPUs, or the machine's CPU as one."""
+    """Number of devices that the learner's processes hold: their GPUs, or the machine's CPU as one."""
     return settings.workers * settings.ray_num_gpus or 1.0

@@ -1,4 +1,4 @@
-"""The prompts to learn on: what people asked lately, each once, no more than so many."""
+"""The prompts to train on: people's most recent distinct questions, up to a limit."""
 
 import json
 import random
@@ -15,7 +15,7 @@ NOBODY = "-"
 
 
 class Kept(BaseModel):
-    """A prompt, and the people who asked it."""
+    """A prompt and the people who asked it."""
 
     prompt: tuple[Message, ...]
     askers: tuple[str, ...]
@@ -31,19 +31,19 @@ class PromptPool:
         self._policy, self._kept = policy, kept
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._askers: dict[str, frozenset[str]] = {}
-        """Who asked each, as hashes; nobody where it was asked without a name."""
+        """The people who asked each prompt, as hashes; ``NOBODY`` when it was asked without a user_id."""
 
     def __len__(self) -> int:
         return len(self._prompts)
 
     def add(self, episode: Episode) -> None:
-        """Remember what was asked. Faults of the infrastructure, other policies and turns that no person took are left out."""
+        """Add the episode's prompt. Ignores failed answers, other policies, and turns that were not a person's."""
         usable = episode.messages and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
         if episode.policy == self._policy and episode.outcome is not Outcome.FAILED and usable:
             self._add(episode.messages, frozenset({person_of(episode.user_id)} if episode.user_id is not None else {NOBODY}))
 
     def erase_person(self, person: str) -> int:
-        """Drop what this person alone asked (SHA-256 of their user_id); returns how many prompts went."""
+        """Remove prompts that only this person asked (SHA-256 of their user_id). Returns their number."""
         gone = [key for key, askers in self._askers.items() if askers == {person}]
         for key in gone:
             del self._prompts[key], self._askers[key]
@@ -62,7 +62,7 @@ class PromptPool:
         incoming.rename(path)
 
     def load(self, path: Path) -> bool:
-        """Read a saved pool. False when there is none, or none that says who asked: the episodes are then to be read again."""
+        """Read a saved pool. False when there is none, or one without the people: then the episodes must be read again."""
         try:
             kept = KEPT.validate_json(path.read_bytes())
         except (FileNotFoundError, ValidationError):

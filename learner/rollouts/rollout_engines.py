@@ -1,4 +1,4 @@
-"""Rollouts, and the two engines that sample them in the learner's own process behind one small interface."""
+"""Samples rollouts in the learner's own process, with one of two engines behind one interface."""
 
 import hashlib
 import itertools
@@ -29,9 +29,9 @@ class Rollout:
 
     prompt_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
-    """With the token that ended it, when one did: ending is an action, and is learned."""
+    """Includes the end token if there was one: ending is an action, and is learned."""
     behaviour_logprobs: tuple[float, ...]
-    """Of each output token under the distribution it was sampled from (adapter and temperature included), in nats."""
+    """Log-probability of each output token under the distribution that it was sampled from (with adapter and temperature), in nats."""
     finish: Literal["stop", "cut"]
     """``stop``: it ended by itself; ``cut``: at the token limit."""
     policy_version: int
@@ -60,17 +60,17 @@ class RolloutEngine(Protocol):
     name: str
 
     def adopt(self, policy: Policy, version: int) -> None:
-        """From now on sample with the policy's adapter as it is now, which is called ``version``."""
+        """Use the policy's current adapter, named ``version``, for sampling from now on."""
 
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int,
                told: Told = unheard) -> list[Rollout]:  # fmt: skip
         """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts. ``told`` hears how far it is."""
 
     def rest(self) -> None:
-        """Until it adopts an adapter again nothing will be asked: what memory it can lend, it gives up."""
+        """Free memory where possible: nothing will be sampled before the next ``adopt``."""
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free all resources."""
 
 
 class TransformersEngine:
@@ -237,7 +237,7 @@ def seed_of(seed: int, prompt: int) -> int:
 
 
 def make_engine(policy: Policy, settings: LearnerSettings) -> RolloutEngine:
-    """The engine that the settings ask for."""
+    """The engine that the settings choose."""
     on_vllm = policy.device.type == "cuda" and settings.model_parallel == 1
     wanted = settings.engine if settings.engine != "auto" else ("vllm" if on_vllm else "transformers")
     log.info("engine_starting", engine=wanted)
@@ -260,7 +260,7 @@ def _by_row(seen: Sequence[Tensor], there_N: Tensor | None = None) -> list[list[
 
 
 def _lora_rank(rank: int) -> int:
-    """vLLM takes ranks of its own list only; the next larger one holds ours."""
+    """vLLM supports only certain ranks; this is the next larger one."""
     return next(size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)
 
 

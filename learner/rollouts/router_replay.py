@@ -1,7 +1,7 @@
 """Router replay: the experts that the engine chose are the experts that the trainer uses (R3, Ma et al. 2025).
 
-Engine and trainer compute in different orders, and a router's near tie then falls the other way: other experts, another probability, and a ratio far
-from 1 that says nothing of the policy. ``L`` layers with a router, ``N`` tokens, ``E`` experts, ``K`` experts a token.
+Engine and trainer compute in different orders, so a router's near tie may be decided differently: other experts, another probability, and a ratio far
+from 1 that is not due to the policy. ``L`` layers with a router, ``N`` tokens, ``E`` experts, ``K`` experts per token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from learner.models.sequence_packing import Branches, Packed
 from streams.core.errors import ConfigError
 
 FREE: Final = -1
-"""In place of an expert's number: nobody chose for this token, and the router decides."""
+"""Instead of an expert's number: there is no recorded choice for this token, and the router decides."""
 
 
 def _softmax(logits_NE: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ RULES: Final[tuple[Rule, ...]] = ((_softmax, _to_one), (_softmax, _as_they_are),
 
 
 class RouterChoices:
-    """The routers of a transformers model, whose choices are written down or given."""
+    """Records and replays the choices of a transformers model's routers."""
 
     def __init__(self, causal_lm: Any) -> None:
         self._gates: list[Any] = [module for name, module in causal_lm.named_modules() if name.endswith(".mlp.gate")]
@@ -54,7 +54,7 @@ class RouterChoices:
 
     @contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
-        """Within, every forward pass leaves its choices, [N, K] a layer, in the list."""
+        """Context in which every forward pass appends its choices, [N, K] per layer, to the list."""
         seen: list[Tensor] = []
 
         def write_down(gate: Any, inputs: Any, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -69,7 +69,7 @@ class RouterChoices:
 
     @contextmanager
     def replayed(self, chosen_LNK: Tensor) -> Iterator[None]:
-        """Within, tokens go to the experts given, weighed by the router's own logits, which keep their gradient; ``FREE`` ones as they would."""
+        """Context in which tokens go to the given experts, weighted by the router's own logits with their gradient; ``FREE`` tokens go as usual."""
         hooks = [gate.register_forward_hook(self._follow(chosen_NK)) for gate, chosen_NK in zip(self._gates, chosen_LNK, strict=True)]
         try:
             yield
@@ -90,7 +90,8 @@ class RouterChoices:
 
     @torch.no_grad()
     def _rule_of(self, gate: Any, logits_NE: Tensor, own_NK: Tensor, own_chosen_NK: Tensor) -> Rule:
-        """The rule that gives this base's own weights for its own choices: found once, so that an unknown router is an error and no silent change."""
+        """The rule that reproduces this base's weights for its own choices. Checked once, so that an unknown router is an error, not a silent
+        change."""
         if self._rule is None:
             for weigh, scale in RULES if "routed_scaling_factor" in vars(gate) else RULES[:2]:
                 if torch.allclose(scale(gate, weigh(logits_NE).gather(-1, own_chosen_NK)).float(), own_NK.float(), atol=1e-2):

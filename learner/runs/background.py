@@ -1,4 +1,4 @@
-"""A process that computes only when nobody else wants the cores."""
+"""Lowers the priority of a process, so that it computes only when no other process needs the cores."""
 
 import contextlib
 import os

@@ -1,6 +1,6 @@
-"""The learner's last checkpoint, as safetensors and JSON: adapter, optimizer, value head, step, the KL's weight. A folder is whole or not there.
+"""The learner's last checkpoint, as safetensors and JSON: adapter, optimizer, value head, step, the KL's weight. It is written atomically.
 
-Everything random in a step comes from (seed, step), so the step's number is all the state that chance has.
+Everything random in a step comes from (seed, step), so the step's number is the only random state.
 """
 
 import json
@@ -47,7 +47,7 @@ def save(trainer: Trainer, folder: Path, taken: Sequence[TakenStep] = ()) -> Pat
 
 
 def load(trainer: Trainer, folder: Path) -> int:
-    """Go on from the newest checkpoint under ``folder``. Returns its step; 0 when there is none. Raises BadArtifact."""
+    """Resume from the newest checkpoint under ``folder``. Returns its step; 0 when there is none. Raises BadArtifact."""
     found = sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
     if not found:
         return 0

@@ -1,4 +1,4 @@
-"""What lives in the learner's own process: policy, optimizer, engine and reward model side by side on one device."""
+"""The learner's process: policy, optimizer, engine and reward model together on one device."""
 
 import json
 import os
@@ -35,14 +35,14 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class StepReport:
-    """What the worker hears of a step: its number and figures, not its texts."""
+    """A step's result for the loop: its number and figures, without texts."""
 
     step: int
     metrics: dict[str, float]
 
 
 class RewardScorer:
-    """The newest reward model's lower confidence bound, in [0, 1]: what it is unsure of is worth less."""
+    """The newest reward model's lower confidence bound, in [0, 1]: answers about which it is unsure get less."""
 
     def __init__(self, featurizer: Featurizer, model: RewardModel) -> None:
         self._featurizer, self._model = featurizer, model
@@ -96,7 +96,7 @@ class LearnerProcess:
         return self._featurizer.fingerprint
 
     def steps(self) -> int:
-        """Steps taken and kept."""
+        """Steps taken and saved."""
         return self._trainer.step_number
 
     def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, judged: Sequence[JudgedAnswer] = (),

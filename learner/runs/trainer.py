@@ -27,13 +27,13 @@ Prompt = tuple[Message, ...]
 
 
 class Scorer(Protocol):
-    """Says how good answers are. The reward model behind it, or a plain function in tests."""
+    """Scores answers: a reward model, or a plain function in tests."""
 
     def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> Sequence[float]: ...
 
 
 class Objective(Protocol):
-    """One of the things that a step wants of the policy."""
+    """One objective of a step (rollouts, thumbs, words)."""
 
     @property
     def tokens(self) -> int:
@@ -43,12 +43,12 @@ class Objective(Protocol):
         """Add its gradients to the adapter's; called once an update. ``passed`` hears the tokens of each pass that is done."""
 
     def metrics(self) -> dict[str, float]:
-        """What it measured; asked for after the last update."""
+        """Figures that it measured; read after the last update."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did."""
+    """The result of one step."""
 
     step: int
     """Steps taken so far, this one included."""
@@ -73,7 +73,7 @@ class _Sampled:
 
 
 class Trainer:
-    """Holds the optimizer. Everything random comes from (seed, step), so a step is a function of adapter, optimizer and input."""
+    """Takes steps. Everything random comes from (seed, step), so a step is a function of adapter, optimizer and input."""
 
     def __init__(self, policy: Policy, engine: RolloutEngine, settings: LearnerSettings, teller: StepTeller | None = None) -> None:
         self.policy, self.engine, self.settings = policy, engine, settings
@@ -195,7 +195,7 @@ class Trainer:
         return [prompts[n] for n in kept], young, len(rollouts) - len(young)
 
     def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
-        """The answers on whose tokens each judged answer's words teach."""
+        """For each judged answer, the answers whose tokens its words teach on."""
         s = self.settings
         told = [one for one in worded if one.comments and not one.correction] if s.hindsight_on == "rewritten" else []
         rewritten: dict[str, list[tuple[int, ...]]] = {one.episode_id: [] for one in told}
@@ -211,7 +211,7 @@ class Trainer:
         ]
 
     def _rewards(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], answers: Sequence[str], scorer: Scorer) -> Tensor:
-        """The score after the guards that need no model. [P x G]."""
+        """Rewards: scores after the penalties for empty and truncated answers. [P x G]."""
         s = self.settings
         asked = [prompts[n // s.samples_per_prompt] for n in range(len(rollouts))]
         scores = scorer(list(zip(asked, answers, strict=True))) if rollouts else ()
@@ -221,7 +221,7 @@ class Trainer:
         ])  # fmt: skip
 
     def _chosen(self, rewards_B: Tensor) -> list[int]:
-        """Which rollouts are trained on."""
+        """The rollouts that are trained on."""
         s = self.settings
         if not s.trained_per_prompt:
             return list(range(len(rewards_B)))

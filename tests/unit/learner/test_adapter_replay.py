@@ -154,7 +154,7 @@ def test_steps_that_a_kill_took_leave_an_adapter_that_says_it_cannot_be_made_aga
     world.step(1, 2)
     world.step(0, 1)
     world.publish()
-    with pytest.raises(ConfigError, match="default@2 cannot be made again: a kill lost the steps"):
+    with pytest.raises(ConfigError, match="default@2 cannot be rebuilt: a kill lost the steps"):
         world.again(2)
 
 
