@@ -120,7 +120,10 @@ def test_the_first_small_step_is_served(pair: Pair, first: Path) -> None:
     assert found.passed, found.reason
     assert found.proof in ("answers", "tensors")
     assert found.noise_nats is not None
-    assert 1e-3 < found.noise_nats < 0.1  # they do compute differently
+    if found.adapter.startswith("precision-bfloat16"):  # the learner reads its probes in float32, whatever it trains in
+        assert 1e-3 < found.noise_nats < 0.1
+    else:
+        assert found.noise_nats < 1e-3
 
 
 def test_a_large_step_is_proved_by_its_answers(pair: Pair, grown: Path) -> None:
