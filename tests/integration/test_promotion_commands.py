@@ -89,7 +89,7 @@ def test_a_trial_tells_what_it_cost_to_learn_since_production_and_to_try(desk: D
 
 def test_what_is_held_back_on_the_production_before_is_told(desk: Desk) -> None:
     desk.machine(1, "candidate", "shadow", "canary", "promoted", canary_share=0.95)
-    assert "5% of conversations go on with base" in desk.type("promotions").output
+    assert "5% of conversations stay with base" in desk.type("promotions").output
     assert desk.told["share"] == 0.95
 
 
