@@ -82,7 +82,7 @@ class Engine:
     def drop(self, name: str) -> None:
         return None
 
-    def delete_unfinished(self) -> list[str]:
+    def unload_idle(self) -> list[str]:
         names = self.router.idle()
         for name in names:
             self.router.remove(name)

@@ -71,7 +71,7 @@ class Engine:
     def drop(self, name: str) -> None:
         self.dropped.append(name)
 
-    def delete_unfinished(self) -> list[str]:
+    def unload_idle(self) -> list[str]:
         return []
 
 
