@@ -318,8 +318,9 @@ class AdapterLoader:
             reason = f"{len(placed.missing)} of {len(placed.missing) + len(placed.same)} tensors did not take effect here: {told(placed.missing)}"
             raise AttestationFailed(reason)
         base, own = self._engine.probe(None, known.probes), self._engine.probe(adapter.name, known.probes)
-        verdict = judge(own, base, known, self._settings, placed.complete and bool(known.tensors))
-        if verdict.outcome == "cannot tell" and placed.complete and known.tensors:
+        in_place = placed.complete and bool(known.tensors)
+        verdict = judge(own, base, known, self._settings, in_place)
+        if verdict.outcome == "cannot tell" and in_place:
             return replace(verdict, proof="tensors", reason=f"all {len(placed.same)} tensors are in place; {verdict.reason}")
         return verdict
 

@@ -28,7 +28,7 @@ from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
-from streams.core.events import Episode, Feedback, FeedbackKind, Outcome, new_id
+from streams.core.events import ANONYMOUS, Episode, Feedback, FeedbackKind, Outcome, new_id
 from streams.core.person_ids import header_text, plain_id
 from streams.core.traces import Headers, context_from_header, trace_in_logs
 
@@ -192,7 +192,7 @@ class Capture:
         self._publisher.publish_feedback(Feedback(
             feedback_id=f"reply-{hashlib.sha256(f'{answered} {text}'.encode(errors='replace')).hexdigest()[:32]}",
             episode_id=answered,
-            user_id=exchange.asked.user_id or "anonymous",
+            user_id=exchange.asked.user_id or ANONYMOUS,
             kind=FeedbackKind.REPLY,
             text=text,
             at=exchange.started_at,

@@ -1,6 +1,5 @@
 """The door for agents' telemetry: OTLP/HTTP in, episodes out through the outbox; a span that does not fit is a dead letter with the reason."""
 
-import base64
 import json
 import threading
 from collections import Counter
@@ -24,14 +23,13 @@ from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_
 from actor.otlp.span_episodes import episodes_of, kind_of
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
-from streams.core.events import DeadLetter, Episode
+from streams.core.events import Episode
 from streams.core.listening_socket import listening_socket
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
-from streams.core.person_ids import people_in, person_of
 from streams.core.topics import DEAD_LETTERS, EPISODES
-from streams.kafka import Producer
-from streams.kafka.dead_letters import KEPT_BYTES
+from streams.kafka import Producer, Record
+from streams.kafka.dead_letters import letter_of
 from streams.outbox.outbox import Outbox
 
 LOOP, TURN_S = "otlp", 30.0
@@ -129,11 +127,8 @@ class Receiver:
         self._letter(json.dumps(redacted(asdict(span), self._redactor, Counter()), default=repr).encode(), error, span.span_id)
 
     def _letter(self, raw: bytes, error: InvalidEvent, key: str | None = None) -> None:
-        told = DeadLetter(
-            source_topic=SOURCE, source_partition=-1, source_offset=-1, reason=error.reason, message=str(error)[:2000], record_key=key,
-            record_base64=base64.b64encode(raw[:KEPT_BYTES]).decode(), people=tuple(sorted(map(person_of, people_in(raw)))), part=SOURCE,
-            at=self._clock.now(),
-        )  # fmt: skip
+        record = Record(SOURCE, -1, -1, 0, key.encode() if key else None, raw)
+        told = letter_of(record, error, SOURCE, self._clock.now())
         if not self._outbox.put(DEAD_LETTERS, told):
             raise OutboxFull
         self._metrics.add("tidemill_dead_letters_total", topic=SOURCE, reason=error.reason)

@@ -22,10 +22,11 @@ def erase(user: str, requested_by: str, wait_s: float, only_certificate: bool, a
     from infra.operate.ring_status import of_run
     from infra.settings.config import load
     from streams.core.errors import ConfigError
+    from streams.core.events import ANONYMOUS
 
     settings = of_run(load(config, overrides))
-    if user == "anonymous":
-        raise ConfigError("'anonymous' is everybody who gave no name, and nobody in particular: retract single feedback instead")
+    if user == ANONYMOUS:
+        raise ConfigError(f"'{ANONYMOUS}' is everybody who gave no name, and nobody in particular: retract single feedback instead")
     erasure = newest_erasure(settings.kafka, user) if only_certificate else ask(settings.kafka, user, requested_by)
     if erasure is None:
         raise ConfigError("there is no erasure of that person: run the command without --certificate")

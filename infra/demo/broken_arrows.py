@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from infra.demo.simulated_talk import TalkTally
 from infra.operate.log_watch import LogFacts
 from infra.settings.config import Settings
+from reward.fit.label_evidence import good_and_bad, lacking
 from streams.core.errors import Unavailable
 from streams.core.metrics import Metrics
 from streams.core.topics import EPISODES, FEEDBACK, Topic
@@ -148,9 +149,7 @@ class RingFlow:
         return sum(end_offsets(self._settings.kafka, topic, self._metrics).values())
 
     def _counts(self, facts: LogFacts, tally: TalkTally, published: dict[str, int]) -> RingCounts:
-        verdicts = [label.verdict for label in list(facts.labels.values()) if label.verdict is not None]
-        good, needed = sum(verdict >= 0.5 for verdict in verdicts), self._settings.reward
-        enough = len(verdicts) >= needed.min_labels and min(good, len(verdicts) - good) >= needed.min_each_verdict
+        good, bad = good_and_bad(list(facts.labels.values()))
         told = list(facts.attestations)
         return RingCounts(
             questions=tally.asked,
@@ -159,7 +158,7 @@ class RingFlow:
             thumbs=tally.thumbs,
             feedback=published["feedback"],
             labels=len(facts.labels),
-            enough_labels=len(verdicts) if enough else 0,
+            enough_labels=0 if lacking(good, bad, self._settings.reward) else good + bad,
             reward_models=len(facts.reward_models),
             adapters=len(facts.adapters),
             attestations=len(told),

@@ -11,9 +11,8 @@ from infra.machine.machine_choice import is_open
 from infra.machine.machine_probe import kept_rates, processor_name, resolved
 from infra.machine.step_prediction import predicted_step, sized_for
 from infra.settings.config import Settings
+from learner.runs.step_progress import PHASES
 from streams.core.events import AdapterVersion
-
-PHASES = ("rollout", "score", "train")
 
 
 def sized(settings: Settings, minutes: float) -> tuple[Settings, tuple[str, ...], float | None]:

@@ -7,6 +7,7 @@ from learner.ring.adapter_publisher import AdapterPublisher, Exported
 from learner.ring.log_feed import LogFeed, devices
 from learner.ring.progress_watch import TURN_S, ProgressWatch
 from learner.runs.learner_process import StepReport
+from learner.runs.step_progress import PHASES
 from learner.runs.trainer import Prompt
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
@@ -17,7 +18,6 @@ from streams.core.traces import trace_in_logs
 from streams.kafka import Producer
 
 log = structlog.get_logger()
-PHASES = ("rollout", "score", "train")
 RETRY_S = 2.0
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from learner.runs.step_progress import PROGRESS_FILE, LearnerProgress, Phase, read_progress
+from learner.runs.step_progress import PHASES, PROGRESS_FILE, LearnerProgress, Phase, read_progress
 from streams.core.part_context import PartContext
 
 log = structlog.get_logger()
@@ -38,8 +38,8 @@ class ProgressWatch:
             self._tell(told)
 
     def _tell(self, told: LearnerProgress) -> None:
-        metrics, phases = self._context.metrics, ("waiting", "rollout", "score", "train")
-        for phase in phases:
+        metrics = self._context.metrics
+        for phase in ("waiting", *PHASES):
             metrics.set("tidemill_learner_phase", float(told.phase == phase), phase=phase)
         metrics.set("tidemill_learner_phase_tokens", told.done_tokens, what="done")
         metrics.set("tidemill_learner_phase_tokens", told.all_tokens, what="all")
