@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.machine.base_shape import shape_of
-from infra.machine.machine_choice import is_open
-from infra.machine.machine_probe import kept_rates, processor_name, resolved
+from infra.machine.machine_probe import processor_name, resolved
 from infra.machine.step_prediction import predicted_step, sized_for
 from infra.settings.config import Settings
 from learner.runs.step_progress import PHASES
@@ -19,11 +17,10 @@ def sized(settings: Settings, minutes: float) -> tuple[Settings, tuple[str, ...]
     """The settings as this machine computes best, with steps so small that a dozen fit into ``minutes`` of learning; why; and the seconds that a step
     is predicted to take alone: None where nothing was left to the machine, or it could not be measured."""
     choice = resolved(settings)
-    rates = kept_rates(shape_of(settings.policy)) if is_open(settings) else None
-    if rates is None:
+    if choice.rates is None:
         return choice.settings, choice.why, None
-    chosen = sized_for(choice.settings, rates, minutes)
-    step = predicted_step(chosen, rates)
+    chosen = sized_for(choice.settings, choice.rates, minutes)
+    step = predicted_step(chosen, choice.rates)
     return chosen, choice.why, None if step is None else step.total_s
 
 

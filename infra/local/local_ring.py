@@ -22,6 +22,7 @@ from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
 from infra.local.startable import Startable
 from infra.machine.base_shape import shape_of
 from infra.machine.machine_probe import machine_rates, resolved
+from infra.machine.machine_rates import MachineRates
 from infra.machine.step_prediction import sized_for
 from infra.machine.usable_cores import usable_cores
 from infra.preparation.base_preparation import prepared_base
@@ -113,14 +114,22 @@ class Ring(Startable):
         self._base = prepared_base(self.settings.policy, self._preparations.broken_off)
 
     def _measure(self) -> None:
-        self._choice = resolved(self.settings, broken_off=self._preparations.broken_off)
+        broken_off = self._preparations.broken_off
+        self._choice = resolved(self.settings, broken_off=broken_off)
+        self._rates = self._choice.rates
+        if self._rates is None and self._sizes_steps:  # nothing is left to the machine but the size of steps
+            self._rates = machine_rates(shape_of(self.settings.policy), broken_off=broken_off)
+
+    @property
+    def _sizes_steps(self) -> bool:
+        return bool(self._step_minutes) and not self.settings.learner.ray_num_gpus
 
     def _start_actor(self) -> None:
         """Settle the settings, write them for all parts, and start the one that people wait for."""
         self.settings = self._choice.settings
         self._set("policy", base=self._base)  # the parts need not look for it again
-        if self._step_minutes and not self.settings.learner.ray_num_gpus:
-            self._size_steps(self._step_minutes)
+        if self._sizes_steps and self._rates is not None:
+            self._size_steps(self._step_minutes, self._rates)
         for sentence in self._choice.why:
             self._say(sentence)
         (self.settings.run_folder / "config.toml").write_text(to_toml(self.settings))
@@ -228,9 +237,9 @@ class Ring(Startable):
                 raise Unavailable(failing["actor"])
             time.sleep(0.5)
 
-    def _size_steps(self, minutes: float) -> None:
+    def _size_steps(self, minutes: float, rates: MachineRates) -> None:
         """Make steps smaller until one is predicted to take no longer on this machine, and say so."""
-        asked, self.settings = self.settings.learner, sized_for(self.settings, machine_rates(shape_of(self.settings.policy)), minutes, steps=1)
+        asked, self.settings = self.settings.learner, sized_for(self.settings, rates, minutes, steps=1)
         if (sized := self.settings.learner) != asked:
             size = f"{sized.prompts_per_step} prompts x {sized.samples_per_prompt} samples x {sized.max_output_tokens} tokens"
             self._say(f"a step is {size} here, so that it takes at most {minutes:g} min (learner.step_minutes)")

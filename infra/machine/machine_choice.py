@@ -25,6 +25,8 @@ class MachineChoice:
     settings: Settings
     why: tuple[str, ...]
     """A sentence each."""
+    rates: MachineRates | None = None
+    """What it rests on; None where nothing was left to the machine."""
 
 
 def learner_is_open(settings: Settings) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 import tomllib
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -47,7 +48,8 @@ def resolved(settings: Settings, apart: bool = False, broken_off: threading.Even
     """
     if not is_open(settings):
         return MachineChoice(settings, ())
-    return chosen_for(settings, machine_rates(shape_of(settings.policy), broken_off=broken_off), apart=apart)
+    rates = machine_rates(shape_of(settings.policy), broken_off=broken_off)
+    return replace(chosen_for(settings, rates, apart=apart), rates=rates)
 
 
 def resolved_for_part(role: str, settings: Settings) -> Settings:
