@@ -33,7 +33,7 @@ from infra.local.part_process import base_folder
 from infra.settings.config import load
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
-from learner.ring.judged_answers import JudgedAnswer
+from learner.ring.labelled_answers import LabelledAnswer
 from learner.rollouts.rollout_engines import TransformersEngine
 from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
@@ -95,7 +95,7 @@ def measure(arm: str, base: Path, settings: LearnerSettings, rounds: int, facts:
     questions = {"question": [fact.question for fact in facts], "rephrased": [fact.tuning if tunes else fact.rephrased for fact in facts]}
     found: dict[str, Any] = {"settings": settings.model_dump(exclude_defaults=True), "rounds": rounds, "learning_s": 0.0, "steps": [], "looks": []}
     found["looks"].append(look(policy, facts, questions))
-    live = [judged(arm, fact, answer) for fact, answer in zip(facts, found["looks"][0]["question"]["answers"], strict=True)]
+    live = [labelled(arm, fact, answer) for fact, answer in zip(facts, found["looks"][0]["question"]["answers"], strict=True)]
     source, batch = random.Random(settings.seed), settings.judged_per_step
     for taken in range(1, rounds + 1):
         source.shuffle(live)
@@ -137,9 +137,9 @@ def prompt(question: str) -> Prompt:
     return (Message(role="system", content=SYSTEM), Message(role="user", content=question))
 
 
-def judged(arm: str, fact: Fact, answer: str) -> JudgedAnswer:
+def labelled(arm: str, fact: Fact, answer: str) -> LabelledAnswer:
     """The live answer with what the person gave."""
-    return JudgedAnswer(
+    return LabelledAnswer(
         episode_id=fact.key,
         prompt=prompt(fact.question),
         answer=answer or "I do not know.",

@@ -1,6 +1,6 @@
 """How good, how quick and how hard to fool the streaming reward model is, on judged answers. `make bench-reward DATA=judged.jsonl.gz`.
 
-Episodes and votes are those of `judged.py`. Everything is seeded, figures that depend on the luck of the votes are means over ``--seeds``;
+Episodes and votes are those of `simulated_votes.py`. Everything is seeded, figures that depend on the luck of the votes are means over ``--seeds``;
 features are kept in ``--cache`` between runs. Prints and writes JSON.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.judged import DELAY_S, NOISE, PEOPLE, START, VOTE_RATIO, Answer, Split, Vote, features_of, read, votes_on
+from benchmarks.simulated_votes import DELAY_S, NOISE, PEOPLE, START, VOTE_RATIO, Answer, Split, Vote, features_of, read, votes_on
 from reward.evaluation.calibration import calibration
 from reward.features.featurizer import Featurizer
 from reward.fit.replay_buffer import BufferEntry
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
-from reward.trust.vote_propensity import AskedTurn, effect_of, fit_propensity
+from reward.trust.vote_propensity import AnsweredTurn, effect_of, fit_propensity
 from reward.updater.refitter import Refitter
 from streams.core.events import Message
 
@@ -250,7 +250,7 @@ def shrinkage(split: Split, settings: RewardSettings, given: Given, seeds: int) 
 
 def who_votes(split: Split, settings: RewardSettings, given: Given, seeds: int, harsh: float = 0.3) -> dict[str, Any]:
     """Who votes more than others is harder to please: how far the model is from what all people would say, with and without weights."""
-    asked = [AskedTurn((Message(role="user", content=a.prompt),), f"{a.person}", a.voted) for a in sorted(split.stream, key=lambda a: a.number)]
+    asked = [AnsweredTurn((Message(role="user", content=a.prompt),), f"{a.person}", a.voted) for a in sorted(split.stream, key=lambda a: a.number)]
     model = fit_propensity("default", asked)
     weights = {a.number: model.weight((Message(role="user", content=a.prompt),), f"{a.person}") for a in split.stream if a.voted}
     middle = sorted(a.vote_chance for a in split.stream)[len(split.stream) // 2]

@@ -26,7 +26,7 @@ from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training
 from infra.local.part_process import base_folder
 from infra.settings.config import load
 from learner.models.lora_policy import Policy
-from learner.ring.judged_answers import JudgedAnswer
+from learner.ring.labelled_answers import LabelledAnswer
 from learner.rollouts.rollout_engines import TransformersEngine
 from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
@@ -40,14 +40,14 @@ SENTENCES = (
 )
 LIKED = PREFERENCES["says-e"]
 REWARDED: dict[str, Any] = {"updates_per_step": 2}
-JUDGED: dict[str, Any] = {"rollout_weight": 0.0, "updates_per_step": 2}
+SAVED: dict[str, Any] = {"rollout_weight": 0.0, "updates_per_step": 2}
 WAYS: dict[str, dict[str, Any]] = {
     "GRPO": {**REWARDED},
     "GSPO": {**REWARDED, "surrogate": "gspo", "clip_low": 0.05, "clip_high": 0.05},
     "CISPO": {**REWARDED, "surrogate": "cispo"},
     "PPO": {**REWARDED, "advantage": "gae"},
-    "KTO": {**JUDGED, "thumb_weight": 1.0},
-    "distillation": {**JUDGED, "hindsight_weight": 1.0},
+    "KTO": {**SAVED, "thumb_weight": 1.0},
+    "distillation": {**SAVED, "hindsight_weight": 1.0},
 }
 TASK: dict[str, Any] = {"prompts_per_step": 4, "samples_per_prompt": 8, "max_output_tokens": 10, "learning_rate": 0.005, "kl_coefficient": 0.0,
                         "engine": "transformers"}  # fmt: skip
@@ -92,14 +92,14 @@ def learn(base: Path, settings: LearnerSettings, steps: int) -> list[float]:
     trainer = Trainer(policy, TransformersEngine(policy), settings)
     source = random.Random(settings.seed)
     found: list[float] = []
-    live: list[JudgedAnswer] = []
+    live: list[LabelledAnswer] = []
     for step in range(steps):
         asked = [training_question(source) for _ in range(settings.prompts_per_step)]
         prompts: list[Prompt] = [(Message(role="user", content=question.text),) for question in asked]
         result = trainer.step(prompts, reward, live)
         found.append(result.metrics["reward_mean"])
         pairs = [(n, asked[n // settings.samples_per_prompt], answer) for n, answer in enumerate(result.answers)]
-        live = [judged(f"{step}-{n}", question, answer, source) for n, question, answer in pairs if answer.strip()][::2]  # half of the people say
+        live = [labelled(f"{step}-{n}", question, answer, source) for n, question, answer in pairs if answer.strip()][::2]  # half of the people say
     return found
 
 
@@ -108,10 +108,10 @@ def reward(pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
     return [sum("e" in word for word in answer.lower().split()) / max(1, len(answer.split())) for _, answer in pairs]
 
 
-def judged(episode_id: str, question: SimulatedQuestion, answer: str, source: random.Random) -> JudgedAnswer:
+def labelled(episode_id: str, question: SimulatedQuestion, answer: str, source: random.Random) -> LabelledAnswer:
     """A thumb, and where it points down the answer as the person would have liked it."""
     good = LIKED.approves(question, answer)
-    return JudgedAnswer(
+    return LabelledAnswer(
         episode_id=episode_id,
         prompt=(Message(role="user", content=question.text),),
         answer=answer,

@@ -245,7 +245,7 @@ class AdapterLoader:
         began, began_at = time.monotonic(), self._context.clock.now()
         try:
             folder = self._checked(adapter)
-            verdict = self._loaded_and_judged(adapter, folder, read_probes(folder))
+            verdict = self._load_and_compare(adapter, folder, read_probes(folder))
             if not verdict.passed:
                 self._refuse(adapter, "not_attested", verdict.reason)
         except (BadArtifact, AttestationFailed) as error:
@@ -295,13 +295,13 @@ class AdapterLoader:
         check_shape(folder, adapter, self._settings.max_rank)
         return folder
 
-    def _loaded_and_judged(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
+    def _load_and_compare(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
         if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
             raise BadArtifact(f"{adapter.name} was loaded here with other bytes before: publish these under a new version")
         check_exported(folder, known.tensors)
         self._engine.load(adapter.name, folder)
         try:
-            verdict = self._judged(adapter, folder, known)
+            verdict = self._compare(adapter, folder, known)
         except (AttestationFailed, BadArtifact, Unavailable):
             self._engine.drop(adapter.name)
             raise
@@ -310,7 +310,7 @@ class AdapterLoader:
             shutil.rmtree(folder, ignore_errors=True)
         return verdict
 
-    def _judged(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
+    def _compare(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
         """By its tensors, all of which the engine must hold, and by its answers. Where noise hides a small step from its answers, its tensors
         are proof enough to serve it, and the verdict says so."""
         placed = self._engine.placed(adapter.name, folder)

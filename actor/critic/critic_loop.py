@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import openai
 import structlog
 
+from actor.actor_client import client
 from actor.critic.critic_settings import CriticSettings
-from actor.openai_asker import client
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome
 from streams.core.part_context import PartContext
@@ -70,7 +70,7 @@ def chance_of_yes(first: Sequence[tuple[str, float]]) -> float | None:
     return mass["yes"] / total if total > 0 else None
 
 
-def is_judged(episode: Episode, policy: str, share: float) -> bool:
+def is_in_share(episode: Episode, policy: str, share: float) -> bool:
     """True for the policy's readable answers that belong to the judged share, drawn by episode id."""
     whole = episode.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED) and episode.answer.strip() and not episode.tool_calls
     return episode.policy == policy and bool(whole) and bool(episode.messages) and is_drawn(episode.episode_id, share)
@@ -105,7 +105,7 @@ class Critic:
     def feedback(self, episode: Episode) -> list[Feedback]:
         """What to publish of it: on its own answer, and on the one that its person replied to. Raises Unavailable."""
         found = []
-        if is_judged(episode, self._context.policy, self._settings.share):
+        if is_in_share(episode, self._context.policy, self._settings.share):
             found.append(self._verdict(self._settings.rubric, episode.episode_id, episode.messages[-1].text, episode.answer))
         answered, turn = episode.replies_to, turn_before(episode)
         if episode.policy == self._context.policy and answered and turn and is_drawn(answered, self._settings.share):
@@ -144,7 +144,7 @@ def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
         while not context.stopping.is_set():
             try:
                 records = consumer.poll(timeout_s=1.0, max_records=settings.at_once)
-                for feedback in (each for record in records for each in _judged(critic, record, context)):
+                for feedback in (each for record in records for each in _feedback_on(critic, record, context)):
                     producer.send(FEEDBACK, feedback)
                 producer.flush()
                 if not context.stopping.is_set():
@@ -158,7 +158,7 @@ def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
         producer.close()
 
 
-def _judged(critic: Critic, record: Record, context: PartContext) -> list[Feedback]:
+def _feedback_on(critic: Critic, record: Record, context: PartContext) -> list[Feedback]:
     """Wait while the judge is unavailable. Only records that are not episodes are skipped; the join sets them aside."""
     while not context.stopping.is_set():
         try:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from actor.openai_asker import AskedPrompt, Asker
+from actor.actor_client import ActorClient, PromptRequest
 from actor.promotion.adapter_standing import PromotionMove, Trial
 from actor.promotion.canary import Decision, decide, prior_in, prior_of, side_of
 from actor.promotion.candidate_scoring import CandidateJudge
@@ -37,10 +37,10 @@ class Trials:
     answered by the same devices meanwhile.
     """
 
-    def __init__(self, settings: PromotionSettings, policy: str, asker: Asker, judge: CandidateJudge, probes: Sequence[RetentionProbe], base_url: str,
-                 tell: Callable[[Decision], None] = lambda _: None) -> None:  # fmt: skip
+    def __init__(self, settings: PromotionSettings, policy: str, actors: ActorClient, judge: CandidateJudge, probes: Sequence[RetentionProbe],
+                 base_url: str, tell: Callable[[Decision], None] = lambda _: None) -> None:  # fmt: skip
         """``tell`` is called with each result of a canary, decided or not."""
-        self._settings, self._policy, self._asker, self._judge = settings, policy, asker, judge
+        self._settings, self._policy, self._actors, self._judge = settings, policy, actors, judge
         self._probes, self._base_url, self._tell = probes, base_url, tell
 
     def next(self, observed: PromotionEvidence, trial: Trial, now: datetime) -> PromotionMove | None:
@@ -74,15 +74,15 @@ class Trials:
             results += judge_all(command_gates(settings), seen)
         return _after_gates(results, "shadow", reward_model=model.version, device_s=device_s)
 
-    def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[AskedPrompt]) -> Seen:
+    def _asked(self, seen: Seen, model: RewardModelVersion, questions: Sequence[PromptRequest]) -> Seen:
         """Ask candidate, production and base the prompts and probes, and score the answers of the first two."""
         candidate, production, base = seen.adapter.name, seen.production or f"{self._policy}@0", f"{self._policy}@0"
         prompts = [*(probe.prompt for probe in self._probes), *(premise.prompt for premise in WRONG_PREMISES)]
-        probes = [AskedPrompt((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
-        mine, probed = self._asker.ask(candidate, questions), self._asker.ask(candidate, probes)
-        basic, base_probed = self._asker.ask(base, questions), self._asker.ask(base, probes)
+        probes = [PromptRequest((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
+        mine, probed = self._actors.ask(candidate, questions), self._actors.ask(candidate, probes)
+        basic, base_probed = self._actors.ask(base, questions), self._actors.ask(base, probes)
         known = len(self._probes)
-        theirs = basic if production == base else self._asker.ask(production, questions)
+        theirs = basic if production == base else self._actors.ask(production, questions)
         return replace(
             seen,
             pairs=self._pairs(model, questions, mine, theirs),
@@ -94,7 +94,7 @@ class Trials:
         )
 
     def _pairs(
-        self, model: RewardModelVersion, questions: Sequence[AskedPrompt], mine: Sequence[str | None], theirs: Sequence[str | None]
+        self, model: RewardModelVersion, questions: Sequence[PromptRequest], mine: Sequence[str | None], theirs: Sequence[str | None]
     ) -> list[Pair]:
         both = [(q, m, t) for q, m, t in zip(questions, mine, theirs, strict=True) if m is not None and t is not None]
         scores = self._judge.score(model, [(q.messages, answer) for q, m, t in both for answer in (m, t)])
@@ -110,9 +110,9 @@ class Trials:
             if hours < settings.max_shadow_h:
                 return None
             return PromotionMove("rejected", f"only {len(episodes)} questions came in {hours:.1f} h of shadow, fewer than {settings.shadow_prompts}")
-        questions, began = [AskedPrompt(episode.messages, episode.sampling) for episode in episodes], time.monotonic()
+        questions, began = [PromptRequest(episode.messages, episode.sampling) for episode in episodes], time.monotonic()
         shown = [episode.answer for episode in episodes]
-        pairs = self._pairs(model, questions, self._asker.ask(seen.adapter.name, questions), shown)
+        pairs = self._pairs(model, questions, self._actors.ask(seen.adapter.name, questions), shown)
         device_s = round(time.monotonic() - began, 2)
         results = judge_all(shadow_gates(settings), replace(seen, pairs=pairs, base_answers=shown))
         if not all(result.passed for result in results):

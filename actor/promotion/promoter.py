@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from actor.openai_asker import OpenAiAsker
+from actor.actor_client import OpenAiActorClient
 from actor.promotion import held_back
 from actor.promotion.adapter_standing import TIDEMILL, PromotionMove
 from actor.promotion.canary import Decision
@@ -34,8 +34,8 @@ log = structlog.get_logger()
 
 def run(settings: PromotionSettings, reward: RewardSettings, base_url: str, context: PartContext) -> None:
     """Run the promoter until ``context.stopping`` is set."""
-    asker = OpenAiAsker(base_url, settings.api_key, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
-    trials = Trials(settings, context.policy, asker, RewardJudge(reward, context), read_probes(settings.retention_file), base_url, telling(context))
+    actors = OpenAiActorClient(base_url, settings.api_key, settings.at_once, settings.answer_tokens, settings.temperature, settings.seed)
+    trials = Trials(settings, context.policy, actors, RewardJudge(reward, context), read_probes(settings.retention_file), base_url, telling(context))
     allowed_s = 3600 + settings.command_timeout_s * len(settings.commands)  # a turn in which the gates are asked
     while not context.stopping.is_set():
         try:

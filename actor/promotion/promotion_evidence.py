@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
 
-from actor.openai_asker import AskedPrompt
+from actor.actor_client import PromptRequest
 from actor.promotion.adapter_standing import AdapterStanding
 from actor.promotion.canary import CanaryVote, vote_of
 from actor.promotion.confidence_sequence import Side
@@ -83,12 +83,12 @@ class PromotionEvidence:
         """The newest labels with a verdict, oldest first."""
         return sorted(self._recent_labels.values(), key=lambda label: (label.newest_feedback_at, label.episode_id))
 
-    def questions(self, count: int) -> list[AskedPrompt]:
+    def questions(self, count: int) -> list[PromptRequest]:
         """At most ``count`` different questions that people asked recently, newest first."""
-        newest: dict[str, AskedPrompt] = {}
+        newest: dict[str, PromptRequest] = {}
         for episode in sorted(self.episodes, key=_age, reverse=True):
             if _usable(episode) and len(newest) < count:
-                newest.setdefault(_asked(episode), AskedPrompt(episode.messages))
+                newest.setdefault(_asked(episode), PromptRequest(episode.messages))
         return list(newest.values())
 
     def answered_since(self, since: datetime, adapter: str | None, count: int = sys.maxsize) -> Sequence[Episode]:

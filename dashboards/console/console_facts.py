@@ -159,7 +159,7 @@ class ConsoleFacts:
         """Names for a filter, the base first."""
         return sorted({episode.adapter or "base" for episode in self.episodes.values()}, key=version_of)
 
-    def _forget(self, erasure: Erasure, arrived_ms: int) -> None:
+    def _erase_person(self, erasure: Erasure, arrived_ms: int) -> None:
         """Labels follow by themselves: the join writes them anew."""
         self._forgotten.add(erasure, arrived_ms)
         for episode in list(self.episodes.values()):
@@ -179,7 +179,7 @@ class ConsoleFacts:
     def _take(self, event: Event, record: Record) -> None:
         match event:
             case Erasure():
-                self._forget(event, record.timestamp_ms)
+                self._erase_person(event, record.timestamp_ms)
             case Episode() if self._forgotten.covers(event.user_id, event.ended_at, record.timestamp_ms):
                 pass
             case Episode():

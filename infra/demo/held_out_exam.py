@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import httpx
 import openai
 
+from actor.actor_client import UNCAPTURED
 from actor.adapters.request_routing import BASE
-from actor.openai_asker import UNCAPTURED
 from infra.demo.paired_rise import PairedRise
 from infra.demo.people_settings import PeopleSettings
 from infra.demo.simulated_people import HELD_OUT, PREFERENCES, SimulatedQuestion

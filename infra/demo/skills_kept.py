@@ -6,8 +6,8 @@ from typing import Any
 
 import openai
 
+from actor.actor_client import client
 from actor.adapters.request_routing import BASE
-from actor.openai_asker import client
 
 TEXTS = (
     "The capital of France is Paris, and the capital of Japan is Tokyo.",

@@ -84,10 +84,10 @@ def train_s(learner: LearnerSettings, rates: MachineRates, rate: WorkRates, prom
     backward = tokens * layers * rate.train_token_s + outputs * rate.train_head_token_s
     if learner.recompute_activations:
         backward += tokens * layers * rate.forward_token_s + outputs * rate.head_token_s
-    if learner.learns_from_judged:
-        judged = learner.judged_per_step * min(learner.judged_tokens, learner.max_output_tokens)
-        backward += (judged + learner.judged_per_step * prompt_tokens) * layers * rate.train_token_s + judged * rate.train_head_token_s
-        forward += (judged + learner.judged_per_step * prompt_tokens) * layers * rate.forward_token_s + judged * rate.head_token_s
+    if learner.learns_from_labels:
+        labelled = learner.judged_per_step * min(learner.judged_tokens, learner.max_output_tokens)
+        backward += (labelled + learner.judged_per_step * prompt_tokens) * layers * rate.train_token_s + labelled * rate.train_head_token_s
+        forward += (labelled + learner.judged_per_step * prompt_tokens) * layers * rate.forward_token_s + labelled * rate.head_token_s
     return rates.stretch(rate.threads) * (forward + updates * backward)
 
 

@@ -36,7 +36,7 @@ class FeedbackObjectiveSettings(SettingsSection):
     """KTO's beta: how fast the loss levels off as a live answer becomes likelier than under the base."""
 
     @property
-    def learns_from_judged(self) -> bool:
+    def learns_from_labels(self) -> bool:
         """True when the learner reads labels, to learn from what people said about live answers."""
         return bool(self.thumb_weight or self.hindsight_weight)
 

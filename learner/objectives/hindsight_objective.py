@@ -8,7 +8,7 @@ import torch
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, microbatches, pack
 from learner.objectives import losses
-from learner.ring.judged_answers import JudgedAnswer, advised
+from learner.ring.labelled_answers import LabelledAnswer, advised
 from learner.settings import LearnerSettings
 
 
@@ -20,12 +20,12 @@ class HindsightObjective:
     2026). Both see the same answer. The whole distribution at each token is distilled, not the sampled token alone.
     """
 
-    def __init__(self, policy: Policy, settings: LearnerSettings, judged: Sequence[JudgedAnswer],
+    def __init__(self, policy: Policy, settings: LearnerSettings, labelled: Sequence[LabelledAnswer],
                  outputs: Sequence[tuple[tuple[int, ...], ...]]) -> None:  # fmt: skip
-        """``outputs``: for each judged answer, the answers whose tokens are used for teaching."""
+        """``outputs``: for each labelled answer, the answers whose tokens are used for teaching."""
         self._policy, self._settings = policy, settings
-        self._students = [Branches(policy.prompt_ids(one.prompt), found) for one, found in zip(judged, outputs, strict=True)]
-        self._teachers = [Branches(policy.prompt_ids(advised(one)), found) for one, found in zip(judged, outputs, strict=True)]
+        self._students = [Branches(policy.prompt_ids(one.prompt), found) for one, found in zip(labelled, outputs, strict=True)]
+        self._teachers = [Branches(policy.prompt_ids(advised(one)), found) for one, found in zip(labelled, outputs, strict=True)]
         self._passes = microbatches(self._teachers, settings.microbatch_tokens)
         self._count = sum(len(output) for found in outputs for output in found)
         self._kl, self._updates = 0.0, 0

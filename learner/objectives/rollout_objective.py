@@ -82,7 +82,7 @@ class RolloutObjective:
         self._paying_tokens = sum(len(r.output_ids) for n in paying for r in groups[n])
         self._divisor = self._count if settings.normaliser == "tokens" else len(rollouts) * settings.max_output_tokens
         self._first = _Totals()
-        self._judged_positions: list[tuple[Tensor, Tensor]] = []
+        self._value_positions: list[tuple[Tensor, Tensor]] = []
         """Hidden states and returns that the value head is still to be fitted to."""
         self._value_loss = 0.0
 
@@ -92,10 +92,10 @@ class RolloutObjective:
             with self._policy.routed(one.chosen_LNK):  # until the gradients are there: activations may be computed again for them
                 self._accumulate(one)
             passed(one.packed.tokens)
-        if self._value_head is not None and self._judged_positions:  # only now: all advantages of a step come from one value function
-            hidden_KH, returns_K = (torch.cat(parts) for parts in zip(*self._judged_positions, strict=True))
+        if self._value_head is not None and self._value_positions:  # only now: all advantages of a step come from one value function
+            hidden_KH, returns_K = (torch.cat(parts) for parts in zip(*self._value_positions, strict=True))
             self._value_loss = self._value_head.fit(hidden_KH, returns_K, self._settings.value_updates)
-            self._judged_positions = []
+            self._value_positions = []
 
     def metrics(self) -> dict[str, float]:
         """Nats and ratios, of the first update."""
@@ -159,7 +159,7 @@ class RolloutObjective:
                 with torch.no_grad():
                     values_BT = one.packed.spread(self._value_head.values(stats.hidden_KH))
                 one.advantages_BT, returns_BT = advantages.gae(one.rewards_B, values_BT, mask_BT, s.gae_decay)
-                self._judged_positions.append((stats.hidden_KH, returns_BT[mask_BT]))
+                self._value_positions.append((stats.hidden_KH, returns_BT[mask_BT]))
         gain_BT = one.weights_BT * losses.SURROGATES[s.surrogate](policy_BT, one.old_BT, mask_BT, one.advantages_BT, s.clip_low, s.clip_high)
         loss = -s.rollout_weight * losses.masked_sum(gain_BT, mask_BT)
         if one.reference_BT is not None:

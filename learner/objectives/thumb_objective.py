@@ -8,26 +8,28 @@ from torch import Tensor
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, microbatches, pack
 from learner.objectives import losses
-from learner.ring.judged_answers import JudgedAnswer
+from learner.ring.labelled_answers import LabelledAnswer
 from learner.settings import LearnerSettings
 
 
 class ThumbObjective:
-    """The mean KTO loss over judged answers with a verdict that is good or bad.
+    """The mean KTO loss over labelled answers with a verdict that is good or bad.
 
     Good and bad ones count alike however many there are of each, as the paper advises. The reference point is the policy's distance from the
     base on answers to *other* questions of the same step (section 4.1), never negative, measured before the first update.
     """
 
-    def __init__(self, policy: Policy, settings: LearnerSettings, judged: Sequence[JudgedAnswer]) -> None:
+    def __init__(self, policy: Policy, settings: LearnerSettings, labelled: Sequence[LabelledAnswer]) -> None:
         self._policy, self._settings = policy, settings
-        self._rows = [Branches(policy.prompt_ids(one.prompt), (policy.answer_ids(one.answer, one.ended, settings.judged_tokens),)) for one in judged]
+        self._rows = [
+            Branches(policy.prompt_ids(one.prompt), (policy.answer_ids(one.answer, one.ended, settings.judged_tokens),)) for one in labelled
+        ]
         self._passes = microbatches(self._rows, settings.microbatch_tokens)
-        self._good_B = torch.tensor([bool(one.good) for one in judged], device=policy.device)
+        self._good_B = torch.tensor([bool(one.good) for one in labelled], device=policy.device)
         good = int(self._good_B.sum())
-        alike = 0 < good < len(judged)
-        self._good_weight = len(judged) / (2 * good) if alike else 1.0
-        self._bad_weight = len(judged) / (2 * (len(judged) - good)) if alike else 1.0
+        alike = 0 < good < len(labelled)
+        self._good_weight = len(labelled) / (2 * good) if alike else 1.0
+        self._bad_weight = len(labelled) / (2 * (len(labelled) - good)) if alike else 1.0
         with torch.no_grad(), policy.reference():
             self._reference = [self._logprobs(self._rows, numbers) for numbers in self._passes]
         self._kl = self._distance()

@@ -1,4 +1,4 @@
-"""What made an adapter, stored with it: settings, and for each step since its parent the prompts, the reward model and the judged answers.
+"""What made an adapter, stored with it: settings, and for each step since its parent the prompts, the reward model and the labelled answers.
 
 With them any adapter can be rebuilt (``adapter_replay.py``): everything random in a step comes from (seed, step).
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from learner.ring.judged_answers import JudgedAnswer
+from learner.ring.labelled_answers import LabelledAnswer
 from learner.runs.trainer import Prompt
 from learner.settings import LearnerSettings
 from streams.core.errors import BadArtifact
@@ -32,7 +32,8 @@ class TakenStep(BaseModel):
     """Its number, from 1."""
     reward_model: Artifact
     prompts: tuple[Prompt, ...]
-    judged: tuple[JudgedAnswer, ...] = ()
+    judged: tuple[LabelledAnswer, ...] = ()
+    """Live answers with feedback. The field keeps its first name: published recipes have it."""
     """Live answers that it learned from, with what people said of them."""
     ahead: bool = False
     """True when its rollouts were sampled during the step before, from the adapter before that step."""

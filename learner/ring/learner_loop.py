@@ -48,8 +48,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
                 if settings.sample_ahead:  # sampled during this step
                     following = list(feed.prompts.choose(settings.prompts_per_step, settings.seed, steps + 1))
                 began_at = context.clock.now()
-                judged = list(feed.judged.choose(settings.judged_per_step))
-                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, judged, following)
+                labelled = list(feed.labelled.choose(settings.judged_per_step))
+                report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, labelled, following)
                 if report.step == steps:  # nothing fitted
                     following = []
                     feed.wait_for_prompts_that_fit()

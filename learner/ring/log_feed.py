@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from learner.ring.judged_answers import JudgedPool
+from learner.ring.labelled_answers import LabelledPool
 from learner.ring.prompt_pool import PromptPool
 from learner.settings import LearnerSettings
 from reward.fit.reward_model import RewardModel
@@ -34,13 +34,13 @@ class LogFeed:
         self._erasures = ErasureFollower(context, "learner")
         self._erased_up_to = 0
         self._save_due = False
-        self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_judged else [EPISODES]
+        self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_labels else [EPISODES]
         self._consumer = Consumer(context.kafka, [*self._pooled, REWARD_MODELS], "learner", context.metrics)
         self.prompts = PromptPool(context.policy, settings.prompts_kept)
         known = {EPISODES.name: self.prompts.load(context.state / "prompts.json"), LABELS.name: True}
-        self.judged = JudgedPool(context.policy, settings.judged_kept, settings.hindsight_replies)
-        if settings.learns_from_judged:
-            self.judged.load(context.state / "judged.json")
+        self.labelled = LabelledPool(context.policy, settings.judged_kept, settings.hindsight_replies)
+        if settings.learns_from_labels:
+            self.labelled.load(context.state / "judged.json")
         for topic in self._pooled:
             if known[topic.name] and (places := context.state / f"{topic.short_name}-offsets.json").exists():
                 self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
@@ -104,8 +104,8 @@ class LogFeed:
     def save(self) -> None:
         """Save the pools, then the offsets of their topics. A record that is read twice is in its pool only once."""
         self.prompts.save(self._context.state / "prompts.json")
-        if self._settings.learns_from_judged:
-            self.judged.save(self._context.state / "judged.json")
+        if self._settings.learns_from_labels:
+            self.labelled.save(self._context.state / "judged.json")
         for topic in self._pooled:
             places = {partition: offset for (name, partition), offset in self._consumer.positions().items() if name == topic.name}
             incoming = self._context.state / "offsets.incoming"
@@ -128,11 +128,11 @@ class LogFeed:
     def _add_label(self, record: Record) -> None:
         """Add a label's answer to the pool. If an erasure changed or deleted the label, the pool is saved at once."""
         if record.value is None:
-            self.judged.remove((record.key or b"").decode(errors="replace"))
+            self.labelled.remove((record.key or b"").decode(errors="replace"))
             self._save_due = True
         else:
             label = LABELS.decode(record.value)
-            self.judged.update(label)
+            self.labelled.update(label)
             self._save_due |= label.erasures > 0
 
     def _erase_people(self) -> None:

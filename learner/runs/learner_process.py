@@ -16,7 +16,7 @@ from torch import Tensor
 from learner.distributed.process_mesh import ALONE, join
 from learner.models.lora_policy import Policy
 from learner.ring.adapter_recipe import AdapterRecipe, StepHistory, TakenStep
-from learner.ring.judged_answers import JudgedAnswer, advised
+from learner.ring.labelled_answers import LabelledAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
 from learner.runs.adapter_probes import probes_of
@@ -99,7 +99,7 @@ class LearnerProcess:
         """Steps taken and saved."""
         return self._trainer.step_number
 
-    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, judged: Sequence[JudgedAnswer] = (),
+    def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, labelled: Sequence[LabelledAnswer] = (),
              following: Sequence[Prompt] = ()) -> StepReport:  # fmt: skip
         """One step on these prompts with the reward model that lies in a folder, and on live answers; checkpointed before it is reported.
 
@@ -108,7 +108,7 @@ class LearnerProcess:
         if not fitting:
             log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
             return StepReport(self._trainer.step_number, {})
-        told = tuple(one for one in judged if self._trainer.fits(advised(one) if one.has_hindsight else one.prompt))
+        told = tuple(one for one in labelled if self._trainer.fits(advised(one) if one.has_hindsight else one.prompt))
         self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
                                         [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
         self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))

@@ -16,7 +16,7 @@ from learner.objectives import advantages, losses
 from learner.objectives.hindsight_objective import HindsightObjective
 from learner.objectives.rollout_objective import RolloutObjective
 from learner.objectives.thumb_objective import ThumbObjective
-from learner.ring.judged_answers import JudgedAnswer, advised
+from learner.ring.labelled_answers import LabelledAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, RolloutEngine, Told, unheard
 from learner.runs.step_progress import StepTeller, tell_nobody
 from learner.settings import LearnerSettings
@@ -85,15 +85,17 @@ class Trainer:
         self._ahead: _Sampled | None = None
         self.value_head = ValueHead(policy.hidden_size, settings.value_learning_rate, policy.device) if settings.advantage == "gae" else None
 
-    def step(self, prompts: Sequence[Prompt], scorer: Scorer, judged: Sequence[JudgedAnswer] = (), following: Sequence[Prompt] = ()) -> StepResult:
-        """Sample a group for each prompt, score, and update the adapter, also by what people said of the ``judged`` live answers.
+    def step(
+        self, prompts: Sequence[Prompt], scorer: Scorer, labelled: Sequence[LabelledAnswer] = (), following: Sequence[Prompt] = ()
+    ) -> StepResult:
+        """Sample a group for each prompt, score, and update the adapter, also by what people said of the ``labelled`` live answers.
 
         ``following``: the next step's prompts, to be sampled from this step's policy while it is trained. Prompts that are too long count as an
         error of the caller.
         """
         clock: dict[str, float] = {}
         mesh, in_hand = self.policy.mesh, self.step_number + 1
-        asked, judged = mesh.share(prompts), judged if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
+        asked, labelled = mesh.share(prompts), labelled if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
         self.engine.adopt(self.policy, self.step_number)
         ahead, unwanted = self._sampled_ahead(asked)
         self._teller.begin(in_hand, "rollout", len(asked) * self.settings.samples_per_prompt * self.settings.max_output_tokens)
@@ -101,7 +103,7 @@ class Trainer:
         asked, rollouts, stale = self._fresh(asked, sampled.rollouts)
         clock["rollout"] = sampled.seconds
         with _timed(clock, "rollout"):
-            worded = [one for one in judged if one.has_hindsight] if self.settings.hindsight_weight else []
+            worded = [one for one in labelled if one.has_hindsight] if self.settings.hindsight_weight else []
             taught_on = self._taught_on(worded)
             if not following:
                 self.engine.rest()
@@ -118,7 +120,7 @@ class Trainer:
             trained = [rollouts[n] for n in chosen]
             on_rollouts = RolloutObjective(self.policy, self.settings, self.step_number, self.kl_coefficient, trained, rewards_PG, self.value_head)
             objectives: list[Objective] = [on_rollouts]
-            if self.settings.thumb_weight and (thumbs := [one for one in judged if one.good is not None]):
+            if self.settings.thumb_weight and (thumbs := [one for one in labelled if one.good is not None]):
                 objectives.append(ThumbObjective(self.policy, self.settings, thumbs))
             if worded:
                 objectives.append(HindsightObjective(self.policy, self.settings, worded, taught_on))
@@ -194,8 +196,8 @@ class Trainer:
         young = [rollout for n in kept for rollout in rollouts[n * size : (n + 1) * size]]
         return [prompts[n] for n in kept], young, len(rollouts) - len(young)
 
-    def _taught_on(self, worded: Sequence[JudgedAnswer]) -> list[tuple[tuple[int, ...], ...]]:
-        """For each judged answer, the answers whose tokens its words teach on."""
+    def _taught_on(self, worded: Sequence[LabelledAnswer]) -> list[tuple[tuple[int, ...], ...]]:
+        """For each labelled answer, the answers whose tokens its words teach on."""
         s = self.settings
         told = [one for one in worded if one.comments and not one.correction] if s.hindsight_on == "rewritten" else []
         rewritten: dict[str, list[tuple[int, ...]]] = {one.episode_id: [] for one in told}

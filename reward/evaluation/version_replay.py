@@ -13,7 +13,7 @@ from reward.features.featurizer import Features
 from reward.fit.label_entries import labels_and_tombstones, short_hash
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from reward.trust.vote_propensity import AskedTurn, Propensity, WeightingEffect, effect_of, fit_propensity
+from reward.trust.vote_propensity import AnsweredTurn, Propensity, WeightingEffect, effect_of, fit_propensity
 from reward.updater.refitter import Refitter
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError, InvalidEvent
@@ -110,7 +110,7 @@ def fit_who_votes(lake: Lake, policy: str, since: datetime | None, until: dateti
     verdicts = {label.episode_id: label.verdict for label in lake.replay(LABELS) if label.policy == policy}
     episodes = {e.episode_id: e for e in lake.replay(EPISODES, since, until) if e.policy == policy}
     ordered = sorted(episodes.values(), key=lambda e: (e.ended_at, e.episode_id))
-    asked = [AskedTurn(e.messages, short_hash(e.user_id) if e.user_id else None, verdicts.get(e.episode_id) is not None) for e in ordered]
+    asked = [AnsweredTurn(e.messages, short_hash(e.user_id) if e.user_id else None, verdicts.get(e.episode_id) is not None) for e in ordered]
     model = fit_propensity(policy, asked, clip)
     given = [(one, verdict) for e, one in zip(ordered, asked, strict=True) if (verdict := verdicts.get(e.episode_id)) is not None]
     return model, effect_of(model, asked, given)

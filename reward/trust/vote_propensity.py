@@ -33,7 +33,7 @@ MOST_PEOPLE = 100_000
 
 
 @dataclass(frozen=True)
-class AskedTurn:
+class AnsweredTurn:
     """An episode before its answer, and whether anybody voted on it. ``person`` is hashed; None when no person is named."""
 
     messages: Sequence[Message]
@@ -121,7 +121,7 @@ def covariates(messages: Sequence[Message], history: tuple[int, int], rate: floa
     return (math.log1p(len(asked.split())), float("?" in asked), math.log1p(len(messages)), math.log(habit / (1 - habit)))
 
 
-def fit_propensity(policy: str, asked: Sequence[AskedTurn], clip: float = 5.0) -> Propensity:
+def fit_propensity(policy: str, asked: Sequence[AnsweredTurn], clip: float = 5.0) -> Propensity:
     """Fit on a policy's episodes, oldest first. Each is described by the person's history *before* it. Raises ConfigError without votes."""
     votes = sum(each.voted for each in asked)
     if not 0 < votes < len(asked):
@@ -145,7 +145,7 @@ def fit_propensity(policy: str, asked: Sequence[AskedTurn], clip: float = 5.0) -
     return Propensity(policy, rate, clip, centre, spread, weights, float(b_1[0]), known)
 
 
-def effect_of(model: Propensity, asked: Sequence[AskedTurn], verdicts: Sequence[tuple[AskedTurn, float]]) -> WeightingEffect:
+def effect_of(model: Propensity, asked: Sequence[AnsweredTurn], verdicts: Sequence[tuple[AnsweredTurn, float]]) -> WeightingEffect:
     """The effect on ``verdicts``, each with its episode."""
     chances_N = torch.tensor([model.chance(each.messages, each.person) for each in asked])
     voted_N = torch.tensor([each.voted for each in asked])

@@ -59,7 +59,7 @@ class PartitionProcessor:
         bounds = {topic: consumer.bounds([(topic, self.number)])[topic, self.number] for topic in INPUTS}
         if any(self.reached[topic].next > end for topic, (_, end) in bounds.items()):
             log.warning("the join's state belongs to another log and is rebuilt", partition=self.number)
-            self.store.forget()
+            self.store.clear()
             self.reached = dict.fromkeys(KEPT, Reached())
         for topic, (first, _) in bounds.items():
             if 0 < self.reached[topic].next < first:

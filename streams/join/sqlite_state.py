@@ -114,7 +114,7 @@ class PartitionState:
         for episode_id in list(self._clean)[: max(0, len(self._clean) - self._cached)]:
             del self._clean[episode_id]
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Delete everything, because the file belongs to another log."""
         self._clean.clear()
         self._changed.clear()

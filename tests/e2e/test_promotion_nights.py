@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from actor.actor_client import PromptRequest
 from actor.adapters.adapter_loader import AdapterLoader
 from actor.adapters.attestation import AttestationProbe
 from actor.adapters.placed_tensors import PlacedTensors
 from actor.adapters.request_routing import Route, Router
-from actor.openai_asker import AskedPrompt
 from actor.promotion.adapter_standing import AdapterStanding, fold
 from actor.promotion.candidate_trials import Trials
 from actor.promotion.promoter import Promoter, telling
@@ -228,7 +228,7 @@ class Town:
                 promoter = self.promoter(**changes)
         promoter.close()
 
-    def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
+    def ask(self, model: str, questions: Sequence[PromptRequest]) -> list[str | None]:
         """The actors' API."""
         return [self._answer(model, question.messages[-1].text) for question in questions]
 

@@ -120,7 +120,7 @@ def test_prompts_labels_and_a_reward_model_become_adapters_with_probes_and_a_res
     assert context.metrics.value("tidemill_learner_steps_total") == 2
     assert context.metrics.value("tidemill_learner_stale_rollouts_total") == context.metrics.value("tidemill_learner_entropy_alarm") == 0
     live = {
-        (judged.episode_id, judged.verdict, judged.comments, judged.replies) for taken in AdapterRecipe.read(folder).steps for judged in taken.judged
+        (answer.episode_id, answer.verdict, answer.comments, answer.replies) for taken in AdapterRecipe.read(folder).steps for answer in taken.judged
     }
     said = (1.0, (), ()), (None, ("Say it in words.",), ()), (None, (), ("I meant the other.",))
     assert live == {(f"{context.policy}-{n}", *each) for n, each in enumerate(said)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actor.critic.critic_loop import Critic, chance_of_yes, is_judged, signal_of, turn_before
+from actor.critic.critic_loop import Critic, chance_of_yes, is_in_share, signal_of, turn_before
 from actor.critic.critic_settings import CriticSettings
 from infra.local.part_process import parts
 from infra.settings.config import load
@@ -124,10 +124,10 @@ def test_the_chance_of_yes_is_told_by_all_spellings_of_the_first_word() -> None:
 
 def test_it_reads_whole_answers_of_its_policy_and_a_share_of_them_by_their_ids() -> None:
     for fields in ({"policy": "other"}, {"outcome": "failed"}, {"answer": "  "}, {"messages": []}, {"tool_calls": [{"name": "f"}]}):
-        assert not is_judged(episode(**fields), "default", 1.0), fields
-    drawn = [number for number in range(2000) if is_judged(episode(number), "default", 0.25)]
+        assert not is_in_share(episode(**fields), "default", 1.0), fields
+    drawn = [number for number in range(2000) if is_in_share(episode(number), "default", 0.25)]
     assert len(drawn) == pytest.approx(500, abs=80)
-    assert drawn == [number for number in range(2000) if is_judged(episode(number), "default", 0.25)]
+    assert drawn == [number for number in range(2000) if is_in_share(episode(number), "default", 0.25)]
 
 
 def test_its_word_counts_by_how_far_it_agrees_with_people() -> None:

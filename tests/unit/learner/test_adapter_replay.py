@@ -9,7 +9,7 @@ import torch
 
 from learner.ring.adapter_recipe import AdapterRecipe
 from learner.ring.adapter_replay import ancestry, replay
-from learner.ring.judged_answers import JudgedAnswer
+from learner.ring.labelled_answers import LabelledAnswer
 from learner.runs.learner_process import LearnerProcess
 from learner.runs.trainer import Prompt
 from learner.settings import LearnerSettings
@@ -43,9 +43,9 @@ class World:
         """A new process, which goes on from its checkpoint."""
         self.process = LearnerProcess(self.settings, RewardSettings(), self.base, self.folder / "state")
 
-    def step(self, *prompts: int, reward: int = 0, judged: tuple[JudgedAnswer, ...] = (), following: tuple[int, ...] = ()) -> None:
+    def step(self, *prompts: int, reward: int = 0, labelled: tuple[LabelledAnswer, ...] = (), following: tuple[int, ...] = ()) -> None:
         folder = self.store.fetch(self.rewards[reward], self.folder / f"reward-{reward}")
-        self.process.step([PROMPTS[n] for n in prompts], folder, self.rewards[reward], judged, [PROMPTS[n] for n in following])
+        self.process.step([PROMPTS[n] for n in prompts], folder, self.rewards[reward], labelled, [PROMPTS[n] for n in following])
 
     def publish(self) -> AdapterVersion:
         newest = self.published[-1] if self.published else None
@@ -93,11 +93,11 @@ def test_every_adapter_is_made_again_bit_for_bit_over_changing_reward_models_and
 def test_what_people_said_of_live_answers_is_in_the_recipe_and_makes_the_same_adapter_again(world: World) -> None:
     world.settings = SETTINGS.model_copy(update={"thumb_weight": 1.0, "hindsight_weight": 1.0})
     world.restart()
-    liked = JudgedAnswer(episode_id="ep-1", prompt=PROMPTS[0], answer="warm leaves", verdict=1.0)
-    told = JudgedAnswer(episode_id="ep-2", prompt=PROMPTS[1], answer="no", verdict=0.0, comments=("Say more.",))
-    far_too_long = JudgedAnswer(episode_id="ep-3", prompt=PROMPTS[2], answer="no", comments=("word " * 600,))
-    world.step(0, judged=(liked, told, far_too_long))
-    world.step(1, judged=(told.model_copy(update={"correction": "They call."}),))
+    liked = LabelledAnswer(episode_id="ep-1", prompt=PROMPTS[0], answer="warm leaves", verdict=1.0)
+    told = LabelledAnswer(episode_id="ep-2", prompt=PROMPTS[1], answer="no", verdict=0.0, comments=("Say more.",))
+    far_too_long = LabelledAnswer(episode_id="ep-3", prompt=PROMPTS[2], answer="no", comments=("word " * 600,))
+    world.step(0, labelled=(liked, told, far_too_long))
+    world.step(1, labelled=(told.model_copy(update={"correction": "They call."}),))
     world.publish()
     recipe = AdapterRecipe.read(world.folder / "outgoing")
     assert [[one.episode_id for one in taken.judged] for taken in recipe.steps] == [["ep-1", "ep-2"], ["ep-2"]]

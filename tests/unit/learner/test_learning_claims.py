@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_judged_answers import judged
-from test_judged_answers import logprob as logprob_of
+from test_labelled_answers import labelled
+from test_labelled_answers import logprob as logprob_of
 from test_learner_step import ASKED, Fixed, says_e
 
 from learner.models.lora_policy import Policy
@@ -62,7 +62,7 @@ def test_the_kl_pulls_a_policy_back_to_its_base(tiny_base: Path, settings: Learn
 
 def test_thumbs_make_good_live_answers_likelier_and_bad_ones_less_likely(tiny_base: Path, settings: LearnerSettings, claim: Claim) -> None:
     one = trainer(tiny_base, settings.model_copy(update={"thumb_weight": 1.0, "rollout_weight": 0.0, "samples_per_prompt": 2}))
-    live = [judged(1, "warm leaves", verdict=1.0), judged(2, "cold stones", verdict=0.0)]
+    live = [labelled(1, "warm leaves", verdict=1.0), labelled(2, "cold stones", verdict=0.0)]
     before = logprob_of(one.policy, "warm leaves"), logprob_of(one.policy, "cold stones")
     for _ in range(4):
         one.step(ASKED[:1], indifferent, live)
@@ -75,7 +75,7 @@ def test_the_policy_that_was_told_teaches_the_one_that_was_not(tiny_base: Path, 
     """On the tokens of the answer as it was given."""
     how = {"hindsight_weight": 1.0, "rollout_weight": 0.0, "hindsight_on": "answer", "hindsight_replies": True, "learning_rate": 0.003}
     one = trainer(tiny_base, settings.model_copy(update=how | {"samples_per_prompt": 2}))
-    live = [judged(1, **{said: ("I meant warm leaves in the rain.",)})]
+    live = [labelled(1, **{said: ("I meant warm leaves in the rain.",)})]
     seen = [one.step(ASKED[:1], indifferent, live).metrics["hindsight_kl_nats"] for _ in range(6)]
     claim(f"part of the distance to who was told {said} that 5 steps close", 1 - seen[-1] / seen[0], 0.2)
 

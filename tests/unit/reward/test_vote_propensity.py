@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reward.fit.label_entries import short_hash
-from reward.trust.vote_propensity import AskedTurn, Propensity, covariates, effect_of, fit_propensity
+from reward.trust.vote_propensity import AnsweredTurn, Propensity, covariates, effect_of, fit_propensity
 from reward.updater.refitter import Refitter
 from streams.core.errors import ConfigError
 from streams.core.events import FeedbackKind, Label, Message, Vote
@@ -17,11 +17,11 @@ from tests.unit.reward.test_refitter import SMALL, CountedLetters, checksum, lab
 PEOPLE = 40
 
 
-def asked(words: int, person: str | None, voted: bool) -> AskedTurn:
-    return AskedTurn((Message(role="user", content="tea " * words),), person, voted)
+def asked(words: int, person: str | None, voted: bool) -> AnsweredTurn:
+    return AnsweredTurn((Message(role="user", content="tea " * words),), person, voted)
 
 
-def world(seed: int = 0, episodes: int = 3000) -> tuple[list[AskedTurn], list[float]]:
+def world(seed: int = 0, episodes: int = 3000) -> tuple[list[AnsweredTurn], list[float]]:
     """Half the people are keen (30 % vote) and hard to please (20 % up); the others vote 3 % and are pleased (80 %): half of all answers are good."""
     rng = random.Random(seed)
     made, goods = [], []
@@ -104,7 +104,7 @@ def by(person: str, number: int, verdict: float) -> Label:
 
 def test_the_refit_counts_the_rare_voter_more() -> None:
     made, _ = world()
-    model = fit_propensity("default", [AskedTurn(one.messages, short_hash(one.person or ""), one.voted) for one in made])
+    model = fit_propensity("default", [AnsweredTurn(one.messages, short_hash(one.person or ""), one.voted) for one in made])
     labels = [by(f"p-{n % 2}", n, float(n % 3 == 1)) for n in range(12)]
     weighing = Refitter(SMALL, CountedLetters(), propensity=model)
     weighing.absorb(weighing.prepare(labels))

@@ -102,7 +102,7 @@ def test_a_file_of_another_log_is_emptied(tmp_path: Path) -> None:
     store = PartitionState(tmp_path / "s", 10)
     store["a"] = standing()
     store.commit({"t": Reached(5)})
-    store.forget()
+    store.clear()
     assert store.get("a") is None
     assert PartitionState(tmp_path / "s", 10).reached == {}
     assert sqlite3.connect(tmp_path / "s").execute("SELECT count(*) FROM standings").fetchone() == (0,)

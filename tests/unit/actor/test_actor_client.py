@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from actor.openai_asker import AskedPrompt, OpenAiAsker
+from actor.actor_client import OpenAiActorClient, PromptRequest
 from streams.core.errors import Unavailable
 from streams.core.events import Message
 
@@ -49,38 +49,38 @@ def server() -> Iterator[Server]:
         running.shutdown()
 
 
-def asker(server: Server) -> OpenAiAsker:
-    return OpenAiAsker(
+def actors(server: Server) -> OpenAiActorClient:
+    return OpenAiActorClient(
         f"http://127.0.0.1:{server.server_port}/v1", SecretStr("tm-key"), at_once=3, answer_tokens=32, temperature=0.7, seed=5, timeout_s=5
     )
 
 
-def questions(*texts: str, **sampling: Any) -> list[AskedPrompt]:
-    return [AskedPrompt((Message(role="user", content=text),), sampling) for text in texts]
+def questions(*texts: str, **sampling: Any) -> list[PromptRequest]:
+    return [PromptRequest((Message(role="user", content=text),), sampling) for text in texts]
 
 
 def test_answers_come_in_the_order_of_the_questions_and_are_not_captured(server: Server) -> None:
     texts = [f"q{n}" for n in range(12)]
-    assert asker(server).ask("default@7", questions(*texts)) == [f"default@7: {text}" for text in texts]
+    assert actors(server).ask("default@7", questions(*texts)) == [f"default@7: {text}" for text in texts]
     assert {headers["x-tidemill-capture"] for headers, _ in server.seen} == {"off"}
     assert all((body["max_tokens"], body["temperature"]) == (32, 0.7) for _, body in server.seen)
     assert sorted(body["seed"] for _, body in server.seen) == list(range(5, 17))
 
 
 def test_a_copy_of_traffic_is_sampled_as_the_person_asked(server: Server) -> None:
-    asker(server).ask("default@7", questions("hi", temperature=0.2, max_completion_tokens=9, n=4, tool_choice="none"))
+    actors(server).ask("default@7", questions("hi", temperature=0.2, max_completion_tokens=9, n=4, tool_choice="none"))
     _, body = server.seen[0]
     assert (body["temperature"], body["max_completion_tokens"]) == (0.2, 9)
     assert not {"max_tokens", "n", "tool_choice"} & set(body)
 
 
 def test_a_question_that_the_server_will_not_have_is_left_out_and_a_missing_version_is_no_answer_at_all(server: Server) -> None:
-    assert asker(server).ask("default@7", questions("hi", "too long")) == ["default@7: hi", None]
+    assert actors(server).ask("default@7", questions("hi", "too long")) == ["default@7: hi", None]
     with pytest.raises(Unavailable, match="gone cannot be asked"):
-        asker(server).ask("gone", questions("hi"))
+        actors(server).ask("gone", questions("hi"))
 
 
 def test_an_actor_that_is_away_is_unavailable() -> None:
-    away = OpenAiAsker("http://127.0.0.1:9/v1", None, 1, 8, 0.0, 0, timeout_s=2)
+    away = OpenAiActorClient("http://127.0.0.1:9/v1", None, 1, 8, 0.0, 0, timeout_s=2)
     with pytest.raises(Unavailable):
         away.ask("default@7", questions("hi"))

@@ -16,17 +16,17 @@ PASSED_ON = ("temperature", "top_p", "max_tokens", "max_completion_tokens", "sto
 
 
 @dataclass(frozen=True)
-class AskedPrompt:
+class PromptRequest:
     """A prompt, and sampling parameters that differ from the promoter's."""
 
     messages: tuple[Message, ...]
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Asker(Protocol):
+class ActorClient(Protocol):
     """Asks a version by its name. The promoter and its tests depend on this protocol instead of HTTP."""
 
-    def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
+    def ask(self, model: str, questions: Sequence[PromptRequest]) -> list[str | None]:
         """An answer to each question; None for a question that the server refuses. Raises Unavailable when the server cannot be reached."""
 
 
@@ -36,7 +36,7 @@ def client(base_url: str, api_key: SecretStr | None, timeout_s: float) -> openai
     return openai.OpenAI(base_url=base_url, api_key=key, timeout=timeout_s, max_retries=2, default_headers=UNCAPTURED)
 
 
-class OpenAiAsker:
+class OpenAiActorClient:
     """Asks over HTTP, several questions at a time."""
 
     def __init__(self, base_url: str, api_key: SecretStr | None, at_once: int, answer_tokens: int, temperature: float, seed: int,
@@ -44,11 +44,11 @@ class OpenAiAsker:
         self._client = client(base_url, api_key, timeout_s)
         self._at_once, self._answer_tokens, self._temperature, self._seed = at_once, answer_tokens, temperature, seed
 
-    def ask(self, model: str, questions: Sequence[AskedPrompt]) -> list[str | None]:
+    def ask(self, model: str, questions: Sequence[PromptRequest]) -> list[str | None]:
         with ThreadPoolExecutor(self._at_once) as pool:
             return list(pool.map(lambda numbered: self._one(model, *numbered), enumerate(questions)))
 
-    def _one(self, model: str, number: int, question: AskedPrompt) -> str | None:
+    def _one(self, model: str, number: int, question: PromptRequest) -> str | None:
         sampling: dict[str, Any] = {"max_tokens": self._answer_tokens, "temperature": self._temperature, "seed": self._seed + number}
         chosen = {key: question.sampling[key] for key in PASSED_ON if key in question.sampling}
         if "max_completion_tokens" in chosen:

@@ -1,4 +1,4 @@
-"""Live answers with feedback, made from labels: the verdict of people's thumbs, and their words. The learner trains on them directly."""
+"""Live answers with their labels: the verdict of people's thumbs, and their words. The learner trains on them directly."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ REPLY_CHARACTERS = 1000
 """A person's next turn is cut here: the rest is mostly the next task, and beside the question it would not fit a step."""
 
 
-class JudgedAnswer(BaseModel):
+class LabelledAnswer(BaseModel):
     """An answer of a deployed agent with people's feedback."""
 
     model_config = ConfigDict(frozen=True)
@@ -47,7 +47,7 @@ class JudgedAnswer(BaseModel):
         return self.has_words or bool(self.replies)
 
     @classmethod
-    def of(cls, label: Label, with_replies: bool = False) -> "JudgedAnswer | None":
+    def of(cls, label: Label, with_replies: bool = False) -> "LabelledAnswer | None":
         """Make it from a label. None when the label has nothing to learn from: withdrawn, censored, or not text alone."""
         said = [(vote.kind, vote.text) for vote in label.votes if vote.text]
         corrections = [text for kind, text in said if kind is FeedbackKind.CORRECTION]
@@ -65,15 +65,15 @@ class JudgedAnswer(BaseModel):
         return found if usable and (found.good is not None or found.has_hindsight) else None
 
 
-JUDGED = TypeAdapter(list[JudgedAnswer])
+SAVED = TypeAdapter(list[LabelledAnswer])
 
 
-class JudgedPool:
-    """The most recently judged answers of one policy. A later label of the same episode replaces the earlier one."""
+class LabelledPool:
+    """The most recently labelled answers of one policy. A later label of the same episode replaces the earlier one."""
 
     def __init__(self, policy: str, kept: int, with_replies: bool = False) -> None:
         self._policy, self._kept, self._with_replies = policy, kept, with_replies
-        self._answers: OrderedDict[str, JudgedAnswer] = OrderedDict()
+        self._answers: OrderedDict[str, LabelledAnswer] = OrderedDict()
         self._uses: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -84,15 +84,15 @@ class JudgedPool:
         if label.policy != self._policy:
             return
         self.remove(label.episode_id)
-        if (judged := JudgedAnswer.of(label, self._with_replies)) is not None:
-            self._add(judged)
+        if (labelled := LabelledAnswer.of(label, self._with_replies)) is not None:
+            self._add(labelled)
 
     def remove(self, episode_id: str) -> None:
         """Remove an answer whose label was deleted."""
         self._answers.pop(episode_id, None)
         self._uses.pop(episode_id, None)
 
-    def choose(self, count: int) -> Sequence[JudgedAnswer]:
+    def choose(self, count: int) -> Sequence[LabelledAnswer]:
         """At most ``count`` answers: those used least so far, and of these the newest, so that fresh feedback counts in the next adapter.
 
         Where possible, half of them have comments or corrections, which say more than thumbs and next turns but are fewer.
@@ -108,31 +108,31 @@ class JudgedPool:
     def save(self, path: Path) -> None:
         """Write the pool, oldest first; renamed into place."""
         incoming = path.with_suffix(".incoming")
-        incoming.write_bytes(JUDGED.dump_json(list(self._answers.values())))
+        incoming.write_bytes(SAVED.dump_json(list(self._answers.values())))
         incoming.rename(path)
 
     def load(self, path: Path) -> None:
         """Read a saved pool, if there is one."""
         if path.exists():
-            for judged in JUDGED.validate_json(path.read_bytes()):
-                self._add(judged)
+            for labelled in SAVED.validate_json(path.read_bytes()):
+                self._add(labelled)
 
-    def _add(self, judged: JudgedAnswer) -> None:
-        self._answers[judged.episode_id] = judged
+    def _add(self, labelled: LabelledAnswer) -> None:
+        self._answers[labelled.episode_id] = labelled
         while len(self._answers) > self._kept:
             self._uses.pop(self._answers.popitem(last=False)[0], None)
 
 
-def advised(judged: JudgedAnswer) -> tuple[Message, ...]:
+def advised(labelled: LabelledAnswer) -> tuple[Message, ...]:
     """The prompt with the feedback beside the question, for the teacher of hindsight distillation.
 
     Only the clearest kind is used: a correction, otherwise the comments, otherwise the next turn.
     """
-    *before, question = judged.prompt
-    if judged.correction:
-        said = [f"A good answer is: {judged.correction}"]
-    elif judged.comments:
-        said = [f"Remember: {comment}" for comment in judged.comments]
+    *before, question = labelled.prompt
+    if labelled.correction:
+        said = [f"A good answer is: {labelled.correction}"]
+    elif labelled.comments:
+        said = [f"Remember: {comment}" for comment in labelled.comments]
     else:
-        said = [f"Once this was answered, the person said: {reply}" for reply in judged.replies]
+        said = [f"Once this was answered, the person said: {reply}" for reply in labelled.replies]
     return (*before, Message(role=question.role, content="\n\n".join([question.text, *said])))
