@@ -1,4 +1,4 @@
-"""Two steps of learning by 1, 2 and 4 processes over gloo, for tests/slow/test_learner_parallel.py: `python parallel_steps.py BASE OUT`.
+"""Two steps of learning by 1, 2 and 4 processes over gloo, for tests/slow/test_parallel_learning.py: `python parallel_steps.py BASE OUT`.
 
 One process imports and samples; the others are its forks, so that the whole takes seconds. The rollouts are given: what is compared is learning.
 """

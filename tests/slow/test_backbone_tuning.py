@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from reward.features.backbone_tuning import TuningRecipe, tune
 from reward.features.featurizer import Featurizer
 from tests.support.processors import Claim
-from tests.unit.reward.test_tuning import SETTINGS, label
+from tests.unit.reward.test_untunable_labels import SETTINGS, label
 
 
 @pytest.mark.learning

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_labelled_answers import labelled
 from test_labelled_answers import logprob as logprob_of
-from test_learner_step import ASKED, Fixed, says_e
+from test_training_step import ASKED, Fixed, says_e
 
 from learner.models.lora_policy import Policy
 from learner.models.value_head import ValueHead

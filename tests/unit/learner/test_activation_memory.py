@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_learner_step import ASKED, SETTINGS, says_e, trainer
+from test_training_step import ASKED, SETTINGS, says_e, trainer
 
 from learner.models import lora_policy as policy_module
 from learner.models.lora_policy import Policy

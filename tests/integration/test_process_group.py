@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from test_learner_ring import learners_below, reward_model
+from test_learner_on_kafka import learners_below, reward_model
 
 from learner.distributed.ray_cluster import LearnerActor
 from learner.settings import LearnerSettings

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
-from test_learner_step import ASKED, SETTINGS, prompts, says_e
+from test_training_step import ASKED, SETTINGS, prompts, says_e
 
 from learner.models.lora_policy import Policy
 from learner.rollouts.rollout_engines import TransformersEngine, make_engine
