@@ -1,7 +1,6 @@
 """The whole ring on one machine: the broker and its parts as processes, from one settings tree. What ``demo`` and ``up`` share.
 
-The order of starting: Kafka, the base and the measurement of the machine side by side; the actor as soon as it knows base and settings; what keeps
-what people say; and what learns from it only when the actor is ready, so that nothing competes with it for the cores.
+The order of starting and stopping is in ``start_order.py``.
 """
 
 import fcntl
@@ -19,6 +18,18 @@ from infra.local.part_process import parts
 from infra.local.part_states import LOCK_FILE, STATES_FILE, write_states
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
+from infra.local.start_order import (
+    ACTOR_NEEDS,
+    AFTER_ACTOR_WAIT_S,
+    BASE,
+    KAFKA,
+    MACHINE,
+    OTHERS_NEED,
+    STOP_ORDER,
+    TOPICS,
+    after_actor,
+    beside_actor,
+)  # fmt: skip
 from infra.local.startable import Startable
 from infra.machine.base_shape import shape_of
 from infra.machine.machine_probe import machine_rates, resolved
@@ -34,11 +45,6 @@ from streams.kafka import create_topics, kafka_answers
 
 MEASURE_EVERY_S = 10.0
 """Adding up the memory of all processes takes a while itself."""
-AFTER_ACTOR = ("reward", "learner", "promoter", "critic")
-"""Parts that nobody waits for before there was an answer."""
-AT_LATEST_S = 240.0
-"""They do not wait longer for an actor that is not ready: what people say of other actors' answers is learned from without this one."""
-KAFKA, BASE, MACHINE, TOPICS = "Apache Kafka", "the base", "this machine's measurement", "topics"
 
 
 class Ring(Startable):
@@ -57,7 +63,7 @@ class Ring(Startable):
         self._broker_deaths, self._broker_started_s = DeathRecord(), 0.0
         self._lock: IO[str] | None = None
         self._told_states: dict[str, str] = {}
-        self._not_yet: tuple[str, ...] = ()
+        self._waiting_parts: tuple[str, ...] = ()
         """Parts that wait for the actor."""
         self._actor_started_s = 0.0
         self.peak_memory_mib = 0.0
@@ -91,8 +97,8 @@ class Ring(Startable):
             begin(TOPICS, self._ask_kafka)
         begin(BASE, self._prepare_base)
         begin(MACHINE, self._measure)
-        then({BASE, MACHINE}, self._start_actor)
-        then({TOPICS, BASE, MACHINE}, self._start_early)
+        then(ACTOR_NEEDS, self._start_actor)
+        then(OTHERS_NEED, self._start_beside_actor)
         self._preparations.finish(self._meanwhile)
 
     def _launch_kafka(self, broker: Broker) -> None:
@@ -136,10 +142,9 @@ class Ring(Startable):
         self._actor_started_s = time.monotonic()
         self._start_parts("actor")
 
-    def _start_early(self) -> None:
-        others = [part for part in parts(self.settings) if part != "actor"]
-        self._not_yet = tuple(part for part in others if part in AFTER_ACTOR)
-        self._start_parts(*(part for part in others if part not in AFTER_ACTOR))
+    def _start_beside_actor(self) -> None:
+        self._waiting_parts = after_actor(parts(self.settings))
+        self._start_parts(*beside_actor(parts(self.settings)))
 
     def _start_parts(self, *names: str) -> None:
         config, plan = (self.settings.run_folder / "config.toml").resolve(), core_plan(usable_cores().threads, self.settings)
@@ -147,24 +152,24 @@ class Ring(Startable):
             environment = {**plan[part].environment, **secrets_as_environment(self.settings)}
             self.processes.start(part, ["run", part, "--config", str(config)], environment, plan[part].niceness)
 
-    def _start_what_waited(self) -> None:
+    def _start_after_actor(self) -> None:
         """Start what waits for the actor, once that is ready, or keeps dying, or is not ready in time."""
-        if not self._not_yet:
+        if not self._waiting_parts:
             return
         waited_s, ready = time.monotonic() - self._actor_started_s, self.actor_ready()
-        if ready or waited_s > AT_LATEST_S or "actor" in self.processes.failing():
+        if ready or waited_s > AFTER_ACTOR_WAIT_S or "actor" in self.processes.failing():
             if ready:
                 took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self._preparations.took_s.items())
                 self._say(f"the actor is ready after {waited_s:.0f} s; before it, side by side: {took}")
-            names, self._not_yet = self._not_yet, ()
+            names, self._waiting_parts = self._waiting_parts, ()
             self._start_parts(*names)
 
     def stop(self) -> None:
         """The parts against the flow, the broker last."""
         self._preparations.break_off()
-        self._not_yet = ()
-        for together in (("otlp", "critic", "learner", "actor", "promoter"), ("reward",), ("streams",)):
-            self.processes.stop(*together)
+        self._waiting_parts = ()
+        for group in STOP_ORDER:
+            self.processes.stop(*group)
         if self._broker is not None:
             self._broker.stop()
             self._broker = None
@@ -179,7 +184,7 @@ class Ring(Startable):
             self._keep_kafka(self._broker)
         for sentence in self.processes.check():
             self._say(sentence)
-        self._start_what_waited()
+        self._start_after_actor()
         self._tell_states()
         if not self._keeps_going:
             for sentence in self.processes.failing().values():
@@ -196,7 +201,7 @@ class Ring(Startable):
     def _tell_states(self) -> None:
         """Keep for ``tidemill status`` which parts run and which keep dying."""
         kafka = {"kafka": self._broker_deaths.state(time.monotonic() - self._broker_started_s)} if self._broker is not None else {}
-        waiting = dict.fromkeys(self._not_yet, "waits for the actor")
+        waiting = dict.fromkeys(self._waiting_parts, "waits for the actor")
         if (states := kafka | self.processes.states() | waiting) != self._told_states:
             self._told_states = states
             write_states(self.settings.run_folder, states)

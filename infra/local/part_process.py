@@ -82,7 +82,7 @@ def make_context(role: str, settings: Settings, stopping: threading.Event) -> Pa
 
 
 def parts(settings: Settings) -> tuple[str, ...]:
-    """What runs in a whole ring with these settings, in the order of starting."""
+    """All parts of a ring with these settings. The order in which they start: ``start_order.py``."""
     promoter = ("promoter",) if settings.gated_policy is not None else ()
     critic, otlp = ("critic",) if settings.critic.has_rubric else (), ("otlp",) if settings.otlp.beside_ring else ()
     return ("streams", "reward", "actor", "learner", *promoter, *critic, *otlp)

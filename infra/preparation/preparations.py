@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 POLL_S = 0.1
 
@@ -34,7 +34,7 @@ class Preparations:
         self._threads.append(threading.Thread(target=run, name=name, daemon=True))
         self._threads[-1].start()
 
-    def then(self, names: set[str], step: Callable[[], None]) -> None:
+    def then(self, names: Set[str], step: Callable[[], None]) -> None:
         """Once all of ``names`` are done, take this step in the thread that calls ``finish``; it may begin more."""
         self._steps.append((frozenset(names), step))
 

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from infra.local import kafka_jars, local_ring
-from infra.local.local_ring import AFTER_ACTOR, AT_LATEST_S, Ring
+from infra.local.local_ring import Ring
 from infra.local.part_states import states_of
+from infra.local.start_order import AFTER_ACTOR, AFTER_ACTOR_WAIT_S
 from infra.machine.machine_choice import MachineChoice
 from infra.preparation.base_preparation import prepared_base
 from infra.preparation.child_runs import run_child
@@ -175,7 +176,7 @@ def test_the_actor_does_not_wait_for_kafka(tmp_path: Path, monkeypatch: pytest.M
 def test_what_waits_for_the_actor_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = StartOfTests(tmp_path, monkeypatch)
     with start.ring:
-        start.ring._actor_started_s -= AT_LATEST_S + 1
+        start.ring._actor_started_s -= AFTER_ACTOR_WAIT_S + 1
         start.ring.check()
         assert {"reward", "learner"} <= set(start.parts)
 
