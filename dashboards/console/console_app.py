@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -30,7 +30,7 @@ KEY_HEADER = "x-tidemill-operator-key"
 MAX_BODY = 10_000
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 HEADERS = {"content-security-policy": POLICY, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer", "cache-control": "no-store"}
-NAVIGATION = (("/", "Ring"), ("/curves", "Curves"), ("/versions", "Versions"), ("/episodes", "Episodes"), ("/dead-letters", "Dead letters"))
+NAVIGATION = (("/", "Ring"), ("/curves", "Curves"), ("/adapters", "Adapters"), ("/episodes", "Episodes"), ("/dead-letters", "Dead letters"))
 
 Explain = Callable[[str], dict[str, Any]]
 """Explains the score of an episode (``infra/operate/explain_episode.py``). Raises ConfigError, Refused, BadArtifact or Unavailable."""
@@ -61,7 +61,8 @@ class Console:
             routes=[
                 Route("/", self._ring),
                 Route("/curves", self._curves),
-                Route("/versions", self._versions),
+                Route("/adapters", self._adapters),
+                Route("/versions", lambda _: RedirectResponse("/adapters", 301)),
                 Route("/episodes", self._episodes),
                 Route("/episodes/{episode_id:path}", self._episode),
                 Route("/dead-letters", self._letters),
@@ -95,11 +96,11 @@ class Console:
             curves = pages.curves(facts)
         return self._page("curves.html", "/curves", curves=curves)
 
-    def _versions(self, request: Request) -> Response:
+    def _adapters(self, request: Request) -> Response:
         with self._following.facts() as facts:
-            found, moves, count = pages.versions(facts), list(reversed(facts.moves)), len(facts.adapters)
+            adapters, moves, count = pages.adapters(facts), list(reversed(facts.moves)), len(facts.adapters)
             standings = list(facts.standings.values())
-        return self._page("versions.html", "/versions", versions=found, count=count, moves=moves, standings=standings, gated=self._gated)
+        return self._page("adapters.html", "/adapters", adapters=adapters, count=count, moves=moves, standings=standings, gated=self._gated)
 
     def _episodes(self, request: Request) -> Response:
         asked = {name: request.query_params.get(name, "")[:200] for name in ("q", "adapter", "verdict")}

@@ -12,7 +12,7 @@ from dashboards.console.svg_charts import Line, chart
 from streams.core.events import AdapterVersion, Attestation, Episode
 
 PER_PAGE = 50
-VERSIONS_SHOWN = 50
+ADAPTERS_SHOWN = 50
 LETTERS_SHOWN = 200
 EXCERPT = 140
 
@@ -99,12 +99,12 @@ def curves(facts: ConsoleFacts) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def versions(facts: ConsoleFacts) -> list[dict[str, Any]]:
+def adapters(facts: ConsoleFacts) -> list[dict[str, Any]]:
     """The newest adapters, newest first, and production: with lineage, evidence and state."""
     approvals = {a.adapter: a for a in facts.approvals()}
     newest = list(reversed(facts.adapters.values()))
     return [
-        _version(a, facts, approvals) for place, a in enumerate(newest) if place < VERSIONS_SHOWN or a.name == facts.standing(a.policy).production
+        _adapter(a, facts, approvals) for place, a in enumerate(newest) if place < ADAPTERS_SHOWN or a.name == facts.standing(a.policy).production
     ]
 
 
@@ -184,7 +184,7 @@ def stands(adapter: AdapterVersion, standing: AdapterStanding, attestations: Seq
     return "refused" if attestations else "published"
 
 
-def _version(adapter: AdapterVersion, facts: ConsoleFacts, approvals: Mapping[str, Approval]) -> dict[str, Any]:
+def _adapter(adapter: AdapterVersion, facts: ConsoleFacts, approvals: Mapping[str, Approval]) -> dict[str, Any]:
     attested = [a for a in facts.attestations.values() if a.adapter == adapter.name]
     standing = facts.standing(adapter.policy)
     on_trial = standing.trial is not None and standing.trial.adapter == adapter.name

@@ -52,7 +52,7 @@ def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None
 @click.command()
 @settings_options
 def console(config: str | None, overrides: tuple[str, ...]) -> None:
-    """Serve the console: the ring, curves, versions, episodes, dead letters. With an operator key it can also replay, promote and roll back."""
+    """Serve the console: the ring, curves, adapters, episodes, dead letters. With an operator key it can also replay, promote and roll back."""
     from dashboards.console.console_process import run_console
     from infra.local.part_logs import log_json
     from infra.operate.explain_episode import Explainer

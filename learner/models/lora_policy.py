@@ -26,14 +26,14 @@ from learner.distributed.base_sharding import split_attention, split_experts
 from learner.distributed.process_mesh import ALONE, Mesh
 from learner.models.attention import ATTENTION
 from learner.models.expert_lora import Factors, FrozenStack, experts_forward
+from learner.models.lora_targets import SHARED, checked_targets, module_targets, parameter_targets
 from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
 from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
-from streams.core.errors import BadArtifact, ConfigError
+from streams.core.errors import BadArtifact
 from streams.core.events import Message
 
-SHARED = "shared_experts"
 """Name of the shared experts' module in DeepSeek's layers."""
 HEAD_ROWS = 1024
 """Tokens that the output head takes at a time where activations are computed again: a vocabulary's worth of numbers for each is the most
@@ -64,12 +64,12 @@ class Policy:
         model = AutoModelForCausalLM.from_pretrained(
             str(base), dtype=getattr(torch, settings.precision), attn_implementation=ATTENTION, local_files_only=True
         )
-        self.targets = _check_targets(model, settings)
-        fused = [f"mlp.experts.{name}" for name in settings.expert_targets]
+        self.targets = checked_targets(model, settings)
+        fused = parameter_targets(settings)
         own_rank = fused if settings.expert_rank else []
         config = LoraConfig(
             task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
-            target_modules=[*settings.attention_targets, *(f"{SHARED}.{name}" for name in settings.shared_targets)],
+            target_modules=module_targets(settings),
             target_parameters=fused, rank_pattern=dict.fromkeys(own_rank, settings.expert_rank),
             alpha_pattern=dict.fromkeys(own_rank, settings.alpha * settings.expert_rank / settings.rank),
         )  # fmt: skip
@@ -233,26 +233,6 @@ class Policy:
         if wanted != {name: tuple(weight.shape) for name, weight in found.items()}:
             raise BadArtifact(f"the adapter in {folder} has other names or shapes than this policy ({len(found)} tensors, {len(wanted)} expected)")
         set_peft_model_state_dict(self._peft, found)
-
-
-def _check_targets(model: Any, settings: LearnerSettings) -> tuple[str, ...]:
-    """Names of the modules that carry an adapter. PEFT silently ignores names that it does not find; here they are an error."""
-    modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    experts = {name.rpartition(".")[2] for name, _ in model.named_parameters() if ".mlp.experts." in name}
-    shared = {name.rpartition(".")[2] for name, _ in model.named_modules() if f".{SHARED}." in name}
-    groups = (
-        ("attention", settings.attention_targets, modules),
-        ("expert", settings.expert_targets, experts),
-        ("shared", settings.shared_targets, shared),
-    )
-    for setting, names, there in groups:
-        if missing := [name for name in names if name not in there]:
-            raise ConfigError(f"learner.{setting}_targets names {', '.join(missing)}, which this base ({model.config.model_type}) does not have")
-    return (
-        *settings.attention_targets,
-        *(f"mlp.experts.{name}" for name in settings.expert_targets),
-        *(f"mlp.{SHARED}.{name}" for name in settings.shared_targets),
-    )
 
 
 def _group(module_name: str) -> str:

@@ -32,7 +32,7 @@ KEY = "a key that is long enough"
 PAGES = {
     "ring": "/",
     "curves": "/curves",
-    "versions": "/versions",
+    "adapters": "/adapters",
     "episodes": "/episodes",
     "episode": "/episodes/ep-3",
     "dead-letters": "/dead-letters",
@@ -161,7 +161,7 @@ def focus(browser: Browser) -> str:
 
 
 def test_the_first_key_leads_to_the_content_and_focus_is_seen(context: Site, browser: Browser) -> None:
-    browser.go(context.url + "/versions")
+    browser.go(context.url + "/adapters")
     browser.press("Tab")
     assert focus(browser) == "Skip to the content"
     assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -170,7 +170,7 @@ def test_the_first_key_leads_to_the_content_and_focus_is_seen(context: Site, bro
 
 
 def test_an_adapter_is_promoted_and_rolled_back_by_keyboard_alone(context: Site, browser: Browser) -> None:
-    browser.go(context.url + "/versions")
+    browser.go(context.url + "/adapters")
     browser.run("document.querySelector('[data-adapter=\"default@3\"]').focus()")
     browser.press("Enter")
     browser.wait("document.getElementById('act').open && document.activeElement.id === 'act-reason'")

@@ -86,7 +86,7 @@ def letter(value: bytes, **changes: Any) -> dict[str, Any]:
     return {"record_base64": base64.b64encode(value).decode(), **changes}
 
 
-PAGES = ["/", "/curves", "/versions", "/episodes", "/episodes/ep-1", "/dead-letters"]
+PAGES = ["/", "/curves", "/adapters", "/episodes", "/episodes/ep-1", "/dead-letters"]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -195,7 +195,7 @@ def test_thumb_to_served_ends_at_the_first_attestation_that_passed() -> None:
     assert [s for _, s in ring.facts.served_after_s()] == [60.0]
 
 
-def test_versions_stand_where_every_replica_sees_them_and_a_void_move_is_called_void() -> None:
+def test_adapters_stand_where_every_replica_sees_them_and_a_void_move_is_called_void() -> None:
     ring = Ring()
     for version in (1, 2, 3, 4):
         ring.tell(ADAPTERS, version=version)
@@ -204,23 +204,23 @@ def test_versions_stand_where_every_replica_sees_them_and_a_void_move_is_called_
              (3, "canary", {"canary_share": 0.25})]  # fmt: skip
     for number, (version, move, more) in enumerate(steps):
         ring.tell(PROMOTIONS, **{"promotion_id": f"pr-{number}", "adapter": f"default@{version}", "move": move, "canary_share": None, **more})
-    shown = {v["adapter"].version: (v["stands"], v["may_promote"], v["may_roll_back"]) for v in pages.versions(ring.facts)}
+    shown = {v["adapter"].version: (v["stands"], v["may_promote"], v["may_roll_back"]) for v in pages.adapters(ring.facts)}
     assert shown == {4: ("attested", True, False), 3: ("canary 25%", True, True), 2: ("production", False, True), 1: ("attested", True, False)}
     assert [move.void is not None for move in ring.facts.moves] == [False, False, False, True, False, False]
-    assert "Void: " in ring.browser.get("/versions").text
+    assert "Void: " in ring.browser.get("/adapters").text
     ring.tell(PROMOTIONS, promotion_id="pr-9", adapter="default@3", move="canary", awaits_approval=True)
-    told = ring.browser.get("/versions").text
+    told = ring.browser.get("/adapters").text
     assert ">Approve</button>" in told
     ring.tell(PROMOTIONS, promotion_id="pr-10", adapter="default@2", move="rolled_back")
-    assert (ring.facts.standing("default").production, pages.versions(ring.facts)[2]["stands"]) == ("default@1", "rejected")
+    assert (ring.facts.standing("default").production, pages.adapters(ring.facts)[2]["stands"]) == ("default@1", "rejected")
 
 
 def test_where_replicas_do_not_follow_promotions_the_page_says_so() -> None:
     ring = Ring()
     note = "Replicas ignore promotions"
-    assert note not in ring.browser.get("/versions").text
+    assert note not in ring.browser.get("/adapters").text
     app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ring.facts, Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
-    assert note in TestClient(app, base_url="http://localhost").get("/versions").text
+    assert note in TestClient(app, base_url="http://localhost").get("/adapters").text
 
 
 @pytest.mark.parametrize("path", ["/api/replay", "/api/move"])
@@ -389,6 +389,11 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
 
 def test_sentences_of_a_note_are_told_apart(ring: Ring) -> None:
     app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ConsoleFacts(), Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
-    page = TestClient(app, base_url="http://localhost").get("/versions").text
+    page = TestClient(app, base_url="http://localhost").get("/adapters").text
     assert "promoted. Replicas ignore promotions" in page
     assert "attested. Promoting and rolling back" in page
+
+
+def test_links_to_the_former_address_of_the_adapters_page_still_lead_there() -> None:
+    answer = Ring().browser.get("/versions", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (301, "/adapters")
