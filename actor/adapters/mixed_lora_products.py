@@ -3,6 +3,9 @@
 All adapters of a layer lie side by side, as if they were one of rank ``S R``: two thin products serve the whole batch, and between
 them a mask leaves each token the columns of its own adapter. The slots' layout lets a slice of it do where few adapters are asked for.
 
+LoRA joins the product with the frozen weight before that is rounded to the tokens' precision. Added afterwards, in bfloat16, most of a small
+adapter would be lost: what is less than half of the last digit of a product changes nothing, at each token the same way.
+
 Shapes: ``T`` tokens of a batch, ``S`` adapter slots, ``R`` rank, ``C`` columns in use (at most ``S R``), ``E`` experts, ``K`` experts a
 token, ``P`` pairs of token and expert, ``H`` hidden, ``I`` intermediate, ``O`` outputs. A slot of -1 means that the token has no adapter.
 """
@@ -36,12 +39,12 @@ class Mix:
         """The same for a part of the rows."""
         return self if self.own_TC is None else Mix(self.columns, self.own_TC[rows])
 
-    def add_lora(self, output_TO: Tensor, input_TI: Tensor, a_CI: Tensor, b_OC: Tensor) -> None:
-        """Add ``x A^T B^T`` of each row's own adapter, in place; all slots' ``a`` and ``b`` are given."""
+    def lora(self, input_TI: Tensor, a_CI: Tensor, b_OC: Tensor) -> Tensor:
+        """``x A^T B^T`` of each row's own adapter, [T, O]; all slots' ``a`` and ``b`` are given. Rows without an adapter get zeros."""
         low_TC = functional.linear(input_TI, a_CI[self.columns])
         if self.own_TC is not None:
             low_TC *= self.own_TC
-        output_TO += functional.linear(low_TC, b_OC[:, self.columns])
+        return functional.linear(low_TC, b_OC[:, self.columns])
 
 
 def mix_of(slots_T: Tensor, rank: int, dtype: torch.dtype) -> Mix | None:
@@ -81,38 +84,43 @@ def _lay_out(stacked: Tensor, order: tuple[int, int, int, int]) -> None:
             stacked.data = stacked.permute(order).contiguous().permute(back)
 
 
-def add_linear_lora(output_TO: Tensor, input_TI: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], widths: Sequence[int], mix: Mix) -> None:
-    """Add LoRA to the rows that have an adapter, in place.
+def linear_lora(input_TI: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], mix: Mix) -> Tensor:
+    """What LoRA adds to a linear layer, [T, sum of widths].
 
     ``a[i]`` is (S, 1, R, I) and ``b[i]`` (S, 1, width_i, R): one pair for each of the projections that the layer packs side by side (q, k, v).
     """
-    start = 0
-    for a_slice, b_slice, width in zip(a, b, widths, strict=True):
-        mix.add_lora(output_TO[:, start : start + width], input_TI, side_by_side_a(a_slice)[0], side_by_side_b(b_slice)[0])
-        start += width
+    return _beside([mix.lora(input_TI, side_by_side_a(a_i)[0], side_by_side_b(b_i)[0]) for a_i, b_i in zip(a, b, strict=True)])
 
 
-def can_pack_experts(dtype: torch.dtype) -> bool:
+def _beside(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
+
+
+def can_pack(dtype: torch.dtype) -> bool:
     """True where oneDNN keeps weights of this precision in a layout of its own on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-class ExpertWeights:
-    """The frozen weights of one projection of all experts, (E, O, I). With ``packs`` they are kept in oneDNN's own layout alone: at every
-    product it would otherwise rearrange them, most of the time of a small batch. In bfloat16 that is also faster than vLLM's kernel without AMX."""
+class FrozenWeight:
+    """The frozen weight of one linear projection, (O, I). Where it is ``packed`` it is kept in oneDNN's own layout alone: at every
+    product it would otherwise rearrange it, most of the time of a small batch. In bfloat16 that is also faster than vLLM's kernel without AMX."""
 
-    def __init__(self, weight_EOI: Tensor, packs: bool = True) -> None:
-        packs = packs and can_pack_experts(weight_EOI.dtype)
-        self.packed = [torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), PACKED_FOR_ROWS) for w in weight_EOI.detach()] if packs else None
-        self._weight_EOI = weight_EOI.detach()[:0] if packs else weight_EOI.detach()
+    def __init__(self, weight_OI: Tensor, packs: bool = True) -> None:
+        self.packed = packs and can_pack(weight_OI.dtype)
+        weight_OI = weight_OI.detach()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACKED_FOR_ROWS) if self.packed else weight_OI
 
-    def times(self, expert: int, x_TI: Tensor) -> Tensor:
-        """``x W_e^T``: [T, O]."""
-        if self.packed is None:
-            return functional.linear(x_TI, self._weight_EOI[expert])
-        return torch.ops.mkldnn._linear_pointwise(x_TI, self.packed[expert], None, "none", [], "")
+    def times(self, x_TI: Tensor, lora_TO: Tensor | None = None, bias_O: Tensor | None = None) -> Tensor:
+        """``x W^T + bias + lora``, [T, O], rounded once."""
+        if self.packed and lora_TO is None:
+            return torch.ops.mkldnn._linear_pointwise(x_TI, self._weight, bias_O, "none", [], "")
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x_TI, lora_TO, self._weight, bias_O, "add")
+        if lora_TO is None:
+            return functional.linear(x_TI, self._weight, bias_O)
+        return torch.addmm(lora_TO if bias_O is None else lora_TO + bias_O, x_TI, self._weight.t())
 
 
 @dataclass(frozen=True)
@@ -131,17 +139,17 @@ class ExpertLora:
 
 def experts(
     input_TH: Tensor,
-    gate_up: ExpertWeights,
-    down: ExpertWeights,
+    gate_up: Sequence[FrozenWeight],
+    down: Sequence[FrozenWeight],
     weights_TK: Tensor,
     experts_TK: Tensor,
-    count: int,
     lora: ExpertLora | None = None,
     mix: Mix | None = None,
 ) -> Tensor:
     """The weighted sum of each token's experts (SwiGLU, as in Mixtral), with the token's own adapter on each expert. Returns (T, H).
 
-    Pairs are sorted by expert, so that each of the ``count`` experts is two matrix products whatever the batch.
+    ``gate_up`` and ``down`` hold one weight for each expert. Pairs are sorted by expert, so that each of them is two matrix products whatever
+    the batch.
     """
     tokens, per_token = experts_TK.shape
     chosen_P = experts_TK.reshape(-1)
@@ -152,36 +160,41 @@ def experts(
     adapted = _Adapted(lora) if lora is not None and own is not None else None
     answers = []
     start = 0
-    for expert, found in enumerate(torch.bincount(chosen_P, minlength=count).tolist()):
+    for expert, found in enumerate(torch.bincount(chosen_P, minlength=len(down)).tolist()):
         if found == 0:
             continue
         pairs = slice(start, start + found)
         start += found
         x = x_PH[pairs]
-        both = gate_up.times(expert, x)
-        if adapted is not None and own is not None:
-            adapted.add_gate_up(expert, both, x, own.between(pairs))
-        gate, up = both.chunk(2, dim=-1)
-        active = functional.silu(gate).mul_(up)
-        answer = down.times(expert, active)
-        if adapted is not None and own is not None:
-            own.between(pairs).add_lora(answer, active, adapted.down_a[expert], adapted.down_b[expert])
-        answers.append(answer)
+        if adapted is None or own is None:
+            active = _swiglu(gate_up[expert].times(x))
+            answers.append(down[expert].times(active))
+        else:
+            mine = own.between(pairs)
+            active = _swiglu(gate_up[expert].times(x, adapted.gate_up(expert, x, mine)))
+            answers.append(down[expert].times(active, adapted.down(expert, active, mine)))
     total = torch.zeros(tokens, input_TH.shape[1], dtype=torch.float32, device=input_TH.device)
     total.index_add_(0, rows_P, torch.cat(answers).float() * weights_TK.reshape(-1)[order_P].float()[:, None])
     return total.to(input_TH.dtype)
+
+
+def _swiglu(gate_up_PJ: Tensor) -> Tensor:
+    gate, up = gate_up_PJ.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
 
 
 class _Adapted:
     """A layer's adapters, side by side for each expert."""
 
     def __init__(self, lora: ExpertLora) -> None:
-        self.gate_up = [(side_by_side_a(a), side_by_side_b(b)) for a, b in zip(lora.gate_up_a, lora.gate_up_b, strict=True)]
-        self.down_a, self.down_b = side_by_side_a(lora.down_a), side_by_side_b(lora.down_b)
+        self._gate_up = [(side_by_side_a(a), side_by_side_b(b)) for a, b in zip(lora.gate_up_a, lora.gate_up_b, strict=True)]
+        self._down = side_by_side_a(lora.down_a), side_by_side_b(lora.down_b)
 
-    def add_gate_up(self, expert: int, output: Tensor, x: Tensor, mix: Mix) -> None:
-        left = 0
-        for a, b in self.gate_up:
-            width = b.shape[1]
-            mix.add_lora(output[:, left : left + width], x, a[expert], b[expert])
-            left += width
+    def gate_up(self, expert: int, x_PH: Tensor, mix: Mix) -> Tensor:
+        """What they add to one expert's gate and up, [P, 2 I]."""
+        return _beside([mix.lora(x_PH, a[expert], b[expert]) for a, b in self._gate_up])
+
+    def down(self, expert: int, active_PI: Tensor, mix: Mix) -> Tensor:
+        """What they add to its output, [P, H]."""
+        a, b = self._down
+        return mix.lora(active_PI, a[expert], b[expert])

@@ -1,13 +1,14 @@
 """A vLLM plug-in that serves PEFT's LoRA on fused experts, and serves it on CPUs too.
 
-vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It mends three things of vLLM 0.32:
+vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It mends four things of vLLM 0.32:
 
 - Everywhere: PEFT names a Mixtral's experts ``mlp.experts`` (transformers 5), vLLM ``block_sparse_moe.experts``. Weights whose names
   match nothing are dropped without a word, so that an adapter on attention and experts is served as one on attention alone.
 - On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
 - On a CPU: its LoRA gathers every token's weights, and takes the *last* adapter's for tokens that have none when a batch mixes both.
+- On a CPU: it adds LoRA to a product that was rounded to bfloat16 already, in which half of a small adapter is lost.
 
-The last two give way to the products of actor/adapters/mixed_lora_products.py.
+The last three give way to the products of actor/adapters/mixed_lora_products.py.
 """
 
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from actor.adapters.mixed_lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
+from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, can_pack, experts, linear_lora, mix_of
 from actor.process_forks import EXPERT_LAYOUT, PARENT, die_with_parent
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
@@ -50,6 +51,7 @@ def register() -> None:
     oracle.select_unquantized_moe_backend = select_unquantized_moe_backend
     method.select_unquantized_moe_backend = select_unquantized_moe_backend  # it was imported by name
     punica_cpu.PunicaWrapperCPU = _mixing_wrapper()
+    _round_linear_layers_once()
 
 
 def _name_experts_as_peft_does() -> None:
@@ -72,6 +74,35 @@ def _spare_the_inspection() -> None:
     ModelRegistry.register_model("MixtralForCausalLM", MixtralForCausalLM)
 
 
+def _round_linear_layers_once() -> None:
+    """Let linear layers in bfloat16 add LoRA to their product before it is rounded. In float32, vLLM's own way is as good."""
+    import vllm.model_executor.layers.utils as utils
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+
+    pack_as_vllm, apply_as_vllm = utils.dispatch_cpu_unquantized_gemm, BaseLinearLayerWithLoRA._apply_sync
+
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        weight = layer.weight
+        if not remove_weight or weight.is_meta or weight.ndim != 2 or weight.dtype != torch.bfloat16 or not can_pack(weight.dtype):
+            pack_as_vllm(layer, remove_weight)
+            return
+        frozen = layer.frozen_weight = FrozenWeight(weight)
+        layer.cpu_linear = lambda x, _, bias: frozen.times(x, bias_O=bias)
+        layer.weight = torch.nn.Parameter(weight.new_empty(0), requires_grad=False)
+
+    def apply_rounding_once(self: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        frozen, mix = getattr(self.base_layer, "frozen_weight", None), self.punica_wrapper.mix
+        if frozen is None or mix is None:
+            output: torch.Tensor = apply_as_vllm(self, x, bias)
+            return output
+        rows = x.reshape(-1, x.shape[-1])
+        lora = linear_lora(rows, self.lora_a_stacked, self.lora_b_stacked, mix)
+        return frozen.times(rows, lora, bias).view(*x.shape[:-1], -1)
+
+    utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+    BaseLinearLayerWithLoRA._apply_sync = apply_rounding_once
+
+
 def _mixing_wrapper() -> type:
     """The class that adds LoRA to attention and other linear layers."""
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
@@ -90,7 +121,7 @@ def _mixing_wrapper() -> type:
 
         def add_lora_linear(self, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **_: Any) -> None:
             if self.mix is not None:
-                add_linear_lora(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, output_slices, self.mix)
+                y.view(-1, y.shape[-1]).add_(linear_lora(x.view(-1, x.shape[-1]), lora_a_stacked, lora_b_stacked, self.mix))
 
     return MixingPunicaWrapper
 
@@ -119,9 +150,9 @@ def _mixing_experts() -> type:
         def process_weights_after_loading(self, layer: Any) -> None:
             layout = os.environ.get(EXPERT_LAYOUT, "auto")
             packs = layout == "packed" or (layout == "auto" and layer.w13_weight.dtype == torch.bfloat16)
-            self._gate_up, self._down = ExpertWeights(layer.w13_weight, packs), ExpertWeights(layer.w2_weight, packs)
+            self._gate_up, self._down = ([FrozenWeight(of_one, packs) for of_one in both] for both in (layer.w13_weight, layer.w2_weight))
             for weight, kept in ((layer.w13_weight, self._gate_up), (layer.w2_weight, self._down)):
-                if kept.packed is not None:  # vLLM asks for the shape alone: the packed copy is the only one
+                if kept[0].packed:  # vLLM asks for the shape alone: the packed copy is the only one
                     weight.data = weight.new_empty(1).expand(weight.shape)
 
         def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *_: Any, **__: Any) -> None:
@@ -129,6 +160,6 @@ def _mixing_experts() -> type:
             lora, mix = None, context.punica_wrapper.mix if context is not None else None
             if mix is not None:
                 lora = ExpertLora(context.w13_lora_a_stacked, context.w13_lora_b_stacked, context.w2_lora_a_stacked[0], context.w2_lora_b_stacked[0])
-            output.copy_(experts(hidden_states, self._gate_up, self._down, topk_weights, topk_ids.long(), w1.shape[0], lora, mix))
+            output.copy_(experts(hidden_states, self._gate_up, self._down, topk_weights, topk_ids.long(), lora, mix))
 
     return MixingLoRAExperts

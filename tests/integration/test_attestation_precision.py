@@ -50,7 +50,7 @@ class Pair:
         with torch.no_grad():
             for name, weight in self.policy.parameters.items():
                 if "lora_B" in name:
-                    weight.add_(torch.randn(weight.shape, generator=generator) * 0.01)
+                    weight.add_(torch.randn(weight.shape, generator=generator) * 0.02)
 
     def export(self) -> Path:
         """The newest adapter, as the learner's process exports it."""
@@ -129,7 +129,7 @@ def test_the_first_small_step_is_served(pair: Pair, first: Path) -> None:
 def test_a_large_step_is_proved_by_its_answers(pair: Pair, grown: Path) -> None:
     found = pair.shown(grown)
     assert (found.passed, found.proof, found.reason) == (True, "answers", "attested")
-    assert found.share == pytest.approx(1, abs=0.2)
+    assert found.share == pytest.approx(1, abs=0.25)
 
 
 @pytest.mark.parametrize("empty", ["experts", "q_proj", "experts.base_layer"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actor.adapters.mixed_lora_products import ExpertLora, ExpertWeights, Mix, add_linear_lora, experts, mix_of
+from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, can_pack, experts, linear_lora, mix_of
 
 SLOTS, EXPERTS, PER_TOKEN, HIDDEN, INTERMEDIATE, RANK = 3, 4, 2, 12, 20, 5
 MIXES = {
@@ -23,6 +23,10 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+def frozen(weight_EOI: Tensor) -> list[FrozenWeight]:
+    return [FrozenWeight(weight_OI) for weight_OI in weight_EOI]
+
+
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES.keys())
 def test_each_row_gets_its_own_adapter_and_a_row_without_one_is_left_alone(mix: list[int]) -> None:
     widths = (6, 3, 3)
@@ -36,7 +40,7 @@ def test_each_row_gets_its_own_adapter_and_a_row_without_one_is_left_alone(mix: 
     for _ in range(2):  # the first time lays the adapters out side by side, the second finds them so
         output = before.clone()
         if (asked := mixed(mix)) is not None:
-            add_linear_lora(output, x, a, b, widths, asked)
+            output += linear_lora(x, a, b, asked)
         torch.testing.assert_close(output, expected)
 
 
@@ -45,12 +49,11 @@ def test_an_adapter_that_is_loaded_later_is_written_into_the_layout_in_use() -> 
     x, mix = draw(2, HIDDEN, seed=3), mixed([0, 2])
     assert mix is not None
     with torch.inference_mode():  # as vLLM runs a batch
-        add_linear_lora(torch.zeros(2, 6, dtype=torch.float64), x, [a], [b], [6], mix)
+        linear_lora(x, [a], [b], mix)
     new_a, new_b = draw(RANK, HIDDEN, seed=4), draw(6, RANK, seed=5)
     a[2, 0].copy_(new_a)  # as vLLM loads one, outside of inference mode
     b[2, 0].copy_(new_b)
-    output = torch.zeros(2, 6, dtype=torch.float64)
-    add_linear_lora(output, x, [a], [b], [6], mix)
+    output = linear_lora(x, [a], [b], mix)
     torch.testing.assert_close(output[1], new_b @ (new_a @ x[1]))
 
 
@@ -96,7 +99,7 @@ def test_experts_side_by_side_equal_experts_with_the_adapter_merged(mix: list[in
     gate_up, down = draw(EXPERTS, 2 * INTERMEDIATE, HIDDEN, seed=2), draw(EXPERTS, HIDDEN, INTERMEDIATE, seed=3)
     weights, chosen = draw(len(mix), EXPERTS, seed=4).softmax(-1).topk(PER_TOKEN)
     lora = lora_of_experts(fused)
-    output = experts(x, ExpertWeights(gate_up), ExpertWeights(down), weights, chosen, EXPERTS, lora, mixed(mix))
+    output = experts(x, frozen(gate_up), frozen(down), weights, chosen, lora, mixed(mix))
     expected = token_by_token(x, gate_up, down, weights, chosen, lora, mix)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)  # the sum over experts is in float32
 
@@ -107,7 +110,7 @@ def test_without_adapters_the_experts_are_the_base() -> None:
     gate_up, down = draw(EXPERTS, 2 * INTERMEDIATE, HIDDEN, seed=2), draw(EXPERTS, HIDDEN, INTERMEDIATE, seed=3)
     weights, chosen = draw(len(mix), EXPERTS, seed=4).softmax(-1).topk(PER_TOKEN)
     expected = token_by_token(x, gate_up, down, weights, chosen, None, mix)
-    output = experts(x, ExpertWeights(gate_up), ExpertWeights(down), weights, chosen, EXPERTS)
+    output = experts(x, frozen(gate_up), frozen(down), weights, chosen)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-3)
 
 
@@ -116,10 +119,28 @@ def test_in_bfloat16_experts_with_adapters_are_right_to_its_precision_at_any_num
     lora = lora_of_experts(fused=True)
     low = ExpertLora(tuple(a.bfloat16() for a in lora.gate_up_a), tuple(b.bfloat16() for b in lora.gate_up_b),
                      lora.down_a.bfloat16(), lora.down_b.bfloat16())  # fmt: skip
-    stacks = ExpertWeights(gate_up.bfloat16()), ExpertWeights(down.bfloat16())
+    stacks = frozen(gate_up.bfloat16()), frozen(down.bfloat16())
     for mix in ([1, 2, -1], MIXES["adapters and base are mixed"] * 30):
         x = draw(len(mix), HIDDEN, seed=1)
         weights, chosen = draw(len(mix), EXPERTS, seed=4).softmax(-1).topk(PER_TOKEN)
         expected = token_by_token(x, gate_up, down, weights, chosen, lora, mix)
-        output = experts(x.bfloat16(), *stacks, weights, chosen, EXPERTS, low, mixed(mix, torch.bfloat16))
+        output = experts(x.bfloat16(), *stacks, weights, chosen, low, mixed(mix, torch.bfloat16))
         assert float((output.double() - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_an_adapter_far_smaller_than_the_last_digit_of_a_product_shows_whole_on_average(packs: bool, biased: bool) -> None:
+    """Added after the product was rounded, half of it and more is lost: rounding is then the same at every token."""
+    rows, inputs, outputs = 64, 256, 256
+    x = draw(rows, inputs, seed=1).bfloat16()
+    weight, lora = draw(outputs, inputs, seed=2).bfloat16(), (0.01 * draw(rows, outputs, seed=3)).bfloat16()
+    bias = draw(outputs, seed=4).bfloat16() if biased and can_pack(torch.bfloat16) and packs else None
+    frozen = FrozenWeight(weight, packs)
+    base, adapted = frozen.times(x, None, bias).double(), frozen.times(x, lora, bias).double()
+
+    def share(output: Tensor) -> float:
+        return float(((output - base) * lora.double()).sum() / (lora.double() ** 2).sum())
+
+    assert 0.8 < share(adapted) < 1.2
+    assert share((base.bfloat16() + lora).double()) < 0.5
