@@ -13,7 +13,7 @@ from infra.demo import skills_kept as skills
 from infra.demo.broken_arrows import ArrowWatch, RingFlow
 from infra.demo.demo_talk import Talk
 from infra.demo.held_out_exam import Examiners, PairsAsked
-from infra.demo.machine_told import MachineTold, sized, step_s
+from infra.demo.machine_told import MachineTold, step_s
 from infra.demo.progress import Now, Progress
 from infra.demo.report import Report, write_json
 from infra.demo.report_page import write_html
@@ -21,6 +21,7 @@ from infra.demo.simulated_people import held_out_questions
 from infra.demo.simulated_talk import Answer, SimulatedPeople, TalkTally
 from infra.demo.time_plan import NOT_LEARNING_S, REPORT_S, TimePlan
 from infra.local.local_ring import Ring, lock_run
+from infra.machine.step_prediction import predicted_step, sized_for
 from infra.operate.log_watch import LogWatch
 from infra.operate.ring_status import ledger_now
 from infra.settings.config import Settings, load
@@ -48,13 +49,13 @@ def run_demo(
     _make_room(folder, kept=keep is not None)
     progress = Progress()
     try:
-        with progress:
-            settings, why, machine.predicted_step_s = sized(settings, max(1.0, minutes - NOT_LEARNING_S / 60))
+        learning_minutes = max(1.0, minutes - NOT_LEARNING_S / 60)
+        with progress, Ring(settings, progress.say, sizing=lambda asked, rates: sized_for(asked, rates, learning_minutes)) as ring:
+            step = predicted_step(ring.settings, ring.rates) if ring.rates is not None else None
+            machine.predicted_step_s = None if step is None else step.total_s
             plan = TimePlan(started_s + minutes * 60, started_s + at_most * 60, machine.predicted_step_s)
-            for sentence in (*why, plan.forecast(started_s)):
-                progress.say(sentence)
-            with Ring(settings, progress.say) as ring:
-                report = Demo(ring, progress, plan, machine, started_s).run()
+            progress.say(plan.forecast(started_s))
+            report = Demo(ring, progress, plan, machine, started_s).run()
     except (Interrupted, KeyboardInterrupt):
         print("tidemill: stopped on request; nothing is left running", file=sys.stderr)
         return 130

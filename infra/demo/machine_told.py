@@ -6,22 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infra.machine.machine_probe import processor_name, resolved
-from infra.machine.step_prediction import predicted_step, sized_for
+from infra.machine.machine_probe import processor_name
 from infra.settings.config import Settings
 from learner.runs.step_progress import PHASES
 from streams.core.events import AdapterVersion
-
-
-def sized(settings: Settings, minutes: float) -> tuple[Settings, tuple[str, ...], float | None]:
-    """The settings as this machine computes best, with steps so small that a dozen fit into ``minutes`` of learning; why; and the seconds that a step
-    is predicted to take alone: None where nothing was left to the machine, or it could not be measured."""
-    choice = resolved(settings)
-    if choice.rates is None:
-        return choice.settings, choice.why, None
-    chosen = sized_for(choice.settings, choice.rates, minutes)
-    step = predicted_step(chosen, choice.rates)
-    return chosen, choice.why, None if step is None else step.total_s
 
 
 def step_s(adapter: AdapterVersion) -> float:

@@ -34,7 +34,6 @@ from infra.local.startable import Startable
 from infra.machine.base_shape import shape_of
 from infra.machine.machine_probe import machine_rates, resolved
 from infra.machine.machine_rates import MachineRates
-from infra.machine.step_prediction import sized_for
 from infra.machine.usable_cores import usable_cores
 from infra.preparation.base_preparation import prepared_base
 from infra.preparation.preparations import Preparations
@@ -45,17 +44,19 @@ from streams.kafka import create_topics, kafka_answers
 
 MEASURE_EVERY_S = 10.0
 """Adding up the memory of all processes takes a while itself."""
+Sizing = Callable[[Settings, MachineRates], Settings]
+"""Fits settings to what a machine can do."""
 
 
 class Ring(Startable):
     """Broker and parts, stopped in good order: no process, port or lock is left behind."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False, step_minutes: float = 0.0,
+    def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False, sizing: Sizing | None = None,
                  meanwhile: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         """``keeps_going``: a part that keeps dying, Kafka included, is tried again for ever and the rest goes on; else it ends the ring.
-        ``step_minutes``: steps become smaller until one is predicted to take no longer on this machine; 0: as they are set.
+        ``sizing`` fits the learner's steps to the machine, where it has no GPU of its own; None: they stay as they are set.
         ``meanwhile`` is called again and again while things are prepared; what it raises breaks them off."""
-        self._say, self._keeps_going, self._step_minutes, self._meanwhile = say, keeps_going, step_minutes, meanwhile
+        self._say, self._keeps_going, self._sizing, self._meanwhile = say, keeps_going, sizing, meanwhile
         self.settings = settings.model_copy(update={"run_id": new_id("run")})
         self.processes = Processes(settings.run_folder / "logs")
         self._preparations = Preparations()
@@ -70,6 +71,8 @@ class Ring(Startable):
         self.cpu_s: dict[str, float] = {}
         """Processor time of each part, in seconds, when it was last measured."""
         self._measured_s = 0.0
+        self.rates: MachineRates | None = None
+        """What this machine computes a second, once it was measured; None where no setting asked for it."""
 
     @property
     def base_url(self) -> str:
@@ -122,20 +125,16 @@ class Ring(Startable):
     def _measure(self) -> None:
         broken_off = self._preparations.broken_off
         self._choice = resolved(self.settings, broken_off=broken_off)
-        self._rates = self._choice.rates
-        if self._rates is None and self._sizes_steps:  # nothing is left to the machine but the size of steps
-            self._rates = machine_rates(shape_of(self.settings.policy), broken_off=broken_off)
-
-    @property
-    def _sizes_steps(self) -> bool:
-        return bool(self._step_minutes) and not self.settings.learner.ray_num_gpus
+        self.rates = self._choice.rates
+        if self.rates is None and self._sizing and not self.settings.learner.ray_num_gpus:  # nothing is left to the machine but the size of steps
+            self.rates = machine_rates(shape_of(self.settings.policy), broken_off=broken_off)
 
     def _start_actor(self) -> None:
         """Settle the settings, write them for all parts, and start the one that people wait for."""
         self.settings = self._choice.settings
         self._set("policy", base=self._base)  # the parts need not look for it again
-        if self._sizes_steps and self._rates is not None:
-            self._size_steps(self._step_minutes, self._rates)
+        if self._sizing and self.rates is not None and not self.settings.learner.ray_num_gpus:
+            self._size_steps(self._sizing, self.rates)
         for sentence in self._choice.why:
             self._say(sentence)
         (self.settings.run_folder / "config.toml").write_text(to_toml(self.settings))
@@ -242,12 +241,12 @@ class Ring(Startable):
                 raise Unavailable(failing["actor"])
             time.sleep(0.5)
 
-    def _size_steps(self, minutes: float, rates: MachineRates) -> None:
-        """Make steps smaller until one is predicted to take no longer on this machine, and say so."""
-        asked, self.settings = self.settings.learner, sized_for(self.settings, rates, minutes, steps=1)
+    def _size_steps(self, sizing: Sizing, rates: MachineRates) -> None:
+        """Fit steps to this machine, and say so."""
+        asked, self.settings = self.settings.learner, sizing(self.settings, rates)
         if (sized := self.settings.learner) != asked:
             size = f"{sized.prompts_per_step} prompts x {sized.samples_per_prompt} samples x {sized.max_output_tokens} tokens"
-            self._say(f"a step is {size} here, so that it takes at most {minutes:g} min (learner.step_minutes)")
+            self._say(f"a step of the learner is {size} on this machine")
 
     def _set(self, section: str, **values: object) -> None:
         changed = getattr(self.settings, section).model_copy(update=values)

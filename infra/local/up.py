@@ -7,6 +7,7 @@ import click
 
 from infra.local.local_ring import Ring
 from infra.local.stop_signals import stop_on_signal
+from infra.machine.step_prediction import sized_for
 from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogWatch
 from infra.settings.config import Settings
@@ -40,9 +41,9 @@ def run_up(settings: Settings) -> None:
         if stopping.is_set():
             raise Unavailable("stopped before the actor was ready")
 
-    with Ring(
-        settings, lambda line: click.echo(line, err=True), keeps_going=True, step_minutes=settings.learner.step_minutes, meanwhile=stop_early
-    ) as ring:
+    step_minutes = settings.learner.step_minutes
+    sizing = (lambda asked, rates: sized_for(asked, rates, step_minutes, steps=1)) if step_minutes else None
+    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True, sizing=sizing, meanwhile=stop_early) as ring:
         click.echo("starting vLLM (ten seconds to a minute)", err=True)
         ring.await_actor(START_TIMEOUT_S, stop_early)
         click.echo(f"""
