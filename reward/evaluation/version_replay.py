@@ -76,8 +76,8 @@ class Replay:
                 raise ConfigError(f"version {version.version} has seen labels up to offset {end} of partition {partition}, the lake ends at {ends}")
         known = [record for record in self._waiting if record.offset < seen.get(record.partition, 0)]
         self._waiting = [record for record in self._waiting if record.offset >= seen.get(record.partition, 0)]
-        labels, gone = labels_and_tombstones(known, _label)
-        self.refitter.absorb(self.refitter.prepare([label for label in labels if label.policy == self._policy]), gone)
+        read, gone = labels_and_tombstones(known, _label)
+        self.refitter.absorb(self.refitter.prepare([label for label, *_ in read if label.policy == self._policy]), gone)
 
     def rebuild(self, version: RewardModelVersion, artifacts: ArtifactStore) -> Rebuilt:
         """Rebuild the version and compare it with the published one."""
@@ -118,8 +118,8 @@ def fit_who_votes(lake: Lake, policy: str, since: datetime | None, until: dateti
 
 def labels_of(lake: Lake, policy: str) -> list[Label]:
     """The newest label of each labelled episode of the policy."""
-    labels, _ = labels_and_tombstones(lake.records(LABELS), _label)
-    return list({label.episode_id: label for label in labels if label.policy == policy}.values())
+    read, _ = labels_and_tombstones(lake.records(LABELS), _label)
+    return list({label.episode_id: label for label, *_ in read if label.policy == policy}.values())
 
 
 def rebuild_all(replay: Replay, versions: Sequence[RewardModelVersion], artifacts: ArtifactStore) -> Iterator[Rebuilt]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from reward.evaluation.label_slices import language_of
 from reward.features.featurizer import Features
@@ -47,19 +48,27 @@ def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], fl
     return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over)
 
 
-def labels_and_tombstones(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[Label], tuple[str, ...]]:
+class ReadLabel(NamedTuple):
+    """A label and where it was read."""
+
+    label: Label
+    partition: int
+    offset: int
+
+
+def labels_and_tombstones(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[ReadLabel], tuple[str, ...]]:
     """The labels in these records, in order, and the episodes whose label was deleted by a tombstone. ``decode`` gives None for unreadable
     records."""
-    labels: list[Label] = []
+    read: list[ReadLabel] = []
     gone: dict[str, None] = {}
     for record in records:
         if record.value is None:
             episode_id = (record.key or b"").decode(errors="replace")
-            labels = [label for label in labels if label.episode_id != episode_id]
+            read = [each for each in read if each.label.episode_id != episode_id]
             gone[episode_id] = None
         elif (label := decode(record)) is not None:
-            labels.append(label)
-    return labels, tuple(gone)
+            read.append(ReadLabel(label, record.partition, record.offset))
+    return read, tuple(gone)
 
 
 def short_hash(text: str) -> str:

@@ -3,15 +3,17 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import structlog
 
 from reward.features.featurizer import Featurizer
-from reward.fit.label_entries import labels_and_tombstones
+from reward.fit.label_entries import ReadLabel, labels_and_tombstones
 from reward.fit.replay_buffer import BUFFER_LAYOUT, BufferEntry
 from reward.settings import RewardSettings
 from reward.trust.live_answers import LiveAnswers, report
 from reward.trust.vote_propensity import Propensity
+from reward.updater.read_progress import ReadProgress
 from reward.updater.refitter import Refitter
 from reward.updater.version_publisher import VersionPublisher
 from streams.core.errors import InvalidEvent, Unavailable
@@ -59,6 +61,7 @@ class BatchSteps:
         self._versions = VersionPublisher(settings, context, self._producer, featurizer.fingerprint)
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
+        self._progress = ReadProgress()
         self._watch = LiveAnswers()
         self._unlearned = False
         """True while labels were, or may have been, taken in that no refit has seen: the buffer was not whole then."""
@@ -79,25 +82,33 @@ class BatchSteps:
             taken = {partition: end for (topic, partition), end in committed_offsets(self._context.kafka, self.name).items() if topic == LABELS.name}
             ends = end_offsets(self._context.kafka, LABELS, self._context.metrics)
         except Unavailable as error:
-            log.warning("what others have taken in and published is not known: versions may name offsets or numbers too low", error=str(error))
+            log.warning("what others have taken in and published is not known: no version until Kafka says where the labels end", error=str(error))
+            self._progress.begin({}, None)
             self._unlearned = True
             return held == self._context.kafka.partitions
+        self._progress.begin(taken, ends)
         holds_all_labels = held == len(ends)
-        if self._versions.note_read([(partition, end - 1) for partition, end in taken.items()]):
-            self._unlearned = True
-        if self._unlearned and holds_all_labels and taken == {partition: end for partition, end in ends.items() if end}:
+        self._unlearned = self._unlearned or self._progress.is_ahead_of(self._versions.newest_offsets)
+        if self._unlearned and holds_all_labels and self._progress.caught_up:
             self._renew()
         return holds_all_labels
 
     def prepare(self, records: Sequence[Record]) -> Batch:
         """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""
-        labels, gone = labels_and_tombstones(records, self._label)
+        read, gone = labels_and_tombstones(records, self._label)
         self._producer.flush()
-        self._watch.add(labels)
-        if gone or any(label.erasures for label in labels):
+        self._watch.add([label for label, *_ in read])
+        if gone or any(label.erasures for label, *_ in read):
             self._featurizer.clear_cache()
             self._watch.remove(gone)
-        return Batch(records, self._refitter.prepare(labels), gone)
+        entries = [
+            entry for unseen, some in groupby(read, self._is_unseen) for entry in self._refitter.prepare([label for label, *_ in some], unseen=unseen)
+        ]
+        return Batch(records, entries, gone)
+
+    def _is_unseen(self, read: ReadLabel) -> bool:
+        """True when the published version was fitted without this label: a version's word on a label that it knows is no prediction."""
+        return read.offset >= self._versions.newest_offsets.get(read.partition, 0)
 
     def _label(self, record: Record) -> Label | None:
         """A label of our policy; what cannot be read is set aside."""
@@ -114,23 +125,37 @@ class BatchSteps:
         return self._refitter.absorb(batch.entries, batch.gone)
 
     def finish(self, batch: Batch, holds_all_labels: bool) -> None:
-        """The batch is stored: count it, refit, maybe publish, if the buffer is ``whole``. Slow: on a thread of its own."""
-        self._versions.note_read([(record.partition, record.offset) for record in batch.records])
+        """The batch is stored: count it, refit, maybe publish, if the buffer is whole and we have caught up. Slow: on a thread of its own."""
+        self._progress.note([(record.partition, record.offset) for record in batch.records])
         self._context.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
         if self._context.traces.enabled:
             self._versions.continue_traces([record.headers for record in batch.records])
         self._unlearned = self._unlearned or bool(batch.entries or batch.gone)
-        if holds_all_labels and self._unlearned:
-            self._renew()
-        elif batch.entries or batch.gone:
+        if not self._unlearned:
+            return
+        if not holds_all_labels:
             log.warning("another updater holds some of the labels: no version until one of the two is gone")
             self._context.metrics.add("tidemill_reward_versions_total", result="shared")
+        elif not self._has_caught_up():
+            log.info("reading labels again: no version before all that were there at the start are read", left=self._progress.labels_left)
+            self._context.metrics.add("tidemill_reward_versions_total", result="catching_up")
+        else:
+            self._renew()
+
+    def _has_caught_up(self) -> bool:
+        """Asks for the ends first where Kafka was away at the assignment."""
+        if not self._progress.knows_ends:
+            try:
+                self._progress.begin({}, end_offsets(self._context.kafka, LABELS, self._context.metrics))
+            except Unavailable as error:
+                log.warning("where the labels end is not known: no version yet", error=str(error))
+        return self._progress.caught_up
 
     def _renew(self) -> None:
         self._unlearned = False
         found = self._watch.findings()
         report(found, self._context.metrics)
-        self._versions.refit_and_publish(self._refitter, found)
+        self._versions.refit_and_publish(self._refitter, self._progress.offsets, found)
 
     def close(self) -> None:
         """Hang up."""

@@ -1,4 +1,4 @@
-"""The Faust app: labels in, reward-model versions out. Wiring only; its steps are in intake.py, Faust itself in faust_parts.py.
+"""The Faust app: labels in, reward-model versions out. Wiring only; its steps are in batch_steps.py, Faust itself in faust_fixes.py.
 
 State is a changelogged table of the replay buffer's entries. The changelog's deliveries are awaited before a batch counts as done, since
 Faust commits what it has merely buffered; a batch that is read twice changes nothing. One updater a policy: who lacks a partition publishes none.

@@ -1,27 +1,17 @@
-"""The updater without its wiring: labels in, and a reward model out when it is fit to be published.
-
-The publishing rule. The newest ``publish_window_labels`` labels that have a verdict are each predicted twice: by the new model's fold head that never
-saw a label of that fold, and by the same fold's head of the model published last, which never saw one either. Neither has seen the label
-it is judged on, so the two log losses compare fairly, however few labels came in between. The new model is published
-unless its mean loss is higher by more than ``publish_tolerance_se`` standard errors of the difference. The first version needs ``min_labels``
-labels, ``min_each_verdict`` of each verdict among them. While the drift alarm stands the last version stays too, for at most
-``drift_hold_labels`` labels after the change: by then the change is what the new labels are like.
-"""
+"""The updater without its wiring: labels in, and a reward model out when it is fit to be published (publishing_rule.py)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from reward.evaluation.calibration import calibration, log_loss, no_worse
+from reward.evaluation.calibration import calibration, log_loss
 from reward.evaluation.label_slices import by_slice
 from reward.features.featurizer import Features
 from reward.fit.head_fit import FitRecipe, Rows, fit
 from reward.fit.label_entries import entry_of
-from reward.fit.label_evidence import lacking
 from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
@@ -30,10 +20,10 @@ from reward.trust.hacking_guards import GuardFinding, divergence
 from reward.trust.vote_caps import capped_rows, largest_share
 from reward.trust.vote_propensity import Propensity
 from reward.trust.voter_trust import reliability_weights, smoothed_trust, trust_of_voters
+from reward.updater.publishing_rule import PublishingDecision, PublishingRule, Result
 from streams.core.events import Calibration, Label
 
 TRUST_ROUNDS = 2
-Result = Literal["published", "worse", "unchanged", "too_few", "drift"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Refit:
     largest_person_share: float | None
     """The largest part of the weight of all labels and pairs that any one person holds; None where nobody is named or nothing was fitted."""
     capped: dict[str, float]
-    """By rule (``crowds.RULES``), the part of that weight that it moved from where too much came from to all else; empty when nothing was fitted."""
+    """By rule (``vote_caps.RULES``), the part of that weight that it moved away from where too much came from; empty when nothing was fitted."""
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -71,13 +61,15 @@ class Refitter:
         self._settings, self.features, self._propensity = settings, features, propensity
         self.published = published if published is not None and published.features == features.fingerprint else None
         self.buffer = ReplayBuffer(settings.buffer_labels)
+        self._rule = PublishingRule(settings)
         self._erasure_pending = False
         """A version without somebody who was erased is yet to be published."""
 
-    def prepare(self, labels: Sequence[Label]) -> list[BufferEntry]:
-        """Entries of the labels, with the published model's word on each before it is fitted on it. Slow; on any thread."""
+    def prepare(self, labels: Sequence[Label], unseen: bool = True) -> list[BufferEntry]:
+        """Entries of the labels, each with the published model's prediction if that model has not seen the label. Slow; on any thread."""
         weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
-        return self._predicted([entry_of(label, self.features, weigh) for label in labels])
+        entries = [entry_of(label, self.features, weigh) for label in labels]
+        return self._predicted(entries) if unseen else entries
 
     def absorb(self, entries: Sequence[BufferEntry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
         """Forget episodes that have no label any more, then take the entries in; returns what to store durably by episode, None to delete.
@@ -96,24 +88,18 @@ class Refitter:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
         said_N, verdicts_N = self.predictions()
         drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
-        model, result, why, share, capped = None, self._first_refusal(), "", None, dict[str, float]()
-        if result is None:
+        model, decision, share, capped = None, PublishingDecision("too_few"), None, dict[str, float]()
+        if not self._rule.too_few(self.buffer.counts()):
             rows, capped = capped_rows(self.buffer, self._settings)
             rows = self._trusted(rows)
             model, share = fit(rows, self.recipe()), self._largest_share(rows)
-            result = self._judge(model)
-            if (
-                not self._erasure_pending
-                and result == "published"
-                and self.published is not None
-                and drift.recent(len(said_N), self._settings.drift_hold_labels)
-            ):
-                result, why = "drift", f"the last version stays: {drift.sentence}"
-            self._erasure_pending &= result != "published"
+            newest = self._window(self._settings.publish_window_labels)
+            decision = self._rule.decide(model, self.published, newest, drift, len(said_N), self._erasure_pending)
+            self._erasure_pending &= decision.result != "published"
         return Refit(
-            result=result,
-            model=model if result == "published" else None,
-            why=why,
+            result=decision.result,
+            model=model if decision.result == "published" else None,
+            why=decision.why,
             calibration=calibration(said_N, verdicts_N),
             slices=by_slice([e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]),
             drift=drift,
@@ -170,25 +156,6 @@ class Refitter:
     def _window(self, newest: int) -> list[BufferEntry]:
         """The newest labels that people gave, oldest first; where none did, the newest hints."""
         return self.buffer.with_verdict(newest, people_only=True) or self.buffer.with_verdict(newest)
-
-    def _first_refusal(self) -> Result | None:
-        counts = self.buffer.counts()
-        good, bad = (counts[verdict] + counts[f"hint {verdict}"] for verdict in ("good", "bad"))
-        return "too_few" if lacking(good, bad, self._settings) else None
-
-    def _judge(self, model: RewardModel) -> Result:
-        if self.published is None or self._erasure_pending:
-            return "published"
-        if model.checksum() == self.published.checksum():
-            return "unchanged"
-        window = self._window(self._settings.publish_window_labels)
-        features_ND = torch.stack([e.features_D.float() for e in window if e.features_D is not None])
-        verdicts_N = torch.tensor([e.verdict for e in window])
-        folds_N = torch.tensor([fold_of(e.episode_id, self._settings.folds) for e in window])
-        if len(self.published.folds_FD) != self._settings.folds:
-            return "published"  # the setting was changed: nothing of the old version is known to be unseen
-        new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, self.published))
-        return "published" if no_worse(new, old, self._settings.publish_tolerance_se) else "worse"
 
     def _predicted(self, entries: list[BufferEntry]) -> list[BufferEntry]:
         features = [e.features_D for e in entries if e.features_D is not None]

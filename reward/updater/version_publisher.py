@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -33,7 +33,6 @@ class VersionPublisher:
         self._settings, self._context, self._producer = settings, context, producer
         self.features = features
         self._newest: RewardModelVersion | None = None
-        self._offsets: dict[int, int] = {}
         self.catch_up()
         self._withheld: Counter[str] = Counter()
         self._follows: list[Headers] = []
@@ -41,9 +40,13 @@ class VersionPublisher:
     def catch_up(self) -> bool:
         """Go on from the newest version on the topic, whoever wrote it; True when it is another than was known."""
         before, self._newest = self._newest, self._last_on_the_topic()
-        if self._newest and self._newest.backbone_fingerprint == self.features:
-            self.note_read([(partition, end - 1) for partition, end in self._newest.offsets.get(LABELS.name, {}).items()])
         return self._newest != before
+
+    @property
+    def newest_offsets(self) -> Mapping[int, int]:
+        """The labels that the newest version has seen: next offset by partition; empty when it was fitted on other features."""
+        known = self._newest is not None and self._newest.backbone_fingerprint == self.features
+        return self._newest.offsets.get(LABELS.name, {}) if known and self._newest else {}
 
     @property
     def number(self) -> int:
@@ -61,23 +64,17 @@ class VersionPublisher:
                 log.warning("last_version_unusable", version=self.number, error=str(error))
                 return None
 
-    def note_read(self, places: Iterable[tuple[int, int]]) -> bool:
-        """These (partition, offset) were taken into the buffer; True when any was not known."""
-        before = dict(self._offsets)
-        for partition, offset in places:
-            self._offsets[partition] = max(self._offsets.get(partition, 0), offset + 1)
-        return self._offsets != before
-
     def continue_traces(self, labels: Sequence[Headers]) -> None:
         """The next version's trace continues that of the newest label."""
         self._follows = [*self._follows, *labels][-MOST_FOLLOWED:]
 
-    def refit_and_publish(self, refitter: Refitter, found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
-        """Refit, and publish when the rule allows it. With the store or Kafka away, the labels are safe and the next batch tries again."""
+    def refit_and_publish(self, refitter: Refitter, offsets: Mapping[int, int], found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
+        """Refit, and publish when the rule allows it; ``offsets`` name the labels in the buffer. With the store or Kafka away, the labels are safe
+        and the next batch tries again."""
         with trace_in_logs(*self._follows):
-            return self._refitted(refitter, found)
+            return self._refitted(refitter, offsets, found)
 
-    def _refitted(self, refitter: Refitter, found: Sequence[GuardFinding]) -> RewardModelVersion | None:
+    def _refitted(self, refitter: Refitter, offsets: Mapping[int, int], found: Sequence[GuardFinding]) -> RewardModelVersion | None:
         began, began_at = time.perf_counter(), self._context.clock.now()
         refit = refitter.refit()
         self._report(refit, time.perf_counter() - began)
@@ -91,7 +88,7 @@ class VersionPublisher:
             return None
         alarms = (*refit.alarms, *(str(finding) for finding in found if finding.tripped))
         try:
-            event = self._publish(refit, refit.model, refit.newest_feedback_at, alarms, began_at)
+            event = self._publish(refit, refit.model, refit.newest_feedback_at, offsets, alarms, began_at)
         except Unavailable as error:
             log.warning("publishing_failed", error=str(error))
             self._context.metrics.add("tidemill_reward_versions_total", result="unavailable")
@@ -103,7 +100,13 @@ class VersionPublisher:
         return event
 
     def _publish(
-        self, refit: Refit, model: RewardModel, newest_feedback_at: datetime, alarms: tuple[str, ...], began_at: datetime
+        self,
+        refit: Refit,
+        model: RewardModel,
+        newest_feedback_at: datetime,
+        offsets: Mapping[int, int],
+        alarms: tuple[str, ...],
+        began_at: datetime,
     ) -> RewardModelVersion:
         """The path holds the checksum: after a kill between artifact and event, the same number may name another model."""
         number = self.number + 1
@@ -121,7 +124,7 @@ class VersionPublisher:
             alarms=alarms,
             largest_person_share=refit.largest_person_share,
             withheld=dict(self._withheld),
-            offsets={LABELS.name: dict(self._offsets)},
+            offsets={LABELS.name: dict(offsets)},
             newest_feedback_at=newest_feedback_at,
             created_at=self._context.clock.now(),
         )

@@ -245,7 +245,7 @@ def test_every_fit_tells_what_the_caps_moved_and_how_much_one_person_holds(kafka
         each.model_copy(update={"votes": tuple(v.model_copy(update={"user_id": f"u{n}"}) for v in each.votes)}) for n, each in enumerate(labels[16:])
     ]
     refitter.absorb(refitter.prepare([*labels[:16], *others]))  # ada gave 16 of 20, and may hold the weight of 4
-    event = versions.refit_and_publish(refitter)
+    event = versions.refit_and_publish(refitter, {0: 20})
     assert event is not None
     assert event.largest_person_share == pytest.approx(4 / 8)
     assert context.metrics.value("tidemill_reward_largest_person_share_ratio") == event.largest_person_share

@@ -12,6 +12,8 @@ from torch import Tensor
 from reward.features.featurizer import Pair
 from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
 from reward.settings import RewardSettings
+from reward.trust.drift_alarm import Drift
+from reward.updater.publishing_rule import PublishingRule
 from reward.updater.refitter import Refitter
 from streams.core.errors import InvalidEvent
 from streams.core.events import FeedbackKind, Label, Message, Outcome, Vote
@@ -19,6 +21,7 @@ from streams.core.events import FeedbackKind, Label, Message, Outcome, Vote
 torch.set_num_threads(1)  # matrices this small are slower on two
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+CALM = Drift(0.0, alarm=False, since=None)
 SMALL = RewardSettings(heads=3, folds=2, min_labels=4, min_each_verdict=1, buffer_labels=100)
 
 
@@ -210,7 +213,9 @@ def test_a_model_that_the_newest_labels_speak_against_is_not_published() -> None
     assert made.refit().result == "unchanged"
     turned = refitter(*[label(i, float(i % 3 == 0), at=i) for i in range(60)]).refit().model
     assert turned is not None
-    assert made._judge(turned) == "worse"
+    newest = made.buffer.with_verdict(SMALL.publish_window_labels)
+    assert PublishingRule(SMALL).decide(turned, made.published, newest, CALM, 0, erasure=False).result == "worse"
+    assert PublishingRule(SMALL).decide(turned, made.published, newest, CALM, 0, erasure=True).result == "published"
     made.published = turned
     assert made.refit().result == "published"  # and the way back is open
 

@@ -112,7 +112,8 @@ def publish(kafka: Kafka) -> None:
 
 
 def standing(kafka: Kafka) -> dict[str, Label]:
-    labels, _ = labels_and_tombstones(kafka.records(LABELS), lambda record: LABELS.decode(record.value))
+    read, _ = labels_and_tombstones(kafka.records(LABELS), lambda record: LABELS.decode(record.value))
+    labels = [label for label, *_ in read]
     return {label.episode_id: label for label in labels}
 
 
@@ -148,7 +149,8 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         told = Refitter(SETTINGS, words)
         told.absorb(told.prepare(list(standing(kafka).values())))
         would_be = Replay(Lake(kept.uri or ""), "default", SETTINGS, words, Forgotten.as_if_absent(HER), evidence)  # type: ignore[arg-type]
-        would_be.refitter.absorb(would_be.refitter.prepare(labels_and_tombstones(would_be._waiting, lambda r: LABELS.decode(r.value))[0]))
+        read, _ = labels_and_tombstones(would_be._waiting, lambda r: LABELS.decode(r.value))
+        would_be.refitter.absorb(would_be.refitter.prepare([label for label, *_ in read]))
         seen = len(kafka.records(LABELS))
 
         erasure = Erasure.of(HER, "operator", datetime.now(UTC))
@@ -172,7 +174,8 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         stand = standing(kafka)
         assert sorted(stand) == sorted(f"ep-{number}" for number in range(1, OTHERS + 1))
         assert {vote.user_id for label in stand.values() for vote in label.votes} == {f"person-{number}" for number in range(OTHERS)}
-        labels, gone = labels_and_tombstones(sorted(kafka.records(LABELS), key=lambda r: (r.partition, r.offset)), lambda r: LABELS.decode(r.value))
+        read, gone = labels_and_tombstones(sorted(kafka.records(LABELS), key=lambda r: (r.partition, r.offset)), lambda r: LABELS.decode(r.value))
+        labels = [label for label, *_ in read]
         told.absorb(told.prepare(labels), gone)
         never = Refitter(SETTINGS, words)
         never.absorb(never.prepare(list(stand.values())))

@@ -1,0 +1,80 @@
+"""The updater's steps on a log in memory: labels in, versions out, without Kafka, Faust and a backbone."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+from reward.features.featurizer import Features
+from reward.settings import RewardSettings
+from reward.updater import batch_steps, version_publisher
+from reward.updater.batch_steps import BatchSteps
+from streams.artifacts.artifact_store import ArtifactStore
+from streams.core.events import Label, RewardModelVersion
+from streams.core.part_context import PartContext
+from streams.core.topics import LABELS, REWARD_MODELS
+from streams.kafka import KafkaSettings, Record
+from tests.support.fakes import FakeLog
+
+
+class LabelWorld:
+    """A log of labels, an artifact store, and updaters that come and go."""
+
+    def __init__(self, folder: Path, settings: RewardSettings, features: Features, partitions: int = 4) -> None:
+        self.log, self.settings, self._features = FakeLog(partitions=partitions), settings, features
+        self.context = PartContext(KafkaSettings(partitions=partitions), ArtifactStore(str(folder / "artifacts")), "default", folder, folder)
+        self.taken: dict[tuple[str, int], int] = {}
+        """What the updaters' group has committed."""
+        self.stored: dict[str, bytes] = {}
+        """Their table."""
+
+    def add(self, labels: Sequence[Label]) -> None:
+        """Labels go onto the log."""
+        for label in labels:
+            self.log.append(LABELS.name, label.key.encode(), label.encode())
+
+    @contextmanager
+    def updater(self) -> Iterator[BatchSteps]:
+        """A new updater that holds all partitions and has recovered what is stored."""
+        with (
+            patch.object(batch_steps, "Producer", lambda *_: self.log.publisher()),
+            patch.object(batch_steps, "committed_offsets", lambda *_: dict(self.taken)),
+            patch.object(batch_steps, "end_offsets", lambda *_: self.ends()),
+            patch.object(batch_steps.Featurizer, "for_part", lambda *_: self._features),
+            patch.object(version_publisher, "read_to_end", lambda *_: iter(self.log.records.get((REWARD_MODELS.name, 0), []))),
+        ):
+            steps = BatchSteps(self.settings, self.context)
+            assert steps.recover(list(self.stored.values()), held=self.log.partitions)
+            yield steps
+
+    def lose_state(self) -> None:
+        """Another layout of entries, or other features: another group and another table, which hold nothing."""
+        self.taken.clear()
+        self.stored.clear()
+
+    def ends(self) -> dict[int, int]:
+        """Next offset of each partition."""
+        return {partition: len(self.log.records.get((LABELS.name, partition), [])) for partition in range(self.log.partitions)}
+
+    def left(self) -> list[Record]:
+        """The records that the group has not committed, in the order in which they were written."""
+        records = [r for p in range(self.log.partitions) for r in self.log.records.get((LABELS.name, p), [])[self.taken.get((LABELS.name, p), 0) :]]
+        return sorted(records, key=lambda record: record.timestamp_ms)
+
+    def read(self, steps: BatchSteps, batch: int) -> None:
+        """The updater reads everything that is left, ``batch`` records at a time, and commits each batch."""
+        left = self.left()
+        for begin in range(0, len(left), batch):
+            records = left[begin : begin + batch]
+            prepared = steps.prepare(records)
+            for episode_id, value in steps.absorb(prepared).items():
+                if value is None:
+                    self.stored.pop(episode_id, None)
+                else:
+                    self.stored[episode_id] = value
+            steps.finish(prepared, holds_all_labels=True)
+            self.taken.update({(LABELS.name, record.partition): record.offset + 1 for record in records})
+
+    def versions(self) -> list[RewardModelVersion]:
+        """Everything published so far."""
+        return [REWARD_MODELS.decode(record.value) for record in self.log.records.get((REWARD_MODELS.name, 0), [])]
