@@ -1,1 +1,1 @@
-"""What the project is made of: locked versions, the bill of materials, generated reference pages."""
+"""Locked versions, the bill of materials, and generated reference pages."""

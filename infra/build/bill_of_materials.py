@@ -1,7 +1,7 @@
 """The bill of materials: every package of the locked environment and every jar of the embedded Kafka, as CycloneDX 1.6 in JSON.
 
-``python -m infra.build.bill_of_materials sbom.json`` (``make sbom``). It says what is installed here, and fails where that is not what the
-lock says: a bill of something else is worse than none. The same environment gives the same bill, to the byte.
+``python -m infra.build.bill_of_materials sbom.json`` (``make sbom``). It lists what is installed, and fails when that differs from
+the lock. The same environment gives the same bytes.
 """
 
 import json
@@ -21,7 +21,7 @@ LOCKS = Path(__file__).parent / "locks"
 
 
 def bill(installed: Iterable[Distribution], jars: str) -> dict[str, Any]:
-    """The document, components sorted by their package URL."""
+    """The document, with components sorted by package URL."""
     packages = {canonical(d.metadata["Name"]): d for d in installed}
     ours = packages.pop("tidemill", None)
     components = [_package(name, d) for name, d in packages.items()] + [
@@ -37,21 +37,21 @@ def bill(installed: Iterable[Distribution], jars: str) -> dict[str, Any]:
 
 
 def differences(lock: str, installed: Iterable[Distribution]) -> list[str]:
-    """Where what is installed is not what is locked, in words."""
+    """Differences between installed and locked packages, one sentence each."""
     versions = {canonical(d.metadata["Name"]): d.version for d in installed}
     rows = []
     for pin in [Requirement(line) for line in lock.splitlines() if line and not line.startswith("#")]:
         if pin.marker is not None and not pin.marker.evaluate():
             continue  # for another platform or Python
         if (found := versions.get(canonical(pin.name))) is None:
-            rows.append(f"{pin} is locked and not installed")
+            rows.append(f"{pin} is locked but not installed")
         elif found not in pin.specifier:
-            rows.append(f"{pin.name} is {found}, locked is {pin.specifier}")
+            rows.append(f"{pin.name} is {found}, but the lock says {pin.specifier}")
     return rows
 
 
 def canonical(name: str) -> str:
-    """A package's one spelling (PEP 503)."""
+    """A package name in its normal form (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -74,12 +74,12 @@ def _jar(sha256: str, name: str, version: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the bill of this environment. Raises ConfigError when it is not the locked one."""
+    """Write the bill of this environment. Raises ConfigError when it differs from the lock."""
     installed = list(distributions())
     kind = "gpu.txt" if any(canonical(d.metadata["Name"]) == "vllm" for d in installed) else "cpu.txt"
     target, lock = Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else LOCKS / kind
     if wrong := differences(lock.read_text(), installed):
-        raise ConfigError(f"this environment is not {lock.name}: {'; '.join(wrong[:10])}. `make .venv` mends it")
+        raise ConfigError(f"this environment differs from {lock.name}: {'; '.join(wrong[:10])}. run `make .venv`")
     made = bill(installed, (LOCKS / "kafka-jars.sha256").read_text())
     target.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")
     print(f"{target}: {len(made['components'])} components")

@@ -72,12 +72,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 
 
 def pages() -> dict[str, str]:
-    """Every generated page by its file name."""
+    """All generated pages by file name."""
     return {"topics.md": topics(), "events.md": events(), "metrics.md": metrics(), "settings.md": settings(), "commands.md": commands()}
 
 
 def topics() -> str:
-    """The map of the pipeline."""
+    """The page of topics."""
     wanted = wanted_topics(KafkaSettings())
     rows = [
         f"| `{t.name}` | `{'/'.join(t.event.key_fields)}` | {t.sentence} | {wanted[t.name]['configs']['cleanup.policy']}"
@@ -90,9 +90,9 @@ def topics() -> str:
 
 
 def events() -> str:
-    """Every event with an example and its fields."""
+    """The page of events: each with an example and its fields."""
     out = [
-        f"{HEAD}# Events\n\nJSON, UTF-8, one object a record; the Kafka key is given with each. Unknown fields are ignored, an unknown"
+        f"{HEAD}# Events\n\nJSON, UTF-8, one object a record; the Kafka key is given with each. Unknown fields are ignored. An unknown"
         " `schema_version` or a record that does not validate goes to the dead letters with its reason. Times carry a zone.\n"
     ]
     for topic in TOPICS:
@@ -107,16 +107,16 @@ def events() -> str:
 
 
 def metrics() -> str:
-    """The metric table."""
+    """The page of metrics."""
     rows = [f"| `{m.name}` | {m.kind} | {m.part} | {', '.join(f'`{label}`' for label in m.labels)} | {m.sentence} |" for m in TABLE]
-    return f"{HEAD}# Metrics\n\n| metric | type | part | labels | what it says |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    return f"{HEAD}# Metrics\n\n| metric | type | part | labels | meaning |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def settings() -> str:
-    """Every setting with its default, bounds and sentence."""
+    """The page of settings: each with default, bounds and description."""
     out = [
         f"{HEAD}# Settings\n\nDefaults < TOML (`--config FILE`) < environment (`{PREFIX}ACTOR__PORT=8001`) < flags (`--set actor.port=8001`)."
-        " Unknown keys fail. `tidemill config` prints what they resolve to.\n"
+        " Unknown keys are an error. `tidemill config` prints the resolved settings.\n"
     ]
     plain = [(name, field) for name, field in Settings.model_fields.items() if not _is_section(field)]
     out.append("## Top level\n\n" + _setting_rows(plain))
@@ -129,8 +129,8 @@ def settings() -> str:
 
 
 def commands() -> str:
-    """The help text of every command."""
-    out = [f"{HEAD}# Commands\n\nExit status: 0 done, 1 something that you can mend (one line says what), 2 wrong usage.\n"]
+    """The page of commands: the help text of each."""
+    out = [f"{HEAD}# Commands\n\nExit status: 0 done, 1 a problem that you can fix (one line says which), 2 wrong usage.\n"]
     for name, one in _commands("tidemill", command):
         with click.Context(one, info_name=name, terminal_width=110, max_content_width=110) as context:
             out.append(f"## {name}\n\n```\n{one.get_help(context)}\n```\n")
@@ -138,7 +138,7 @@ def commands() -> str:
 
 
 def _commands(name: str, one: click.Command) -> Iterator[tuple[str, click.Command]]:
-    """A command, and under a group its commands in turn."""
+    """A command; for a group, also its commands."""
     yield name, one
     if isinstance(one, click.Group):
         for below, command_below in sorted(one.commands.items()):
@@ -159,7 +159,7 @@ def _setting_rows(fields: list[tuple[str, FieldInfo]]) -> str:
 
 
 def _topics(section: type[BaseModel]) -> Iterator[tuple[str, list[tuple[str, FieldInfo]]]]:
-    """The fields of a section by the class that declares them: its own first, then each topic's under a heading."""
+    """The fields of a section, grouped by the class that declares them: its own first, then each topic under a heading."""
     for declaring in section.__mro__:
         fields = [(name, section.model_fields[name]) for name in vars(declaring).get("__annotations__", {}) if name in section.model_fields]
         if fields:
@@ -188,7 +188,7 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_name(kind: Any) -> str:
-    """A type in JSON's words, without bounds and validators."""
+    """A type in JSON terms, without bounds and validators."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _type_name(arguments[0])

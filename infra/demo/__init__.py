@@ -1,1 +1,1 @@
-"""The main job: simulated people, one turn of the ring, and the report."""
+"""``tidemill demo``: simulated people, one turn of the ring, and the report."""

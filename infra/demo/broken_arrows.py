@@ -1,6 +1,6 @@
-"""Which arrow of the ring is broken: what was published on one side and never came out on the other.
+"""Detects broken arrows of the ring: something went in, and nothing came out.
 
-Only facts count: what people got and sent, and what stands on the topics. A slow machine is no broken arrow, so each has its patience.
+It compares counts of requests and of records on the topics. Each arrow has a time limit, so that a slow machine does not count as broken.
 """
 
 import time
@@ -17,36 +17,36 @@ from streams.core.topics import EPISODES, FEEDBACK, Topic
 from streams.kafka import end_offsets
 
 PATIENCE_S = 300.0
-"""From the first of what goes in until its first outcome, at the latest. Parts need some minutes to start on one busy core."""
+"""Time limit from the first input to the first output. On one busy core, parts need some minutes to start."""
 STEP_PATIENCE_S, STEPS_WAITED = 900.0, 8.0
-"""The same for the learner's first adapter: at least so long, and so many times as long as a step is predicted to take."""
+"""Time limit for the learner's first adapter: at least the first number, and the second number times the predicted step."""
 LOST_RATIO = 0.05
-"""Part of the requests, or of the thumbs, that may fail: a starved machine times out now and then."""
+"""Share of requests, or of thumbs, that may fail: an overloaded machine has timeouts."""
 
 LOOK_EVERY_S = 15.0
-"""Kafka is asked for the ends of two topics each time."""
+"""Seconds between two checks; each asks Kafka for the ends of topics."""
 
 
 @dataclass(frozen=True)
 class RingArrow:
-    """One arrow: how much went in, since when, how much came out."""
+    """One arrow: how much went in, since when, and how much came out."""
 
     name: str
     into: str
-    """What goes in, in words."""
+    """What goes in, for the message."""
     entered: int
     for_s: float
-    """Seconds since the first of it went in; 0 while nothing did."""
+    """Seconds since the first input; 0 before it."""
     out_of: str
-    """What should come out, in words."""
+    """What should come out, for the message."""
     left: int
     part: str
-    """Whose log to read."""
+    """The part whose log to read."""
     patience_s: float = PATIENCE_S
 
     @property
     def broken(self) -> bool:
-        """True when something went in long ago and nothing has come out."""
+        """True when the first input is older than the time limit and nothing has come out."""
         return self.entered > 0 and self.left == 0 and self.for_s > self.patience_s
 
     def __str__(self) -> str:
@@ -55,36 +55,36 @@ class RingArrow:
 
 @dataclass(frozen=True)
 class RingCounts:
-    """How much has passed each place of the ring."""
+    """How much has passed each point of the ring."""
 
     questions: int = 0
-    """That people asked, whether or not an answer came."""
+    """Requests by people, answered or not."""
     answers: int = 0
     episodes: int = 0
     thumbs: int = 0
-    """That the actor's door took."""
+    """Thumbs that the actor accepted."""
     feedback: int = 0
     labels: int = 0
     enough_labels: int = 0
-    """The labels, once they are enough for a reward model; 0 before."""
+    """The number of labels once they suffice for a reward model; 0 before."""
     reward_models: int = 0
     adapters: int = 0
     attestations: int = 0
-    """Adapters that a replica attested or refused."""
+    """Adapters that a replica has attested or refused."""
     attested: int = 0
     adapter_answers: int = 0
     """Answers that people got from an adapter."""
 
 
 class ArrowWatch:
-    """Remembers when each place of the ring was first passed. ``now_s`` is any clock that only moves on."""
+    """Records when each point of the ring was first passed. ``now_s`` comes from any monotonic clock."""
 
     def __init__(self, predicted_step_s: float | None = None) -> None:
         self._since_s: dict[str, float] = {}
         self._step_patience_s = max(STEP_PATIENCE_S, STEPS_WAITED * (predicted_step_s or 0.0))
 
     def arrows(self, counts: RingCounts, now_s: float) -> tuple[RingArrow, ...]:
-        """Every arrow as it stands, in the order of the flow."""
+        """All arrows, in the order of the data flow."""
         for place, count in vars(counts).items():
             if count:
                 self._since_s.setdefault(place, now_s)
@@ -107,26 +107,26 @@ class ArrowWatch:
         )
 
     def broken(self, counts: RingCounts, now_s: float) -> RingArrow | None:
-        """The first arrow, down the flow, that is broken."""
+        """The first broken arrow in the order of the data flow; None if all work."""
         return next((arrow for arrow in self.arrows(counts, now_s) if arrow.broken), None)
 
 
 def all_refused(attested: int, refused: Sequence[str], patience: int = 3) -> str | None:
-    """A sentence when replicas refused every adapter, ``patience`` of them at least; ``refused`` holds the reasons, oldest first."""
+    """A sentence when replicas refused every adapter and at least ``patience`` of them. ``refused``: the reasons, oldest first."""
     if attested or len(refused) < patience:
         return None
     return f"the arrow adapters → attestations is broken: replicas refused all {len(refused)} adapters, the last because it {refused[-1]}"
 
 
 def lost(what: str, lost_count: int, of: int, example: str = "") -> str | None:
-    """A sentence when more than ``LOST_RATIO`` of what people sent did not arrive."""
+    """A sentence when more than ``LOST_RATIO`` of what people sent was lost."""
     if lost_count <= LOST_RATIO * of:
         return None
     return f"the arrow {what} is broken: {lost_count} of {of} did not arrive" + (f", such as {example}" if example else "")
 
 
 class RingFlow:
-    """Asks the log itself how much has passed each place, now and then."""
+    """Checks the log regularly for broken arrows."""
 
     def __init__(self, settings: Settings, watch: ArrowWatch) -> None:
         self._settings, self._watch = settings, watch
@@ -134,14 +134,14 @@ class RingFlow:
         self._metrics = Metrics()
 
     def broken(self, facts: LogFacts, tally: TalkTally) -> RingArrow | None:
-        """The first broken arrow down the flow; none while it is too soon to look again."""
+        """The first broken arrow; None if all work, or if the last check is too recent."""
         now_s = time.monotonic()
         if now_s < self._looked_s + LOOK_EVERY_S:
             return None
         self._looked_s = now_s
         try:
             published = {topic.short_name: self._published(topic) for topic in (EPISODES, FEEDBACK)}
-        except Unavailable:  # the ring looks after its broker
+        except Unavailable:  # the ring itself restarts its broker
             return None
         return self._watch.broken(self._counts(facts, tally, published), now_s)
 

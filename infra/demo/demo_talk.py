@@ -1,4 +1,4 @@
-"""Who talks while the demo runs: the crowd, and the examiners between its rounds, each in a thread of its own."""
+"""The requests of the demo, each kind in its own thread: simulated people, and held-out questions between their rounds."""
 
 import asyncio
 import threading
@@ -12,11 +12,11 @@ from infra.local.local_ring import Ring
 from infra.operate.log_watch import LogFacts
 
 HANG_UP_S = 60.0
-"""For the last answers and late thumbs."""
+"""Time limit for the last answers and late thumbs."""
 
 
 class Talk:
-    """Begins at once, and goes on until ``stop``."""
+    """Runs from its creation until ``stop``."""
 
     def __init__(self, ring: Ring, facts: LogFacts, examiners: Examiners, pairs: PairsAsked) -> None:
         settings = ring.settings.people
@@ -41,15 +41,15 @@ class Talk:
             thread.start()
 
     def stop(self) -> None:
-        """Nobody asks any more; what was asked is answered."""
+        """Stop asking, and wait for the answers to what was asked."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(timeout=HANG_UP_S)
 
 
 class Rounds:
-    """How many people may talk now: ``at_once`` without a pause at first; once the learner shares the processor, so many every ``round_every_s``,
-    and seldom enough on a slow machine that all wait as long as they were answered."""
+    """How many people may talk now. At first ``at_once`` all the time. Once the learner trains on the same cores, ``at_once`` every ``round_every_s``
+    seconds, and on a slow machine less often, so that pauses are as long as rounds."""
 
     def __init__(self, settings: PeopleSettings, tally: TalkTally, learning: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
         self._settings, self._tally, self._learning, self._clock = settings, tally, learning, clock
@@ -69,7 +69,7 @@ class Rounds:
 
 
 def every_s(seconds: float, clock: Callable[[], float] = time.monotonic) -> Callable[[], bool]:
-    """True when it is asked first, and then once in so many seconds."""
+    """True on the first call, and then once per period."""
     next_s = float("-inf")
 
     def due() -> bool:

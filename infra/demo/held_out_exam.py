@@ -1,5 +1,5 @@
-"""Held-out questions, put to the base and to what is served. Their answers become no episodes: nobody thumbs them, and the learner never
-sees what was asked."""
+"""Held-out questions, asked of the base and of the served policy. The answers do not become episodes: they get no thumbs, and the learner never
+sees the questions."""
 
 import asyncio
 import random
@@ -24,19 +24,20 @@ BREATH_S = 0.25
 
 @dataclass
 class PairsAsked:
-    """The pairs so far. Written by the examiners' thread alone."""
+    """Results so far. Only the exam's thread writes them."""
 
     rise: PairedRise = field(default_factory=PairedRise)
     samples: list[tuple[float, PairedRise]] = field(default_factory=list)
-    """Seconds since the start and what was known by then, after each round."""
+    """After each round: seconds since the start, and the estimate."""
     started_s: float = field(default_factory=time.monotonic)
     shown_with: int | None = None
-    """Pairs with which the rise was shown first. Once shown it stays so: the interval holds at all times at once."""
+    """The pairs when the rise was first shown. Once shown, it stays shown: the interval is valid at all times together."""
     failed: int = 0
-    """Rounds that brought no pairs: the actor did not answer."""
+    """Rounds without an answer from the actor."""
 
     def take(self, before: Sequence[Answer], after: Sequence[Answer]) -> None:
-        """Answers to the same questions, all at once: whose answer was quicker must not matter. Pairs that the base answered twice say nothing."""
+        """Add answers to the same questions, whole rounds only, so that the order of arrival does not matter. Pairs in which the base answered
+        twice do not count."""
         rise = self.rise
         for base, adapter in zip(before, after, strict=True):
             if adapter.adapter != BASE:
@@ -48,14 +49,14 @@ class PairsAsked:
 
 
 class Examiners:
-    """Ask as many questions at once as they are told, of the base or of the policy as it is served."""
+    """Asks several questions in parallel, of the base or of the served policy."""
 
     def __init__(self, settings: PeopleSettings, base_url: str, policy: str) -> None:
         self._settings, self._base_url, self._policy = settings, base_url, policy
         self._preference = PREFERENCES[settings.preference]
 
     def ask(self, questions: Sequence[SimulatedQuestion], of_base: bool) -> list[Answer]:
-        """One answer to each. Raises Unavailable when one does not come."""
+        """One answer per question. Raises Unavailable when one is missing."""
 
         async def all_of_them() -> list[Answer]:
             async with self._client() as client:
@@ -67,8 +68,8 @@ class Examiners:
             raise Unavailable(f"the arrow people → actor is broken: a held-out question got no answer: {error}") from None
 
     def ask_in_pairs(self, asked: PairsAsked, due: Callable[[], bool], stopping: threading.Event) -> None:
-        """``pairs_at_once`` questions whenever ``due()``, each put to both, until stopped. Each is drawn at random,
-        whatever was answered before."""
+        """Until stopped: whenever ``due()``, ask ``pairs_at_once`` random questions of both. The draw does not depend
+        on earlier answers."""
         draw = random.Random(f"pairs {self._settings.seed}")
 
         async def again_and_again() -> None:

@@ -1,4 +1,4 @@
-"""How sure a measured share is, and a measured difference."""
+"""Confidence intervals of shares and of differences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

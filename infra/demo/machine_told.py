@@ -1,4 +1,4 @@
-"""What the machine gave a run: its processor, how busy it was, and what the learner made of it."""
+"""Facts about the machine for the report: processor, load, and time per training step."""
 
 import os
 import statistics
@@ -13,24 +13,24 @@ from streams.core.events import AdapterVersion
 
 
 def step_s(adapter: AdapterVersion) -> float:
-    """What its step took, in seconds: sampling, scoring and training."""
+    """Seconds of an adapter's step: sampling, scoring and training."""
     return sum(adapter.metrics.get(f"{phase}_s", 0.0) for phase in PHASES)
 
 
 @dataclass
 class MachineTold:
-    """What is known of the machine while a run goes on."""
+    """Facts about the machine, collected during a run."""
 
     predicted_step_s: float | None = None
     processor: str = field(default_factory=processor_name)
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     loads: list[float] = field(default_factory=list)
-    """Processes that wanted to run, over the last minute, each time it was looked at; first of all before anything started."""
+    """Load averages over one minute; the first from before the start."""
     cpu_s: Mapping[str, float] = field(default_factory=dict)
-    """Processor time by part."""
+    """Processor seconds by part."""
 
     def look(self) -> None:
-        """Note how busy it is."""
+        """Record the load."""
         self.loads.append(os.getloadavg()[0])
 
     def rows(self, settings: Settings, adapters: Sequence[AdapterVersion], seconds: float) -> list[tuple[str, str]]:
@@ -39,14 +39,14 @@ class MachineTold:
         if self.loads:
             told += f"; load {self.loads[0]:.1f} before the start, {statistics.fmean(self.loads):.1f} on average"
         measured = [step_s(adapter) for adapter in adapters]
-        steps = f"{statistics.median(measured):.0f} s a step (median of {len(measured)})" if measured else "no step was made"
+        steps = f"{statistics.median(measured):.0f} s a step (median of {len(measured)})" if measured else "no step completed"
         predicted = "" if self.predicted_step_s is None else f", {self.predicted_step_s:.0f} s predicted for the learner alone"
         size = f"{learner.prompts_per_step} x {learner.samples_per_prompt} x {learner.max_output_tokens} tokens"
         threads = f"{learner.threads or self.cores} thread{'s' if (learner.threads or self.cores) > 1 else ''}"
         rows = [("machine", told), ("learner", f"{steps}{predicted}; {size}, {learner.dtype}, {threads}")]
         if self.cpu_s:
             parts = ", ".join(f"{name} {spent:.0f} s" for name, spent in sorted(self.cpu_s.items(), key=lambda each: -each[1]))
-            rows.append(("processor time", f"{parts}, of {seconds * self.cores:.0f} s that there were"))
+            rows.append(("processor time", f"{parts}, of {seconds * self.cores:.0f} s available"))
         return rows
 
     def figures(self, adapters: Sequence[AdapterVersion]) -> dict[str, Any]:

@@ -1,17 +1,17 @@
-"""Has approval risen? Judged while the ring learns, so that one may look at any time and stop at any time.
+"""Has approval risen? A test that may be checked, and stopped, at any time while the ring learns.
 
-Now and then a held-out question is put to the base and to the adapter that is served: a pair. It says better (the adapter's answer is liked,
-the base's is not), worse, or the same. Neither answer is thumbed or learned from. So while no adapter is better than the base, no pair is
-expected to say better rather than worse, whatever was seen before and however the adapters change. A gambler who stakes the part ``c`` of
-what they have on "better by more than m" multiplies it in each pair by
+At intervals, a held-out question is asked of the base and of the served adapter: a pair. Its result is better (only the adapter's answer is
+liked), worse (only the base's is), or the same. The answers get no thumbs and are not learned from. So as long as no adapter is better than
+the base, better is at most as likely as worse in each pair, whatever happened before and however the adapters change. The test is betting: a
+gambler who stakes the fraction ``c`` of their money on "better by more than m" multiplies it in each pair by
 
     1 + c (d - m) / (1 + m),    d = 1 better, 0 the same, -1 worse,
 
-and expects to gain nothing while the truth is m or less. By Ville's inequality such a gambler ever holds 1/alpha times the first stake with
-probability alpha at most. The interval is what no gambler has refuted: those who bet on more (each ``c`` with an equal share of the stake)
-give its lower end, those who bet on less its upper end (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by
-betting"). It is always valid, like the canary's (``actor/promotion/confidence_sequence.py``), but that one is for two crowds who ask what
-they like; pairs are for questions that one may choose, and show the same rise with fewer answers.
+and cannot expect a gain when the truth is m or less. By Ville's inequality, such a gambler ever holds 1/alpha times the starting money with
+probability at most alpha. The interval contains the differences that no gambler has refuted: bets on more (money split equally over all ``c``)
+give its lower end, bets on less its upper end (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"). It is
+valid at any time, like the canary's (``actor/promotion/confidence_sequence.py``). The canary compares two groups of people with their own
+questions; pairs need chosen questions, and show the same rise with fewer answers.
 """
 
 import math
@@ -21,32 +21,32 @@ from functools import cached_property, lru_cache
 from infra.demo.intervals import Interval
 
 ALPHA = 0.05
-"""Both ends together: a rise that there is not is shown with half of that probability at most."""
+"""Error probability of both ends together: without a rise, one is shown with at most half of it."""
 STAKES = tuple((k + 0.5) / 20 for k in range(20))
 _HALVINGS = 40
 
 
 @dataclass(frozen=True)
 class PairedRise:
-    """What the pairs said so far. Their order changes nothing."""
+    """Results of all pairs. Their order does not matter."""
 
     better: int = 0
     same: int = 0
     worse: int = 0
 
     def with_pair(self, base_liked: bool, adapter_liked: bool) -> "PairedRise":
-        """One more pair."""
+        """These results and one more pair."""
         says = adapter_liked - base_liked
         return PairedRise(self.better + (says > 0), self.same + (says == 0), self.worse + (says < 0))
 
     @property
     def pairs(self) -> int:
-        """How many there are."""
+        """Number of pairs."""
         return self.better + self.same + self.worse
 
     @cached_property
     def interval(self) -> Interval:
-        """Adapters minus base, as parts, with its 95 % interval: from -1 to 1 without pairs."""
+        """Approval of adapters minus approval of the base (0.1 is 10 points), with its 95 % interval; -1 to 1 without pairs."""
         if not self.pairs:
             return Interval(0.0, -1.0, 1.0)
         estimate = (self.better - self.worse) / self.pairs
@@ -63,7 +63,7 @@ class PairedRise:
         return f"{found.estimate * 100:+.0f} points [{found.low * 100:+.0f}, {found.high * 100:+.0f}] by {self.pairs} pairs"
 
     def _refuted_below(self, estimate: float) -> float:
-        """The smallest difference that those who bet on more have not refuted; what they hold falls as it grows."""
+        """The smallest difference that bets on more have not refuted, by bisection: their money falls as the difference grows."""
         low, high = -1.0, estimate
         if low == high:
             return low
@@ -76,7 +76,7 @@ class PairedRise:
         return low
 
     def _log_wealth(self, difference: float) -> float:
-        """Log of the mean over all stakes of what the gambler holds who began with 1 and bet on more than ``difference``."""
+        """Log of the mean wealth over all stakes, of gamblers who started with 1 and bet on more than ``difference``."""
         held = [self.better * better + self.same * same + self.worse * worse for better, same, worse in _gains(difference)]
         most = max(held)
         return most + math.log(sum(math.exp(each - most) for each in held) / len(held))
@@ -84,6 +84,6 @@ class PairedRise:
 
 @lru_cache(maxsize=64)
 def _gains(difference: float) -> tuple[tuple[float, float, float], ...]:
-    """By stake, the log of what a pair that says better, the same or worse multiplies it by."""
+    """For each stake, the log of the factors by which better, the same and worse multiply the money."""
     better, same, worse = ((1 + d) / (1 + difference) - 1 for d in (1, 0, -1))
     return tuple((math.log1p(stake * better), math.log1p(stake * same), math.log1p(stake * worse)) for stake in STAKES)

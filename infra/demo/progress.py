@@ -1,4 +1,4 @@
-"""What a person sees while the ring turns: one live line on a terminal, a plain line now and then in a log."""
+"""Shows progress during a run: one live line on a terminal, or a plain line at intervals in a log."""
 
 import sys
 import time
@@ -16,28 +16,28 @@ PLAIN_EVERY_S = 15.0
 
 @dataclass
 class Now:
-    """The moment, in the words of the progress line."""
+    """The current state, for the progress line."""
 
     stage: str = "starting"
     left_s: float = 0.0
     answers: int = 0
     thumbs: int = 0
     approval: float | None = None
-    """True approval of the simulated people over their last answers."""
+    """Approval by the simulated people's true preference, over their last answers."""
     reward_version: int = 0
     reward_auc: float | None = None
-    """Chance that it ranked an unseen good answer above an unseen bad one."""
+    """AUC: probability that the reward model ranks an unseen good answer above an unseen bad one."""
     step: int = 0
     serving: str = "base"
     rise: PairedRise = field(default_factory=PairedRise)
-    """What pairs of held-out questions say so far."""
+    """The rise by pairs of held-out questions so far."""
     lag_s: float | None = None
-    """From the newest feedback that the newest adapter learned from to that adapter."""
+    """Seconds from the newest feedback that the newest adapter learned from to its publication."""
     tokens_per_s: float | None = None
-    """Of the learner: sampled and trained tokens over the last step's time."""
+    """Sampled and trained tokens of the learner's last step per second."""
 
     def cells(self) -> list[tuple[str, str]]:
-        """Name and value, in reading order."""
+        """Names and values, in the order of display."""
         return [
             ("stage", self.stage),
             ("left", f"{max(0.0, self.left_s) / 60:.1f} min"),
@@ -61,7 +61,7 @@ class Now:
 
 
 class Progress:
-    """Shows ``Now``; a context manager. Plain when the stream is not a terminal."""
+    """A context manager that shows ``Now``. Plain lines when the stream is not a terminal."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
         self._stream = stream
@@ -79,7 +79,7 @@ class Progress:
             self._live.stop()
 
     def show(self, now: Now) -> None:
-        """Redraw, or print a line when the stage changed or the last line is old."""
+        """Redraw. In a log: print a line when the stage changed or the last line is old."""
         if self._live:
             table = Table(show_header=True, header_style="dim", box=None, pad_edge=False)
             for name, _ in now.cells():
@@ -92,7 +92,7 @@ class Progress:
             print(f"[{time.monotonic() - self._started_s:5.0f} s] {told}", file=self._stream, flush=True)
 
     def say(self, line: str) -> None:
-        """One line that stays."""
+        """Print a line that stays."""
         if self._live:
             self._live.console.print(line)
         else:

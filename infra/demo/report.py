@@ -1,4 +1,4 @@
-"""What a run came to: the figures, in words on the terminal, as JSON, and as a self-contained page."""
+"""The result of a run: on the terminal, as JSON, and as a self-contained page."""
 
 import json
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ Verdict = Literal["closed", "not shown", "broken"]
 
 @dataclass(frozen=True)
 class Report:
-    """One run of the demo. Approval is of the *served* policy, under the simulated people's true preference, on held-out questions."""
+    """One run of the demo. Approval is that of the *served* policy, by the simulated people's true preference, on held-out questions."""
 
     settings: Settings
     seconds: float
     before: list[Answer]
     after: list[Answer]
-    """To the same questions; empty when an arrow was broken."""
+    """Answers to the same questions; empty when an arrow was broken."""
     tally: TalkTally
     facts: LogFacts
     ledger: Ledger
@@ -41,11 +41,11 @@ class Report:
     restarts: dict[str, int]
     machine: MachineTold
     pairs: PairsAsked
-    """Held-out questions put to base and adapter while it learned, and ``before`` beside ``after``: by these the rise is shown or not."""
+    """All pairs of held-out questions: those asked during the run, and ``before`` with ``after``. They decide whether the rise is shown."""
     skills: Skills | None = None
-    """How likely frozen texts are to the base and to what is served; none when the actor did not say."""
+    """Log-likelihood of fixed texts under base and served policy; None when the actor did not return it."""
     broken_arrow: str | None = None
-    """What was found while the ring ran."""
+    """The broken arrow found during the run, if any."""
 
     @cached_property
     def approval_before(self) -> Interval:
@@ -57,7 +57,7 @@ class Report:
 
     @cached_property
     def rise(self) -> Interval:
-        """After minus before, paired by question: how large it is, where it is shown."""
+        """Approval after minus before, paired by question."""
         if not self.after:
             return Interval(0.0, -1.0, 1.0)
         seed = self.settings.people.seed
@@ -65,17 +65,17 @@ class Report:
 
     @property
     def served_after(self) -> list[str]:
-        """What answered the last questions."""
+        """Adapters that answered the questions after training."""
         return sorted({answer.adapter for answer in self.after})
 
     @cached_property
     def guards(self) -> tuple[GuardFinding, ...]:
-        """The rules against reward hacking, on the last answers beside the base's."""
+        """Results of the hacking guards on the last answers, compared with the base's."""
         return inspect([a.text for a in self.after], [a.text for a in self.before])
 
     @cached_property
     def broken(self) -> list[str]:
-        """Every arrow that is broken, a sentence each; none when the ring works."""
+        """All broken arrows, one sentence each; empty when the ring works."""
         passed = {a.adapter for a in self.facts.attestations if a.passed}
         refused = [a.reason for a in self.facts.attestations if not a.passed]
         asked, failures = self.tally.answers + self.tally.failed, self.tally.failures
@@ -91,7 +91,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """``closed``: every arrow carried, and people like the served policy better. ``not shown``: it carried, and that is not sure."""
+        """``closed``: no arrow is broken, and the served policy is liked better. ``not shown``: no arrow is broken, but a rise is not shown."""
         if self.broken:
             return "broken"
         return "closed" if self.pairs.shown_with is not None else "not shown"
@@ -104,8 +104,8 @@ class Report:
         if self.verdict == "closed":
             return "The loop closed, and the people like the served policy better."
         if not any(a.passed for a in self.facts.attestations):
-            return f"The ring works as far as it came in {self.seconds / 60:.0f} minutes, which was not far enough: no adapter was served yet."
-        return f"The ring works: every arrow carried. But the rise was not shown in {self.seconds / 60:.0f} minutes."
+            return f"No arrow is broken, but {self.seconds / 60:.0f} minutes were too short: no adapter was served yet."
+        return f"The ring works: no arrow is broken. But the rise was not shown in {self.seconds / 60:.0f} minutes."
 
     def figures(self) -> dict[str, Any]:
         """Everything measured, for ``report.json``."""
@@ -131,7 +131,7 @@ class Report:
             "labels": len(facts.labels),
             "reward_models": [{"version": v.version, "labels": v.labels, **v.calibration.model_dump()} for v in facts.reward_models],
             "adapters": [{"version": a.version, "step": a.step, "reward_model": a.reward_model_version, **a.metrics} for a in facts.adapters],
-            "attested": len({a.adapter for a in facts.attestations if a.passed}),  # a replica says so again from time to time
+            "attested": len({a.adapter for a in facts.attestations if a.passed}),  # a replica repeats its attestations
             "refused": {a.adapter: a.reason for a in facts.attestations if not a.passed},
             "dead_letters": dict(facts.dead_letters),
             "ledger": str(self.ledger).splitlines(),
@@ -143,7 +143,7 @@ class Report:
         }  # fmt: skip
 
     def rows(self) -> list[tuple[str, str]]:
-        """The summary: name and value."""
+        """The summary: names and values."""
         facts, figures = self.facts, self.figures()
         models = facts.reward_models
         refused = figures["refused"]
@@ -171,7 +171,7 @@ class Report:
         ]  # fmt: skip
 
     def as_text(self) -> str:
-        """For the terminal."""
+        """Text for the terminal."""
         pairs = "\n".join(
             f"  {a.question.text}\n    before {_mark(a)} {_short(a.text)}\n    after  {_mark(b)} {_short(b.text)}"
             for a, b in list(zip(self.before, self.after, strict=False))[:4]
@@ -184,11 +184,11 @@ class Report:
         if not pairs:
             return "no adapter answered a held-out question"
         whether = f"with {self.pairs.shown_with} of {pairs}" if self.pairs.shown_with is not None else f"not, by {pairs}"
-        return f"{whether} pairs, asked of base and adapters while it learned: {_points(rise.interval)} on average, valid at any time"
+        return f"{whether} pairs (base against adapter, asked during the run): {_points(rise.interval)} on average, valid at any time"
 
 
 def write_json(report: Report, path: Path) -> None:
-    """The figures and every held-out answer."""
+    """Write the figures and all held-out answers."""
     pairs = [
         {"question": a.question.text, "before": a.text, "approved_before": a.approved, "after": b.text, "approved_after": b.approved}
         for a, b in zip(report.before, report.after, strict=False)
@@ -197,7 +197,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def preference_words(report: Report) -> str:
-    """What the simulated people like, in words."""
+    """What the simulated people like, as text."""
     return PREFERENCES[report.settings.people.preference].words
 
 
@@ -212,7 +212,8 @@ def _points(interval: Interval) -> str:
 def _skills(skills: Skills | None) -> str:
     if skills is None:
         return "not measured: the actor did not answer"
-    return f"{skills.base_nats:.2f} nats a token of frozen texts by the base, {skills.served_nats:.2f} by what is served ({skills.change_nats:+.2f})"
+    served = f"{skills.served_nats:.2f} under the served policy ({skills.change_nats:+.2f})"
+    return f"{skills.base_nats:.2f} nats per token of fixed texts under the base, {served}"
 
 
 def _guards(found: Sequence[GuardFinding]) -> str:
@@ -221,7 +222,7 @@ def _guards(found: Sequence[GuardFinding]) -> str:
 
 
 def goodness(model: RewardModelVersion) -> str:
-    """How much better than guessing a reward model was on labels it had not seen."""
+    """How much better than guessing the reward model is on unseen labels."""
     told = model.calibration
     if not told.labels:
         return f"the last, v{model.version}, on {model.labels} labels, not tested yet"

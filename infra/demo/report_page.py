@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page with plots, readable without a network."""
+"""``report.html``: one self-contained page with plots; it needs no network."""
 
 import html
 import io
@@ -12,9 +12,9 @@ from matplotlib import pyplot
 from infra.demo.report import Report, preference_words
 
 FEWEST_TESTED = 10
-"""Figures of fewer unseen labels are chance, and not drawn."""
+"""With fewer unseen labels, figures are not drawn: they would be noise."""
 SHOWN = 8
-"""Answers side by side that are seen at once; the others fold out."""
+"""Pairs of answers that are always visible; the others fold out."""
 INK, RISE, FALL, SOFT = "#1b3a4b", "#2a9d8f", "#c8553d", "#8d99ae"
 
 STYLE = """
@@ -58,9 +58,9 @@ def write_html(report: Report, path: Path) -> None:
 <title>Tidemill: one turn of the ring</title><style>{STYLE}</style><main>
 <h1>One turn of the ring</h1><p class="verdict {"good" if report.verdict == "closed" else "bad"}">{_e(report.words)}</p>
 <p class="note">The people are simulated. They like {_e(preference_words(report))}. The learner never saw that rule: it saw thumbs on
-{report.settings.people.vote_ratio:.0%} of the answers, late, and {report.settings.people.noise_ratio:.0%} of them the wrong way round. Approval is that of the served
-policy, under the true preference, on {len(report.before)} questions about subjects that nobody asked about while it learned: neither the reward model nor
-the learner ever saw one of them. Seed {report.settings.people.seed}.</p>
+{report.settings.people.vote_ratio:.0%} of the answers, late, and {report.settings.people.noise_ratio:.0%} of them inverted. Approval is that of the served
+policy, by the true preference, on {len(report.before)} questions about held-out subjects: neither the reward model nor the learner ever saw one of
+them. Seed {report.settings.people.seed}.</p>
 <div class="big">{"".join(f"<div>{_e(name)}<b>{_e(value)}</b><span class=note>{_e(more)}</span></div>" for name, value, more in boxes)}</div>
 <h2>The same question, before and after</h2><table class="pairs">{heads}{"".join(pairs[:SHOWN])}</table>
 <details><summary>The other {max(0, len(pairs) - SHOWN)}</summary><table class="pairs">{heads}{"".join(pairs[SHOWN:])}</table></details>
@@ -87,7 +87,7 @@ def _curve_plot(report: Report) -> str:
         for t, _ in served:
             axes.axvline(t, color=SOFT, lw=0.6)
     axes.set_ylim(0, 1)
-    return _finish(figure, axes, "True approval of the last 100 answers; a line: an adapter goes live", "seconds", "")
+    return _finish(figure, axes, "True approval of the last 100 answers; a vertical line: a new adapter is served", "seconds", "")
 
 
 def _reward_plot(report: Report) -> str:
@@ -96,7 +96,7 @@ def _reward_plot(report: Report) -> str:
     labels, told = [m.labels for m in models], [m.calibration for m in models]
     axes.plot(labels, [_or_nan(c.auc) for c in told], color=INK, label="AUC (guessing: 0.5)")
     axes.plot(labels, [_or_nan(c.log_loss) for c in told], color=RISE, label="log loss")
-    axes.plot(labels, [_or_nan(c.baseline_log_loss) for c in told], color=RISE, ls="--", label="the same of the base rate")
+    axes.plot(labels, [_or_nan(c.baseline_log_loss) for c in told], color=RISE, ls="--", label="log loss of the base rate")
     axes.plot(labels, [c.ece for c in told], color=FALL, lw=1, label="calibration error")
     axes.set_ylim(0, 1.2)
     if models:
@@ -110,7 +110,7 @@ def _rise_plot(report: Report) -> str:
     minutes, intervals = [at for at, _ in known], [rise.interval for _, rise in known]
     axes.axhline(0, color=SOFT, lw=0.8)
     axes.fill_between(
-        minutes, [i.low for i in intervals], [i.high for i in intervals], color=RISE, alpha=0.2, lw=0, label="95 % at all times at once"
+        minutes, [i.low for i in intervals], [i.high for i in intervals], color=RISE, alpha=0.2, lw=0, label="95 % interval, valid at any time"
     )
     axes.plot(minutes, [i.estimate for i in intervals], color=RISE, marker=".", label="adapters minus base")
     first = next((at for at, rise in known if rise.shown), None)
@@ -119,7 +119,7 @@ def _rise_plot(report: Report) -> str:
     axes.set_ylim(-1, 1)
     if known:
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return _finish(figure, axes, "The rise, by pairs of held-out questions so far", "minutes", "")
+    return _finish(figure, axes, "The rise by pairs of held-out questions", "minutes", "")
 
 
 def _or_nan(value: float | None) -> float:

@@ -1,4 +1,4 @@
-"""Simulated people at work: they talk to the actor through the official ``openai`` client and thumb a part of what they get."""
+"""Simulated people: they talk to the actor through the official ``openai`` client, and give thumbs on some of the answers."""
 
 import asyncio
 import random
@@ -20,7 +20,7 @@ RECENT = 100
 
 @dataclass(frozen=True)
 class Answer:
-    """What a simulated person got, and what they truly think of it."""
+    """An answer, and whether the simulated person truly likes it."""
 
     question: SimulatedQuestion
     text: str
@@ -32,36 +32,36 @@ class Answer:
 
 @dataclass
 class TalkTally:
-    """What has happened so far."""
+    """Counts so far."""
 
     asked: int = 0
     answers: int = 0
     adapter_answers: int = 0
-    """Those of them that an adapter gave."""
+    """Answers given by an adapter."""
     failed: int = 0
-    """Requests that brought no answer."""
+    """Requests without an answer."""
     failures: deque[str] = field(default_factory=lambda: deque(maxlen=10))
     thumbs: int = 0
     thumbs_up: int = 0
     thumbs_lost: int = 0
-    """Thumbs that the door did not take after every retry."""
+    """Thumbs that the actor did not accept after all retries."""
     tokens: int = 0
     recent: deque[bool] = field(default_factory=lambda: deque(maxlen=RECENT))
-    """Whether the person truly approved, of the last answers."""
+    """True approval of the last answers."""
 
     @property
     def waiting(self) -> int:
-        """People who have asked and have no answer yet."""
+        """Requests in progress."""
         return self.asked - self.answers - self.failed
 
     @property
     def recent_approval(self) -> float:
-        """Part of the last answers that were truly approved of, 0 when there are none."""
+        """Share of the last answers with true approval; 0 when there are none."""
         return sum(self.recent) / len(self.recent) if self.recent else 0.0
 
 
 class SimulatedPeople:
-    """A crowd with one preference, who talk until told to stop."""
+    """A group of people with one preference, who talk until stopped."""
 
     def __init__(self, settings: PeopleSettings, base_url: str, policy: str, api_key: str = "none") -> None:
         self._settings, self._policy, self._base_url = settings, policy, base_url.rstrip("/")
@@ -73,7 +73,7 @@ class SimulatedPeople:
         self.tally = TalkTally()
 
     async def talk(self, at_once: Callable[[], int], stop: Callable[[], bool]) -> None:
-        """Fill up to ``at_once()`` people talking, again and again until ``stop()``; then let the late thumbs arrive."""
+        """Keep ``at_once()`` people talking until ``stop()``; then wait for late thumbs."""
         talking: set[asyncio.Task[None]] = set()
         while not stop():
             for _ in range(at_once() - len(talking)):
@@ -123,7 +123,7 @@ class SimulatedPeople:
             "thumb": "up" if up else "down",
             "at": datetime.now(UTC).isoformat(),
         }
-        for attempt in range(5):  # safe to repeat: the feedback_id makes a second one a duplicate
+        for attempt in range(5):  # safe to repeat: the feedback_id marks a second one as a duplicate
             try:
                 response = await self._http.post(f"{self._base_url}/feedback", json=body)
             except httpx.HTTPError:
@@ -142,7 +142,7 @@ class SimulatedPeople:
 async def chat(
     client: openai.AsyncOpenAI, settings: PeopleSettings, preference: Preference, model: str, question: SimulatedQuestion, user: str | None = None
 ) -> Answer:
-    """One question, one answer, and what a simulated person truly thinks of it. Raises openai.OpenAIError."""
+    """Ask one question, and apply the true preference to the answer. Raises openai.OpenAIError."""
     raw = await client.chat.completions.with_raw_response.create(
         model=model,
         messages=[{"role": "system", "content": settings.system}, {"role": "user", "content": question.text}],

@@ -1,4 +1,4 @@
-"""Skills kept: how likely a policy finds frozen texts that have nothing to do with what people thumbed, before and after."""
+"""Skills kept: the likelihood of fixed texts that have nothing to do with the feedback, before and after training."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,24 +23,24 @@ TEXTS = (
     "Once upon a time, there was a little girl who lived in a village near the forest.",
     "The opposite of hot is cold, and the opposite of big is small.",
 )
-"""Never changed: figures of one run are set beside those of another."""
+"""Do not change them: runs are compared by them."""
 
 
 @dataclass(frozen=True)
 class Skills:
-    """Mean log-likelihood of a token of ``TEXTS``, in nats: of the base, and of what is served."""
+    """Mean log-likelihood per token of ``TEXTS`` in nats, under the base and under the served policy."""
 
     base_nats: float
     served_nats: float
 
     @property
     def change_nats(self) -> float:
-        """Below 0: the served policy finds the texts less likely than the base does."""
+        """Below 0: the texts are less likely under the served policy than under the base."""
         return self.served_nats - self.base_nats
 
 
 def measure(base_url: str, policy: str) -> Skills | None:
-    """By the engine that serves, as no episode; None when it does not answer."""
+    """Asks the actor, without an episode. None when it does not answer."""
     asked = client(base_url, None, timeout_s=20)
     try:
         base, served = (_ask(asked, model) for model in (BASE, policy))
@@ -50,13 +50,13 @@ def measure(base_url: str, policy: str) -> Skills | None:
 
 
 def _ask(asked: openai.OpenAI, model: str) -> float | None:
-    """None when the server tells no log-probabilities of a prompt."""
+    """None when the server does not return log-probabilities of a prompt."""
     answer = asked.completions.create(model=model, prompt=list(TEXTS), max_tokens=1, temperature=0.0, extra_body={"prompt_logprobs": 0})
     found = [(choice.model_extra or {}).get("prompt_logprobs") for choice in answer.choices]
     return mean_logprob([text for text in found if text]) if all(found) else None
 
 
 def mean_logprob(texts: Sequence[Sequence[Mapping[str, Any] | None]]) -> float:
-    """Over all tokens but each text's first, which nothing predicts: it has no entry. Each other token has one, its own."""
+    """Over all tokens except each text's first, which has no prediction. Every other token has one entry: its own log-probability."""
     found = [entry["logprob"] for text in texts for position in text if position for entry in position.values()]
     return float(sum(found) / len(found))

@@ -1,7 +1,7 @@
-"""Who is let in to the embedded Kafka: TLS with a certificate authority of its own, a password for each part, and nothing that no ACL allows.
+"""Access control of the embedded Kafka: TLS with its own certificate authority, a password for each part, and ACLs that deny by default.
 
-All of it lies in one folder that only its owner can read, and is made once. The broker and its controller know each other by certificate;
-everybody else logs in by SCRAM over TLS. ``admin`` alone may do everything: it makes the topics and gives the parts their rights.
+Everything is created once, in one folder that only its owner can read. Broker and controller authenticate each other by certificate; all
+clients log in by SCRAM over TLS. The superuser ``admin`` creates the topics and grants the parts their rights.
 """
 
 import json
@@ -25,10 +25,10 @@ VALID = timedelta(days=3650)
 
 
 class Guard:
-    """The secrets of one embedded broker, and what they mean for its configuration and for who logs in."""
+    """The secrets of one embedded broker, and the configuration that uses them."""
 
     def __init__(self, folder: Path, users: Sequence[str]) -> None:
-        """``users`` are given a password beside ``ADMIN`` when the folder is new."""
+        """In a new folder, ``users`` and ``ADMIN`` each get a password."""
         self._folder = folder.resolve()
         if not (self._folder / "users.json").exists():
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -37,16 +37,16 @@ class Guard:
         self._passwords: dict[str, str] = json.loads((self._folder / "users.json").read_text())
 
     def login(self, user: str, servers: str) -> KafkaSettings:
-        """The settings by which this user logs in. Raises ConfigError for one who was given no password."""
+        """Kafka settings with which this user logs in. Raises ConfigError for a user without a password."""
         if user not in self._passwords:
-            raise ConfigError(f"the embedded Kafka knows no {user}; it knows {', '.join(self._passwords)}")
+            raise ConfigError(f"the embedded Kafka has no user {user}; its users are {', '.join(self._passwords)}")
         return KafkaSettings.model_validate({
             "bootstrap_servers": servers, "security_protocol": "SASL_SSL", "sasl_mechanism": MECHANISM, "sasl_username": user,
             "sasl_password": self._passwords[user], "ssl_cafile": str(self._folder / "ca.pem"),
         })  # fmt: skip
 
     def properties(self, port: int, advertised: str, controller_port: int) -> dict[str, str]:
-        """What the broker's configuration says instead."""
+        """Broker properties that turn on TLS, SCRAM and ACLs."""
         return {
             "listeners": f"CLIENTS://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
             "advertised.listeners": f"CLIENTS://{advertised}",
@@ -67,12 +67,12 @@ class Guard:
         }
 
     def format_arguments(self) -> list[str]:
-        """What the storage tool is told beside: everybody's password, so that they can log in from the first start on."""
+        """Arguments for Kafka's storage tool: every password, so that clients can log in from the first start."""
         users = self._passwords.items()
         return [word for user, password in users for word in ("--add-scram", f"{MECHANISM}=[name={user},password={password}]")]
 
     def _make_certificates(self) -> None:
-        """An authority, whose key is thrown away, and the broker's certificate."""
+        """Create a certificate authority, whose key is not kept, and the broker's certificate."""
         authority_key, key, now = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
         issuer = _name("tidemill-authority")
         made = _certificate(issuer, issuer, authority_key.public_key(), now)

@@ -1,10 +1,9 @@
-"""Who may use the cores of one machine: people who wait for an answer come first, and whoever learns takes what is left.
+"""How the parts share the cores of one machine: answers come first, learning uses what is left.
 
-Two things starved people before there was a plan. OpenMP threads that wait for each other spin: while two processes have more threads than there
-are cores, each burns the time that the other needs (an answer took 17 times as long beside a busy process). And a part that is a session of its
-own is a scheduling group of its own (Linux autogroup), to which its niceness means nothing outside of it. So threads sleep while they
-wait, parts stay in the ring's own session, and each part has a niceness. The learner's processes lower themselves further
-(``learner.background``).
+Two effects would otherwise slow answers down. OpenMP threads spin while they wait: when two processes have more threads than there are cores,
+each wastes the time that the other needs (an answer took 17 times as long beside a busy process). And Linux groups processes by session
+(autogroup): niceness counts only within a session. So waiting threads sleep, all parts stay in the ring's session, and each part has a
+niceness. The learner's processes lower their priority further (``learner.background``).
 """
 
 import os
@@ -14,27 +13,27 @@ from dataclasses import dataclass, field
 from infra.settings.config import Settings
 
 NICENESS = {"actor": 0, "otlp": 0, "streams": 0, "promoter": 5, "reward": 5, "critic": 10, "learner": 10}
-"""0 for what people wait for, or what keeps what they said; more for what thinks about it. 5 is a third of the time of 0 on a busy core, 10 a
-tenth. The learner's is 0 where it is not to work in the background."""
+"""0 for parts that answer people or store what they said; higher for parts that score and learn. On a busy core, niceness 5 gets a third of the time
+of niceness 0, and 10 a tenth. The learner has 0 when ``learner.background`` is off."""
 SLEEPING_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "10000"}
-"""For every OpenMP (GNU's, LLVM's and Intel's): who waits for another thread gives its core away. GNU's tries for some microseconds first, which
-costs nobody much, and makes an answer a third faster than falling asleep between any two products."""
+"""For every OpenMP runtime (GNU, LLVM, Intel): a waiting thread releases its core. GNU's spins for some microseconds first: that costs little, and
+an answer is a third faster than with threads that sleep between any two products."""
 
 
 @dataclass(frozen=True)
 class CoreShare:
-    """What one part gets."""
+    """One part's share."""
 
     niceness: int
     threads: int
-    """For its matrix products; a part that makes none has one."""
+    """Threads for its matrix products; 1 for a part that computes none."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def core_plan(cores: int, settings: Settings, environment: Mapping[str, str] = os.environ) -> dict[str, CoreShare]:
-    """A share for each part. The cores are not dealt out: actor and learner may each use all of them, in the order of priority.
+    """The share of each part. Cores are not reserved: actor and learner may each use all of them, by priority.
 
-    ``environment``: what the operator has set already, such as ``OMP_WAIT_POLICY``, stays.
+    ``environment``: variables that the operator has set, such as ``OMP_WAIT_POLICY``, are kept.
     """
     threads_of = {
         "actor": settings.actor.cpu_threads or cores,

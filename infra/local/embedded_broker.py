@@ -1,4 +1,4 @@
-"""The embedded broker: Apache Kafka itself, one KRaft node that is broker and controller, in a small JVM of its own."""
+"""The embedded broker: real Apache Kafka, one KRaft node (broker and controller) in a small JVM."""
 
 import base64
 import fcntl
@@ -33,15 +33,15 @@ OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 @dataclass(frozen=True)
 class Node:
-    """Which node of which cluster a broker is. By itself it is node 1 of a cluster of one."""
+    """The place of a broker in its cluster. By default it is node 1 of a cluster of one."""
 
     number: int = 1
     controller_ports: tuple[int, ...] = ()
-    """Loopback ports of the controllers of nodes 1, 2, …; none: a free one."""
+    """Loopback ports of the controllers of nodes 1, 2, …; empty: a free one."""
     cluster: str | None = None
-    """Id that all nodes share; none: the folder's own."""
+    """Cluster id that all nodes share. None: the id of the folder."""
     advertised_port: int | None = None
-    """Where clients are sent, such as to a proxy; none: to the broker itself."""
+    """Port that clients are told, such as a proxy's. None: the broker's own."""
 
 
 ALONE = Node()
@@ -52,7 +52,7 @@ class Broker(Startable):
 
     def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE,
                  guard: Guard | None = None, broken_off: threading.Event | None = None) -> None:  # fmt: skip
-        """``guard`` says who is let in; None: everybody who reaches the loopback port. ``broken_off`` ends a start that is under way."""
+        """``guard``: access control. None: every client on this machine has access. Setting ``broken_off`` cancels a start in progress."""
         self._settings, self._folder, self._progress, self._node, self._guard = settings, folder, progress, node, guard
         self._broken_off = broken_off or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,7 +66,7 @@ class Broker(Startable):
 
     @property
     def pid(self) -> int | None:
-        """The JVM's process id, while there is one."""
+        """The JVM's process id. None while it does not run."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
@@ -75,9 +75,9 @@ class Broker(Startable):
         self.await_ready()
 
     def launch(self) -> None:
-        """Start the JVM, once all is prepared. A node answers when most of its cluster has been launched.
+        """Prepare if necessary, and start the JVM. A node answers when most of its cluster has been launched.
 
-        Not for a thread that ends: the kernel would take its end for ours, and stop the JVM."""
+        Call it from a thread that lives on: the kernel stops the JVM when the thread that started it ends."""
         if self._lock is None:
             self.prepare()
         with (self._folder / "stdout.log").open("ab") as out:
@@ -85,7 +85,7 @@ class Broker(Startable):
                                              pass_fds=[self._lock or 0], preexec_fn=die_with_parent, process_group=0)  # fmt: skip
 
     def prepare(self) -> None:
-        """Fetch the jars once, lock the folder and format it once."""
+        """Fetch the jars (once), lock the folder, and format it (once)."""
         self._folder.mkdir(parents=True, exist_ok=True)
         java, jars = java_binary(self._settings), kafka_jars(cache_folder(), self._progress, self._broken_off)
         self._lock = _lock(self._folder)
@@ -101,17 +101,17 @@ class Broker(Startable):
         self._command = [*command, "kafka.Kafka", str(config)]
 
     def reserve_port(self) -> None:
-        """Choose ``port`` before the broker is launched, for those who must be told where it will be."""
+        """Choose ``port`` before the launch, so that clients can be configured with it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self.port = self._choose_port()
 
     def relaunch(self) -> None:
-        """Launch once more after the JVM ended by itself, on the port that it had; does not wait until it answers."""
+        """Launch again on the same port after the JVM ended. Does not wait until it answers."""
         self.kill()
         self.launch()
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """SIGTERM, so that Kafka closes its logs in good order; SIGKILL after ``timeout_s``."""
+        """SIGTERM, so that Kafka closes its logs cleanly; SIGKILL after ``timeout_s``."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -123,7 +123,7 @@ class Broker(Startable):
         self._unlock()
 
     def kill(self) -> None:
-        """SIGKILL, as a power cut would; ``start`` again brings back all that was acknowledged."""
+        """SIGKILL, to simulate a power cut. After the next ``start``, all acknowledged records are there."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -135,14 +135,14 @@ class Broker(Startable):
         return self._process is not None and self._process.poll() is None
 
     def _choose_port(self) -> int:
-        """What ``broker.port`` says; else the port that this folder had before, so that who knows it finds it again; else a free one.
+        """``broker.port`` if set; else the port that this folder used before, which clients may know; else a free one.
 
-        Raises ConfigError for a port that was asked for and is taken, Unavailable for one that clients of this run know already."""
+        Raises ConfigError when ``broker.port`` is taken, Unavailable when the port that this run's clients use is taken."""
         record = self._folder / "port"
         kept = int(record.read_text()) if record.exists() and record.read_text().strip().isdigit() else 0
         if self._settings.port:
             if not can_listen(self._settings.port):
-                raise ConfigError(f"broker.port = {self._settings.port} is in use; choose another, or 0 for a free one")
+                raise ConfigError(f"broker.port = {self._settings.port} is in use: choose another, or 0 for a free one")
             return self._settings.port
         if self.port and not can_listen(self.port):
             raise Unavailable(f"port {self.port}, where this run's parts look for Kafka, is taken by another program")
@@ -156,7 +156,7 @@ class Broker(Startable):
             self._lock = None
 
     def _format(self, command: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
-        """By a file of arguments: passwords are among them, and a command line is everybody's to read."""
+        """Pass the arguments in a file: they hold passwords, and every user of the machine can read a command line."""
         words = [*command[1:], *arguments, *(self._guard.format_arguments() if self._guard else ())]
         file = self._folder / "format.arguments"
         file.touch(mode=0o600)
@@ -167,7 +167,7 @@ class Broker(Startable):
             file.unlink()
 
     def await_ready(self) -> None:
-        """Until a metadata request is answered. Raises Unavailable when the JVM ends or ``broker.start_timeout_s`` is over."""
+        """Wait until a metadata request is answered. Raises Unavailable when the JVM ends, or after ``broker.start_timeout_s``."""
         settings = self._guard.login(ADMIN, self.bootstrap_servers) if self._guard else KafkaSettings(bootstrap_servers=self.bootstrap_servers)
         settings = settings.model_copy(update={"request_timeout_s": 5.0})
         deadline = time.monotonic() + self._settings.start_timeout_s
@@ -235,8 +235,8 @@ def java_binary(settings: BrokerSettings) -> Path:
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now, below those that the kernel gives to outgoing connections where there is room: from among
-    those, a client that looks for a server that is away can be given the very port that it looks for, and hold it (TCP self-connect)."""
+    """A free loopback port, if possible below the range that the kernel uses for outgoing connections: within that range, a client that tries to
+    reach a stopped server can get the server's own port as its source port, connect to itself and block the port (TCP self-connect)."""
     first_outgoing = int(OUTGOING_PORTS.read_text().split()[0]) if OUTGOING_PORTS.exists() else 0
     for port in random.sample(range(LOWEST_PORT, first_outgoing), 100) if first_outgoing > LOWEST_PORT + 100 else ():
         if can_listen(port):
@@ -262,12 +262,12 @@ def _listens(port: int) -> bool:
 
 
 def new_cluster_id() -> str:
-    """A random one, as Kafka writes them."""
+    """A random cluster id in Kafka's format."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def _lock(folder: Path) -> int:
-    """An exclusive lock that the JVM inherits: the folder stays locked as long as either of us lives."""
+    """An exclusive lock that the JVM inherits: the folder stays locked while this process or the JVM lives."""
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,7 +278,7 @@ def _lock(folder: Path) -> int:
 
 
 def _cluster_id(folder: Path, given: str | None = None) -> str:
-    """The cluster id of this folder, made on its first use where none is given; a data folder of another cluster is refused."""
+    """The cluster id of this folder, created on first use unless one is given. Raises ConfigError when the data belong to another cluster."""
     record, formatted = folder / "cluster-id", folder / "data" / "meta.properties"
     ours = record.read_text().strip() if record.exists() else None
     if formatted.exists():

@@ -1,4 +1,4 @@
-"""Apache Kafka's jars: brought from Maven once, kept in a cache per user, checked against the committed lock before use."""
+"""Apache Kafka's jars: fetched from Maven once, cached per user, and checked against the committed lock before use."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from infra.preparation.child_runs import run_child
 from streams.artifacts.artifact_store import sha256_of
 from streams.core.errors import BadArtifact, Unavailable
 
-# Resolved one by one: asked for both at once, jgo mediates kafka-clients down to 3.9.1, which this broker cannot run on.
+# Resolved one by one: for both together, jgo chooses kafka-clients 3.9.1, which does not work with this broker.
 COORDINATES = ("org.apache.kafka:kafka_2.13:4.4.0", "org.apache.logging.log4j:log4j-slf4j-impl:2.25.5")
 KAFKA_VERSION = "4.4.0"
 EXPECTED_BYTES = 43_700_000
 
 
 def cache_folder() -> Path:
-    """Where Tidemill keeps what it fetched or built: ``$TIDEMILL_CACHE``, else ``$XDG_CACHE_HOME/tidemill``, else ``~/.cache/tidemill``."""
+    """Where Tidemill caches what it fetched or built: ``$TIDEMILL_CACHE``, else ``$XDG_CACHE_HOME/tidemill``, else ``~/.cache/tidemill``."""
     if own := os.environ.get("TIDEMILL_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidemill"
@@ -34,9 +34,9 @@ def locked_checksums() -> dict[str, str]:
 
 
 def kafka_jars(cache: Path, progress: Callable[[float], None] = lambda _: None, broken_off: threading.Event | None = None) -> Path:
-    """The folder of verified jars; fetched on the first call. ``progress`` is told the part done, 0 to 1; ``broken_off`` ends the fetching.
+    """The folder of verified jars, fetched on the first call. ``progress`` gets the fraction done, 0 to 1; setting ``broken_off`` cancels.
 
-    Raises BadArtifact when a jar is not the locked one, Unavailable when it cannot be fetched.
+    Raises BadArtifact when a jar differs from the lock, Unavailable when it cannot be fetched.
     """
     folder = cache / f"kafka-{KAFKA_VERSION}"
     if not folder.exists():
@@ -46,7 +46,7 @@ def kafka_jars(cache: Path, progress: Callable[[float], None] = lambda _: None, 
 
 
 def verify(folder: Path, locked: dict[str, str]) -> None:
-    """Every locked jar is there with the locked checksum, and no other jar is."""
+    """Check that the folder holds exactly the locked jars with the locked checksums."""
     found = {jar.name for jar in folder.glob("*.jar")}
     if missing := sorted(locked.keys() - found):
         raise BadArtifact(f"{folder} lacks {', '.join(missing)}; remove the folder and start again")
@@ -68,7 +68,7 @@ def _fetch(folder: Path, progress: Callable[[float], None], broken_off: threadin
         if done_by.status:
             raise Unavailable(done_by.last_line)
         verify(working / "jars", locked_checksums())
-        with contextlib.suppress(OSError):  # another process was quicker; its jars are checked like ours
+        with contextlib.suppress(OSError):  # another process was faster; its jars are checked the same way
             (working / "jars").rename(folder)
     except (Unavailable, OSError) as error:
         if broken_off.is_set():
@@ -95,8 +95,8 @@ def _watch(folder: Path, progress: Callable[[float], None], done: threading.Even
 
 
 def fetch_into(working: Path) -> None:
-    """Bring the jars from Maven into ``working/jars``. What jgo prints goes where the caller's output goes: run it in a child."""
-    import jgo  # half a second that no other process needs
+    """Fetch the jars from Maven into ``working/jars``. Run it in a child process: jgo prints to the caller's output."""
+    import jgo  # takes half a second to import
 
     (working / "jars").mkdir()
     for coordinate in COORDINATES:

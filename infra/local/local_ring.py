@@ -43,19 +43,19 @@ from streams.core.events import new_id
 from streams.kafka import create_topics, kafka_answers
 
 MEASURE_EVERY_S = 10.0
-"""Adding up the memory of all processes takes a while itself."""
+"""Seconds between two measurements of all processes' memory, which take a while themselves."""
 Sizing = Callable[[Settings, MachineRates], Settings]
 """Fits settings to what a machine can do."""
 
 
 class Ring(Startable):
-    """Broker and parts, stopped in good order: no process, port or lock is left behind."""
+    """Broker and parts. A context manager that leaves no process, port or lock behind."""
 
     def __init__(self, settings: Settings, say: Callable[[str], None], keeps_going: bool = False, sizing: Sizing | None = None,
                  meanwhile: Callable[[], None] = lambda: None) -> None:  # fmt: skip
-        """``keeps_going``: a part that keeps dying, Kafka included, is tried again for ever and the rest goes on; else it ends the ring.
-        ``sizing`` fits the learner's steps to the machine, where it has no GPU of its own; None: they stay as they are set.
-        ``meanwhile`` is called again and again while things are prepared; what it raises breaks them off."""
+        """``keeps_going``: a part in a crash loop (Kafka included) is restarted for ever while the others run; otherwise it ends the ring.
+        ``sizing``: fits the learner's training steps to this machine, unless the learner has its own GPU. None: steps stay as they are set.
+        ``meanwhile``: called repeatedly during the preparations; an exception in it cancels them."""
         self._say, self._keeps_going, self._sizing, self._meanwhile = say, keeps_going, sizing, meanwhile
         self.settings = settings.model_copy(update={"run_id": new_id("run")})
         self.processes = Processes(settings.run_folder / "logs")
@@ -69,10 +69,10 @@ class Ring(Startable):
         self._actor_started_s = 0.0
         self.peak_memory_mib = 0.0
         self.cpu_s: dict[str, float] = {}
-        """Processor time of each part, in seconds, when it was last measured."""
+        """Processor time of each part in seconds, as last measured."""
         self._measured_s = 0.0
         self.rates: MachineRates | None = None
-        """What this machine computes a second, once it was measured; None where no setting asked for it."""
+        """Measured rates of this machine. None before the measurement, or when no setting needs it."""
 
     @property
     def base_url(self) -> str:
@@ -80,14 +80,14 @@ class Ring(Startable):
         return f"http://{self.settings.actor.host}:{self.settings.actor.port}/v1"
 
     def start(self) -> None:
-        """Everything that comes before the actor is ready; ``check`` starts the rest. Raises ConfigError when a port that it needs is taken."""
+        """Prepare, and start the parts that do not wait for the actor; ``check`` starts the others. Raises ConfigError when a port is taken."""
         check_ports(self.settings)
         folder = self.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(folder)
         if self.settings.actor.port == 0:
             self._set("actor", port=free_port())
-        self._say("preparing Apache Kafka, the base and what this machine is good at")
+        self._say("preparing Apache Kafka and the base, and measuring this machine")
         begin, then = self._preparations.begin, self._preparations.then
         if self.settings.kafka.bootstrap_servers is None:
             broken_off = self._preparations.broken_off
@@ -126,13 +126,13 @@ class Ring(Startable):
         broken_off = self._preparations.broken_off
         self._choice = resolved(self.settings, broken_off=broken_off)
         self.rates = self._choice.rates
-        if self.rates is None and self._sizing and not self.settings.learner.ray_num_gpus:  # nothing is left to the machine but the size of steps
+        if self.rates is None and self._sizing and not self.settings.learner.ray_num_gpus:  # only the size of steps depends on the machine
             self.rates = machine_rates(shape_of(self.settings.policy), broken_off=broken_off)
 
     def _start_actor(self) -> None:
-        """Settle the settings, write them for all parts, and start the one that people wait for."""
+        """Fix the settings, write them to ``config.toml`` for all parts, and start the actor."""
         self.settings = self._choice.settings
-        self._set("policy", base=self._base)  # the parts need not look for it again
+        self._set("policy", base=self._base)  # so that no part resolves it again
         if self._sizing and self.rates is not None and not self.settings.learner.ray_num_gpus:
             self._size_steps(self._sizing, self.rates)
         for sentence in self._choice.why:
@@ -152,19 +152,19 @@ class Ring(Startable):
             self.processes.start(part, ["run", part, "--config", str(config)], environment, plan[part].niceness)
 
     def _start_after_actor(self) -> None:
-        """Start what waits for the actor, once that is ready, or keeps dying, or is not ready in time."""
+        """Start the waiting parts once the actor is ready, is in a crash loop, or has taken too long."""
         if not self._waiting_parts:
             return
         waited_s, ready = time.monotonic() - self._actor_started_s, self.actor_ready()
         if ready or waited_s > AFTER_ACTOR_WAIT_S or "actor" in self.processes.failing():
             if ready:
                 took = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self._preparations.took_s.items())
-                self._say(f"the actor is ready after {waited_s:.0f} s; before it, side by side: {took}")
+                self._say(f"the actor is ready after {waited_s:.0f} s; in parallel before that: {took}")
             names, self._waiting_parts = self._waiting_parts, ()
             self._start_parts(*names)
 
     def stop(self) -> None:
-        """The parts against the flow, the broker last."""
+        """Stop the parts against the data flow, and Kafka last."""
         self._preparations.break_off()
         self._waiting_parts = ()
         for group in STOP_ORDER:
@@ -178,7 +178,7 @@ class Ring(Startable):
             self._lock = None
 
     def check(self) -> None:
-        """Start again what died and say so; note the peak of memory. Raises Unavailable for what keeps dying, unless the ring keeps going."""
+        """Restart what died, with a message; record peak memory. Raises Unavailable for a crash loop, unless ``keeps_going``."""
         if self._broker is not None:
             self._keep_kafka(self._broker)
         for sentence in self.processes.check():
@@ -198,7 +198,7 @@ class Ring(Startable):
             self.cpu_s["Kafka"] = cpu_s(self._broker.pid)
 
     def _tell_states(self) -> None:
-        """Keep for ``tidemill status`` which parts run and which keep dying."""
+        """Write for ``tidemill status`` which parts run and which are in a crash loop."""
         kafka = {"kafka": self._broker_deaths.state(time.monotonic() - self._broker_started_s)} if self._broker is not None else {}
         waiting = dict.fromkeys(self._waiting_parts, "waits for the actor")
         if (states := kafka | self.processes.states() | waiting) != self._told_states:
@@ -206,23 +206,23 @@ class Ring(Startable):
             write_states(self.settings.run_folder, states)
 
     def _keep_kafka(self, broker: Broker) -> None:
-        """Start the embedded Kafka again when it has died, without waiting for it: answers go on, and outboxes deliver once it is back."""
+        """Restart the embedded Kafka when it has died, without waiting: answers go on, and outboxes deliver once it is back."""
         now_s, deaths, log = time.monotonic(), self._broker_deaths, self.settings.run_folder / "broker" / "kafka.log"
         if deaths.again_at_s is None and not broker.running():
             pause_s = deaths.died(now_s - self._broker_started_s, now_s)
             if deaths.keeps_dying(0.0) and not self._keeps_going:
                 raise Unavailable(f"the embedded Kafka died {deaths.lately} times; its log is {log}")
-            self._say(f"the embedded Kafka died and is started again in {pause_s:.0f} s; answers go on meanwhile. Its log is {log}")
+            self._say(f"the embedded Kafka died and restarts in {pause_s:.0f} s; answers go on. Its log is {log}")
         if deaths.due(now_s):
             self._broker_started_s = now_s
-            deaths.started()  # when the launch fails it is not running, which is one more death
+            deaths.started()  # a failed launch counts as one more death
             try:
                 broker.relaunch()
             except (TidemillError, OSError) as error:
-                self._say(f"the embedded Kafka could not be started: {error}")
+                self._say(f"the embedded Kafka did not start: {error}")
 
     def actor_ready(self) -> bool:
-        """True when this ring's own actor takes traffic: another one may answer on the same port."""
+        """True when this ring's own actor takes traffic. The run id tells it from another actor on the same port."""
         try:
             answer = httpx.get(f"{self.base_url.removesuffix('/v1')}/readyz", timeout=2)
             return answer.status_code == 200 and answer.json().get("run_id") == self.settings.run_id
@@ -230,7 +230,7 @@ class Ring(Startable):
             return False
 
     def await_actor(self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Wait until the actor takes traffic. Raises Unavailable after ``timeout_s``, or when the actor keeps dying."""
+        """Wait until the actor takes traffic. Raises Unavailable after ``timeout_s``, or when the actor is in a crash loop."""
         deadline = time.monotonic() + timeout_s
         while not self.actor_ready():
             if time.monotonic() > deadline:
@@ -264,7 +264,7 @@ class Ring(Startable):
 
 
 def lock_run(folder: Path) -> IO[str]:
-    """One ring a folder. Raises ConfigError when another is in it."""
+    """Lock the run folder: one ring per folder. Raises ConfigError when another ring uses it."""
     handle = (folder / LOCK_FILE).open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

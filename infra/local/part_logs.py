@@ -1,4 +1,4 @@
-"""What a process logs: JSON for a part of the ring, next to nothing for a command that shows progress."""
+"""Log output: JSON for a part of the ring, warnings only for a command that shows progress."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ import structlog
 
 
 class Unfailing:
-    """A stream whose full disk ends nobody: a line that cannot be written is a smaller loss than the process that wanted to say it."""
+    """A stream that ignores write errors: when the disk is full, lines are lost and the process goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,10 +25,10 @@ class Unfailing:
 
 
 def log_json(part: str) -> None:
-    """One JSON object a line on standard error, each with the part that says it."""
+    """Log one JSON object per line to standard error, each with the name of the part."""
 
     def bound(_: object, __: str, told: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        told.setdefault("part", part)  # for every thread, which a context variable would not be
+        told.setdefault("part", part)  # for every thread; a context variable would hold in one only
         return told
 
     structlog.configure(
@@ -46,7 +46,7 @@ def log_json(part: str) -> None:
 
 
 def quiet() -> None:
-    """Commands that show progress keep the clients' own chatter out of it."""
+    """For commands that show progress: silence the log output of libraries."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.basicConfig(level=logging.ERROR)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))

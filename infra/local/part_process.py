@@ -1,4 +1,4 @@
-"""One part as a process: its surroundings made from the settings, its metrics served, its work run until it is told to stop."""
+"""Runs one part as a process: builds its context from the settings, serves its metrics, and runs its loop until it is stopped."""
 
 import threading
 from collections.abc import Callable
@@ -23,27 +23,27 @@ PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic":
 LOOPS = {
     "streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",), "critic": ("critic",), "otlp": ("otlp",),
 }  # fmt: skip
-"""What must have come round once before a part is ready. The updater's loop is Faust's, and tells nothing."""
+"""Loops that must have completed a turn before a part is ready. The updater's loop belongs to Faust and sends no heartbeat."""
 WITHOUT_BASE = ("streams", "otlp")
-"""Parts that never look at the policy's weights, which so need not be there."""
+"""Parts that do not need the policy's weights."""
 PROBE_S = 15.0
 
 
 def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event]) -> None:
-    """Run one part until the event of ``listen`` is set. It is called once all is imported: a stop before that needs no good order."""
+    """Run one part until the event that ``listen`` returns is set. ``listen`` is called after all imports; until then, a signal kills the process."""
     settings = resolved_for_part(role, settings)
     work = _work(role, settings)
     stopping = listen()
     context = make_context(role, settings, stopping)
     context.metrics.start_at_zero(role)
-    if role != "actor":  # the actor has an HTTP server of its own, and forks: no thread may run before it does
+    if role != "actor":  # the actor has its own HTTP server, and forks: it must not start a thread before that
         port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
         context.health.mark_missing("kafka", *LOOPS[role])
         log.info("metrics", role=role, port=serve(context.metrics, context.health, port))
         threading.Thread(target=probe_kafka, args=(role, context), name="probe", daemon=True).start()
         if not await_kafka(settings.kafka, stopping):
             return
-    log.info("starting", role=role)  # the actor loads its model first, and waits for Kafka then
+    log.info("starting", role=role)  # the actor loads its model before it waits for Kafka
     try:
         work(context)
     finally:
@@ -52,13 +52,13 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
 
 
 def probe_kafka(role: str, context: PartContext) -> None:
-    """Ask Kafka now and then, in a thread of its own, and say whether it answered."""
+    """Check regularly whether Kafka answers, and report it as health and metric. Runs in its own thread."""
     patient_s = min(5.0, context.kafka.request_timeout_s)
     kafka = context.kafka.model_copy(update={"request_timeout_s": patient_s})
     while not context.stopping.is_set():
         try:
             answers = kafka_answers(kafka)
-        except ConfigError:  # it no longer lets us in
+        except ConfigError:  # Kafka refuses our login
             answers = False
         context.metrics.set("tidemill_kafka_up", float(answers), part=role)
         (context.health.mark_present if answers else context.health.mark_missing)("kafka")
@@ -66,7 +66,7 @@ def probe_kafka(role: str, context: PartContext) -> None:
 
 
 def make_context(role: str, settings: Settings, stopping: threading.Event) -> PartContext:
-    """The surroundings of one part."""
+    """What a part gets from outside: Kafka, artifacts, state folder, health, traces."""
     state = settings.run_folder / "state" / role
     state.mkdir(parents=True, exist_ok=True)
     return PartContext(
@@ -89,7 +89,7 @@ def parts(settings: Settings) -> tuple[str, ...]:
 
 
 def metrics_targets(settings: Settings) -> dict[str, str]:
-    """``host:port`` of every part's ``/metrics``, where ``metrics_port`` says; the actor's stands beside its API."""
+    """``host:port`` of every part's ``/metrics``, by ``metrics_port``; the actor serves it on its API port. Empty when ``metrics_port`` is 0."""
     if not settings.metrics_port:
         return {}
     ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if role in parts(settings)}
@@ -97,7 +97,7 @@ def metrics_targets(settings: Settings) -> dict[str, str]:
 
 
 def ray_metrics_port(settings: Settings) -> int:
-    """Where a Ray started by the learner serves its own metrics; 0: wherever it likes."""
+    """Port on which a Ray that the learner starts serves its metrics; 0: Ray chooses."""
     if settings.learner.ray_address or not settings.metrics_port:
         return settings.learner.ray_metrics_port
     return settings.learner.ray_metrics_port or settings.metrics_port + len(PORT_OFFSET)
@@ -124,7 +124,7 @@ def lake_uri(settings: Settings) -> str:
 
 
 def base_folder(policy: PolicySettings) -> Path:
-    """The base, made on first use and cached."""
+    """The folder of the base. A named base is created on first use and cached."""
     if isinstance(policy.base, Path):
         return policy.base
     from learner.models.base_cache import prepare_base
@@ -133,7 +133,7 @@ def base_folder(policy: PolicySettings) -> Path:
 
 
 def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
-    # Each part is imported where it is run: the streams need no torch, the learner no vLLM server.
+    # A part's modules are imported only when it runs: streams do not need torch, the learner does not need the vLLM server.
     if role == "streams":
         from streams.join import join_loop as joiner
         from streams.lake import lake_loop as lake
@@ -160,7 +160,7 @@ def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
         from actor.critic import critic_loop as critic
 
         if not settings.critic.has_rubric:
-            raise ConfigError("critic.rubric and critic.reply_rubric are empty: say in plain words what a good answer does, a sentence each")
+            raise ConfigError("critic.rubric and critic.reply_rubric are empty: set at least one to sentences that are true of a good answer")
         return lambda context: critic.run(settings.critic, settings.critic.actor_url or actor_url(settings), context)
     if role == "otlp":
         from actor.otlp import otlp_receiver as receiver
@@ -172,13 +172,13 @@ def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
 
 
 def side_by_side(context: PartContext, first: Callable[[], None], second: Callable[[], None]) -> None:
-    """Two loops in one process; when one of them fails, both stop and the process ends with that error."""
+    """Run two loops in one process. When one fails, both stop and the error is raised."""
     failures: list[BaseException] = []
 
     def second_until_stopped() -> None:
         try:
             second()
-        except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
             failures.append(error)
         finally:
             context.stopping.set()

@@ -1,4 +1,4 @@
-"""The ports that a ring will listen on, checked before anything starts: half a minute later it would be a part that dies."""
+"""Checks that all ports of a ring are free before anything starts. Otherwise a part would die half a minute later."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class PlannedPort:
-    """Where one part will listen, and the setting that says so."""
+    """A port that a part listens on, and the setting that names it."""
 
     setting: str
     host: str
@@ -24,7 +24,7 @@ class PlannedPort:
 
 
 def ports_of(settings: Settings) -> list[PlannedPort]:
-    """Every port that is named; those of which a free one is taken are left out."""
+    """Every port that the settings fix; ports that are chosen at start are left out."""
     s = settings
     planned = [PlannedPort("actor.host:actor.port", s.actor.host, s.actor.port), PlannedPort("reward.web_port", LOOPBACK, s.reward.web_port)]
     if s.metrics_port:
@@ -41,7 +41,7 @@ def ports_of(settings: Settings) -> list[PlannedPort]:
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises ConfigError that names every port which is taken or asked for twice, and what to do."""
+    """Raises ConfigError that names every port that is taken or used twice, and says what to do."""
     by_number: dict[int, list[PlannedPort]] = defaultdict(list)
     for one in ports_of(settings):
         by_number[one.number].append(one)

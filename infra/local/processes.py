@@ -1,4 +1,4 @@
-"""The ring's processes: each part is a child of its own, with its log in the run's folder, and none is left behind."""
+"""Supervises the ring's parts: each is a child process with a log file in the run folder. None is left behind."""
 
 import os
 import subprocess
@@ -14,25 +14,25 @@ import psutil
 from infra.preparation.child_runs import die_with_parent
 
 RESTARTS = 3
-"""Restarts after which a part that dies once more counts as failing."""
+"""A part that dies after this many restarts is in a crash loop."""
 QUIET_S = 600.0
-"""Deaths before so long a life are forgotten."""
+"""After running for this long, earlier deaths no longer count."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-"""Before a restart; twice as long after each death."""
+"""Pause before a restart. It doubles with each death."""
 
 
 @dataclass
 class DeathRecord:
-    """How often something has died, and when it is to be started again. It is never given up: each pause is longer, up to a bound."""
+    """Counts deaths and schedules restarts, with exponential back-off up to a limit. Restarts never end."""
 
     lately: int = 0
-    """Deaths without ``QUIET_S`` of life between them."""
+    """Deaths in a row, each less than ``QUIET_S`` after the start."""
     in_all: int = 0
     again_at_s: float | None = None
     """None while it runs."""
 
     def died(self, lived_s: float, now_s: float) -> float:
-        """One more death, after so long a life. Returns the pause before the next start, in seconds."""
+        """Record a death after ``lived_s`` seconds. Returns the pause before the restart, in seconds."""
         self.lately = 1 if lived_s >= QUIET_S else self.lately + 1
         self.in_all += 1
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (self.lately - 1))
@@ -40,25 +40,25 @@ class DeathRecord:
         return pause_s
 
     def due(self, now_s: float) -> bool:
-        """True when it is dead and the pause is over."""
+        """True when it is time to restart."""
         return self.again_at_s is not None and now_s >= self.again_at_s
 
     def started(self) -> None:
-        """It runs again."""
+        """Record a start."""
         self.again_at_s = None
 
     def state(self, lived_s: float) -> str:
-        """In a word or two."""
+        """``runs``, ``died`` or ``keeps dying``."""
         return "keeps dying" if self.keeps_dying(lived_s) else "runs" if self.again_at_s is None else "died"
 
     def keeps_dying(self, lived_s: float) -> bool:
-        """True from the death after ``RESTARTS`` restarts on, until it has lived for ``QUIET_S``."""
+        """True in a crash loop: more than ``RESTARTS`` deaths in a row, until it has run for ``QUIET_S``."""
         return self.lately > RESTARTS and lived_s < QUIET_S
 
 
 @dataclass
 class PartProcess:
-    """One child process and what has become of it."""
+    """One child process and its record of deaths."""
 
     name: str
     command: Sequence[str]
@@ -71,7 +71,7 @@ class PartProcess:
 
 
 class Processes:
-    """Starts parts, starts them again when they die, and ends them in order. One that keeps dying never ends the others."""
+    """Starts parts, restarts them when they die, and stops them in order. A part in a crash loop does not affect the others."""
 
     def __init__(self, logs: Path, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._logs, self._clock_s = logs, clock_s
@@ -79,7 +79,7 @@ class Processes:
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, niceness: int = 0) -> None:
-        """Run ``tidemill <arguments>`` as the part ``name``. ``niceness``: how far it stands back for others, 0 to 19."""
+        """Run ``tidemill <arguments>`` as the part ``name``. ``niceness``: 0 (highest priority) to 19."""
         self.start_command(name, [sys.executable, "-P", "-m", "infra.cli", *arguments], environment, niceness)
 
     def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, niceness: int = 0) -> None:
@@ -89,28 +89,28 @@ class Processes:
         self._launch(part)
 
     def check(self) -> list[str]:
-        """Note what has died, and start again what is due. Returns a sentence for each death."""
+        """Record deaths, and restart the parts that are due. Returns one sentence per death."""
         return [sentence for part in self._parts.values() for sentence in self._checked(part)]
 
     def states(self) -> dict[str, str]:
-        """Each part by name: ``runs``, ``died`` (and is about to be started again) or ``keeps dying``."""
+        """State of each part by name: ``runs``, ``died`` (a restart is scheduled) or ``keeps dying``."""
         now_s = self._clock_s()
         return {part.name: part.deaths.state(_lived_s(part, now_s)) for part in self._parts.values()}
 
     def failing(self) -> dict[str, str]:
-        """The parts that keep dying, each with a sentence and the end of its log."""
+        """The parts in a crash loop, each with a sentence and the end of its log."""
         now_s = self._clock_s()
         found = [part for part in self._parts.values() if part.deaths.keeps_dying(_lived_s(part, now_s))]
         return {part.name: f"{part.name} died {part.deaths.lately} times; the end of {part.log}:\n{tail(part.log)}" for part in found}
 
     @property
     def restarts(self) -> dict[str, int]:
-        """How often each part was started again, of those that were."""
+        """Number of restarts by part; parts without restarts are left out."""
         started = {part.name: part.deaths.in_all - (part.deaths.again_at_s is not None) for part in self._parts.values()}
         return {name: count for name, count in started.items() if count}
 
     def stop(self, *names: str, timeout_s: float = 30.0) -> None:
-        """SIGTERM to these parts at once, and wait; SIGKILL to one and all its children after ``timeout_s``."""
+        """Send SIGTERM to these parts at the same time and wait. After ``timeout_s``, SIGKILL to a part and its children."""
         parts = [self._parts.pop(name) for name in names if name in self._parts]
         running = [(part.process, _family(part.process.pid)) for part in parts if part.process is not None]
         for process, _ in running:
@@ -125,15 +125,15 @@ class Processes:
             _end(family)
 
     def stop_all(self, timeout_s: float = 30.0) -> None:
-        """Every part."""
+        """Stop all parts at the same time."""
         self.stop(*self._parts, timeout_s=timeout_s)
 
     def memory_mib(self) -> float:
-        """Memory of the parts and all their children now: proportional set size where the kernel tells, in MiB."""
+        """Current memory of all parts and their children in MiB (proportional set size)."""
         return memory_mib([part.process.pid for part in self._parts.values() if part.process is not None])
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor time of each part so far, its children's included, in seconds."""
+        """Processor time of each part so far, with its children, in seconds."""
         return {part.name: cpu_s(part.process.pid) for part in self._parts.values() if part.process is not None}
 
     def _checked(self, part: PartProcess) -> list[str]:
@@ -141,17 +141,17 @@ class Processes:
         if part.process is not None and part.deaths.again_at_s is None and (status := part.process.poll()) is not None:
             pause_s = part.deaths.died(now_s - part.started_at_s, now_s)
             if part.deaths.lately == RESTARTS + 1:
-                again = "the rest goes on, and it is started again at growing intervals"
+                again = "the other parts go on, and it is restarted at growing intervals"
                 return [f"{part.name} keeps dying; {again}. The end of {part.log}:\n{tail(part.log)}"]
-            return [f"{part.name} died (exit status {status}) and is started again in {pause_s:.0f} s; see {part.log}"]
+            return [f"{part.name} died (exit status {status}) and restarts in {pause_s:.0f} s; see {part.log}"]
         if part.deaths.due(now_s):
             self._launch(part)
         return []
 
     def _launch(self, part: PartProcess) -> None:
         with part.log.open("ab") as out:
-            # A process group of its own, so that Ctrl-C reaches only us; but no session: each would be a scheduling group of its own (Linux
-            # autogroup), to which the niceness of others means nothing.
+            # Its own process group, so that Ctrl-C reaches only the supervisor. Not its own session: Linux (autogroup) compares niceness only
+            # within a session.
             part.process = subprocess.Popen(part.command, env=dict(part.environment), stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                             process_group=0, preexec_fn=partial(_before_exec, part.niceness))  # fmt: skip
         part.started_at_s = self._clock_s()
@@ -159,18 +159,18 @@ class Processes:
 
 
 def _before_exec(niceness: int) -> None:
-    """In the child."""
+    """Runs in the child between fork and exec."""
     die_with_parent()
     os.nice(niceness)
 
 
 def _lived_s(part: PartProcess, now_s: float) -> float:
-    """How long it has run since its last start; 0 while it does not."""
+    """Seconds since its last start; 0 while it does not run."""
     return 0.0 if part.deaths.again_at_s is not None else now_s - part.started_at_s
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process, and of its children, those that have ended included; in seconds."""
+    """Processor time of a process and its children (ended ones too), in seconds."""
     total = 0.0
     for process in _family(pid):
         try:
@@ -211,7 +211,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def _end(family: Sequence[psutil.Process]) -> None:
-    """What is left of a part's children goes too: asked first, then made to."""
+    """End the remaining children of a part: SIGTERM, then SIGKILL."""
     left = [process for process in family if process.is_running()]
     for process in left:
         _signal(process, hard=False)

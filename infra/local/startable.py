@@ -1,4 +1,4 @@
-"""What is started on entry and stopped on exit, also when it did not come up whole."""
+"""A context manager that starts on entry and stops on exit, also after a failed start."""
 
 from abc import ABC, abstractmethod
 from types import TracebackType
@@ -6,15 +6,15 @@ from typing import Self
 
 
 class Startable(ABC):
-    """A context manager: nothing of it is left behind, however it ends."""
+    """Leaves nothing running, however the block ends."""
 
     @abstractmethod
     def start(self) -> None:
-        """Start it; what is left half started when this raises, ``stop`` stops."""
+        """Start. When this raises, ``stop`` is called."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop whatever of it runs; done twice it does nothing."""
+        """Stop everything that runs. Idempotent."""
 
     def __enter__(self) -> Self:
         try:

@@ -1,4 +1,4 @@
-"""How a process is told to stop."""
+"""Stop signals: SIGTERM and SIGINT."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""``tidemill up``: the ring for a person's own agents, until stopped."""
+"""``tidemill up``: runs the ring for your own agents until stopped. In which order the parts start: ``start_order.py``."""
 
 import time
 from collections.abc import Callable
@@ -18,13 +18,13 @@ AGAIN_S = 30.0
 
 
 class LearningLines:
-    """Which of the sentences about learning are worth a line: other needs and other phases at once, the same one with other numbers now and then."""
+    """Chooses which status sentences about learning to print: a new need or phase at once, a sentence with only new numbers every 30 seconds."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s, self._said, self._said_at_s = clock_s, "", -AGAIN_S
 
     def worth_saying(self, sentence: str) -> str | None:
-        """The sentence, or None."""
+        """The sentence if it should be printed, else None."""
         of_a_step = sentence.startswith("step ")
         same = sentence == self._said or (of_a_step and sentence.partition(",")[0] == self._said.partition(",")[0])
         if sentence == self._said or sentence.startswith("waits ") or (same and self._clock_s() - self._said_at_s < AGAIN_S):
@@ -34,7 +34,7 @@ class LearningLines:
 
 
 def run_up(settings: Settings) -> None:
-    """Run until SIGINT or SIGTERM. A part that dies is started again, Kafka too; one that keeps dying is shown, and the rest goes on."""
+    """Run until SIGINT or SIGTERM. Dead parts are restarted, Kafka too. A crash loop is reported, and the other parts go on."""
     stopping = stop_on_signal()
 
     def stop_early() -> None:
@@ -55,7 +55,7 @@ The ring turns. Kafka: {ring.settings.kafka.bootstrap_servers}   run folder: {ri
 
   curl {ring.base_url}/feedback -H 'content-type: application/json' -d '{{"episode_id": "EPISODE", "kind": "thumb", "thumb": "up"}}'
 
-EPISODE stands in the answer's header x-tidemill-episode. Ctrl-C stops everything.""")
+EPISODE is the answer's header x-tidemill-episode. Ctrl-C stops everything.""")
         watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)
         watch.start()
         serving, learning = "base", LearningLines()

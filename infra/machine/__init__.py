@@ -1,1 +1,1 @@
-"""What this machine is good at: a probe of a few seconds, the choices that follow from it, and how long a step will take."""
+"""Measures this machine in a few seconds, chooses precision, threads and layout, and predicts how long a step takes."""

@@ -1,4 +1,4 @@
-"""The sizes of a base that decide how long its products take, from its ``config.json`` or, before it is made, from what it will be."""
+"""The sizes of a base, which decide how fast it computes: from its ``config.json`` or, for a named base, known beforehand."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from streams.core.errors import ConfigError
 
 
 class BaseShape(BaseModel):
-    """A decoder's sizes, the same in every layer. A dense model is one expert that every token goes to."""
+    """A decoder's sizes, the same in every layer. A dense model counts as one expert for all tokens."""
 
     model_config = ConfigDict(frozen=True)
 
     layers: int = Field(ge=1)
     hidden: int = Field(ge=1)
     intermediate: int = Field(ge=1)
-    """Inner size of one expert."""
+    """Intermediate size of one expert."""
     experts: int = Field(ge=1)
     experts_per_token: int = Field(ge=1)
     heads: int = Field(ge=1)
@@ -34,7 +34,7 @@ class BaseShape(BaseModel):
 
     @property
     def weights(self) -> int:
-        """Parameters of the whole base, its embeddings counted once."""
+        """Parameters of the whole base; tied embeddings count once."""
         return self.layers * self.layer_weights + self.vocabulary * self.hidden
 
 
@@ -44,14 +44,14 @@ MADE_HERE = {"smollm2": SMOLLM2, "tiny": TINY}
 
 
 def shape_of(policy: PolicySettings) -> BaseShape:
-    """The shape of the base that the settings name, which need not have been made yet. Raises ConfigError for a folder without one."""
+    """The shape of the base that the settings name; a named base need not exist yet. Raises ConfigError for a folder without ``config.json``."""
     if isinstance(policy.base, Path):
         return shape_in(policy.base)
     return MADE_HERE[policy.base].model_copy(update={"experts": policy.experts, "experts_per_token": policy.experts_per_token})
 
 
 def shape_in(folder: Path) -> BaseShape:
-    """The shape that a folder's ``config.json`` tells, by the names that transformers gives to the sizes. Raises ConfigError."""
+    """The shape from a folder's ``config.json``, with transformers' names. Raises ConfigError."""
     try:
         whole = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -71,7 +71,7 @@ def shape_in(folder: Path) -> BaseShape:
             vocabulary=sizes["vocab_size"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / 'config.json'} does not tell a decoder's sizes: {error!r}") from None
+        raise ConfigError(f"{folder / 'config.json'} lacks a size of a decoder: {error!r}") from None
 
 
 def _first(sizes: dict[str, Any], names: tuple[str, ...]) -> int:

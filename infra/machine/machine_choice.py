@@ -1,4 +1,4 @@
-"""From what was measured to settings: the one place where ``auto`` and 0 become a precision, a number of threads and a layout."""
+"""Chooses precision, threads and layout from the measurement: here ``auto`` and 0 in the settings get their values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,48 +12,48 @@ from infra.settings.config import Settings
 
 PRECISIONS: tuple[Precision, ...] = ("bfloat16", "float32")
 MARGIN = 0.9
-"""More threads, or another precision for the actor than the learner's, must take at most this part of the time: on cores that are shared a thread
-more is one more to wait for, and a replica that computes as the learner does is known by its answers more surely."""
+"""More threads, or an actor in another precision than the learner, must take at most this fraction of the time. On shared cores every additional
+thread can cause waiting, and attestation is more precise when replica and learner compute in the same precision."""
 SHARE_OF_MEMORY = 0.5
-"""Part of the free memory that all copies of the weights may take."""
+"""Largest share of free memory for all copies of the weights."""
 
 
 @dataclass(frozen=True)
 class MachineChoice:
-    """Settings without ``auto``, and why they are what they are."""
+    """Settings without ``auto``, and the reasons."""
 
     settings: Settings
     why: tuple[str, ...]
-    """A sentence each."""
+    """One sentence per choice."""
     rates: MachineRates | None = None
-    """What it rests on; None where nothing was left to the machine."""
+    """The measurement; None when the settings left nothing open."""
 
 
 def learner_is_open(settings: Settings) -> bool:
-    """True when something of the learner is left to the machine."""
+    """True when the settings leave something about the learner open."""
     learner = settings.learner
     return "auto" in (learner.dtype, learner.expert_layout) or not (learner.threads or learner.ray_address)
 
 
 def actor_is_open(settings: Settings) -> bool:
-    """The same of the actor."""
+    """The same for the actor."""
     actor = settings.actor
     return "auto" in (actor.dtype, actor.expert_layout) or not actor.cpu_threads
 
 
 def is_open(settings: Settings) -> bool:
-    """The same of any part."""
+    """The same for any part."""
     return learner_is_open(settings) or actor_is_open(settings) or settings.reward.dtype == "auto"
 
 
 def chosen_for(settings: Settings, rates: MachineRates, free_bytes: int | None = None, apart: bool = False) -> MachineChoice:
-    """The settings with every ``auto`` and 0 decided; what is set stays.
+    """The settings with values for every ``auto`` and 0. Explicit values stay.
 
-    ``apart``: for a part that may have its peers on other machines; the features' precision, which all must share, is then bfloat16.
-    ``free_bytes``: free memory, asked of the machine when None.
+    ``apart``: the part may run apart from the others, on another machine. All must compute features in the same precision, then bfloat16.
+    ``free_bytes``: free memory; None: ask the system.
     """
     if rates.gpu or not rates.rates:
-        why = "torch finds a GPU, and the processor was not measured" if rates.gpu else f"not measured ({rates.failure})"
+        why = "torch finds a GPU, so the processor was not measured" if rates.gpu else f"not measured ({rates.failure})"
         return MachineChoice(_unmeasured(settings), (f"learner and features: bfloat16: {why}",))
     free = psutil.virtual_memory().available if free_bytes is None else free_bytes
     fits = float32_fits(rates, free)
@@ -62,12 +62,12 @@ def chosen_for(settings: Settings, rates: MachineRates, free_bytes: int | None =
     actor, of_actor = _actor(settings, rates, fits)
     reward, of_reward = _reward(settings, rates, apart)
     if not fits:
-        told = (*told, f"float32 was left out: its weights need more than {SHARE_OF_MEMORY:.0%} of the {free / 2**30:.1f} GiB that are free")
+        told = (*told, f"float32 was not considered: its weights need more than {SHARE_OF_MEMORY:.0%} of the {free / 2**30:.1f} GiB that are free")
     return MachineChoice(settings.model_copy(update={"actor": actor, "reward": reward}), (*told, *of_actor, *of_reward))
 
 
 def float32_fits(rates: MachineRates, free_bytes: int) -> bool:
-    """True where learner and actor can both hold the base in float32, the learner with packed experts beside it."""
+    """True when memory suffices for the base in float32 in learner and actor, with the learner's packed experts."""
     shape = rates.shape
     experts = 3 * shape.layers * shape.experts * shape.hidden * shape.intermediate
     return 4 * (2 * shape.weights + experts) <= SHARE_OF_MEMORY * free_bytes
@@ -83,7 +83,7 @@ def _unmeasured(settings: Settings) -> Settings:
 
 @dataclass(frozen=True)
 class _Plan:
-    """One way for the learner to compute, and what a step then costs."""
+    """One configuration of the learner, and its predicted time per step."""
 
     dtype: Precision
     layout: Literal["plain", "packed"]
@@ -142,7 +142,7 @@ def _actor(settings: Settings, rates: MachineRates, float32_fits: bool) -> tuple
             for layout in _layouts(actor.expert_layout, rate):
                 tried = actor.model_copy(update={"dtype": dtype, "cpu_threads": threads, "expert_layout": layout})
                 tokens[dtype, threads, layout] = answer_tokens_per_s(settings.model_copy(update={"actor": tried}), rates, at_once) or 1.0
-    if not tokens:  # float16, which is not measured
+    if not tokens:  # float16 is not measured
         return actor.model_copy(update={"cpu_threads": actor.cpu_threads or rates.at("bfloat16", rates.cores).threads, "expert_layout": "plain"}), ()
     own = settings.learner.dtype
     best = min(tokens, key=lambda how: _handicapped(1 / tokens[how], how[1]) / (1.0 if how[0] == own else MARGIN))
@@ -165,7 +165,7 @@ def _reward(settings: Settings, rates: MachineRates, apart: bool) -> tuple[objec
 
 
 def _allowed(rates: MachineRates, dtype: Precision, threads: int, most: int) -> Iterator[WorkRates]:
-    """What may be chosen from: the number of threads that is asked for, or all up to ``most``."""
+    """Candidates: the number of threads that is set, or all up to ``most``."""
     if threads:
         yield rates.at(dtype, threads)
         return
@@ -179,7 +179,7 @@ def _layouts(asked: str, rate: WorkRates) -> tuple[str, ...]:
 
 
 def _handicapped(seconds: float, threads: int) -> float:
-    """A time by which numbers of threads are compared: twice as many must gain a tenth."""
+    """The time used to compare numbers of threads: doubling them must save a tenth."""
     return seconds / MARGIN ** (threads.bit_length() - 1)
 
 

@@ -1,6 +1,6 @@
-"""The probe: a child process measures for a few seconds, and what it found is kept by processor, cores, torch and shape of the base.
+"""The probe: a child process measures for a few seconds. The result is cached by processor, cores, torch and shape of the base.
 
-It imports no torch here, and may be called from a thread.
+This module does not import torch, and may be called from a thread.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from streams.core.errors import ConfigError, Unavailable
 
 log = structlog.get_logger()
 PROBE_LAYOUT = 2
-"""Raised whenever other things are measured, or in another way."""
+"""Increase it when the measurement changes."""
 TIMEOUT_S = 120.0
 QUIET_CORES = 0.5
-"""Other processes that kept more cores busy than this disturbed the measurement."""
+"""A measurement counts as disturbed when other processes kept more cores busy than this."""
 DISTURBED_KEPT_S = 3600.0
-"""How long a measurement that was disturbed is made do with."""
+"""How long a disturbed measurement is used before it is repeated."""
 INSTRUCTION_SETS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
-"""Variables by which a processor can be made to compute as a lesser one."""
+"""Variables that restrict a processor's instruction sets."""
 _one_at_a_time = threading.Lock()
 
 
 def resolved(settings: Settings, apart: bool = False, broken_off: threading.Event | None = None) -> MachineChoice:
-    """The settings with every ``auto`` decided by what this machine is good at, which is measured on the first call.
+    """The settings with values for every ``auto``, by a measurement that the first call makes.
 
-    ``apart``: for one part that may have its peers on other machines. Raises ConfigError for a base without a shape.
+    ``apart``: the part may run apart from the others, on another machine. Raises ConfigError when the base's shape is unknown.
     """
     if not is_open(settings):
         return MachineChoice(settings, ())
@@ -53,7 +53,7 @@ def resolved(settings: Settings, apart: bool = False, broken_off: threading.Even
 
 
 def resolved_for_part(role: str, settings: Settings) -> Settings:
-    """The settings that one part runs with. What a ring has written into its ``config.toml`` is decided already and costs nothing here."""
+    """The settings that one part runs with. In the ``config.toml`` of a ring everything is decided already, so nothing is measured."""
     if not {"learner": learner_is_open, "actor": actor_is_open}.get(role, lambda _: False)(settings):
         return settings
     choice = resolved(settings, apart=True)
@@ -63,20 +63,20 @@ def resolved_for_part(role: str, settings: Settings) -> Settings:
 
 
 def known_choice(settings: Settings) -> tuple[str, ...]:
-    """What this machine was found to be good at, a sentence each; measures nothing. Empty where nothing was measured, or no base says for what."""
+    """The choices for this machine by the cached measurement, one sentence each. Empty without a measurement or a known base. Measures nothing."""
     try:
         kept = kept_rates(shape_of(settings.policy))
     except ConfigError:
         return ()
     if kept is None:
         return ()
-    disturbed = (f"measured beside others that kept {kept.busy_neighbours:.1f} cores busy",) if kept.busy_neighbours > QUIET_CORES else ()
+    disturbed = (f"measured while other processes kept {kept.busy_neighbours:.1f} cores busy",) if kept.busy_neighbours > QUIET_CORES else ()
     return (*chosen_for(settings, kept).why, *disturbed)
 
 
 def as_the_run_computes(settings: Settings) -> Settings:
-    """The settings with the features' precision of the ring that runs or ran in ``run_folder``: what looks at its reward models later must
-    compute as it did. Unchanged where a precision is set, or no ring was."""
+    """The settings with the feature precision of the ring in ``run_folder``: commands that use its reward models must compute the same features.
+    Unchanged when a precision is set, or when there was no ring."""
     config = settings.run_folder / "config.toml"
     if settings.reward.dtype != "auto" or not config.exists():
         return settings
@@ -85,9 +85,9 @@ def as_the_run_computes(settings: Settings) -> Settings:
 
 
 def machine_rates(shape: BaseShape, cache: Path | None = None, broken_off: threading.Event | None = None) -> MachineRates:
-    """What this machine is good at for a base of this shape: as it is kept, else measured now. Where it cannot be measured the record is empty and
-    tells why, and all that looks at it does without."""
-    with _one_at_a_time:  # two that measure at once would disturb each other
+    """The rates of this machine for a base of this shape, cached or measured now. If the measurement fails, the record has no rates and
+    ``failure`` says why."""
+    with _one_at_a_time:  # two measurements at the same time would disturb each other
         if (kept := kept_rates(shape, cache)) is not None:
             return kept
         cores = usable_cores()
@@ -101,7 +101,7 @@ def machine_rates(shape: BaseShape, cache: Path | None = None, broken_off: threa
 
 
 def kept_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates | None:
-    """What was measured before on this machine, as it is now; None when nothing was, or something that was disturbed and is too old."""
+    """The cached measurement of this machine in its current state; None without one, or when it was disturbed and is too old."""
     file = _file(shape, cache)
     try:
         found = MachineRates.model_validate_json(file.read_bytes())
@@ -112,7 +112,7 @@ def kept_rates(shape: BaseShape, cache: Path | None = None) -> MachineRates | No
 
 
 def measured_rates(shape: BaseShape, cores: UsableCores, broken_off: threading.Event | None = None) -> MachineRates:
-    """Measure in a child, whose threads and crashes are its own. Raises Unavailable when it dies or takes longer than ``TIMEOUT_S``."""
+    """Measure in a child process. Raises Unavailable when it dies or takes longer than ``TIMEOUT_S``."""
     asked = {"processor": processor_name(), "cores": cores.threads, "quota": cores.quota, "shape": shape.model_dump()}
     environment = {**os.environ, "OMP_NUM_THREADS": str(cores.threads), "MKL_NUM_THREADS": str(cores.threads), **SLEEPING_THREADS}
     command = [sys.executable, "-P", "-m", "infra.machine.rate_measurement", json.dumps(asked)]
@@ -125,7 +125,7 @@ def measured_rates(shape: BaseShape, cores: UsableCores, broken_off: threading.E
 
 
 def processor_name() -> str:
-    """The processor's name as the kernel tells it."""
+    """The processor's name, from the kernel."""
     return _cpuinfo().get("model name", platform.processor() or platform.machine())
 
 
@@ -137,7 +137,7 @@ def _file(shape: BaseShape, cache: Path | None) -> Path:
         "torch": importlib.metadata.version("torch"), "shape": shape.model_dump(), "gpu": Path("/dev/nvidiactl").exists(),
         "instructions": {name: os.environ[name] for name in INSTRUCTION_SETS if name in os.environ},
     }  # fmt: skip
-    from infra.local.kafka_jars import cache_folder  # brings jgo, which a look at the log does not need
+    from infra.local.kafka_jars import cache_folder  # imports jgo, which commands that only read the log do not need
 
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     return (cache or cache_folder() / "probes") / f"{key}.json"
@@ -151,7 +151,7 @@ def _keep(found: MachineRates, file: Path) -> None:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The kernel's facts of the first processor; empty where it tells none."""
+    """/proc/cpuinfo of the first processor; empty when there is none."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:

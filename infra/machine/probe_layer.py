@@ -1,6 +1,6 @@
-"""One decoder layer with its adapter, reduced to what takes time in it: what the learner computes for each layer of a policy.
+"""One decoder layer with its adapter, for timing: the same products that the learner computes for each layer of a policy.
 
-Shapes as in learner/models/expert_lora.py: ``T`` tokens, ``B`` answers in the making, ``H`` hidden, ``E`` experts, ``N`` keys, ``D`` a head's size.
+Shapes as in learner/models/expert_lora.py: ``T`` tokens, ``B`` answers being decoded, ``H`` hidden, ``E`` experts, ``N`` keys, ``D`` a head's size.
 """
 
 import torch
@@ -12,11 +12,11 @@ from learner.models.expert_lora import Cast, Factors, FrozenStack, experts_forwa
 
 RANK = 8
 KEYS = 64
-"""Tokens that the next token of an answer in the making looks at."""
+"""Context length of a decoded token."""
 
 
 class ProbeLayer:
-    """Attention and experts with random weights; the adapter is float32 and cast at every pass, as the learner's is while it trains."""
+    """Attention and experts with random weights. The adapter is float32 and cast at every pass, as in training."""
 
     def __init__(self, shape: BaseShape, dtype: torch.dtype) -> None:
         s, self._shape, self._dtype = shape, shape, dtype
@@ -37,13 +37,13 @@ class ProbeLayer:
         self._kept_BGND = torch.randn(1, s.key_heads, KEYS, s.head_size, dtype=dtype)
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        """A pass over many tokens of one sequence, for training and for reading prompts."""
+        """A pass over one long sequence, as for training and prompts."""
         query, key, value = (states.unflatten(-1, (-1, self._shape.head_size)).transpose(0, 1)[None] for states in self._read(x_TH))
         seen = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)[0].transpose(0, 1).flatten(1)
         return self._answer(x_TH, seen, packs=False)
 
     def decode(self, x_BH: Tensor, packs: bool) -> Tensor:
-        """A pass over the next token of each of many answers."""
+        """A decoding pass: the next token of each answer."""
         shape, rows = self._shape, len(x_BH)
         query, key, value = self._read(x_BH)
         kept = self._kept_BGND.expand(rows, -1, -1, -1)
@@ -52,7 +52,7 @@ class ProbeLayer:
         return self._answer(x_BH, torch.bmm(scores.softmax(dim=-1), values).view(rows, -1).to(self._dtype), packs)
 
     def dense(self, x_TH: Tensor) -> Tensor:
-        """The same layer of the dense model that the reward features come from: one expert, no adapter."""
+        """A layer of the dense model behind the reward features: one expert, no adapter."""
         h = self._normed(x_TH)
         read = [linear(h, weight) for weight in self._projections]
         turned = (self._turned(read[0]), self._turned(read[1]), read[2])
@@ -63,7 +63,7 @@ class ProbeLayer:
         return x_TH + linear(silu(gate) * up, self._down[0])
 
     def _read(self, x_TH: Tensor) -> list[Tensor]:
-        """Queries, keys and values, turned by their positions."""
+        """Queries, keys and values, with rotary position embeddings."""
         h = self._normed(x_TH)
         found = [self._adapted(h, weight, factors) for weight, factors in zip(self._projections, self._factors, strict=True)]
         return [self._turned(found[0]), self._turned(found[1]), found[2]]
@@ -81,19 +81,19 @@ class ProbeLayer:
         return linear(x, weight) + linear(linear(x, pair[0][0]), pair[0][1])
 
     def _turned(self, states_TD: Tensor) -> Tensor:
-        """By their positions, in as many steps as transformers takes (``apply_rotary_pos_emb``)."""
+        """Rotary position embedding, in the same operations as transformers (``apply_rotary_pos_emb``)."""
         heads_TGD = states_TD.unflatten(-1, (-1, self._shape.head_size))
         first, second = heads_TGD.chunk(2, dim=-1)
         return (heads_TGD * self._turn_D + torch.cat([-second, first], dim=-1) * self._turn_D).flatten(-2)
 
     def _normed(self, x_TH: Tensor) -> Tensor:
-        """Likewise in the steps of transformers' RMSNorm."""
+        """RMSNorm, in the same operations as transformers."""
         wide_TH = x_TH.float()
         return self._norm_H * (wide_TH * torch.rsqrt(wide_TH.pow(2).mean(-1, keepdim=True) + 1e-5)).to(self._dtype)
 
 
 def random_weight(dtype: torch.dtype, *sizes: int) -> Tensor:
-    """Numbers as small as a model's, so that nothing overflows."""
+    """Weights as small as a trained model's, so that nothing overflows."""
     return torch.empty(sizes, dtype=dtype).uniform_(-0.05, 0.05)
 
 

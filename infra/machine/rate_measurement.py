@@ -1,8 +1,8 @@
-"""The measurement itself, in a process of its own: ``python -m infra.machine.rate_measurement JSON`` prints ``MachineRates`` as JSON.
+"""The measurement, in its own process: ``python -m infra.machine.rate_measurement JSON`` prints ``MachineRates`` as JSON.
 
-What is timed are the learner's own products (learner/models/expert_lora.py, learner/models/output_head.py) in the base's real sizes, with random
-weights. Two layers take turns, so that no cache holds all of their weights. Of several runs the shortest counts: whatever disturbs a run makes it
-longer. Shapes: ``B`` answers in the making, ``T`` tokens, ``H`` hidden, ``I`` intermediate, ``E`` experts, ``N`` keys, ``V`` vocabulary.
+It times the learner's own matrix products (learner/models/expert_lora.py, learner/models/output_head.py) in the base's real sizes, with random
+weights. Two layers alternate, so that the caches cannot hold all weights. The shortest of several runs counts, because disturbances only make a
+run longer. Shapes: ``B`` answers being decoded, ``T`` tokens, ``H`` hidden, ``I`` intermediate, ``E`` experts, ``N`` keys, ``V`` vocabulary.
 """
 
 import json
@@ -27,19 +27,19 @@ HEAD_TOKENS = 64
 LAYERS = 2
 LEAST_RUNS, MOST_RUNS = 2, 10
 BUDGET_S = 0.1
-"""For the runs of one kind of work once it is warm; a work that takes longer has ``LEAST_RUNS``."""
+"""Time budget for the runs of one kind of work after warm-up, with at least ``LEAST_RUNS`` runs."""
 LONG_S = 0.5
-"""A first run of so much processor time is the only one: a processor without products of this precision takes seconds for it."""
+"""If the first run takes this much processor time, it is the only one: some processors take seconds in a precision that they lack."""
 WAITING = 1.25
-"""How much longer than the main thread's own processor time a run on several threads may count."""
+"""Largest ratio of a run's counted time to the main thread's processor time, with several threads."""
 MOST_WEIGHTS = 128 << 20
-"""Parameters of a layer that is measured whole; of a larger one only as many experts are."""
+"""Largest layer that is measured as a whole, in parameters; of a larger one only some experts are."""
 BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
-"""Of a line of /proc/stat: user, nice, system, irq, softirq, steal."""
+"""Columns of a line of /proc/stat: user, nice, system, irq, softirq, steal."""
 
 
 def measure(processor: str, threads: int, quota: float, shape: BaseShape) -> MachineRates:
-    """Every precision on one thread, then on twice as many and so on up to ``threads``, as long as that is no slower."""
+    """Measure each precision with 1, 2, 4, … up to ``threads`` threads, and stop when more threads are slower."""
     began_s, busy_s = time.perf_counter(), _busy_s()
     facts = {"processor": processor, "cores": threads, "quota": quota, "shape": shape}
     if torch.cuda.is_available():
@@ -77,7 +77,7 @@ class ProbeWork:
         self.heads = {packs: FrozenStack(self.head_VH[None], packs) for packs in (False, True)}
 
     def rates(self, threads: int) -> WorkRates:
-        """What each kind takes with torch's present number of threads."""
+        """Seconds of each kind of work with torch's current number of threads."""
         name: Precision = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
         packs = can_pack(self.dtype)
         with torch.inference_mode():
@@ -101,7 +101,7 @@ class ProbeWork:
         return few, many
 
     def _drawing(self, packs: bool) -> tuple[float, float]:
-        """Logits of one token a row and the choice of the next one, as in learner/rollouts/rollout_engines.py."""
+        """Logits of one token per row and the choice of the next one, as in learner/rollouts/rollout_engines.py."""
 
         def draw_s(x_BH: Tensor) -> float:
             return shortest_s(lambda: draw(x_BH))
@@ -115,7 +115,7 @@ class ProbeWork:
         return few, many
 
     def _layer_s(self, work: Callable[[ProbeLayer, Tensor], object], tokens: int) -> float:
-        """Seconds of one layer; all take their turn."""
+        """Seconds of one layer, alternating between the layers."""
         x_TH = self._tokens(tokens)
         return shortest_s(lambda: [work(layer, x_TH) for layer in self.layers]) / LAYERS
 
@@ -145,8 +145,8 @@ class ProbeWork:
 
 
 def shortest_s(work: Callable[[], object]) -> float:
-    """Seconds of the shortest of several runs, the first of which only warms up unless it is long, but no more than our own processor time
-    explains: what other processes take of a busy machine is not ours. With several threads some waiting for each other is."""
+    """Seconds of the shortest of several runs; the first is only a warm-up, unless it is long. The time is capped by our own processor time,
+    so that other processes do not count; with several threads, some waiting for each other is allowed for."""
     wall_s: list[float] = []
     own_s: list[float] = []
     while len(wall_s) <= LEAST_RUNS or (sum(wall_s) < BUDGET_S and len(wall_s) <= MOST_RUNS):
@@ -160,7 +160,7 @@ def shortest_s(work: Callable[[], object]) -> float:
 
 
 def _busy_s() -> float:
-    """Seconds that the cores of this process have been busy since the machine was started, with anything; 0 where the kernel does not tell."""
+    """Seconds that this process's cores have been busy with any process since boot; 0 when the kernel does not say."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()
     except OSError:
@@ -171,7 +171,7 @@ def _busy_s() -> float:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure what the JSON asks for and print what was found."""
+    """Measure as the JSON says, and print the result."""
     asked = json.loads(arguments[0])
     print(measure(asked["processor"], asked["cores"], asked["quota"], BaseShape.model_validate(asked["shape"])).model_dump_json())
 

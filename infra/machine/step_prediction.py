@@ -1,7 +1,7 @@
-"""How long a learner's step, and an answer, will take on this machine: plain arithmetic on what the probe measured.
+"""Predicts how long a training step and an answer take on this machine, from the rates that the probe measured.
 
-Sizes: ``P`` prompts of ``S`` samples each, ``N`` tokens a prompt, ``T`` tokens an output. The times are those of a machine that does nothing
-else; beside the rest of a ring a step takes ``IN_THE_RING`` times as long.
+Sizes: ``P`` prompts with ``S`` samples each, ``N`` tokens per prompt, ``T`` tokens per output. Times are for an otherwise idle machine;
+while the ring runs, a step takes ``IN_THE_RING`` times as long.
 """
 
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from infra.settings.config import Settings
 from learner.settings import LearnerSettings
 
 PROMPT_TOKENS = 40
-"""Tokens of a short question in SmolLM2's chat template, its system prompt included."""
+"""Tokens of a short question in SmolLM2's chat template, with system prompt."""
 IN_THE_RING = 2.0
-"""A step's time beside vLLM, reward updater and Kafka on the same cores, set against its time alone (measured on two cores)."""
+"""Ratio of a step's time with vLLM, reward updater and Kafka on the same cores to its time alone (measured on two cores)."""
 STEP_OVERHEAD_S = 0.5
-"""Packing, reading tokens back, the checkpoint: what does not grow with the step."""
+"""Fixed time per step: packing, decoding tokens, the checkpoint."""
 STEPS_WANTED = 12
-"""Steps within which a preference that is dense from the start is learned (8 prompts x 4 samples: from 6 % to 97 %)."""
+"""Steps that suffice to learn a preference with a dense reward (8 prompts x 4 samples: from 6 % to 97 %)."""
 SMALLEST = (2, 4, 16)
-"""Prompts, samples and output tokens below which a step teaches next to nothing."""
+"""Prompts, samples and output tokens: a smaller step teaches almost nothing."""
 ASKING_RATIO = 0.1
-"""Part of the time that one round of held-out questions may take; there are two."""
+"""Largest share of the time for one round of held-out questions; there are two."""
 FEWEST_QUESTIONS = 24
 
 
 @dataclass(frozen=True)
 class PredictedStep:
-    """Seconds of one learner step by phase, on an otherwise idle machine."""
+    """Predicted seconds of a training step by phase, on an otherwise idle machine."""
 
     rollout_s: float
     score_s: float
@@ -42,7 +42,7 @@ class PredictedStep:
 
 
 def predicted_step(settings: Settings, rates: MachineRates, prompt_tokens: float = PROMPT_TOKENS) -> PredictedStep | None:
-    """Of settings as ``chosen_for`` (infra/machine/machine_choice.py) leaves them. None on a GPU, which is not measured."""
+    """For settings without ``auto`` (``chosen_for`` in infra/machine/machine_choice.py). None on a GPU, which is not measured."""
     if rates.gpu or not rates.rates:
         return None
     learner = settings.learner
@@ -58,7 +58,7 @@ def predicted_step(settings: Settings, rates: MachineRates, prompt_tokens: float
 
 
 def rollout_s(learner: LearnerSettings, rates: MachineRates, rate: WorkRates, prompts: float, prompt_tokens: float) -> float:
-    """P prompts read once, then T - 1 decoding passes for P x S answers, none of which ends early."""
+    """P prompts, then T - 1 decoding passes for P x S answers; no answer ends early."""
     shape, rows = rates.shape, prompts * learner.samples_per_prompt
     packed = learner.packs_weights and rate.packed_layer_pass_s is not None
     reading = prompts * prompt_tokens * shape.layers * rate.forward_token_s + prompts * rate.head_token_s
@@ -74,8 +74,8 @@ def score_s(settings: Settings, rates: MachineRates, rate: WorkRates, prompts: f
 
 
 def train_s(learner: LearnerSettings, rates: MachineRates, rate: WorkRates, prompts: float, prompt_tokens: float) -> float:
-    """Forward and backward of P packed prompts with their outputs, as often as there are updates; the base's forward pass for those that pay KL;
-    and what is learned from live answers."""
+    """Forward and backward passes of P packed prompts with their outputs, per update; the base's forward pass when there is a KL penalty; and the
+    passes over labelled live answers."""
     layers, samples = rates.shape.layers, learner.trained_per_prompt or learner.samples_per_prompt
     outputs = prompts * samples * learner.max_output_tokens
     tokens = prompts * prompt_tokens + outputs
@@ -92,7 +92,7 @@ def train_s(learner: LearnerSettings, rates: MachineRates, rate: WorkRates, prom
 
 
 def answer_tokens_per_s(settings: Settings, rates: MachineRates, at_once: int) -> float | None:
-    """Tokens a second that the actor's vLLM gives to ``at_once`` answers together. None on a GPU."""
+    """Tokens per second of the actor for ``at_once`` concurrent answers in total. None on a GPU."""
     if rates.gpu or not rates.rates:
         return None
     actor = settings.actor
@@ -105,9 +105,9 @@ def answer_tokens_per_s(settings: Settings, rates: MachineRates, at_once: int) -
 
 
 def sized_for(settings: Settings, rates: MachineRates, minutes: float, steps: int = STEPS_WANTED) -> Settings:
-    """The same settings with steps so small that ``steps`` of them fit into ``minutes`` of learning beside a turning ring, and with as many held-out
-    questions as can be asked in a tenth of that time. Nothing becomes larger than the settings say, and a step no smaller than ``SMALLEST``: on a
-    very slow machine fewer steps fit. Unchanged on a GPU.
+    """The settings with steps small enough that ``steps`` of them fit into ``minutes`` while the ring runs, and with as many held-out
+    questions as fit into a tenth of that time. Nothing becomes larger than set, and a step not smaller than ``SMALLEST``: on a very slow machine
+    fewer steps fit. Unchanged on a GPU.
     """
     step, learner = predicted_step(settings, rates), settings.learner
     tokens_per_s = answer_tokens_per_s(settings, rates, settings.people.at_once)
@@ -129,8 +129,8 @@ def sized_for(settings: Settings, rates: MachineRates, minutes: float, steps: in
 
 
 def _sizes(learner: LearnerSettings) -> list[tuple[int, int, int]]:
-    """Prompts, samples and output tokens to try, from the settings' own down to ``SMALLEST``: prompts give way first, then samples, then tokens,
-    since a group teaches by its contrast and an answer that is cut early is no answer."""
+    """Candidate sizes (prompts, samples, output tokens) from the settings down to ``SMALLEST``. Prompts shrink first, then samples, then tokens: a
+    group teaches by contrast between its samples, and truncated answers are no use."""
     sizes = [(learner.prompts_per_step, learner.samples_per_prompt, learner.max_output_tokens)]
     few_prompts, few_samples, few_tokens = (min(own, least) for own, least in zip(sizes[0], SMALLEST, strict=True))
     middle = max(few_prompts, min(3, learner.prompts_per_step))

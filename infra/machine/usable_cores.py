@@ -1,4 +1,4 @@
-"""How many cores this process may use: by its affinity (``taskset``, cpusets) and by the quota of its control group (containers)."""
+"""How many cores this process may use: its affinity (``taskset``, cpusets) and the CPU quota of its control group (containers)."""
 
 import math
 import os
@@ -11,27 +11,27 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True)
 class UsableCores:
-    """What there is to compute on."""
+    """The cores that this process may use."""
 
     count: int
-    """Cores that threads can run on at once."""
+    """Number of cores that threads can run on."""
     quota: float
-    """Cores' worth of time that a second gives; less than ``count`` where a control group limits it."""
+    """Processor seconds per second; less than ``count`` when a control group limits it."""
 
     @property
     def threads(self) -> int:
-        """The largest number of threads that make sense: more than the quota only wait together for the next period."""
+        """Largest useful number of threads: beyond the quota, threads only wait for its next period."""
         return max(1, min(self.count, math.floor(self.quota + 1e-9)))
 
 
 def usable_cores(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> UsableCores:
-    """What this process may use now."""
+    """The cores that this process may use now."""
     count = len(os.sched_getaffinity(0))
     return UsableCores(count, min(float(count), cpu_quota(cgroups, own)))
 
 
 def cpu_quota(cgroups: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float:
-    """Cores' worth of time that the control groups allow, the least of ours and of all above it; infinite where there is no limit."""
+    """Processor seconds per second that our control group and all its parents allow; infinite without a limit."""
     limits = [math.inf]
     try:
         lines = own.read_text().splitlines()

@@ -1,1 +1,1 @@
-"""What operators ask of a running ring: status, doctor, erasures, pruning, history."""
+"""What operators do with a running ring: status, doctor, erasures, pruning, history of promotions."""

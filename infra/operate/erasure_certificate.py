@@ -1,4 +1,4 @@
-"""Asking for an erasure, and the certificate of what came of it: what each part removed, what had learned from it, what is still to do."""
+"""Requests an erasure, and makes its certificate: what each part removed, which versions had learned from it, what is still to do."""
 
 import re
 import time
@@ -19,22 +19,22 @@ NUMBERED = re.compile(r"^(.*[/@])(\d+)$")
 
 @dataclass(frozen=True)
 class Certificate:
-    """What became of an erasure, by what the parts have told the log."""
+    """The state of an erasure, from what the parts reported on the log."""
 
     person: str
     asked_at: str
     removed: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By part and store: how many things of which kind."""
+    """Number of removed items of each kind, by part and store."""
     learned: tuple[str, ...] = ()
-    """Versions that had seen something of theirs."""
+    """Versions that had learned from their data."""
     rebuilt: str = ""
-    """The reward model that knows nothing of them; empty while there is none."""
+    """The first reward model without their data; empty while there is none."""
     waiting: tuple[str, ...] = ()
-    """What has not been done yet."""
+    """What is not done yet."""
 
     @property
     def complete(self) -> bool:
-        """True when every part that stores has told that it is done."""
+        """True when every part that stores data has reported."""
         return not self.waiting
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Certificate:
         for place, kinds in sorted(self.removed.items()):
             lines.append(f"{place:<24}" + (", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "had nothing"))
         lines.append(f"had learned from them   {'; '.join(ranges(self.learned)) or 'no version'}")
-        lines.append(f"knows nothing of them   {self.rebuilt or 'no reward model yet'}")
+        lines.append(f"without them            {self.rebuilt or 'no reward model yet'}")
         lines += [f"not yet                 {each}" for each in self.waiting]
         kept = {topic.retention_ms // DAY_MS for topic in TOPICS if topic.retention_ms > 0}
         lines.append(f"Kafka's own files       deleted within {max(kept) + 1} days at most (labels: compacted within about a day)")
@@ -55,7 +55,7 @@ class Certificate:
 
 
 def ask(kafka: KafkaSettings, user_id: str, requested_by: str) -> Erasure:
-    """Put the erasure on the log."""
+    """Publish the erasure."""
     erasure = Erasure.of(user_id, requested_by, datetime.now(UTC))
     producer = Producer(kafka, Metrics(), "tidemill-erase")
     try:
@@ -66,7 +66,7 @@ def ask(kafka: KafkaSettings, user_id: str, requested_by: str) -> Erasure:
 
 
 def await_certificate(kafka: KafkaSettings, policy: str, erasure: Erasure, timeout_s: float) -> Certificate:
-    """The certificate once it is complete, or as it stands when the time is up."""
+    """The certificate, as soon as it is complete or at the timeout."""
     until = time.monotonic() + timeout_s
     while True:
         found = certificate(kafka, policy, erasure)
@@ -76,7 +76,7 @@ def await_certificate(kafka: KafkaSettings, policy: str, erasure: Erasure, timeo
 
 
 def newest_erasure(kafka: KafkaSettings, user_id: str) -> Erasure | None:
-    """The last time that this person asked."""
+    """The person's newest erasure."""
     person, found = person_of(user_id), None
     for record in read_to_end(kafka, ERASURES, "erase", Metrics()):
         try:
@@ -88,7 +88,7 @@ def newest_erasure(kafka: KafkaSettings, user_id: str) -> Erasure | None:
 
 
 def certificate(kafka: KafkaSettings, policy: str, erasure: Erasure) -> Certificate:
-    """What the log says now."""
+    """Read the log to its end."""
     metrics = Metrics()
     done = [
         each for each in read_erased(read_to_end(kafka, ERASED, "erase", metrics)) if each.person == erasure.person and each.erasure_at == erasure.at
@@ -104,10 +104,10 @@ def certificate(kafka: KafkaSettings, policy: str, erasure: Erasure) -> Certific
 
 
 def certified(erasure: Erasure, done: Sequence[Erased], newest: RewardModelVersion | None, partitions: Sequence[int]) -> Certificate:
-    """The certificate, from what was read."""
+    """The certificate, from the records read."""
     removed = {f"{each.part} ({each.where})": each.removed for each in done}
     expected = [*(f"join (partition {number})" for number in partitions), "lake (files)", "learner (prompts)"]
-    waiting = [f"{place} has not told: does it run?" for place in expected if place not in removed]
+    waiting = [f"{place} has not reported: does it run?" for place in expected if place not in removed]
     needed = {partition: offset for each in done for partition, offset in each.offsets.get(LABELS.name, {}).items()}
     rebuilt = ""
     if newest is not None:
@@ -121,7 +121,7 @@ def certified(erasure: Erasure, done: Sequence[Erased], newest: RewardModelVersi
 
 
 def ranges(names: Iterable[str]) -> list[str]:
-    """Numbered names that follow each other, as one: ``adapter default@3 to 7``."""
+    """Joins consecutive numbered names: ``adapter default@3 to 7``."""
     runs: list[tuple[str, int, int]] = []
     for name in names:
         prefix, number = (named.group(1), int(named.group(2))) if (named := NUMBERED.match(name)) else (name, 0)

@@ -1,4 +1,4 @@
-"""Why an episode's answer gets its score, from the lake and the artifact store: what ``tidemill reward explain`` and the console show."""
+"""Explains an answer's score from the lake and the artifact store, for ``tidemill reward explain`` and the console."""
 
 import threading
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from infra.settings.config import Settings
 from streams.core.errors import ConfigError, Refused
 from streams.lake.parquet_lake import Lake
 
-if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first question
+if TYPE_CHECKING:  # torch and transformers take seconds to import; they are imported at the first question
     from reward.evaluation.score_explanation import Explanation
     from reward.evaluation.version_replay import Replay
     from reward.features.featurizer import Featurizer
@@ -23,18 +23,18 @@ class Explained:
     episode_id: str
     adapter: str | None
     version: int
-    """Of the reward model."""
+    """Version of the reward model."""
     why: "Explanation"
 
     def as_text(self) -> list[str]:
-        """For a terminal, a line each."""
+        """Lines for a terminal."""
         why = self.why
         return [
             f"episode {self.episode_id}, answered by {self.adapter or 'the base'}, scored by version {self.version}",
             f"score {why.mean:.3f} ± {why.std:.3f} (the ensemble's disagreement); reward {why.lower:.3f}",
             "nearest labelled answers",
             *(f"  {n.episode_id}  similarity {n.similarity:+.2f}  verdict {n.verdict:.2f}" for n in why.neighbours),
-            f"labels that moved it, in logits (an answer like all others stands at {why.standing:+.2f})",
+            f"labels that moved it, in logits (an average answer has {why.standing:+.2f})",
             *(f"  {m.episode_id}  {m.logits:+.3f}" for m in why.moved),
             f"  all others  {why.others:+.3f}",
         ]
@@ -45,7 +45,7 @@ class Explained:
 
 
 class Explainer:
-    """Explains one episode after the other; what took long to make (backbone, the labels' features) is kept. Thread-safe: one at a time."""
+    """Explains episodes, one at a time. Backbone and features of labels are kept between calls. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._lake = as_the_run_computes(settings), Lake(lake_uri(settings))
@@ -55,9 +55,9 @@ class Explainer:
         self._reached: tuple[int, Replay] | None = None
 
     def explain(self, episode_id: str, number: int | None = None) -> Explained:
-        """By version ``number``, or the newest. Raises ConfigError where the lake lacks what it takes, Refused while another is explained."""
+        """Explain by version ``number``, or the newest. Raises ConfigError when the lake lacks something, Refused while another call runs."""
         if not self._busy.acquire(blocking=False):
-            raise Refused("another score is being explained; ask again when it is done")
+            raise Refused("another score is being explained: try again when it is done")
         try:
             return self._explained(episode_id, number)
         finally:
@@ -88,6 +88,6 @@ class Explainer:
         from reward.features.featurizer import Featurizer
 
         if self._featurizer is None:
-            torch.set_num_threads(self._settings.reward.threads)  # as the updater does: other threads, other last bits
+            torch.set_num_threads(self._settings.reward.threads)  # as the updater does: the number of threads changes the last bits
             self._featurizer = Featurizer.for_part(base_folder(self._settings.policy), self._settings.reward)
         return Replay(self._lake, self._settings.policy.name, self._settings.reward, self._featurizer)

@@ -1,4 +1,4 @@
-"""What the learner is doing, or what is still needed before it starts, in one sentence: ``up``, ``status`` and the console say the same."""
+"""One sentence for ``up``, ``status`` and the console: what the learner is doing, or what is still missing before it starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from streams.core.events import Label, RewardModelVersion
 
 
 class KnownLabels(Protocol):
-    """Facts of a log: those of ``up`` and ``status``, or the console's."""
+    """The part of the log's facts that is needed here. ``LogFacts`` and ``ConsoleFacts`` both have it."""
 
     @property
     def labels(self) -> Mapping[str, Label]:
@@ -24,18 +24,18 @@ class KnownLabels(Protocol):
 
 
 def learning_of(settings: Settings, facts: KnownLabels) -> str:
-    """The sentence, now. The progress of a step is read from the run's folder, on the machine where the learner runs."""
+    """The sentence. Progress of a step comes from a file in the run folder, so only on the learner's machine."""
     progress = read_progress(progress_file(settings))
     return learning_sentence(settings, list(facts.labels.values()), len(facts.reward_models), progress, datetime.now(UTC))
 
 
 def progress_file(settings: Settings) -> Path:
-    """Where the learner of a run says how far it is."""
+    """The file to which the learner writes its progress."""
     return settings.run_folder / "state" / "learner" / PROGRESS_FILE
 
 
 def learning_sentence(settings: Settings, labels: Iterable[Label], reward_models: int, progress: LearnerProgress | None, now: datetime) -> str:
-    """Needs first: a learner that waits is told what it waits for."""
+    """What is missing, if anything; otherwise the learner's progress."""
     ours = [label for label in labels if label.policy == settings.policy.name]
     needs = lacking(*good_and_bad(ours), settings.reward) if reward_models == 0 else []
     if progress is not None and progress.prompts < progress.prompts_needed:

@@ -1,4 +1,4 @@
-"""The ring as its log tells it: one thread follows the topics and keeps the few facts that progress, report and status show."""
+"""Follows the topics in a thread, and keeps the facts that progress, report and status show."""
 
 import threading
 from collections import Counter
@@ -16,7 +16,7 @@ RETRY_S = 1.0
 
 @dataclass
 class LogFacts:
-    """What the log has said so far."""
+    """Facts from the log so far."""
 
     labels: dict[str, Label] = field(default_factory=dict)
     """By episode."""
@@ -27,23 +27,23 @@ class LogFacts:
     """By reason."""
     undecodable: int = 0
     standing: AdapterStanding | None = None
-    """Where adapters stand, when production moves by promotions; none when replicas serve the newest they attested."""
+    """State of promotions in gated mode; None in newest mode."""
 
     @property
     def thumbs(self) -> int:
-        """Votes that count in labels now."""
+        """Votes in the current labels."""
         return sum(len(label.votes) for label in list(self.labels.values()))
 
     @property
     def serving(self) -> str:
-        """Production; without gates the newest adapter that a replica has attested. ``base`` without either."""
+        """Gated mode: production. Newest mode: the newest attested adapter. ``base`` while there is none."""
         if self.standing is not None:
             return self.standing.production or "base"
         passed = [a for a in self.attestations if a.passed]
         return passed[-1].adapter if passed else "base"
 
     def take(self, event: Event) -> None:
-        """One more event."""
+        """Add an event."""
         match event:
             case Label():
                 self.labels[event.episode_id] = event
@@ -57,7 +57,7 @@ class LogFacts:
                 self.standing = self.standing.after(event)
 
     def first_thumb_to_adapter_s(self) -> float | None:
-        """Seconds from the first thumb to the publication of the first adapter whose reward model had seen it."""
+        """Seconds from the first thumb to the first adapter whose reward model had learned from it."""
         first = min((label.first_feedback_at for label in self.labels.values()), default=None)
         if first is None or not self.adapters:
             return None
@@ -65,25 +65,25 @@ class LogFacts:
 
 
 class LogWatch:
-    """Follows labels, reward models, adapters, attestations, promotions and dead letters from the log's beginning, in a thread of its own."""
+    """Follows labels, reward models, adapters, attestations, promotions and dead letters from the beginning, in its own thread."""
 
     def __init__(self, kafka: KafkaSettings, gated_policy: str | None = None) -> None:
-        """``gated_policy``: the policy whose production moves by promotions."""
+        """``gated_policy``: the policy in gated mode; None in newest mode."""
         self.facts = LogFacts(standing=AdapterStanding(gated_policy) if gated_policy else None)
         self.caught_up = False
-        """True once the log was read to its end."""
+        """True once the log has been read to its end."""
         self._kafka = kafka
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to follow. Raises ConfigError when no cluster is named or it lacks the topics, Unavailable when it does not answer."""
+        """Start the thread. Raises ConfigError when no cluster is named or topics are missing, Unavailable when Kafka does not answer."""
         consumer = Consumer(self._kafka, [LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, DEAD_LETTERS], "watch", Metrics())
         self._thread = threading.Thread(target=self._follow, args=(consumer,), name="watch", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Read what is there now, then stop."""
+        """Read to the current end, then stop."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout=30)

@@ -1,4 +1,4 @@
-"""The history of promotions as the log tells it, and a person's move written to it: what stands behind the commands."""
+"""The history of promotions from the log, and writing an operator's promotion: the work of the promotion commands."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -17,34 +17,34 @@ from streams.kafka import Producer, read_to_end
 
 @dataclass(frozen=True)
 class TrialHistory:
-    """One adapter's way, from candidate (or from a person's hand) to its end or to now."""
+    """One trial of an adapter, from its first move (by the promoter or an operator) to its last so far."""
 
     adapter: str
     moves: tuple[Promotion, ...]
     learned_s: float = 0.0
-    """Device-seconds of the learner since the adapter in production then, as far as its adapters tell them."""
+    """Device-seconds of training since the production adapter of that time, as far as the adapters record them."""
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """The newest that tells an uplift; without one the newest."""
+        """Evidence of the newest move with an uplift; without one, of the newest move."""
         with_uplift = [move.evidence for move in self.moves if "uplift" in move.evidence]
         return dict(with_uplift[-1] if with_uplift else self.moves[-1].evidence)
 
     @property
     def labels_spent(self) -> int:
-        """Labelled conversations that the canary took."""
+        """Labelled conversations that the canary used."""
         side = self.evidence.get("candidate")
         return int(side.get("labels", 0)) if isinstance(side, dict) else 0
 
     @property
     def device_s(self) -> float:
-        """Device-seconds that it took: to learn it, and to ask and score it in its trial."""
+        """Device-seconds of training the adapter and of asking and scoring it in its trial."""
         asked = (move.evidence.get("device_s", 0.0) for move in self.moves)
         return self.learned_s + sum(seconds for seconds in asked if isinstance(seconds, int | float))
 
     @property
     def cost(self) -> dict[str, float]:
-        """Device-seconds, and where people like it better, device-seconds and labelled conversations for each point of uplift."""
+        """Device-seconds; with a positive uplift, also device-seconds and labelled conversations per point of uplift."""
         uplift = self.evidence.get("uplift")
         told = {"device_s": round(self.device_s, 1)}
         if isinstance(uplift, int | float) and uplift > 0:
@@ -54,7 +54,7 @@ class TrialHistory:
 
     @property
     def seconds(self) -> float:
-        """From its first move to its last."""
+        """One line per move, first to last."""
         return (self.moves[-1].at - self.moves[0].at).total_seconds()
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,15 +75,14 @@ class TrialHistory:
 
 
 def history(policy: str, events: Sequence[Promotion], adapters: Sequence[AdapterVersion] = ()) -> list[TrialHistory]:
-    """Every trial, oldest first, with what it cost to learn; moves that were void are left out, and a later roll-back of a production stands for
-    itself."""
+    """All trials, oldest first, with their cost. Void moves are left out; a later roll-back of production is an entry of its own."""
     standing, learned = AdapterStanding(policy), {adapter.version: adapter for adapter in adapters}
     ways: list[TrialHistory] = []
     for event in events:
         if standing.refusal(event) is not None:
             continue
         on_trial = standing.trial is not None and standing.trial.adapter == event.adapter
-        goes_on = on_trial or (event.move == "promoted" and event.adapter == standing.production)  # the latter: another share of conversations
+        goes_on = on_trial or (event.move == "promoted" and event.adapter == standing.production)  # the latter: a changed canary share
         if goes_on and (earlier := [n for n, way in enumerate(ways) if way.adapter == event.adapter]):
             ways[earlier[-1]] = replace(ways[earlier[-1]], moves=(*ways[earlier[-1]].moves, event))
         else:
@@ -96,7 +95,7 @@ def history(policy: str, events: Sequence[Promotion], adapters: Sequence[Adapter
 
 
 def _learned_s(adapters: Mapping[int, AdapterVersion], version: int | None, production: int | None) -> float:
-    """Device-seconds of the learner from production (or the base) to this version, adapter by adapter."""
+    """Device-seconds of training from production (or the base) to this version, summed over adapters."""
     seconds = 0.0
     while version is not None and version != production and version in adapters:
         seconds += adapters[version].metrics.get("device_s", 0.0)
@@ -105,12 +104,12 @@ def _learned_s(adapters: Mapping[int, AdapterVersion], version: int | None, prod
 
 
 def read_promotions(settings: Settings) -> list[Promotion]:
-    """Every move of this policy on the log, oldest first."""
+    """All moves of this policy on the log, oldest first."""
     return [event for event in _read(settings, PROMOTIONS) if event.policy == settings.policy.name]
 
 
 def read_adapters(settings: Settings) -> list[AdapterVersion]:
-    """Every adapter of this policy on the log."""
+    """All adapters of this policy on the log."""
     return [event for event in _read(settings, ADAPTERS) if event.policy == settings.policy.name]
 
 
@@ -125,10 +124,10 @@ def _read(settings: Settings, topic: Any) -> list[Any]:
 
 
 def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str, **fields: Any) -> tuple[AdapterStanding, float]:
-    """One event by a person, refused here with its reason where every reader would find it void. Where things stand then, and the seconds from
-    the decision to the log's acknowledgement. Raises ConfigError."""
+    """Publish an operator's move. Returns the new state, and the seconds until Kafka acknowledged. Raises ConfigError, with the reason, for a
+    move that every reader would treat as void."""
     if by == TIDEMILL:
-        raise ConfigError(f"--by {by}: that is the machine's name; give your own")
+        raise ConfigError(f"--by {by} is reserved for the promoter: give your own name")
     event = Promotion.model_validate({
         "promotion_id": new_id("pr"), "policy": settings.policy.name, "adapter": adapter, "move": move, "by": by, "reason": reason,
         "at": datetime.now(UTC), **fields,

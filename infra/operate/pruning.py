@@ -1,4 +1,4 @@
-"""Which adapters and reward models nobody needs any more. It asks the log what is in use, and deletes nothing where the log cannot say."""
+"""Finds adapters and reward models that are no longer needed. The log says what is in use; when it cannot, nothing is deleted."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ NUMBERED = re.compile(r".*/0*(\d+)-[0-9a-f]+")
 
 
 class InUse:
-    """What the log says of one policy, event by event: which versions are in use."""
+    """The versions of one policy that are in use, from the log's events."""
 
     def __init__(self, policy: str) -> None:
         self._policy, self._standing = policy, AdapterStanding(policy)
@@ -30,7 +30,7 @@ class InUse:
         self.newest_reward_model: RewardModelVersion | None = None
 
     def take(self, event: Event) -> None:
-        """One more event."""
+        """Add an event."""
         match event:
             case Promotion():
                 self._standing = self._standing.after(event)
@@ -42,7 +42,7 @@ class InUse:
                 self.newest_reward_model = event
 
     def adapters(self, kept: PruneSettings, gated: bool, served_since: datetime) -> list[AdapterVersion]:
-        """Those to keep, by version. ``served_since``: a replica that was heard of since then still serves what it said."""
+        """Versions to keep. ``served_since``: a replica that has reported since then counts as still serving."""
         standing = self._standing
         back_to = [name for name in standing.earlier if name is not None and name not in standing.bad][-kept.keep_productions :]
         named = {*standing.wanted, *back_to, *(name for name, at in self._served.items() if at >= served_since)}
@@ -55,20 +55,20 @@ class InUse:
 
     @property
     def needed(self) -> list[str]:
-        """Artifacts without which the ring does not run: what is in production or on trial, what to go back to, and the newest."""
+        """Artifacts that the ring needs to run: production, trial, rollback target, and the newest."""
         named = [*self._standing.wanted, f"{self._policy}@{self.newest_adapter}"]
         paths = [adapter.artifact.path for adapter in self._adapters.values() if adapter.name in named]
         return [*paths, self.newest_reward_model.artifact.path] if self.newest_reward_model else paths
 
     @property
     def newest_adapter(self) -> int:
-        """Its number; 0 before the first."""
+        """Version number of the newest; 0 before the first."""
         return max(self._adapters, default=0)
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """What may go, and what stays: paths of artifacts with their bytes."""
+    """Artifacts that may be deleted and those that are kept: paths with sizes in bytes."""
 
     unneeded: Mapping[str, int]
     kept: Mapping[str, int]
@@ -76,12 +76,12 @@ class Pruning:
     def __str__(self) -> str:
         """For a terminal."""
         lines = [f"{path:<60}{size / 1e6:>10.1f} MB" for path, size in self.unneeded.items()]
-        lines.append(f"{len(self.unneeded)} artifacts that nobody needs, {_mb(self.unneeded)} MB; {len(self.kept)} are kept, {_mb(self.kept)} MB")
+        lines.append(f"{len(self.unneeded)} artifacts are not needed, {_mb(self.unneeded)} MB; {len(self.kept)} are kept, {_mb(self.kept)} MB")
         return "\n".join(lines)
 
 
 def read_in_use(kafka: KafkaSettings, policy: str) -> InUse:
-    """What the log says now. Raises Unavailable, and ConfigError when it holds something that cannot be read."""
+    """Read the log to its end. Raises Unavailable; ConfigError when a record cannot be read."""
     found = InUse(policy)
     for topic in (PROMOTIONS, ADAPTERS, ATTESTATIONS, REWARD_MODELS):
         for event in _events(kafka, topic):
@@ -90,18 +90,16 @@ def read_in_use(kafka: KafkaSettings, policy: str) -> InUse:
 
 
 def plan(store: ArtifactStore, used: InUse, settings: Settings, now: datetime) -> Pruning:
-    """What may go. Raises ConfigError when log and store do not belong together: then nothing is known of what is in use."""
+    """What may be deleted. Raises ConfigError when log and store do not match: then the log does not say what is in use."""
     policy, gated = settings.policy.name, settings.gated_policy is not None
     adapters, reward_models = store.below(f"adapters/{policy}"), store.below(f"reward-models/{policy}")
     kept = used.adapters(settings.prune, gated, now - timedelta(hours=settings.promotion.replica_memory_h))
     newest = used.newest_reward_model
     expected = [*(adapter.artifact.path for adapter in kept), *([newest.artifact.path] if newest else [])]
     if (adapters and not kept) or (reward_models and newest is None):
-        raise ConfigError(
-            f"the log knows no version of policy {policy}, yet there are artifacts of it: kafka and artifacts_uri do not belong together"
-        )
+        raise ConfigError(f"the log has no version of policy {policy}, but artifacts_uri has: kafka and artifacts_uri do not match")
     if absent := [path for path in used.needed if path not in adapters and path not in reward_models]:
-        raise ConfigError(f"{absent[0]} is in use and is not stored: kafka and artifacts_uri do not belong together, or it was deleted by hand")
+        raise ConfigError(f"{absent[0]} is in use but not stored: kafka and artifacts_uri do not match, or it was deleted by hand")
     made_with = {adapter.reward_model_version for adapter in kept}
     oldest = newest.version - settings.prune.keep_reward_models if newest else 0
     gone = _older(adapters, used.newest_adapter) - set(expected)
@@ -111,13 +109,13 @@ def plan(store: ArtifactStore, used: InUse, settings: Settings, now: datetime) -
 
 
 def plan_now(settings: Settings, now: datetime) -> tuple[ArtifactStore, Pruning]:
-    """What may go of the run that the settings name, and where it lies."""
+    """What may be deleted of this run, and its artifact store."""
     store = ArtifactStore(artifacts_uri(settings))
     return store, plan(store, read_in_use(settings.kafka, settings.policy.name), settings, now)
 
 
 def _older(paths: Iterable[str], number: int) -> set[str]:
-    """Up to this number; what bears a later one is just being published, what bears none is not ours to judge."""
+    """Only versions up to this number: later ones are being published right now. Files without a number are left alone."""
     return {path for path in paths if 0 < _number(path) <= number}
 
 
@@ -133,7 +131,7 @@ def _events(kafka: KafkaSettings, topic: Topic[Any]) -> Iterable[Event]:
         try:
             yield topic.decode(record.value)
         except InvalidEvent as error:
-            raise ConfigError(f"{topic.name}/{record.partition}/{record.offset} cannot be read, so what is in use is not known: {error}") from None
+            raise ConfigError(f"{topic.name}/{record.partition}/{record.offset} cannot be read, so it is unknown what is in use: {error}") from None
 
 
 def _mb(paths: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""What the ring's log says now, for ``tidemill status`` and ``tidemill ledger``."""
+"""``tidemill status`` and ``tidemill ledger``: the state of the ring, from its log."""
 
 import json
 import threading
@@ -21,16 +21,16 @@ LEDGER_EVERY = 6
 
 @dataclass(frozen=True)
 class Status:
-    """One screen of facts."""
+    """The facts that ``tidemill status`` shows."""
 
     facts: LogFacts
     ledger: Ledger
     learning: str
-    """What the learner is doing, or what it still needs."""
+    """What the learner is doing, or what is still missing before it starts."""
     machine: tuple[str, ...] = ()
-    """What the parts compute in on this machine, a sentence each."""
+    """Precision, threads and layout of the parts on this machine, one sentence each."""
     parts: dict[str, str] = field(default_factory=dict)
-    """By name, what ``up`` on this machine says of it; empty where it does not run here."""
+    """State of each part by name, from ``up`` on this machine; empty when the ring does not run here."""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -74,7 +74,7 @@ class Status:
 
 
 def of_run(settings: Settings) -> Settings:
-    """What was asked now, above the settings of the run in ``run_folder``, whose broker may be an embedded one on a port it chose."""
+    """The given settings over those of the run in ``run_folder``, whose embedded broker may have chosen its port."""
     resolved = settings.run_folder / "config.toml"
     if settings.kafka.bootstrap_servers is None and resolved.exists():
         return load_over(resolved, settings)
@@ -82,18 +82,18 @@ def of_run(settings: Settings) -> Settings:
 
 
 def made(facts: LogFacts, ledger: Ledger, settings: Settings) -> Status:
-    """The status of the run in ``run_folder``: the log's facts, and what this machine knows beside them."""
+    """The status of the run in ``run_folder``: facts from the log and from this machine."""
     return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(settings.run_folder))
 
 
 def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
-    """The books of the log, of what arrived ``since`` (included) and ``until`` (not included)."""
+    """The ledger of records that arrived from ``since`` (inclusive) to ``until`` (exclusive)."""
     return read_ledger(of_run(settings).kafka, since, until)
 
 
 def follow_status(settings: Settings, show: Callable[[Status], None], stopping: threading.Event, every_s: float = 5.0) -> None:
-    """Show the status again and again until ``stopping`` is set. The facts are followed; the ledger, which reads all topics, is made anew
-    every ``LEDGER_EVERY`` times. Raises Unavailable when Kafka does not answer."""
+    """Show the status repeatedly until ``stopping`` is set. The ledger reads all topics, so it is renewed only every ``LEDGER_EVERY`` times.
+    Raises Unavailable when Kafka does not answer."""
     settings = of_run(settings)
     watch, turn = LogWatch(settings.kafka, settings.gated_policy), 0
     watch.start()
@@ -118,9 +118,9 @@ def status_now(settings: Settings) -> Status:
 
 
 def show_again(status: Status, as_json: bool) -> None:
-    """In place of the last one on a terminal, below it elsewhere."""
+    """Show it: on a terminal in place of the previous one, otherwise below it."""
     if as_json:
         click.echo(json.dumps(status.as_dict()))
         return
-    click.clear()  # does nothing where the output is no terminal
+    click.clear()  # does nothing when the output is not a terminal
     click.echo(f"{status.as_text()}\n\n{datetime.now().astimezone():%H:%M:%S}, every 5 s; Ctrl-C stops")

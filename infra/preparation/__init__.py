@@ -1,1 +1,1 @@
-"""What a ring needs before it starts, made ready side by side and in children that can be broken off."""
+"""What a ring needs before it starts, prepared in parallel and cancellable."""

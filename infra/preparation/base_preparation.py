@@ -1,4 +1,4 @@
-"""Making the base in a child: it can be broken off, and the memory that it takes goes with it. ``python -m infra.preparation.base_preparation``."""
+"""Makes the base in a child process, which can be cancelled and frees its memory when it ends."""
 
 import os
 import sys
@@ -13,20 +13,20 @@ from streams.core.errors import TidemillError, Unavailable
 
 
 def prepared_base(policy: PolicySettings, broken_off: threading.Event) -> Path:
-    """The base's folder, made by a child where it is not there yet. Raises Unavailable when it cannot be made, or was broken off."""
+    """The base's folder; a child process makes it if it does not exist yet. Raises Unavailable when that fails or is cancelled."""
     from infra.local.part_process import base_folder
 
     if isinstance(policy.base, Path) or base_path(policy.base, cache_folder() / "bases", policy.experts, policy.experts_per_token).exists():
         return base_folder(policy)
     command = [sys.executable, "-P", "-m", "infra.preparation.base_preparation", policy.model_dump_json()]
-    done = run_child(command, {**os.environ, "OMP_NUM_THREADS": "1"}, broken_off)  # a second thread gains nothing and costs the others
+    done = run_child(command, {**os.environ, "OMP_NUM_THREADS": "1"}, broken_off)  # a second thread does not make it faster
     if done.status:
         raise Unavailable(f"the base {policy.base} cannot be made: {done.last_line}")
     return Path(done.out.strip().rpartition("\n")[2])
 
 
 def main(policy: str) -> None:
-    """Make the base and print where it lies."""
+    """Make the base and print its folder."""
     from infra.local.part_process import base_folder
 
     try:

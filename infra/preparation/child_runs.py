@@ -1,4 +1,4 @@
-"""Work in a child process that can be broken off at any moment, as a thread cannot."""
+"""Work in a child process, which can be cancelled at any moment; a thread cannot."""
 
 import ctypes
 import signal
@@ -15,7 +15,7 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class ChildRun:
-    """What a child left behind."""
+    """The result of a child process."""
 
     status: int
     out: str
@@ -23,20 +23,20 @@ class ChildRun:
 
     @property
     def last_line(self) -> str:
-        """Of what it said on standard error: the reason, where it failed."""
+        """Last line of standard error: the reason of a failure."""
         return self.err.strip().rpartition("\n")[2]
 
 
 def die_with_parent() -> None:
-    """In a child before exec: the kernel sends it SIGTERM should we die without a word (Linux, prctl PR_SET_PDEATHSIG).
+    """Call in a child before exec: the kernel sends it SIGTERM when its parent dies (Linux, prctl PR_SET_PDEATHSIG).
 
-    The kernel means the thread that started it: a child that is to stay must be started by a thread that stays.
+    "Parent" is the thread that started the child: start it from a thread that lives as long as the child should.
     """
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str], broken_off: threading.Event, timeout_s: float = float("inf")) -> ChildRun:
-    """Run a command to its end. Raises Unavailable after ``timeout_s``, or soon after ``broken_off`` is set; the child is gone then."""
+    """Run a command to its end. Raises Unavailable after ``timeout_s``, or soon after ``broken_off`` is set; the child has then ended."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(command, env=dict(environment), stdout=out, stderr=err, stdin=subprocess.DEVNULL, process_group=0,
                                  preexec_fn=die_with_parent)  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a ring needs before its parts can start is made ready side by side: Kafka, the base, what the machine is good at."""
+"""Runs in parallel what must be ready before the parts start: Kafka, the base, the measurement of the machine."""
 
 import threading
 import time
@@ -8,38 +8,38 @@ POLL_S = 0.1
 
 
 class Preparations:
-    """Pieces of work, each in a thread of its own, and steps that follow on them. The first that fails breaks off the others."""
+    """Jobs, each in its own thread, and steps that follow when jobs are done. The first failure cancels the others."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._clock_s = clock_s
         self.broken_off = threading.Event()
-        """Set when the rest is in vain: work that takes long must look at it."""
+        """Set on cancellation. Long jobs must check it."""
         self.took_s: dict[str, float] = {}
-        """Seconds that each piece took, once it is done."""
+        """Duration of each finished job, in seconds."""
         self._threads: list[threading.Thread] = []
         self._steps: list[tuple[frozenset[str], Callable[[], None]]] = []
         self._failures: list[BaseException] = []
 
     def begin(self, name: str, work: Callable[[], None]) -> None:
-        """Start ``work`` in a thread."""
+        """Start a job in a thread."""
         began_s = self._clock_s()
 
         def run() -> None:
             try:
                 work()
                 self.took_s[name] = self._clock_s() - began_s
-            except BaseException as error:  # noqa: BLE001 - carried over to the main thread, which raises it
+            except BaseException as error:  # noqa: BLE001 - the main thread raises it
                 self._failures.append(error)
 
         self._threads.append(threading.Thread(target=run, name=name, daemon=True))
         self._threads[-1].start()
 
     def then(self, names: Set[str], step: Callable[[], None]) -> None:
-        """Once all of ``names`` are done, take this step in the thread that calls ``finish``; it may begin more."""
+        """When all jobs in ``names`` are done, call ``step`` in the thread that calls ``finish``. A step may begin more jobs."""
         self._steps.append((frozenset(names), step))
 
     def finish(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until all is done. Raises the first failure, or what ``meanwhile`` or a step raises; nothing is at work any more then."""
+        """Wait until everything is done. Raises the first failure, or what ``meanwhile`` or a step raises, after all jobs have ended."""
         try:
             while self._steps or any(thread.is_alive() for thread in self._threads):
                 meanwhile()
@@ -54,7 +54,7 @@ class Preparations:
             raise
 
     def break_off(self) -> None:
-        """End all that is at work, and wait until it has ended."""
+        """Cancel all jobs, and wait until they have ended."""
         self.broken_off.set()
         for thread in self._threads:
             thread.join()

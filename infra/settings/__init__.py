@@ -1,1 +1,1 @@
-"""One tree of settings for the whole ring, and the shipped configurations."""
+"""The settings of the whole ring, and the shipped configurations."""

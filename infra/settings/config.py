@@ -32,12 +32,12 @@ from streams.kafka import KafkaSettings
 from streams.lake.lake_settings import LakeSettings
 
 PREFIX = "TIDEMILL_"
-# Read by other things than this tree: the cache of fetched and built files, the tests' Kafka, the capture inside vLLM.
+# Variables that are not settings: the cache folder, the tests' Kafka, the capture inside vLLM.
 NOT_SETTINGS = {"TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA", "TIDEMILL_CAPTURE"}
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Frozen; unknown keys fail."""
+    """All settings. Frozen; unknown keys are an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -69,7 +69,7 @@ class Settings(BaseSettings):
 
     @property
     def gated_policy(self) -> str | None:
-        """The policy, when its production moves by promotions alone."""
+        """The policy in gated mode (``promotion.mode``); None in newest mode."""
         return self.policy.name if self.promotion.mode == "gated" else None
 
     @classmethod
@@ -81,13 +81,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # ``load`` merges the sources itself: a TOML table and a variable may set the same section
+        return (init_settings,)  # ``load`` merges the sources: a TOML table and a variable may set the same section
 
 
 def load(config: str | Path | None = None, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Settings:
-    """The resolved tree. ``config`` is a file or the name of a shipped one (demo, laptop, gpu); ``overrides`` are ``section.key=value``.
+    """The resolved settings. ``config``: a file, or a shipped configuration (demo, laptop, gpu); ``overrides`` are ``section.key=value``.
 
-    Raises ConfigError naming the key, the value's problem, and where to mend it.
+    Raises ConfigError that names the key, the problem, and where to fix it.
     """
     tree = _toml(config) if config is not None else {}
     _merge(tree, _from_environment(os.environ if environment is None else environment))
@@ -100,7 +100,7 @@ def load(config: str | Path | None = None, overrides: Sequence[str] = (), enviro
 
 
 def load_over(config: Path, settings: Settings) -> Settings:
-    """What ``config`` says, below what ``settings`` were given: a flag, a variable or a file is never dropped. Raises ConfigError."""
+    """The settings in ``config``, overridden by those that were given explicitly in ``settings`` (flag, variable or file). Raises ConfigError."""
     tree = _toml(config)
     _merge(tree, settings.model_dump(exclude_unset=True, exclude_none=True))
     return _resolved(tree, config)
@@ -115,17 +115,17 @@ def _resolved(tree: dict[str, Any], config: str | Path | None) -> Settings:
 
 
 def shipped() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Names of the shipped configurations."""
     return sorted(f.name.removesuffix(".toml") for f in resources.files("infra.settings").joinpath("configs").iterdir() if f.name.endswith(".toml"))
 
 
 def to_toml(settings: Settings) -> str:
-    """The resolved tree as TOML, without keys that are none and without secrets."""
+    """The settings as TOML, without unset keys and without secrets."""
     return tomli_w.dumps(_plain(settings.model_dump(exclude_none=True)))
 
 
 def secrets_as_environment(settings: Settings) -> dict[str, str]:
-    """The secrets that ``to_toml`` leaves out, as variables for a child process."""
+    """The secrets that ``to_toml`` leaves out, as environment variables for a child process."""
     found: dict[str, str] = {}
     for name in Settings.model_fields:
         section = getattr(settings, name)
@@ -149,7 +149,7 @@ def _toml(config: str | Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """TIDEMILL_SECTION__KEY variables as a tree. One that names no setting fails, as a misspelled key does; those of Kubernetes are passed by."""
+    """TIDEMILL_SECTION__KEY variables as a tree. A variable that names no setting is an error; variables that Kubernetes adds are ignored."""
     tree: dict[str, Any] = {}
     for name, value in environment.items():
         if not name.upper().startswith(PREFIX) or name.upper() in NOT_SETTINGS or is_service_link(name, value):
@@ -162,7 +162,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def nested(keys: Sequence[str], value: str) -> dict[str, Any]:
-    """A tree with this one value, read as its setting needs it. Raises ConfigError."""
+    """A tree with this one value, converted to the setting's type. Raises ConfigError."""
     tree: Any = values_of(Settings, keys, value)
     for key in reversed(keys):
         tree = {key: tree}

@@ -1,4 +1,4 @@
-"""Settings that come as text, from ``--set`` and from the environment: lists and tables in it, and variables that are somebody else's."""
+"""Converts settings that arrive as text (``--set``, environment), and recognises variables that are not ours."""
 
 import json
 import re
@@ -16,15 +16,15 @@ _LISTS = (tuple, list, set, frozenset)
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """True for what Kubernetes puts into every pod for each service of its namespace: a service called ``tidemill-actor`` makes
-    ``TIDEMILL_ACTOR_PORT=tcp://…``, which looks like a setting and is an address."""
+    """True for variables that Kubernetes adds to every pod for each service of the namespace. A service called ``tidemill-actor`` gives
+    ``TIDEMILL_ACTOR_PORT=tcp://…``, which looks like a setting but is an address."""
     return _LINK.search(name) is not None or _ADDRESS.match(value) is not None
 
 
 def values_of(settings: type[BaseModel], keys: Sequence[str], value: str) -> Any:
-    """``value`` as the setting at ``keys`` takes it: lists are JSON, or words between commas (none: an empty list); tables are JSON.
+    """``value`` converted for the setting at ``keys``: lists from JSON or comma-separated words (empty text: an empty list), tables from JSON.
 
-    Everything else, and what names no setting, stays text for the settings themselves to read. Raises ConfigError.
+    Other values, and values of unknown settings, stay text; the settings convert or refuse them. Raises ConfigError.
     """
     kind = _kind_at(settings, keys)
     text = value.strip()
@@ -39,7 +39,7 @@ def values_of(settings: type[BaseModel], keys: Sequence[str], value: str) -> Any
 
 
 def _kind_at(settings: type[BaseModel], keys: Sequence[str]) -> Any:
-    """``tuple``, ``dict`` and the like for a setting that holds several values; None for any other."""
+    """The container type (``tuple``, ``dict``, …) of a setting that holds several values; None for any other."""
     model: Any = settings
     for depth, key in enumerate(keys):
         field = model.model_fields.get(key)
@@ -56,7 +56,7 @@ def _kind_at(settings: type[BaseModel], keys: Sequence[str]) -> Any:
 
 
 def _parts(annotation: Any) -> Sequence[Any]:
-    """The members of a union, without what is annotated around them."""
+    """The members of a union, without ``Annotated``."""
     if get_origin(annotation) in (Union, UnionType):
         return [part for member in get_args(annotation) for part in _parts(member)]
     return _parts(get_args(annotation)[0]) if get_origin(annotation) is Annotated else [annotation]

@@ -14,8 +14,8 @@ class PolicySettings(SettingsSection):
     name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Name that clients send as ``model``."""
     base: Literal["smollm2", "tiny"] | Path = "smollm2"
-    """``smollm2``: SmolLM2-135M-Instruct upcycled to an MoE. ``tiny``: a random 2-layer MoE, for tests. Or the folder of a model of your own."""
+    """``smollm2``: SmolLM2-135M-Instruct upcycled to an MoE. ``tiny``: a random 2-layer MoE, for tests. Or the folder of your own model."""
     experts: int = Field(default=4, ge=1, le=64)
-    """Experts of an upcycled base."""
+    """Number of experts of an upcycled base."""
     experts_per_token: int = Field(default=2, ge=1, le=64)
-    """Experts that answer for each token, of an upcycled base."""
+    """Experts used for each token of an upcycled base."""

@@ -1,7 +1,7 @@
-"""Reading a GGUF file: its metadata, and its tensors as torch tensors in float32.
+"""Reads a GGUF file: metadata, and tensors as float32 torch tensors.
 
-Only what the packaged base needs, in a quarter of the time: the package ``gguf`` walks a vocabulary entry by entry through numpy, seconds each time
-it opens a file. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian).
+It supports only what the packaged base needs. The package ``gguf`` takes four times as long: it reads a vocabulary entry by entry through numpy,
+which costs seconds per file. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3, little-endian).
 Shapes: ``N`` blocks of 32 weights.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from streams.core.errors import BadArtifact
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Value types by number, as ``struct`` calls them."""
+"""Value types by number, as ``struct`` format characters."""
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 BLOCK = 32
@@ -27,24 +27,24 @@ BLOCK = 32
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """Where a tensor lies in the file."""
+    """Position and type of a tensor in the file."""
 
     shape: tuple[int, ...]
-    """As torch counts, the fastest dimension last."""
+    """In torch's order: the fastest dimension last."""
     kind: int
     begin: int
 
 
 class GgufFile:
-    """One file, mapped into memory. ``metadata`` holds every key; ``read`` gives a tensor."""
+    """One file, mapped into memory. ``metadata`` has all keys; ``read`` returns a tensor."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadArtifact when it is no GGUF file of version 3."""
+        """Raises BadArtifact when it is not a GGUF file of version 3."""
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._at = 4
         if self._bytes[:4] != b"GGUF" or (version := self._scalar("I")) != 3:
-            raise BadArtifact(f"{path} is no GGUF file of version 3" + (f" but {version}" if self._bytes[:4] == b"GGUF" else ""))
+            raise BadArtifact(f"{path} is not a GGUF file of version 3" + (f" but {version}" if self._bytes[:4] == b"GGUF" else ""))
         tensors, keys = self._scalar("Q"), self._scalar("Q")
         self.metadata: dict[str, Any] = {}
         for _ in range(keys):
@@ -60,10 +60,10 @@ class GgufFile:
         return list(self._tensors)
 
     def read(self, name: str) -> Tensor:
-        """A tensor in float32. Raises BadArtifact for a kind of quantisation that is not read here."""
+        """A tensor in float32. Raises BadArtifact for an unsupported quantisation."""
         place = self._tensors[name]
         if place.kind not in KINDS:
-            raise BadArtifact(f"GGUF tensor {name} has type {place.kind}; only {', '.join(map(str, KINDS))} are read")
+            raise BadArtifact(f"GGUF tensor {name} has type {place.kind}; supported are {', '.join(map(str, KINDS))}")
         block_bytes, block_weights, unpack = KINDS[place.kind]
         count = math.prod(place.shape) // block_weights * block_bytes
         raw = torch.frombuffer(bytearray(self._bytes[place.begin : place.begin + count]), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""How far the step in hand is. The learner's process writes it to a file, about once a second; the loop, status and console read it there."""
+"""Progress of the current step. The learner's process writes it to a file about once a second; loop, status and console read it."""
 
 import time
 from collections.abc import Callable
@@ -11,34 +11,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 Phase = Literal["waiting", "rollout", "score", "train"]
 PHASES: tuple[Phase, ...] = ("rollout", "score", "train")
 FIRST_GUESS: dict[Phase, float] = {"rollout": 1.0, "score": 0.15, "train": 1.5}
-"""What a first step's phases take beside its rollouts; from the second step on the last one's seconds are taken."""
+"""Assumed duration of a first step's phases relative to its rollouts. From the second step on, the last step's seconds are used."""
 PROGRESS_FILE = "progress.json"
 """In the learner's state folder."""
 EVERY_S = 1.0
 OLD_S = 180.0
-"""A step that has told nothing for so long says so."""
+"""After this long without progress, the sentence says so."""
 
 
 class LearnerProgress(BaseModel):
-    """What the learner is doing."""
+    """What the learner is doing now."""
 
     model_config = ConfigDict(frozen=True)
 
     step: int
-    """The step in hand, or the next one while it waits; the first is 1."""
+    """The current step, or the next one while the learner waits; the first is 1."""
     phase: Phase
     done_tokens: int = 0
     all_tokens: int = 0
-    """Of the phase. While rollouts are sampled an upper bound, which falls as answers end early."""
+    """All tokens of the phase. During rollouts this is an upper bound, which falls when answers end early."""
     left_s: float | None = Field(default=None, ge=0)
-    """Estimated seconds until the whole step is done, as of ``at``; None: not known yet."""
+    """Estimated seconds at ``at`` until the whole step is done. None: not known yet."""
     prompts: int = 0
     prompts_needed: int = 0
-    """While it waits: the distinct prompts that it has, and needs."""
+    """While it waits: how many distinct prompts it has, and how many it needs."""
     at: datetime
 
     def sentence(self, now: datetime) -> str:
-        """For a terminal or a page."""
+        """One sentence for terminals and pages."""
         if self.phase == "waiting":
             return f"waits before step {self.step}"
         told = f"step {self.step}: {self.phase}, {self.done_tokens:,} of {self.all_tokens:,} tokens"
@@ -48,7 +48,7 @@ class LearnerProgress(BaseModel):
         return told if self.left_s is None else f"{told}, about {max(1.0, self.left_s - silent_s):.0f} s left"
 
     def write(self, path: Path) -> None:
-        """Into place at once, so that no reader sees half of it. Its folder is made where it is missing."""
+        """Write the file and rename it into place, so that readers never see half of it. Creates the folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         incoming = path.with_suffix(".incoming")
         incoming.write_text(self.model_dump_json())
@@ -56,7 +56,7 @@ class LearnerProgress(BaseModel):
 
 
 def read_progress(path: Path) -> LearnerProgress | None:
-    """What was told last; None when nothing was, or when it cannot be read."""
+    """The last progress written. None when there is none, or when it cannot be read."""
     try:
         return LearnerProgress.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -64,17 +64,17 @@ def read_progress(path: Path) -> LearnerProgress | None:
 
 
 class StepTeller:
-    """Told by a trainer what it does, and tells it on with an estimate of the time left."""
+    """Receives progress from a trainer, and reports it with an estimate of the time left."""
 
     def __init__(self, tell: Callable[[LearnerProgress], None], clock_s: Callable[[], float] = time.monotonic) -> None:
         self._tell, self._clock_s = tell, clock_s
         self._took_s: dict[Phase, float] = {}
-        """Seconds of each phase, of this step or of the last."""
+        """Seconds of each phase, in this step or the last."""
         self._step, self._phase, self._began_s, self._told_s = 0, PHASES[0], 0.0, 0.0
         self._done = self._all = 0
 
     def begin(self, step: int, phase: Phase, all_tokens: int) -> None:
-        """A phase begins, and with it the last one ends."""
+        """Begin a phase; this ends the previous one."""
         now_s = self._clock_s()
         if self._step == step:
             self._took_s[self._phase] = now_s - self._began_s
@@ -83,18 +83,18 @@ class StepTeller:
         self._pass_on(now_s)
 
     def done(self, tokens: int, all_tokens: int | None = None) -> None:
-        """So many tokens of the phase are done; ``all_tokens`` when they have turned out to be more or fewer."""
+        """Report tokens done. ``all_tokens``: a new total for the phase."""
         self._done, self._all = tokens, self._all if all_tokens is None else all_tokens
         if (now_s := self._clock_s()) - self._told_s >= EVERY_S:
             self._pass_on(now_s)
 
     def end(self) -> None:
-        """The step is done."""
+        """End the step."""
         self._took_s[self._phase] = self._clock_s() - self._began_s
         self._step = 0
 
     def left_s(self) -> float | None:
-        """Seconds until the step is done, by this phase's own pace and by what the phases after it took last time; None: nobody knows yet."""
+        """Seconds until the step is done, from the pace of this phase and the last durations of the later ones. None: not known yet."""
         spent_s, part = self._clock_s() - self._began_s, self._done / self._all if self._all else 0.0
         whole_s = spent_s / part if part > 0 else self._guess(self._phase)
         if whole_s is None:
@@ -103,7 +103,7 @@ class StepTeller:
         return max(0.0, whole_s - spent_s) + sum(one for one in later if one is not None)
 
     def _guess(self, phase: Phase, in_hand_s: float | None = None) -> float | None:
-        """How long a phase takes in all: as last time; in a first step by what the phase in hand takes, or the rollouts took."""
+        """Estimated duration of a phase: as in the last step; in a first step, from the current phase or from the rollouts."""
         if phase in self._took_s:
             return self._took_s[phase]
         if "rollout" in self._took_s:
@@ -117,4 +117,4 @@ class StepTeller:
 
 
 def tell_nobody(_: LearnerProgress) -> None:
-    """For a trainer that nobody watches."""
+    """For a trainer without progress display."""

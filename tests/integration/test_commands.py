@@ -97,11 +97,11 @@ def test_the_doctor_finds_the_ring_well_and_names_a_port_that_is_taken(up: Up) -
     servers = re.search(r"Kafka: (\S+)", "".join(up.said))
     assert servers
     well = up.tell("doctor", "--set", f"kafka.bootstrap_servers={servers.group(1)}", "--set", "actor.port=0")
-    assert f"{servers.group(1)} answers, topics as they should be" in well.stdout
+    assert f"{servers.group(1)} answers, topics are correct" in well.stdout
     port = up.base_url.split(":")[-1].removesuffix("/v1")
     own = up.tell("doctor", "--set", f"actor.port={port}")
     assert re.search(rf"ok +actor +127.0.0.1:{port} answers, and is ready", own.stdout)
-    assert re.search(r"ok +ring +serves \S+; all that was published is accounted for", own.stdout)
+    assert re.search(r"ok +ring +serves \S+; all published records are accounted for", own.stdout)
     with socket.create_server(("127.0.0.1", 0)) as held:
         taken = up.tell("doctor", "--set", f"actor.port={held.getsockname()[1]}")
     assert taken.returncode == 1

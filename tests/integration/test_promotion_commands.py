@@ -136,7 +136,7 @@ def test_only_what_has_shown_itself_better_can_be_approved(desk: Desk) -> None:
 REFUSED: list[tuple[Callable[[Desk], list[str]], str]] = [
     (lambda desk: ["promote", f"{desk.policy}@9"], "was never published"),
     (lambda desk: ["promote", f"{desk.policy}@1"], "it is in production"),
-    (lambda desk: ["promote", f"{desk.policy}@2", "--now", "--by", "tidemill"], "the machine's name"),
+    (lambda desk: ["promote", f"{desk.policy}@2", "--now", "--by", "tidemill"], "is reserved for the promoter"),
     (lambda desk: ["rollback", "--to", "other@1"], "is not a version of"),
     (lambda desk: ["rollback", "--trial"], "no adapter is on trial"),
 ]

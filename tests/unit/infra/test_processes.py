@@ -110,7 +110,7 @@ def test_a_dead_kafka_is_started_again_after_a_pause_and_again_when_that_fails(t
         ring.check()
         ring.check()
     assert kafka.launches == 7, "it is never given up"
-    assert sum("answers go on meanwhile" in sentence for sentence in said) == 7
+    assert sum("answers go on" in sentence for sentence in said) == 7
     assert sum("no room for a JVM" in sentence for sentence in said) == 6
     ring.check()
     assert kafka.launches == 7

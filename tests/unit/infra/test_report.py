@@ -61,13 +61,13 @@ def test_a_rise_that_pairs_have_shown_on_a_ring_that_carries_closes_the_loop(rep
     assert report.verdict == "closed"
     assert report.served_after == ["default@7"]
     assert "The loop closed" in report.as_text()
-    assert "with 18 of 74 pairs, asked of base and adapters while it learned: +35 points" in report.as_text()
+    assert "with 18 of 74 pairs (base against adapter, asked during the run): +35 points" in report.as_text()
 
 
 def test_a_rise_that_no_pair_has_shown_leaves_a_ring_that_works(report: Report) -> None:
     flat = replace(report, after=answers(9, 48, "default@7"), pairs=PairsAsked(PairedRise(5, 40, 4), [(60.0, PairedRise(5, 40, 4))]))
     assert (flat.verdict, flat.broken) == ("not shown", [])
-    assert "The ring works: every arrow carried. But the rise was not shown in 10 minutes." in flat.as_text()
+    assert "The ring works: no arrow is broken. But the rise was not shown in 10 minutes." in flat.as_text()
     early = replace(flat, facts=LogFacts(), pairs=PairsAsked())
     assert early.verdict == "not shown"
     assert "no adapter was served yet" in early.as_text()
@@ -106,7 +106,7 @@ def test_what_the_machine_gave_is_told(report: Report) -> None:
     told = dict(report.rows())
     assert told["machine"] == "A processor, 2 cores; load 0.5 before the start, 1.5 on average"
     assert "17 s predicted for the learner alone; 5 x 6 x" in told["learner"]
-    assert told["processor time"] == "learner 400 s, actor 300 s, of 1200 s that there were"
+    assert told["processor time"] == "learner 400 s, actor 300 s, of 1200 s available"
 
 
 def test_the_page_is_self_contained_escapes_what_people_said_and_says_simulated(report: Report, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_json_holds_every_figure_and_answer(report: Report, tmp_path: Path) 
 def test_skills_kept_are_told_as_the_engines_own_loglikelihoods(report: Report) -> None:
     assert "not measured" in report.as_text()
     told = replace(report, skills=Skills(-2.5, -2.61))
-    assert "-2.50 nats a token of frozen texts by the base, -2.61 by what is served (-0.11)" in told.as_text()
+    assert "-2.50 nats per token of fixed texts under the base, -2.61 under the served policy (-0.11)" in told.as_text()
     assert told.figures()["skills_nats"] == {"base": -2.5, "served": -2.61}
     texts = [[None, {"5": {"logprob": -1.0}}, {"9": {"logprob": -2.0}}], [None, {"7": {"logprob": -6.0}}]]
     assert mean_logprob(texts) == -3.0  # over tokens, not over texts

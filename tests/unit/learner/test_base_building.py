@@ -97,7 +97,7 @@ def test_the_packaged_file_is_read_as_the_package_gguf_reads_it() -> None:
 @pytest.mark.parametrize("content", [b"GGML" + bytes(100), b"GGUF" + struct.pack("<IQQ", 2, 0, 0)])
 def test_another_file_or_version_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other.gguf").write_bytes(content)
-    with pytest.raises(BadArtifact, match="no GGUF file of version 3"):
+    with pytest.raises(BadArtifact, match="not a GGUF file of version 3"):
         GgufFile(tmp_path / "other.gguf")
 
 
