@@ -23,7 +23,7 @@ from infra.local.embedded_broker import Broker, BrokerSettings, die_with_parent
 from infra.settings.config import load, to_toml
 from streams.core.metrics import Metrics
 from streams.core.topics import EPISODES, FEEDBACK
-from streams.join.join_loop import GROUP
+from streams.join.join_session import GROUP
 from streams.join.ledger import read_ledger
 from streams.kafka import KafkaSettings, Producer, committed_offsets, create_topics
 from streams.outbox.outbox import Outbox

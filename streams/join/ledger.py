@@ -15,7 +15,7 @@ from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.erasure.erasure_follower import read_erasures
 from streams.erasure.forgotten_people import Forgotten
-from streams.join.join_loop import GROUP
+from streams.join.join_session import GROUP
 from streams.join.sqlite_state import EPOCH
 from streams.kafka import KafkaSettings, Record, committed_offsets, end_offsets, read_to_end
 

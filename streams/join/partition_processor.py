@@ -1,6 +1,5 @@
 """One partition of the join: its state, the offsets up to which both inputs are folded, and the labels that wait to be sent."""
 
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -47,7 +46,7 @@ class PartitionProcessor:
         self._traced: OrderedDict[str, Headers] = OrderedDict()
         """Trace contexts of the newest episodes. Empty when traces are off."""
         self._headers: dict[str, Headers] = {}
-        self._read_at = time.monotonic()
+        self._read_at = context.clock.monotonic_s()
         self.changed = False
 
     def start(self, consumer: Consumer) -> dict[tuple[str, int], int]:
@@ -89,7 +88,7 @@ class PartitionProcessor:
         if record.offset < place.next or (self.catching_up and record.offset >= self._target[record.topic]):
             return
         self.reached[record.topic] = Reached(record.offset + 1, max(place.arrived_ms, record.timestamp_ms))
-        self._read_at, self.changed = time.monotonic(), True
+        self._read_at, self.changed = self._context.clock.monotonic_s(), True
         now = EPOCH + timedelta(milliseconds=min(max(record.timestamp_ms, 0), LAST_MS))
         try:
             label = self._fold(record, now)
@@ -153,7 +152,7 @@ class PartitionProcessor:
             return
         behind = [self.reached[topic].arrived_ms for topic in INPUTS if consumer.is_behind(topic, self.number)]
         newest = max(self.reached[topic].arrived_ms for topic in INPUTS)
-        passed_ms = min(behind) if behind else newest + (time.monotonic() - self._read_at) * 1000
+        passed_ms = min(behind) if behind else newest + (self._context.clock.monotonic_s() - self._read_at) * 1000
         if newest and self._join.expire(EPOCH + timedelta(milliseconds=passed_ms)):
             self.changed = True
 

@@ -58,6 +58,8 @@ class Consumer:
             self._rebalance = _Rebalance()
             if group is not None:
                 self._consumer.subscribe(names, listener=self._rebalance)
+                for name in names:  # a leader that does not know a topic yet deals out none of it, and looks again after five minutes only
+                    self._consumer.partitions_for_topic(name)
             else:
                 self._consumer.assign([p for name in names for p in self._partitions(name)])
 

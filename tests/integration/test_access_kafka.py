@@ -17,6 +17,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, FEEDBACK, LABELS, TOPICS
 from streams.join import join_loop as joiner
+from streams.join.join_session import GROUP
 from streams.join.join_settings import JoinSettings
 from streams.kafka import (
     PARTS,
@@ -105,7 +106,7 @@ def test_who_was_given_no_rights_is_told_so_and_not_that_kafka_is_away(kafka: Gu
     producer.close(timeout_s=1)
     with pytest.raises(ConfigError, match="tidemill-stranger may not read it"):
         Consumer(settings, [LABELS], "test", Metrics())
-    consumer = Consumer(settings, [EPISODES], "test", Metrics(), group=joiner.GROUP)
+    consumer = Consumer(settings, [EPISODES], "test", Metrics(), group=GROUP)
     with pytest.raises(ConfigError, match="tidemill-stranger may not read from Kafka"):
         [consumer.poll(0.5) for _ in range(60)]
     consumer.close()
@@ -119,11 +120,11 @@ def test_the_join_works_with_the_rights_of_streams(kafka: Guarded, tmp_path: Pat
     context = PartContext(kafka.login("streams"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / "state")
     with running(partial(joiner.run, JoinSettings()), context):
         wait_for(lambda: any(record.key == b"ep-1" for record in read_to_end(kafka.login("learner"), LABELS, "test", Metrics())))
-    assert committed_offsets(kafka.login("operator"), joiner.GROUP)
+    assert committed_offsets(kafka.login("operator"), GROUP)
 
 
 def test_a_group_that_is_not_ones_own_is_refused_by_name(kafka: Guarded) -> None:
-    consumer = Consumer(kafka.login("actor"), [ADAPTERS], "test", Metrics(), group=joiner.GROUP)
+    consumer = Consumer(kafka.login("actor"), [ADAPTERS], "test", Metrics(), group=GROUP)
     with pytest.raises(ConfigError, match=r"tidemill-actor may not read from Kafka \(tidemill-join\)"):
         [consumer.poll(0.5) for _ in range(60)]
     consumer.close()

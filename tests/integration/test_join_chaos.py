@@ -27,18 +27,18 @@ from pathlib import Path
 from streams.join import join_loop as joiner
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.join.join_settings import JoinSettings
-from streams.kafka import KafkaSettings
+from streams.kafka import KafkaSettings, Producer
 from streams.core.part_context import PartContext
 kafka = KafkaSettings(bootstrap_servers=sys.argv[1], session_timeout_s=6, request_timeout_s=10, delivery_timeout_s=20)
 state = Path(sys.argv[2])
 if len(sys.argv) > 3:  # stop dead, as a machine that is put to sleep, just before the first label is sent
-    send = joiner.Producer.send
+    send = Producer.send
     def send_after_waking(producer, topic, *given):
         if topic.name == "tidemill.labels.v1" and not (state / "slept").exists():
             (state / "slept").touch()
             os.kill(os.getpid(), signal.SIGSTOP)
         return send(producer, topic, *given)
-    joiner.Producer.send = send_after_waking
+    Producer.send = send_after_waking
 joiner.run(JoinSettings(batch_records=100), PartContext(kafka, ArtifactStore(sys.argv[2]), "default", state, state))
 """
 

@@ -14,6 +14,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
+from streams.join.join_session import GROUP
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, committed_offsets, end_offsets, read_to_end
 from tests.support.running import running, wait_for
@@ -68,7 +69,7 @@ def test_feedback_becomes_a_label_and_a_changed_thumb_a_newer_one(context: PartC
     assert context.metrics.value("tidemill_feedback_joined_total", kind="thumb") >= 2
     assert context.metrics.value("tidemill_thumb_to_label_seconds_count") >= 2
     ends = end_offsets(context.kafka, FEEDBACK, Metrics())
-    committed = committed_offsets(context.kafka, joiner.GROUP)
+    committed = committed_offsets(context.kafka, GROUP)
     assert {p: committed.get((FEEDBACK.name, p), 0) for p in ends} == ends
 
 

@@ -5,24 +5,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 from reward.features.featurizer import Features
 from reward.settings import RewardSettings
-from reward.updater import batch_steps, version_publisher
+from reward.updater import batch_steps
 from reward.updater.batch_steps import BatchSteps
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Label, RewardModelVersion
 from streams.core.part_context import PartContext
 from streams.core.topics import LABELS, REWARD_MODELS
 from streams.kafka import KafkaSettings, Record
-from tests.support.fakes import FakeLog
+from streams.kafka.partitioning import partition_of
+from tests.support.simulated_clients import install
+from tests.support.simulated_log import SimulatedLog
 
 
 class LabelWorld:
     """A log of labels, an artifact store, and updaters that come and go."""
 
     def __init__(self, folder: Path, settings: RewardSettings, features: Features, partitions: int = 4) -> None:
-        self.log, self.settings, self._features = FakeLog(partitions=partitions), settings, features
-        self.context = PartContext(KafkaSettings(partitions=partitions), ArtifactStore(str(folder / "artifacts")), "default", folder, folder)
+        kafka = KafkaSettings(bootstrap_servers="updater:1", partitions=partitions)
+        self.log, self.settings, self._features, self._partitions = SimulatedLog(settings=kafka), settings, features, partitions
+        self.context = PartContext(kafka, ArtifactStore(str(folder / "artifacts")), "default", folder, folder)
         self.taken: dict[tuple[str, int], int] = {}
         """What the updaters' group has committed."""
         self.stored: dict[str, bytes] = {}
@@ -31,20 +36,20 @@ class LabelWorld:
     def add(self, labels: Sequence[Label]) -> None:
         """Labels go onto the log."""
         for label in labels:
-            self.log.append(LABELS.name, label.key.encode(), label.encode())
+            self.log.append(LABELS.name, partition_of(key := label.key.encode(), self._partitions), key, label.encode())
 
     @contextmanager
     def updater(self) -> Iterator[BatchSteps]:
         """A new updater that holds all partitions and has recovered what is stored."""
         with (
-            patch.object(batch_steps, "Producer", lambda *_: self.log.publisher()),
+            pytest.MonkeyPatch.context() as clients,
             patch.object(batch_steps, "committed_offsets", lambda *_: dict(self.taken)),
             patch.object(batch_steps, "end_offsets", lambda *_: self.ends()),
             patch.object(batch_steps.Featurizer, "for_part", lambda *_: self._features),
-            patch.object(version_publisher, "read_to_end", lambda *_: iter(self.log.records.get((REWARD_MODELS.name, 0), []))),
         ):
+            install(clients, self.log)
             steps = BatchSteps(self.settings, self.context)
-            assert steps.recover(list(self.stored.values()), held=self.log.partitions)
+            assert steps.recover(list(self.stored.values()), held=self._partitions)
             yield steps
 
     def lose_state(self) -> None:
@@ -54,11 +59,11 @@ class LabelWorld:
 
     def ends(self) -> dict[int, int]:
         """Next offset of each partition."""
-        return {partition: len(self.log.records.get((LABELS.name, partition), [])) for partition in range(self.log.partitions)}
+        return {number: held.end for (topic, number), held in self.log.partitions.items() if topic == LABELS.name}
 
     def left(self) -> list[Record]:
         """The records that the group has not committed, in the order in which they were written."""
-        records = [r for p in range(self.log.partitions) for r in self.log.records.get((LABELS.name, p), [])[self.taken.get((LABELS.name, p), 0) :]]
+        records = [record for record in self.log.records(LABELS) if record.offset >= self.taken.get((LABELS.name, record.partition), 0)]
         return sorted(records, key=lambda record: record.timestamp_ms)
 
     def read(self, steps: BatchSteps, batch: int) -> None:
@@ -77,4 +82,4 @@ class LabelWorld:
 
     def versions(self) -> list[RewardModelVersion]:
         """Everything published so far."""
-        return [REWARD_MODELS.decode(record.value) for record in self.log.records.get((REWARD_MODELS.name, 0), [])]
+        return self.log.events(REWARD_MODELS)

@@ -25,7 +25,8 @@ from streams.core.events import DeadLetter, Event, Promotion
 from streams.core.metrics import Metrics
 from streams.core.topics import ADAPTERS, ATTESTATIONS, DEAD_LETTERS, EPISODES, FEEDBACK, LABELS, PROMOTIONS, REWARD_MODELS, TOPICS, Topic
 from streams.kafka import KafkaSettings, Record
-from tests.support.fakes import FakeLog
+from tests.support.simulated_clients import producer_on
+from tests.support.simulated_log import SimulatedLog
 
 KEY = "a key that is long enough"
 EVIL = '<script>alert("1")</script><img src=x onerror=alert(2)>'
@@ -37,10 +38,10 @@ class Ring:
     """A console over a log in memory."""
 
     def __init__(self, key: str | None = KEY) -> None:
-        self.log, self.facts = FakeLog(), ConsoleFacts()
+        self.log, self.facts = SimulatedLog(), ConsoleFacts()
         following = LogFollowing(KafkaSettings(bootstrap_servers="nowhere:1"), self.facts, Metrics())
         settings = ConsoleSettings(operator_key=SecretStr(key) if key else None)
-        self.app = Console(settings, following, self.log.publisher(), SystemClock()).app()
+        self.app = Console(settings, following, producer_on(self.log), SystemClock()).app()
         self.browser = TestClient(self.app, base_url="http://localhost", raise_server_exceptions=True)
 
     def tell(self, topic: Topic[Any], now_ms: int = 0, at_ms: int = 0, **changes: Any) -> Event:
@@ -219,7 +220,7 @@ def test_where_replicas_do_not_follow_promotions_the_page_says_so() -> None:
     ring = Ring()
     note = "Replicas ignore promotions"
     assert note not in ring.browser.get("/adapters").text
-    app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ring.facts, Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
+    app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ring.facts, Metrics()), producer_on(ring.log), SystemClock(), gated=False).app()
     assert note in TestClient(app, base_url="http://localhost").get("/adapters").text
 
 
@@ -232,7 +233,7 @@ def test_nobody_acts_without_the_key(ring: Ring, path: str) -> None:
     assert ring.browser.get(path).status_code == 405
     assert Ring(key=None).act(path, body, key="").status_code == 403
     assert not actions.is_operator(None, "")
-    assert ring.log.records == {}
+    assert ring.log.everything() == []
 
 
 def test_the_key_is_compared_in_constant_time_and_shown_nowhere(
@@ -274,7 +275,7 @@ def test_a_promotion_is_an_event_with_its_reason(ring: Ring) -> None:
 def test_a_move_that_makes_no_sense_is_refused_and_nothing_is_published(ring: Ring, body: dict[str, str], says: str) -> None:
     answer = ring.act("/api/move", body)
     assert (answer.status_code, says in answer.json()["error"]) == (409, True), answer.text
-    assert ring.log.records == {}
+    assert ring.log.everything() == []
 
 
 def test_what_is_in_production_can_be_rolled_back_but_not_promoted_again(ring: Ring) -> None:
@@ -289,14 +290,14 @@ def test_a_replay_publishes_the_same_bytes_under_the_key_of_the_event(ring: Ring
     value = FEEDBACK.event.model_validate(EXAMPLES["feedback"]).encode()
     ring.tell(DEAD_LETTERS, **letter(value, reason="expired", record_key="cut"))
     assert ring.act("/api/replay", {"offset": 1}).status_code == 200
-    ((record,),) = [records for (topic, _), records in ring.log.records.items() if topic == FEEDBACK.name]
+    (record,) = ring.log.records(FEEDBACK)
     assert (record.value, record.key) == (value, b"ep-1")
 
 
 def test_bytes_that_are_no_event_go_back_as_they_came(ring: Ring) -> None:
     ring.tell(DEAD_LETTERS, **letter(b"not json \xff", record_key="k-1"))
     assert ring.act("/api/replay", {"offset": 1}).status_code == 200
-    ((record,),) = ring.log.records.values()
+    (record,) = ring.log.everything()
     assert (record.value, record.key) == (b"not json \xff", b"k-1")
 
 
@@ -315,11 +316,11 @@ def test_what_cannot_be_replayed_is_said(changes: dict[str, Any], says: str) -> 
     event = ring.tell(DEAD_LETTERS, **changes)
     assert isinstance(event, DeadLetter)
     with pytest.raises(Refused, match=says):
-        actions.replay(ring.facts.letters["0"], ring.log.publisher())
+        actions.replay(ring.facts.letters["0"], producer_on(ring.log))
     assert ring.act("/api/replay", {"offset": 0}).status_code == 409
     assert ring.act("/api/replay", {"offset": 99}).status_code == 409
     assert ring.browser.get("/dead-letters").status_code == 200
-    assert ring.log.records == {}
+    assert ring.log.everything() == []
 
 
 def test_a_body_that_is_not_what_is_wanted_is_told(ring: Ring) -> None:
@@ -380,7 +381,9 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
 
     ring = Ring()
     following = LogFollowing(KafkaSettings(), ring.facts, Metrics())
-    asked = TestClient(Console(ConsoleSettings(), following, ring.log.publisher(), SystemClock(), explain=explain).app(), base_url="http://localhost")
+    asked = TestClient(
+        Console(ConsoleSettings(), following, producer_on(ring.log), SystemClock(), explain=explain).app(), base_url="http://localhost"
+    )
     assert asked.get("/api/explain?episode=ep-1").json()["mean"] == 0.7
     told = asked.get("/api/explain?episode=ep-2")
     assert (told.status_code, told.json()) == (409, {"error": "the lake has no episode ep-2"})
@@ -388,7 +391,8 @@ def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_aga
 
 
 def test_sentences_of_a_note_are_told_apart(ring: Ring) -> None:
-    app = Console(ConsoleSettings(), LogFollowing(KafkaSettings(), ConsoleFacts(), Metrics()), ring.log.publisher(), SystemClock(), gated=False).app()
+    following = LogFollowing(KafkaSettings(), ConsoleFacts(), Metrics())
+    app = Console(ConsoleSettings(), following, producer_on(ring.log), SystemClock(), gated=False).app()
     page = TestClient(app, base_url="http://localhost").get("/adapters").text
     assert "promoted. Replicas ignore promotions" in page
     assert "attested. Promoting and rolling back" in page

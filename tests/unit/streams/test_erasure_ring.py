@@ -1,6 +1,6 @@
 """A person is forgotten by join, lake, reward model and learner together, over a log in memory that passes the real one's contracts."""
 
-import threading
+import random
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from infra.operate.erasure_certificate import certified, ranges
-from learner.ring import log_feed as learner_feed
 from learner.ring.log_feed import LogFeed
 from learner.settings import LearnerSettings
 from reward.evaluation.version_replay import Replay
@@ -25,18 +24,18 @@ from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, LABELS, Topic
 from streams.erasure import erasure_follower as erasures
 from streams.erasure.forgotten_people import Forgotten
-from streams.join import join_erasure
 from streams.join import join_loop as joiner
-from streams.join import partition_processor as join_partition
+from streams.join.join_session import GROUP
 from streams.join.join_settings import JoinSettings
 from streams.join.ledger import balance, ledger_entries
-from streams.kafka import KafkaSettings, Record
+from streams.kafka import KafkaSettings, Producer, Record
 from streams.lake import lake_loop as lake
 from streams.lake.lake_erasure import LakeErasure
 from streams.lake.lake_loop import LakeSettings
 from streams.lake.parquet_lake import Lake
-from tests.support.fakes import FakeLog
 from tests.support.running import running, wait_for
+from tests.support.simulated_clients import install, producer
+from tests.support.simulated_log import SimulatedLog
 
 HER, HER_WORDS = "ann-the-forgotten", "my cat is called Minka"
 OTHERS = 9
@@ -55,37 +54,21 @@ class Words:
 
 
 class Kafka:
-    """A log in memory, in the place of the clients that the parts make for themselves."""
+    """A simulated log under the clients of all parts, by the machine's own clock."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.log = FakeLog()
-        lock = threading.RLock()
-        append = self.log.append
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, chance: random.Random | None = None) -> None:
+        self.log = install(monkeypatch, SimulatedLog(chance=chance))
 
-        def one_at_a_time(*given: Any) -> Any:
-            with lock:
-                return append(*given)
-
-        monkeypatch.setattr(self.log, "append", one_at_a_time)
-        for module in (joiner, lake, erasures, learner_feed):
-            monkeypatch.setattr(module, "Consumer", lambda _, topics, part, metrics, group=None: self.log.consumer(topics, group), raising=False)
-        for module in (joiner, lake):
-            monkeypatch.setattr(module, "Producer", self.producer)
-        for module in (join_erasure, lake, learner_feed):
-            monkeypatch.setattr(module, "read_to_end", lambda _, topic, part, metrics: iter(self.records(topic)))
-        monkeypatch.setattr(
-            join_partition,
-            "read_between",
-            lambda _, topic, partition, first, end, part, metrics: iter(self.log.records.get((topic.name, partition), [])[first:end]),
-        )
-
-    def producer(self, *_: Any, **__: Any) -> Any:
-        made = self.log.publisher()
-        made.close = lambda timeout_s=0: None  # type: ignore[method-assign]
-        return made
+    def producer(self) -> Producer:
+        return producer()
 
     def records(self, topic: Topic[Any]) -> list[Record]:
-        return [record for (name, _), kept in sorted(self.log.records.items()) if name == topic.name for record in list(kept)]
+        return self.log.records(topic)
+
+    @property
+    def passed(self) -> dict[tuple[str, int], int]:
+        """Up to where the join has committed."""
+        return self.log.committed(GROUP)
 
 
 @pytest.fixture
@@ -195,13 +178,13 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
     forgotten = Forgotten()
     erasures.read_erasures(kafka.records(ERASURES), forgotten)
     books = balance(ledger_entries(kafka.records(EPISODES), forgotten), ledger_entries(kafka.records(FEEDBACK), forgotten), kafka.records(LABELS),
-                    kafka.records(DEAD_LETTERS), {key[1:]: offset for key, offset in kafka.log.committed.items()})  # fmt: skip
+                    kafka.records(DEAD_LETTERS), kafka.passed)  # fmt: skip
     assert books.balanced, str(books)
     assert books.rows[0].erased == 1
     assert books.rows[1].erased >= OTHERS + 3
 
     before = len(kafka.records(ERASED))
-    kafka.log.committed.clear()
+    kafka.log.groups.clear()
     with (
         running(lambda s: joiner.run(evidence, s), context("join-that-lost-its-state")),
         running(lambda s: lake.run(kept, s, evidence), context("lake")),
