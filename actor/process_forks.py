@@ -22,7 +22,7 @@ def die_with_parent() -> None:
 
 
 def forks_die_with_parent() -> None:
-    """From now on every process that is forked from this one ends with the one that forked it, also when that was gone before the kernel was told."""
+    """From now on, every process forked from this one ends when its parent ends, even if the parent ended before the kernel was asked to watch it."""
     parent = 0
 
     def remember() -> None:

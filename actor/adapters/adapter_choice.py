@@ -38,7 +38,7 @@ class NewestAdapter:
         for _ in range(min(self._most_refusals, len(self._waiting))):
             adapter = self._waiting[max(self._waiting)]
             taken = ensure_attested(adapter)
-            del self._waiting[adapter.version]  # after, so that Unavailable leaves it for the next turn
+            del self._waiting[adapter.version]  # after the loading: when it raises Unavailable, the next turn tries again
             if taken:
                 self._live = adapter.version
                 route = Route(adapter.name, kept=(route.production,) if route.production else ())

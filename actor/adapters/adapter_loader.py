@@ -1,7 +1,7 @@
-"""Follows the log of adapters: fetch, check, load and attest each one before it serves traffic. If that fails, the replica goes on serving as before.
+"""Follows the log of adapters: fetches, checks, loads and attests each one before it serves traffic. On failure the replica serves as before.
 
-A replica has no state of its own. It serves the newest adapter that proves itself (``promotion.mode = "newest"``), or what the
-promotions say (``"gated"``): production, the one on trial, and the one to go back to.
+A replica has no state of its own. It serves the newest adapter that passes attestation (``promotion.mode = "newest"``), or what
+the promotions say (``"gated"``): production, the adapter on trial, and the rollback target.
 """
 
 import json
@@ -82,7 +82,7 @@ class AdapterLoader:
         self._adapters: dict[str, AdapterVersion] = {}
         self._requested: Queue[tuple[str, Future[bool]]] = Queue()
         self._traced: dict[str, Headers] = {}
-        """Trace contexts of adapters on the log."""
+        """Trace contexts of the adapters on the log."""
         self._given: dict[str, str] = {}
         """SHA-256 of the adapter that the engine first loaded under each name."""
         self._refused_s: dict[str, float] = {}
@@ -95,7 +95,7 @@ class AdapterLoader:
         self.caught_up = threading.Event()
         """Set once the log has been read to its end and the chosen adapters are attested or refused."""
         self.ended: Future[None] = Future()
-        """Done when the thread has ended; holds its error if a bug ended it, so that a replica does not serve an old adapter for ever in silence."""
+        """Done when the thread has ended. Holds the error of a bug, so that the replica fails instead of serving an old adapter for ever."""
         self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
 
     def start(self) -> None:
@@ -104,8 +104,8 @@ class AdapterLoader:
         self._thread.start()
 
     def request_load(self, name: str) -> Future[bool]:
-        """Somebody asks for a version by its name: it is loaded and attested like any other. False when the log does not know it, or it was
-        refused. From any thread."""
+        """Request a version by its name: it is loaded and attested like any other. False when the log does not have it, or when it was refused.
+        May be called from any thread."""
         asked: Future[bool] = Future()
         if name in self._adapters:
             self._requested.put((name, asked))
@@ -122,7 +122,7 @@ class AdapterLoader:
             while not self._context.stopping.is_set():
                 try:
                     self._follow()
-                except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or to switch
+                except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or switch
                     log.warning("the adapter loader waits", error=str(error))
                     self._context.stopping.wait(RETRY_S)
         except BaseException as error:
@@ -215,7 +215,7 @@ class AdapterLoader:
         metrics, now_s, adapter = self._context.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
         age_s = (self._context.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
         metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._context.policy)
-        metrics.add("tidemill_actor_device_seconds_total", now_s - self._reported_s)  # one device: the engine is not spread
+        metrics.add("tidemill_actor_device_seconds_total", now_s - self._reported_s)  # one device: the engine is not distributed
         self._reported_s = now_s
 
     def _repeat_attestation(self) -> None:
@@ -240,8 +240,8 @@ class AdapterLoader:
         return False
 
     def _load_and_attest(self, adapter: AdapterVersion, by_name: bool) -> bool:
-        """Load and attest; ``by_name``: because somebody asks for that version, long after it was published. False when it was refused, for a
-        reason that the event and the metric tell. Raises Unavailable."""
+        """Load and attest. ``by_name``: a client asked for this version, possibly long after its publication. False when it was refused; event and
+        metric give the reason. Raises Unavailable."""
         began, began_at = time.monotonic(), self._context.clock.now()
         try:
             folder = self._checked(adapter)
@@ -296,8 +296,8 @@ class AdapterLoader:
         return folder
 
     def _load_and_compare(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
-        if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # its prefix cache goes by the name
-            raise BadArtifact(f"{adapter.name} was loaded here with other bytes before: publish these under a new version")
+        if self._given.setdefault(adapter.name, adapter.artifact.sha256) != adapter.artifact.sha256:  # vLLM keys its prefix cache by the name
+            raise BadArtifact(f"{adapter.name} was loaded here before with other content: publish this one under a new version")
         check_exported(folder, known.tensors)
         self._engine.load(adapter.name, folder)
         try:
@@ -311,8 +311,8 @@ class AdapterLoader:
         return verdict
 
     def _compare(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
-        """By its tensors, all of which the engine must hold, and by its answers. Where noise hides a small step from its answers, its tensors
-        are proof enough to serve it, and the verdict says so."""
+        """Check that the engine holds all its tensors, and compare its log-probabilities on the probes. When noise hides a small step in the
+        log-probabilities, the tensors are proof enough, and the verdict says so."""
         placed = self._engine.placed(adapter.name, folder)
         if placed.missing:
             reason = f"{len(placed.missing)} of {len(placed.missing) + len(placed.same)} tensors did not take effect here: {told(placed.missing)}"

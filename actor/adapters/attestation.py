@@ -18,16 +18,16 @@ from streams.core.events import Finite
 
 PROBES = "probes.json"
 STRAY_NOISES = 3.0
-"""What a replica's step has beside the learner's is suspicious when it is this many times the noise of the base."""
+"""The part of a replica's step that the learner's step does not explain is suspicious above this many times the base's noise."""
 SWALLOWED_NOISES = 4.0
-"""A part of the step below this many times the base's noise can be swallowed by rounding. Engines add an adapter's output to one that is in
-bfloat16 already, and what is less than half of the last digit there is gone, the same way at each token: no average brings it back."""
+"""A part of the step below this many times the base's noise can vanish by rounding. Engines add an adapter's output to bfloat16 numbers; what is
+less than half of their last digit is lost in the same way at each token, so averaging does not bring it back."""
 Logprobs = Sequence[Sequence[float]]
 """One row for each probe, one value for each of its output tokens, in nats."""
 
 
 class AttestationProbe(BaseModel):
-    """A fixed prompt and answer, and what the learner's weights said of the answer's tokens, in nats."""
+    """A fixed prompt and answer, with the learner's log-probabilities of the answer's tokens, in nats."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,9 +36,9 @@ class AttestationProbe(BaseModel):
     adapter_logprobs: tuple[Finite, ...]
     base_logprobs: tuple[Finite, ...]
     without: dict[str, tuple[Finite, ...]] = {}
-    """The same with a group of the adapter's tensors left out, by the group's name."""
+    """The same without one group of the adapter's tensors, by the group's name."""
     parent_logprobs: tuple[Finite, ...] = ()
-    """The same of the adapter that was published before; empty where the learner did not have it."""
+    """The same for the adapter published before; empty when the learner did not have it."""
 
     @model_validator(mode="after")
     def _one_logprob_per_token(self) -> "AttestationProbe":
@@ -49,26 +49,26 @@ class AttestationProbe(BaseModel):
 
 
 class AdapterProbes(BaseModel):
-    """What the learner stored with an adapter to know it by."""
+    """Reference values that the learner stored with an adapter, for attestation."""
 
     model_config = ConfigDict(frozen=True)
 
     probes: Annotated[tuple[AttestationProbe, ...], Field(min_length=1)]
     precision: Literal["bfloat16", "float32"] | None = None
-    """In which the learner computed them; unknown of old adapters."""
+    """Precision of the learner; unknown for old adapters."""
     tensors: dict[str, Finite] = {}
-    """Euclidean norm of each tensor that was exported, by its name in the file; empty of old adapters."""
+    """Euclidean norm of each exported tensor, by its name in the file; empty for old adapters."""
 
     @model_validator(mode="after")
     def _all_probes_leave_out_the_same(self) -> "AdapterProbes":
         if len({(tuple(sorted(probe.without)), bool(probe.parent_logprobs)) for probe in self.probes}) > 1:
-            raise ValueError("the probes differ in what they leave out")
+            raise ValueError("the probes differ in the groups that they leave out")
         return self
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the probes say. Gaps are mean absolute differences in nats a token."""
+    """The result of the probes. Gaps are mean absolute differences in nats per token."""
 
     outcome: Literal["attested", "refused", "cannot tell"]
     reason: str
@@ -76,9 +76,9 @@ class Verdict:
     base_gap: float = math.inf
     noise_nats: float = math.inf
     share: Share | None = None
-    """Of the whole step from the base."""
+    """Share of the whole step from the base."""
     proof: Literal["answers", "tensors"] | None = None
-    """By what it is proved; by its tensors only where its answers cannot tell. None: it is not."""
+    """The proof: answers, or tensors when the answers are too noisy. None: not proved."""
 
     @property
     def passed(self) -> bool:
@@ -93,16 +93,16 @@ def read_probes(folder: Path) -> AdapterProbes:
     except FileNotFoundError:
         raise BadArtifact(f"the adapter has no {PROBES}: it cannot be attested") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, ValidationError) as error:
-        raise BadArtifact(f"{PROBES} is not what it should be: {str(error)[:500]}") from None
+        raise BadArtifact(f"{PROBES} cannot be used: {str(error)[:500]}") from None
 
 
 def judge(replica_adapter: Logprobs, replica_base: Logprobs, known: AdapterProbes, settings: ActorSettings, placed: bool = False) -> Verdict:
-    """Compare this replica's logprobs of each probe's output, with the adapter and without, with the learner's.
+    """Compare this replica's log-probabilities of each probe's output, with and without the adapter, to the learner's.
 
-    Nearness to the learner alone is no proof: a small adapter is near the base too. Each part of the learner's step must show here, and the
-    interval around how much of it shows must lie within bounds that exclude both its absence and twice of it
-    (actor/adapters/step_evidence.py). Outside, the replica serves something else; across a bound, the probes cannot tell. ``placed``: the engine
-    was seen to hold every tensor of the file. Then a small part that does not show is no proof of its absence: rounding may have swallowed it.
+    Being near the learner is not a proof: a small adapter is also near the base. The replica must show each part of the learner's step, and the
+    interval of each share must lie within bounds that exclude both 0 and twice the step (actor/adapters/step_evidence.py). An interval outside
+    means that the replica serves something else; one across a bound means that the probes cannot tell. ``placed``: the engine holds every tensor
+    of the file. Then a small part that does not show is not proof of its absence: it may have vanished by rounding.
     """
     readings = _readings(replica_adapter, replica_base, known)
     if readings is None:
@@ -113,7 +113,7 @@ def judge(replica_adapter: Logprobs, replica_base: Logprobs, known: AdapterProbe
 
 
 def judge_readings(readings: Readings, settings: ActorSettings, placed: bool = False) -> Verdict:
-    """The same of log-probabilities that lie side by side, every one of them finite."""
+    """The same, for aligned and finite log-probabilities."""
     found = shares(readings)
     learner_gap = float(np.mean(np.abs(readings.replica_adapter_N - readings.adapter_N)))
     base_gap = float(np.mean(np.abs(readings.replica_adapter_N - readings.base_N)))
@@ -130,14 +130,14 @@ def judge_readings(readings: Readings, settings: ActorSettings, placed: bool = F
         return verdict("refused", reason)
     swallowed = SWALLOWED_NOISES * readings.noise_nats if placed else 0.0
     for index, share in enumerate(found):
-        maybe_absent = index == 0 and share.low <= 0  # of a whole step, something must show
+        maybe_absent = index == 0 and share.low <= 0  # at least something of the whole step must show
         if share.low > most or (share.high < least and (maybe_absent or share.size_nats >= swallowed)):
             return verdict("refused", f"shows {_told(share)} of {share.part}, {bounds}; {noise}")
     if learner_gap > largest_gap:
         return verdict("refused", f"{learner_gap:.4f} nats from the learner, more than actor.max_learner_gap_nats = {largest_gap}")
     stray = stray_nats(readings)
     if stray > (1 - least) * readings.step_nats and stray > STRAY_NOISES * math.sqrt(2) * readings.noise_nats:
-        return verdict("refused", f"differs from the base by {stray:.4f} nats a token that are not the adapter's; {noise}")
+        return verdict("refused", f"differs from the base by {stray:.4f} nats per token that the adapter does not explain; {noise}")
     unsure = [share for share in found if not least <= share.low <= share.high <= most]
     if unsure:
         told = " and ".join(f"{_told(share)} of {share.part}" for share in unsure)
@@ -150,7 +150,7 @@ def _told(share: Share) -> str:
 
 
 def _readings(replica_adapter: Logprobs, replica_base: Logprobs, known: AdapterProbes) -> Readings | None:
-    """Everything side by side; None when the replica left something out or gave no number."""
+    """All values aligned by token; None when the replica left something out or returned no number."""
     lengths = [len(probe.output_ids) for probe in known.probes]
     if any([len(row) for row in rows] != lengths for rows in (replica_adapter, replica_base)):
         return None

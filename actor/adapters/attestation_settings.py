@@ -11,5 +11,5 @@ class AttestationSettings(SettingsSection):
     max_learner_gap_nats: float = Field(default=0.15, gt=0, le=10)
     """Largest mean difference per token between this replica's and the learner's log-probabilities on the probes, of adapter and base."""
     min_adapter_share: float = Field(default=0.6, gt=0.5, lt=1)
-    """Share of the learner's step from base to adapter that this replica must show, for the whole step and for each part of it: the base shows 0,
-    half of the adapter 0.5, the adapter 1. The whole interval around the share must lie between this and 2 minus this."""
+    """Share of the learner's step from base to adapter that this replica must show, for the whole step and for each part of it: 0 is the base, 0.5
+    half of the adapter, 1 the adapter. The whole interval of the share must lie between this and 2 minus this."""

@@ -1,12 +1,12 @@
-"""The arithmetic of serving LoRA to a batch that mixes adapters: plain tensor products that know nothing of vLLM.
+"""LoRA for a batch that mixes adapters, as plain tensor products without vLLM.
 
-All adapters of a layer lie side by side, as if they were one of rank ``S R``: two thin products serve the whole batch, and between
-them a mask leaves each token the columns of its own adapter. The slots' layout lets a slice of it do where few adapters are asked for.
+All adapters of a layer are concatenated, as if they were one of rank ``S R``. Two thin products serve the whole batch, and between them a mask
+keeps for each token the columns of its own adapter. When a batch uses few adapters, a slice of the columns suffices.
 
 LoRA joins the product with the frozen weight before that is rounded to the tokens' precision. Added afterwards, in bfloat16, most of a small
 adapter would be lost: what is less than half of the last digit of a product changes nothing, at each token the same way.
 
-Shapes: ``T`` tokens of a batch, ``S`` adapter slots, ``R`` rank, ``C`` columns in use (at most ``S R``), ``E`` experts, ``K`` experts a
+Shapes: ``T`` tokens of a batch, ``S`` adapter slots, ``R`` rank, ``C`` columns in use (at most ``S R``), ``E`` experts, ``K`` experts per
 token, ``P`` pairs of token and expert, ``H`` hidden, ``I`` intermediate, ``O`` outputs. A slot of -1 means that the token has no adapter.
 """
 
@@ -19,24 +19,24 @@ from torch.nn import functional
 
 NO_ADAPTER = -1
 PACKED_FOR_ROWS = 64
-"""Rows of a product that oneDNN lays weights out for: a batch of answers in the making. Other sizes are as right, and little slower."""
+"""Number of rows for which oneDNN lays out the weights: a batch of answers being decoded. Other sizes are equally correct, and little slower."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Which adapter each row of a batch has, found once a batch and used by every layer."""
+    """Which adapter each row of a batch uses; computed once per batch, for all layers."""
 
     columns: slice
-    """Columns of the slots that the batch asks for, from the first to the last of them."""
+    """Columns that the batch uses, from the first to the last."""
     own_TC: Tensor | None
-    """1 where a column is of the row's own adapter, else 0. None when all are."""
+    """1 where a column belongs to the row's adapter, else 0. None when all do."""
 
     def of(self, rows_P: Tensor) -> "Mix":
-        """The same for other rows, each given by its number in this batch."""
+        """The same for these rows, given by their numbers in the batch."""
         return self if self.own_TC is None else Mix(self.columns, self.own_TC[rows_P])
 
     def between(self, rows: slice) -> "Mix":
-        """The same for a part of the rows."""
+        """The same for a range of rows."""
         return self if self.own_TC is None else Mix(self.columns, self.own_TC[rows])
 
     def lora(self, input_TI: Tensor, a_CI: Tensor, b_OC: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class Mix:
 
 
 def mix_of(slots_T: Tensor, rank: int, dtype: torch.dtype) -> Mix | None:
-    """How a batch mixes adapters of ``rank`` columns a slot; None when no row has one."""
+    """How a batch mixes adapters with ``rank`` columns per slot; None when no row has an adapter."""
     slots = slots_T.unique().tolist()
     adapters = [int(slot) for slot in slots if slot != NO_ADAPTER]
     if not adapters:
@@ -62,7 +62,7 @@ def mix_of(slots_T: Tensor, rank: int, dtype: torch.dtype) -> Mix | None:
 
 
 def side_by_side_a(a_SERI: Tensor) -> Tensor:
-    """All slots' A as [E, S R, I], a view of the same memory; it is laid out for that the first time."""
+    """All slots' A as [E, S R, I], a view of the same memory, which the first call reorders."""
     slots, experts, rank, inputs = a_SERI.shape
     _lay_out(a_SERI, (1, 0, 2, 3))
     return a_SERI.permute(1, 0, 2, 3).view(experts, slots * rank, inputs)
@@ -76,8 +76,8 @@ def side_by_side_b(b_SEOR: Tensor) -> Tensor:
 
 
 def _lay_out(stacked: Tensor, order: tuple[int, int, int, int]) -> None:
-    """Give a tensor of adapters memory in this order of its dimensions. Whoever holds it goes on writing adapters into it, later and from outside
-    of inference mode, which memory taken inside would forbid."""
+    """Reorder the memory of a tensor of adapters to this order of dimensions. It is allocated outside of inference mode, because vLLM later writes
+    adapters into it outside of inference mode."""
     if not stacked.permute(order).is_contiguous():
         back = [order.index(dimension) for dimension in range(4)]
         with torch.inference_mode(stacked.is_inference()), torch.no_grad():
@@ -87,7 +87,7 @@ def _lay_out(stacked: Tensor, order: tuple[int, int, int, int]) -> None:
 def linear_lora(input_TI: Tensor, a: Sequence[Tensor], b: Sequence[Tensor], mix: Mix) -> Tensor:
     """What LoRA adds to a linear layer, [T, sum of widths].
 
-    ``a[i]`` is (S, 1, R, I) and ``b[i]`` (S, 1, width_i, R): one pair for each of the projections that the layer packs side by side (q, k, v).
+    ``a[i]`` is (S, 1, R, I) and ``b[i]`` (S, 1, width_i, R): one pair for each projection that the layer concatenates (q, k, v).
     """
     return _beside([mix.lora(input_TI, side_by_side_a(a_i)[0], side_by_side_b(b_i)[0]) for a_i, b_i in zip(a, b, strict=True)])
 
@@ -97,7 +97,7 @@ def _beside(parts: Sequence[Tensor]) -> Tensor:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """True where oneDNN keeps weights of this precision in a layout of its own on this processor."""
+    """True when oneDNN has its own weight layout for this precision on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
@@ -127,8 +127,8 @@ class FrozenWeight:
 class ExpertLora:
     """The adapters of one layer of experts, by slot.
 
-    ``gate_up_a`` (S, E, R, H) and ``gate_up_b`` (S, E, width, R): two pairs for gate and up apart, or one for both fused.
-    ``down_a`` (S, E, R, I), ``down_b`` (S, E, H, R). LoRA's scale is already in the b's.
+    ``gate_up_a`` (S, E, R, H) and ``gate_up_b`` (S, E, width, R): two pairs for separate gate and up, or one pair for both fused.
+    ``down_a`` (S, E, R, I), ``down_b`` (S, E, H, R). The b's contain LoRA's scale.
     """
 
     gate_up_a: tuple[Tensor, ...]
@@ -148,8 +148,8 @@ def experts(
 ) -> Tensor:
     """The weighted sum of each token's experts (SwiGLU, as in Mixtral), with the token's own adapter on each expert. Returns (T, H).
 
-    ``gate_up`` and ``down`` hold one weight for each expert. Pairs are sorted by expert, so that each of them is two matrix products whatever
-    the batch.
+    ``gate_up`` and ``down`` hold one weight for each expert. Pairs are sorted by expert, so that each expert takes two matrix products for
+    any batch.
     """
     tokens, per_token = experts_TK.shape
     chosen_P = experts_TK.reshape(-1)
@@ -184,7 +184,7 @@ def _swiglu(gate_up_PJ: Tensor) -> Tensor:
 
 
 class _Adapted:
-    """A layer's adapters, side by side for each expert."""
+    """A layer's adapters, concatenated for each expert."""
 
     def __init__(self, lora: ExpertLora) -> None:
         self._gate_up = [(side_by_side_a(a), side_by_side_b(b)) for a, b in zip(lora.gate_up_a, lora.gate_up_b, strict=True)]

@@ -1,7 +1,7 @@
-"""Which tensors of an adapter took effect: the file against what the learner exported, and what the engine holds against the file.
+"""Checks that all tensors of an adapter are in effect: compares the file to the learner's export, and the engine's memory to the file.
 
-An engine may leave tensors out without a word, when it does not know their names or finds no place for them (actor/adapters/vllm_cpu_lora.py
-tells of one such case). So every tensor of the file is looked up where the engine's layers read it, and compared number by number.
+An engine may silently skip tensors whose names it does not know (actor/adapters/vllm_cpu_lora.py describes one such case). So every tensor of the
+file is looked up in the memory that the engine's layers read, and compared number by number.
 
 Shapes: ``E`` experts (1 for a plain linear layer), ``R`` rank, ``I`` inputs, ``O`` outputs.
 """
@@ -23,39 +23,39 @@ from streams.core.errors import BadArtifact
 
 WEIGHTS = "adapter_model.safetensors"
 EXTENSION = "actor.adapters.placed_tensors.ComparesTensors"
-"""What vLLM adds to its workers (``--worker-extension-cls``)."""
+"""The class that vLLM adds to its workers (``--worker-extension-cls``)."""
 METHOD = "tidemill_compare_tensors"
 ROUNDING = 0.01
-"""Relative difference that two roundings to bfloat16 may make."""
+"""Relative difference that two roundings to bfloat16 can cause."""
 NAMES_TOLD = 6
 
 
 @dataclass(frozen=True)
 class PlacedTensors:
-    """What was found of an adapter in an engine, by the names of the tensors in its file."""
+    """The tensors of an adapter in an engine, by their names in the file."""
 
     same: tuple[str, ...]
     missing: tuple[str, ...]
-    """Not there, or with other numbers."""
+    """Missing, or with other numbers."""
     hidden: tuple[str, ...] = ()
-    """Split over several devices, so that nothing can be said of them."""
+    """Split over several devices, so that they cannot be compared."""
 
     @property
     def complete(self) -> bool:
-        """True when all of the adapter was seen and was as in its file."""
+        """True when every tensor was found and equals its file."""
         return bool(self.same) and not self.missing and not self.hidden
 
 
 def told(names: Sequence[str]) -> str:
-    """Some of the names, short enough for a reason."""
+    """Some of the names, short enough for a message."""
     short = [name.removeprefix("base_model.model.").removesuffix(".weight") for name in names[:NAMES_TOLD]]
     return ", ".join(short) + (f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else "")
 
 
 def check_exported(folder: Path, norms: Mapping[str, float]) -> None:
-    """The file holds the tensors that the learner exported, all of them and no others. Raises BadArtifact, which names those that differ.
+    """Check that the file holds exactly the tensors that the learner exported. Raises BadArtifact with the names of those that differ.
 
-    ``norms``: the Euclidean norm of each, by name; none of an adapter that is older than this check.
+    ``norms``: Euclidean norms by name; empty for an adapter that is older than this check.
     """
     if not norms:
         return
@@ -66,20 +66,20 @@ def check_exported(folder: Path, norms: Mapping[str, float]) -> None:
     names = sorted({*norms, *found})
     differing = [name for name in names if not math.isclose(found.get(name, -1.0), norms.get(name, -1.0), rel_tol=1e-4)]
     if differing:
-        raise BadArtifact(f"{len(differing)} of {len(names)} tensors are not as the learner exported them: {told(differing)}")
+        raise BadArtifact(f"{len(differing)} of {len(names)} tensors differ from the learner's export: {told(differing)}")
 
 
 class ComparesTensors:
-    """Mixed into vLLM's worker, whose LoRA layers it looks into."""
+    """Mixed into vLLM's worker, to read its LoRA layers."""
 
     model_runner: Any
 
     def tidemill_compare_tensors(self, adapter_id: int, folder: str) -> dict[str, list[str]]:
-        """Names of the file's tensors by what became of them: ``same``, ``missing`` or ``hidden``."""
+        """Names of the file's tensors by result: ``same``, ``missing`` or ``hidden``."""
         from vllm.lora.utils import parse_fine_tuned_lora_name
 
         manager = self.model_runner.lora_manager._adapter_manager
-        manager.activate_adapter(adapter_id)  # another one may have taken its slot since it was loaded
+        manager.activate_adapter(adapter_id)  # another adapter may have taken its slot since
         slot = manager.lora_index_to_id.index(adapter_id)
         config = json.loads((Path(folder) / "adapter_config.json").read_bytes())
         mapper = getattr(manager.model, "hf_to_vllm_mapper", None)
@@ -99,9 +99,9 @@ class ComparesTensors:
 
 
 def scale_of(name: str, config: Mapping[str, Any]) -> float:
-    """What PEFT multiplies an adapter's product by: alpha over rank, each as a pattern says for that module, or as for all.
+    """The factor of an adapter's product in PEFT: alpha / rank, each from the module's pattern or the default.
 
-    PEFT's file calls fused experts by their module: gate and up lie under its ``base_layer``, down under the module itself.
+    In PEFT's file, fused experts have the name of their module: gate and up are under its ``base_layer``, down under the module itself.
     """
     module = re.sub(r"\.lora_[AB]\.weight$", "", name).removeprefix("base_model.model.")
     if module.endswith(".experts.base_layer"):
@@ -118,7 +118,7 @@ def scale_of(name: str, config: Mapping[str, Any]) -> float:
 
 
 def same_numbers(wanted: Tensor, there: Tensor, rank_dimension: int) -> bool:
-    """True when a slot holds these numbers, and zeros where its rank is larger."""
+    """True when a slot holds these numbers, and zeros in the rest of a larger rank."""
     rank = wanted.shape[rank_dimension]
     if there.shape[rank_dimension] < rank or any(there.shape[n] != wanted.shape[n] for n in range(3) if n != rank_dimension):
         return False
@@ -140,8 +140,8 @@ def _as_b(tensor: Tensor, experts: int) -> Tensor:
 
 
 def _places(manager: Any, module: str, slot: int) -> list[tuple[Tensor, Tensor]] | None:
-    """Where the layers read that module's A, [E, R, I], and B, [E, O, R], side by side along O where there are several. Empty when no layer
-    does; None when a layer holds a part of them only."""
+    """The memory from which layers read that module's A, [E, R, I], and B, [E, O, R]; several are concatenated along O. Empty when no layer
+    does; None when a layer holds only a part."""
     from vllm.lora.layers import FusedMoEWithLoRA
 
     experts = manager.modules.get(module.removesuffix(".base_layer"))

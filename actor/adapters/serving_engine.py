@@ -1,4 +1,4 @@
-"""vLLM's engine for the adapter loader: called from the loader's thread, executed on the server's event loop. Satisfies AdapterEngine."""
+"""vLLM's engine for the adapter loader: called from the loader's thread, runs on the server's event loop. Implements AdapterEngine."""
 
 import asyncio
 from concurrent.futures import Future
@@ -53,7 +53,7 @@ class ServingEngine:
         async def unload() -> list[str]:
             names = self._router.idle()
             for name in names:
-                self._router.remove(name)  # before the first await: no request can begin with it meanwhile
+                self._router.remove(name)  # before the first await, so that no request can start with it
             for name in names:
                 await self._unload(name)
             return names
@@ -61,7 +61,7 @@ class ServingEngine:
         return self._ask(unload())
 
     async def _compare(self, name: str, folder: Path) -> PlacedTensors:
-        """Each worker compares what it holds; a tensor is in place when it is so in all of them."""
+        """Each worker compares its memory; a tensor is in place when it is in all workers."""
         found = await self._engine.collective_rpc(METHOD, args=(self._models.lora_requests[name].lora_int_id, str(folder)))
         missing, hidden = ({each for one in found for each in one[what]} for what in ("missing", "hidden"))
         same = {each for one in found for each in one["same"]} - missing - hidden
@@ -75,7 +75,7 @@ class ServingEngine:
         return await asyncio.gather(*(self._probe(lora, probe) for probe in probes))
 
     async def _probe(self, lora: Any, probe: AttestationProbe) -> list[float]:
-        """Logprobs of the output as part of a prompt: nothing is sampled, and the prefix cache is not read."""
+        """Log-probabilities of the output as part of a prompt: nothing is sampled, and the prefix cache is not used."""
         tokens = [*probe.prompt_ids, *probe.output_ids]
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, temperature=0.0)
         found: list[Any] = []

@@ -1,9 +1,9 @@
-"""How much of what an adapter does shows in a replica's answers, with an interval that comes from the replica's own noise.
+"""Measures how much of an adapter's effect shows in a replica's log-probabilities, with an interval from the replica's own noise.
 
-Another engine in another precision never gives the learner's log-probabilities to the last digit. So the replica is asked for the base's too:
-what it then does differently from the learner is its noise, token by token. What the adapter adds to the base (its *step*) is regressed on the
-learner's step; the slope is a *share*: 1 for the adapter, 0 for the base in its place, 0.5 for half of it. The same is done for each part
-of the step that may be missing on its own.
+An engine in another precision never gives exactly the learner's log-probabilities. So the replica also computes the base's: its differences from
+the learner there are its noise, token by token. What the adapter adds to the base (its *step*) is regressed on the learner's step. The slope is
+a *share*: 1 for the adapter, 0 for the base instead of it, 0.5 for half of it. The same is done for each part of the step that may be missing
+on its own.
 
 Shapes: ``N`` tokens of all probes. All log-probabilities and noises in nats.
 """
@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 WIDTH = 3.0
-"""Half-width of an interval in standard errors: one in 700 estimates lies further off on one side."""
+"""Half-width of an interval in standard errors: on each side, one in 700 estimates lies outside."""
 FEW_TOKENS = 7.5
-"""What a Student interval of that level adds, divided by the tokens it rests on (Cornish-Fisher: (z³ + z) / 4)."""
+"""Additional width of a Student interval of that level, times the number of tokens (Cornish-Fisher: (z³ + z) / 4)."""
 LEAST_PART = 0.1
-"""A part that is less than this much of the whole step (root mean squares) is not asked for: its tensors are compared instead."""
+"""A part smaller than this share of the whole step (root mean squares) is not tested here: its tensors are compared instead."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What learner and replica say of the same N tokens."""
+    """Log-probabilities of learner and replica for the same N tokens."""
 
     base_N: Array
     """Learner, adapter off."""
@@ -38,13 +38,13 @@ class Readings:
     without: Mapping[str, Array] = field(default_factory=dict)
     """Learner, with a group of the adapter's tensors off; by the group's name."""
     parent_N: Array | None = None
-    """Learner, with the adapter that was published before."""
+    """Learner, with the adapter published before."""
     exact: bool = False
-    """True when the learner computed all this in float32, so that its own noise counts for nothing."""
+    """True when the learner computed in float32; then its own noise is negligible."""
 
     @property
     def noise_nats(self) -> float:
-        """Root mean square of what the replica's base says differently from the learner's."""
+        """Noise: root mean square of the difference between the replica's base and the learner's."""
         return _rms(self.replica_base_N - self.base_N)
 
     @property
@@ -55,21 +55,21 @@ class Readings:
 
 @dataclass(frozen=True)
 class Share:
-    """How much of one part of the step the replica shows: 1 when it is there, 0 when it is missing. The truth lies between ``low`` and ``high``."""
+    """How much of one part of the step the replica shows: 1 if present, 0 if missing, with the interval ``low`` to ``high``."""
 
     part: str
     estimate: float
     low: float
     high: float
     size_nats: float = math.inf
-    """Root mean square of the part itself, as the learner has it."""
+    """Size of the part: root mean square in the learner."""
 
 
 def shares(readings: Readings) -> list[Share]:
-    """The share of the whole step from the base first, then of each part that may be missing on its own.
+    """First the share of the whole step from the base, then of each part that may be missing on its own.
 
-    Of a group of tensors, what the replica shows beyond the step without it, along what the group adds. Of the newest update, what it shows
-    along that part of the update which is not just more of the step before: how long a step is, is the first share's to say.
+    For a group of tensors: what the replica shows beyond the step without the group, along what the group adds. For the newest update: what it
+    shows along the part of the update that is orthogonal to the step before; the first share already measures the length of the step.
     """
     r = readings
     step_N, shown_N = r.adapter_N - r.base_N, r.replica_adapter_N - r.replica_base_N
@@ -85,7 +85,7 @@ def shares(readings: Readings) -> list[Share]:
 
 
 def stray_nats(readings: Readings) -> float:
-    """Root mean square of what the replica's step has beside the learner's."""
+    """Root mean square of the part of the replica's step that the learner's step does not explain."""
     r = readings
     return _rms((r.replica_adapter_N - r.replica_base_N) - (r.adapter_N - r.base_N))
 
@@ -93,15 +93,15 @@ def stray_nats(readings: Readings) -> float:
 def _share(part: str, shown_N: Array, wanted_N: Array, readings: Readings, of_base: bool = False) -> Share:
     """Slope of ``shown`` on ``wanted`` through the origin.
 
-    Its standard error is the larger of two: from the residuals, token by token (HC3: MacKinnon and White 1985), which sees noise that differs
-    between tokens; and from the base's noise, which sees noise when the tokens are few. A learner that computed in low precision has noise in
-    ``wanted`` too. That draws the slope towards 0, by at most the part of ``wanted`` that can be noise, and where ``shown`` was reckoned from
-    a noisy reading of the learner's it lifts it by at most half of that; the interval is widened by both.
+    The standard error is the larger of two: from the residuals by token (HC3: MacKinnon and White 1985), which covers noise that differs between
+    tokens; and from the base's noise, which is reliable with few tokens. A learner in low precision has noise in ``wanted`` too. It biases the
+    slope towards 0, by at most the share of ``wanted`` that can be noise; and when ``shown`` was computed from a noisy value of the learner, it
+    raises the slope by at most half of that. The interval is widened by both.
     """
     square = float(wanted_N @ wanted_N)
     if square == 0.0:
         return Share(part, math.nan, -math.inf, math.inf)
-    variance = 2 * readings.noise_nats**2  # a step is the difference of two readings
+    variance = 2 * readings.noise_nats**2  # a step is the difference of two values
     estimate = float(shown_N @ wanted_N) / square
     leverage_N = wanted_N**2 / square
     residual_N = (shown_N - estimate * wanted_N) / np.maximum(1 - leverage_N, 1e-6)
@@ -115,7 +115,7 @@ def _share(part: str, shown_N: Array, wanted_N: Array, readings: Readings, of_ba
 
 
 def _beside(values_N: Array, direction_N: Array) -> Array:
-    """What is left of values once all that lies along a direction is taken out of them."""
+    """The values without their component along a direction."""
     square = float(direction_N @ direction_N)
     return values_N - direction_N * (float(values_N @ direction_N) / square) if square else values_N
 

@@ -1,14 +1,14 @@
-"""A vLLM plug-in that serves PEFT's LoRA on fused experts, and serves it on CPUs too.
+"""A vLLM plug-in that serves PEFT's LoRA on fused experts, also on CPUs.
 
-vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It mends four things of vLLM 0.32:
+vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It fixes four problems of vLLM 0.32:
 
-- Everywhere: PEFT names a Mixtral's experts ``mlp.experts`` (transformers 5), vLLM ``block_sparse_moe.experts``. Weights whose names
-  match nothing are dropped without a word, so that an adapter on attention and experts is served as one on attention alone.
+- Everywhere: PEFT names a Mixtral's experts ``mlp.experts`` (transformers 5), vLLM ``block_sparse_moe.experts``. vLLM silently drops
+  weights with unknown names, so an adapter on attention and experts would be served as one on attention only.
 - On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
-- On a CPU: its LoRA gathers every token's weights, and takes the *last* adapter's for tokens that have none when a batch mixes both.
-- On a CPU: it adds LoRA to a product that was rounded to bfloat16 already, in which half of a small adapter is lost.
+- On a CPU: its LoRA gathers weights per token, and uses the *last* adapter for tokens without an adapter when a batch mixes both.
+- On a CPU: it adds LoRA to a product that is already rounded to bfloat16, which loses half of a small adapter.
 
-The last three give way to the products of actor/adapters/mixed_lora_products.py.
+The last three are replaced by the products in actor/adapters/mixed_lora_products.py.
 """
 
 import os
@@ -20,11 +20,11 @@ from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, ca
 from actor.process_forks import EXPERT_LAYOUT, PARENT, die_with_parent
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
-"""What an engine should wrap for LoRA (``lora_target_modules``). Left alone, vLLM wraps the output head too and pays for it at every token."""
+"""Modules that vLLM should wrap for LoRA (``lora_target_modules``). By default it also wraps the output head, which costs time at every token."""
 
 
 def register() -> None:
-    """Mend this process's vLLM. Imports it; safe to call twice."""
+    """Patch vLLM in this process. Imports it; safe to call twice."""
     from vllm.platforms import current_platform
 
     if os.environ.get(PARENT) == str(os.getppid()):
@@ -108,7 +108,7 @@ def _mixing_wrapper() -> type:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     class MixingPunicaWrapper(PunicaWrapperCPU):
-        """Finds once a batch which row has which adapter, for all layers."""
+        """Computes once per batch which row has which adapter, for all layers."""
 
         def __init__(self, *args: Any, lora_config: Any, **kwargs: Any) -> None:
             super().__init__(*args, lora_config=lora_config, **kwargs)
@@ -133,7 +133,7 @@ def _mixing_experts() -> type:
     from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
 
     class MixingLoRAExperts(LoRAExpertsMixin, CPUUnquantizedExperts):
-        """Plain products in place of the C++ kernel, into whose middle an adapter cannot reach."""
+        """Plain products instead of the C++ kernel, which has no place for an adapter."""
 
         @staticmethod
         def is_supported_config(*_: Any) -> tuple[bool, str | None]:

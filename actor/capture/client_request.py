@@ -50,7 +50,7 @@ class ClientRequest:
 
     @property
     def capturable(self) -> bool:
-        """Beam search answers by way of many hidden requests; its beams are nobody's answer."""
+        """Beam search makes many internal requests; its beams are not answers to anybody."""
         return not self.body.get("use_beam_search")
 
     def messages(self, index: int) -> tuple[Message, ...]:

@@ -12,7 +12,7 @@ class ClientResponse:
 
     text: str = ""
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    """In the shape of chat completions, whatever the API."""
+    """In the shape of chat completions, for any API."""
 
 
 def read_response(response: bytes, streamed: bool) -> dict[int, ClientResponse]:

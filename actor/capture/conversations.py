@@ -31,7 +31,7 @@ class ConversationPlace:
     prefix: bytes = b""
     """Hash of all messages so far. Empty when the request is not a chat."""
     key: str | None = None
-    """Key that keeps a conversation on one side of a canary. None: this request stands alone."""
+    """Key that keeps a conversation on one side of a canary. None: this request belongs to no conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Conversations:
         last = self._last[tenant].get(conversation_id)
         if last is None:
             return place
-        if last.place.prefix == prefix:  # asked once more: it stands where the first try stood
+        if last.place.prefix == prefix:  # a retry: it takes the place of the first try
             return replace(place, turn=last.place.turn, replies_to=last.place.replies_to)
         return _after(place, last)
 

@@ -128,7 +128,7 @@ def redacted_feedback(feedback: Feedback, redactor: Redactor, found: Counter[str
 
 
 def redacted(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
-    """The same JSON with every text in it redacted, but for what stands for media: now and then a checksum has the digits of a card."""
+    """The same JSON with every text redacted, except references to media: a checksum can contain the digits of a card."""
     match value:
         case str():
             return value if _REFERENCE.fullmatch(value) else _redacted_text(value, redactor, found)

@@ -1,4 +1,4 @@
-"""The sampled tokens' logprobs and nothing beside them: what capture asks of vLLM, without what only a client's logprobs need.
+"""The sampled tokens' log-probabilities only: capture requests them from vLLM without the extra work that a client's logprobs need.
 
 vLLM decodes the text of every token whose logprob it gives, one token at a time and once more than its answer needs. Capture keeps ids, so its
 requests pass that by. A client that asks for logprobs gets vLLM's own, text and all.

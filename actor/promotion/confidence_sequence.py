@@ -78,7 +78,7 @@ def uplift(candidate: Side, production: Side, alpha: float, prior: Prior = NOTHI
 
 
 def log_evidence(candidate: Side, production: Side, difference: float, prior: Prior = NOTHING) -> float:
-    """Log of the evidence (an e-value) against the claim that the means differ by exactly that, in nats; least over where they may lie."""
+    """Log of the evidence (an e-value) against the claim that the means differ by exactly that, in nats; minimal over the possible means."""
     low, high = max(0.0, -difference) + _SMALLEST, min(1.0, 1.0 - difference) - _SMALLEST
     for _ in range(_HALVINGS if low < high else 0):  # the slope of the sum is increasing: its zero is the least point
         middle = (low + high) / 2

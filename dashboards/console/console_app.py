@@ -1,4 +1,4 @@
-"""The console's HTTP doors (Starlette). Reading is free to whom the address is; doing needs the operator's key in a header of its own."""
+"""The console's HTTP application (Starlette). Everybody who reaches the address may read; actions need the operator's key in a custom header."""
 
 import time
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""What the console knows: a bounded read model of the whole log, folded record by record. It has never heard of Kafka or HTTP."""
+"""The console's facts: a bounded read model of the whole log, folded record by record. It does not depend on Kafka or HTTP."""
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ VERSIONS_KEPT = 2000
 
 @dataclass(frozen=True)
 class Letter:
-    """A dead letter and where it lies."""
+    """A dead letter and its offset."""
 
     offset: int
     event: DeadLetter
@@ -72,7 +72,7 @@ class NewestVersions(OrderedDict[str, V]):
 
 @dataclass
 class ConsoleFacts:
-    """Everything that the pages show. Not thread-safe: whoever reads holds the lock of ``Following``."""
+    """Everything that the pages show. Not thread-safe: hold the lock of ``LogFollowing``."""
 
     kept: int = 20_000
     totals: Counter[str] = field(default_factory=Counter)

@@ -49,7 +49,7 @@ class LogOnDemand:
 
 def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, say: Callable[[str], None], explain: Explain | None = None,
                 learning: Learning = lambda _: "") -> None:  # fmt: skip
-    """Serve until SIGINT or SIGTERM. ``explain`` tells why an episode gets its score. Raises ConfigError when the address cannot be listened on or
+    """Serve until SIGINT or SIGTERM. ``explain``: explains an episode's score. Raises ConfigError when the address cannot be listened on or
     no Kafka is named."""
     kafka.servers  # noqa: B018 - raises where none is set
     listening = listening_socket(settings.host, settings.port, "console")

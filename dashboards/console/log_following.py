@@ -43,7 +43,7 @@ class LogFollowing:
         self._thread.join(timeout=10)
 
     def await_place(self, place: RecordPlace, timeout_s: float = 5.0) -> None:
-        """Wait until the facts hold what lies there, so that the next page shows what an operator has just done; not for ever."""
+        """Wait, with a time limit, until the facts include this record, so that the next page shows what the operator has just done."""
         until = time.monotonic() + timeout_s
         while self._thread.is_alive() and self._positions.get((place.topic, place.partition), 0) <= place.offset and time.monotonic() < until:
             time.sleep(0.05)

@@ -26,7 +26,7 @@ def erase(user: str, requested_by: str, wait_s: float, only_certificate: bool, a
 
     settings = of_run(load(config, overrides))
     if user == ANONYMOUS:
-        raise ConfigError(f"'{ANONYMOUS}' is everybody who gave no name, and nobody in particular: retract single feedback instead")
+        raise ConfigError(f"'{ANONYMOUS}' stands for all people without a name: retract single feedback instead")
     erasure = newest_erasure(settings.kafka, user) if only_certificate else ask(settings.kafka, user, requested_by)
     if erasure is None:
         raise ConfigError("there is no erasure of that person: run the command without --certificate")

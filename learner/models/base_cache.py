@@ -37,7 +37,7 @@ def prepare_base(kind: BaseKind, cache: Path, experts: int = 4, per_token: int =
 
 
 def base_path(kind: BaseKind, cache: Path, experts: int = 4, per_token: int = 2) -> Path:
-    """Where the base lies once it is built. Raises ConfigError for an impossible shape."""
+    """The folder of the base once it is built. Raises ConfigError for an impossible shape."""
     check_shape(experts, per_token)
     return cache.expanduser().resolve() / f"{kind}-e{experts}k{per_token}"
 

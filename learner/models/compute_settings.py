@@ -14,7 +14,7 @@ class ComputeSettings(SettingsSection):
     """Precision of the base. The adapter and its optimizer are always float32. ``auto``: the faster one on this machine, by a short measurement
     before the ring or the part starts; bfloat16 on a GPU, and where the learner's code is used without a ring."""
     expert_layout: Literal["auto", "plain", "packed"] = "auto"
-    """How the experts' weights lie in memory while a CPU samples. ``packed``: a second copy in oneDNN's own layout, which spares a rearrangement at
+    """Memory layout of the experts' weights while a CPU samples. ``packed``: a second copy in oneDNN's own layout, which spares a rearrangement at
     every token. ``auto``: the faster one on this machine, as for ``dtype``."""
     threads: int = Field(default=0, ge=0)
     """Threads for sampling and training, which take turns. 0: as many as are fastest on this machine, as for ``dtype``; one for each core where
@@ -32,10 +32,10 @@ class ComputeSettings(SettingsSection):
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
-        """What ``dtype`` means where nobody measured: bfloat16."""
+        """The precision: ``auto`` without a measurement is bfloat16."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
     @property
     def packs_weights(self) -> bool:
-        """What ``expert_layout`` means where nobody measured: packed in bfloat16."""
+        """True for packed weights: ``auto`` without a measurement is packed in bfloat16."""
         return self.expert_layout == "packed" or (self.expert_layout == "auto" and self.precision == "bfloat16")

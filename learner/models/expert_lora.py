@@ -48,7 +48,7 @@ class Factors:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """True where oneDNN keeps weights of this precision in a layout of its own on this processor."""
+    """True when oneDNN has its own weight layout for this precision on this processor."""
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))

@@ -1,4 +1,4 @@
-"""A forward pass in float32 through a model that lies in bfloat16, without a second copy of it: each weight is cast while it is used."""
+"""A float32 forward pass through a bfloat16 model without a second copy: each weight is cast while it is used."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -62,7 +62,7 @@ def upcycle(dense: Any, experts: int, per_token: int, seed: int = 0) -> Any:
 
 
 def upcycle_folder(dense: Path, out: Path, experts: int, per_token: int, seed: int = 0) -> tuple[int, int, int]:
-    """Upcycle the model that lies in ``dense`` into ``out``, tokenizer included and the dense model kept beside it (for the reward features).
+    """Upcycle the model in the folder ``dense`` into ``out``, with its tokenizer and a copy of the dense model (for the reward features).
 
     Returns how many parameters it had, has, and uses for a token. Raises ConfigError; a folder that exists is left alone.
     """

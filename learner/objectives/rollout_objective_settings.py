@@ -15,7 +15,7 @@ class RolloutObjectiveSettings(SettingsSection):
     cut_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the reward of a rollout that was truncated at ``max_output_tokens``."""
     empty_reward: float = 0.0
-    """Reward of an answer without text, whatever the reward model says."""
+    """Reward of an answer without text; the reward model is not asked."""
 
     # advantage and loss
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "gae"] = "grpo"

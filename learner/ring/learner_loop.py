@@ -22,7 +22,7 @@ RETRY_S = 2.0
 
 
 def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext) -> None:
-    """Learn until stopped, or for ``max_steps``. ``reward`` tells which features reward models are fitted on."""
+    """Learn until stopped, or for ``max_steps``. ``reward``: the features that reward models are fitted on."""
     producer = Producer(context.kafka, context.metrics, "tidemill-learner")
     watch = ProgressWatch(context, settings.prompts_needed)
     actor = LearnerActor(settings, reward, context.base, context.state, context.stopping, watch.look)

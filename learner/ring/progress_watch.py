@@ -1,4 +1,4 @@
-"""What the learner's process says of the step in hand, told on: to the log, to metrics, and to health, which thereby knows that the step moves."""
+"""Forwards the progress of the current step to the log, to metrics, and to health, which so knows that the step advances."""
 
 import time
 from datetime import UTC, datetime

@@ -51,7 +51,7 @@ Told = Callable[[int, int], None]
 
 
 def unheard(sampled: int, at_most: int) -> None:
-    """Nobody wants to know."""
+    """Ignores progress."""
 
 
 class RolloutEngine(Protocol):
@@ -64,7 +64,7 @@ class RolloutEngine(Protocol):
 
     def sample(self, prompts: Sequence[tuple[int, ...]], samples: int, max_output_tokens: int, temperature: float, seed: int,
                told: Told = unheard) -> list[Rollout]:  # fmt: skip
-        """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts. ``told`` hears how far it is."""
+        """``samples`` rollouts of each prompt, group after group. Equal arguments and weights give equal rollouts. ``told`` receives progress."""
 
     def rest(self) -> None:
         """Free memory where possible: nothing will be sampled before the next ``adopt``."""
@@ -153,7 +153,7 @@ class TransformersEngine:
 
 
 class VllmEngine:
-    """vLLM in this process; it does not tell how far it is. The adapter is handed over through a folder in memory, under a name of its own for
+    """vLLM in this process; it does not report progress. The adapter is handed over through a folder in memory, under a name of its own for
     every version: vLLM caches prefixes by adapter name, and merging would lose small updates in bfloat16."""
 
     name = "vllm"
@@ -222,7 +222,7 @@ class VllmEngine:
 
     def rest(self) -> None:
         if self._sleeps and not self._asleep:
-            self._llm.sleep(level=1)  # weights go to the host's memory and come back; the key-value cache is forgotten
+            self._llm.sleep(level=1)  # weights move to the host's memory and back; the key-value cache is discarded
             self._asleep = True
 
     def close(self) -> None:
@@ -247,7 +247,7 @@ def make_engine(policy: Policy, settings: LearnerSettings) -> RolloutEngine:
 
 
 def _written_down(policy: Policy) -> AbstractContextManager[list[Tensor]]:
-    """Within, the routers' choices of each layer are put in the list; it stays empty when nobody replays them."""
+    """Within, the routers' choices of each layer are put in the list; it stays empty when they are not replayed."""
     return policy.routing.recorded() if policy.routing is not None else nullcontext([])
 
 

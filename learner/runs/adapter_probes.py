@@ -42,7 +42,7 @@ class MeasuredProbe:
         return sum((adapter - base) ** 2 for adapter, base in pairs)
 
     def as_stored(self) -> dict[str, Any]:
-        """As it lies in probes.json (actor/adapters/attestation.py)."""
+        """Its form in probes.json (actor/adapters/attestation.py)."""
         left_out = {name.removeprefix("without "): values for name, values in self.logprobs.items() if name.startswith("without ")}
         stored = {"prompt_ids": list(self.rollout.prompt_ids), "output_ids": list(self.rollout.output_ids),
                   "adapter_logprobs": self.logprobs["adapter"], "base_logprobs": self.logprobs["base"], "without": left_out}  # fmt: skip

@@ -58,7 +58,7 @@ class LearnerPlace:
     rank: int
     size: int
     meeting_place: Path
-    """A file that all of them see and nobody has used before."""
+    """A file that all processes see and that was never used before."""
 
 
 class LearnerProcess:
@@ -101,7 +101,7 @@ class LearnerProcess:
 
     def step(self, prompts: list[Prompt], reward_folder: Path, reward_model: Artifact, labelled: Sequence[LabelledAnswer] = (),
              following: Sequence[Prompt] = ()) -> StepReport:  # fmt: skip
-        """One step on these prompts with the reward model that lies in a folder, and on live answers; checkpointed before it is reported.
+        """One step on these prompts with the reward model in a folder, and on live answers; checkpointed before it is reported.
 
         ``following``: the next step's prompts, which are sampled meanwhile."""
         fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]

@@ -34,7 +34,7 @@ class FeatureSettings(SettingsSection):
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:
-        """What ``dtype`` means where nobody measured: bfloat16."""
+        """The precision: ``auto`` without a measurement is bfloat16."""
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
     def backbone_of(self, base: Path) -> Path:

@@ -28,7 +28,7 @@ TRUST_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Refit:
-    """What became of a refit; ``model`` is there when it is to be published."""
+    """The result of a refit, with the ``model`` if it should be published."""
 
     result: Result
     model: RewardModel | None

@@ -1,1 +1,1 @@
-"""What every part speaks and stands on: events, topics, metrics, errors, settings sections, time, health, traces. It has never heard of Kafka."""
+"""What all parts share: events, topics, metrics, errors, settings sections, time, health, traces. It does not depend on Kafka."""

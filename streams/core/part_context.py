@@ -32,4 +32,4 @@ class PartContext:
     clock: Clock = field(default_factory=SystemClock)
     traces: Traces = field(default_factory=Traces)
     stopping: threading.Event = field(default_factory=threading.Event)
-    """Set on SIGTERM and SIGINT: finish the work in hand and return."""
+    """Set on SIGTERM and SIGINT: finish the current work and return."""

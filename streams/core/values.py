@@ -32,7 +32,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NamedId = Annotated[Id | None, BeforeValidator(_named)]
-"""The id of a person or a conversation in its one form (``plain_id``); an empty one names nobody."""
+"""The id of a person or a conversation in its one form (``plain_id``); an empty one means no person."""
 Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 """A point in time between 1970 and 3000. A zone is required on the wire; in memory it is UTC."""
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -183,6 +183,6 @@ class Calibration(BaseModel):
     auc: float | None = Field(default=None, ge=0, le=1)
     """AUC: how often a good answer was scored above a bad one, which is what learning depends on. None unless there were both."""
     log_loss: float | None = Field(default=None, ge=0)
-    """Mean log loss of what was predicted, in nats. None in records from before it was told."""
+    """Mean log loss of the predictions, in nats. None in records of older versions."""
     baseline_log_loss: float | None = Field(default=None, ge=0)
     """The same of always guessing these labels' own share of good ones: the best that guessing could do."""

@@ -66,7 +66,7 @@ def read_erasures(records: Iterable[Record], forgotten: Forgotten) -> list[Erasu
         try:
             erasure = ERASURES.decode(record.value)
         except InvalidEvent as error:
-            log.error("an erasure cannot be read: it erases nobody", offset=record.offset, error=str(error))
+            log.error("an erasure cannot be read and has no effect", offset=record.offset, error=str(error))
             continue
         forgotten.add(erasure, record.timestamp_ms)
         found.append(ErasureRequest(erasure, record.offset, record.timestamp_ms))

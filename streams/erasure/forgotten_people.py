@@ -1,4 +1,4 @@
-"""People who asked to be erased: which data that covers, and what is left of a record without it. Pure: no Kafka here.
+"""People who asked to be erased: which data an erasure covers, and records without these data. Pure: no Kafka here.
 
 An erasure covers what a person said or asked before it, by the event's own time or by its arrival on the log, whichever covers more: a sender's
 clock may be wrong, and an outbox may deliver late. Data of a person who comes back after the erasure is kept again.

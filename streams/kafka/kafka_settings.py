@@ -59,7 +59,7 @@ class KafkaSettings(SettingsSection):
     @property
     def principal(self) -> str:
         """The principal that logs in, in words."""
-        return self.sasl_username or ("the owner of kafka.ssl_certfile" if self.ssl_certfile else "whoever does not log in")
+        return self.sasl_username or ("the owner of kafka.ssl_certfile" if self.ssl_certfile else "a client without login")
 
     def tls_context(self) -> ssl.SSLContext | None:
         """TLS as set, for clients other than kafka-python; none for a plain connection. Raises ConfigError when a file cannot be read."""

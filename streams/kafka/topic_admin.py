@@ -93,7 +93,7 @@ def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
 
 
 def batch_limits(settings: KafkaSettings) -> dict[str, int]:
-    """Bytes that a batch may have, by topic: ``max.message.bytes`` as the cluster has it. Empty where nobody tells us."""
+    """Largest batch in bytes by topic: the cluster's ``max.message.bytes``. Empty when the cluster does not say."""
     try:
         admin = admin_client(settings)
         try:

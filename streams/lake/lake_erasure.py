@@ -40,7 +40,7 @@ class LakeErasure:
         alone = Forgotten()
         alone.add(erasure, arrived_ms)
         removed: Counter[str] = Counter({topic.short_name: 0 for topic in TOPICS_WITH_PEOPLE})
-        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards nothing tells whose they were
+        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards it is unknown whose they were
         first_label: dict[int, int] = {}
         first_ms: int | None = None
         for topic in TOPICS_WITH_PEOPLE:

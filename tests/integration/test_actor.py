@@ -410,7 +410,7 @@ def test_an_adapter_that_does_not_answer_as_its_probes_say_is_refused(served: Se
     assert served.chat(model=event.name).status_code == 404
 
 
-NOT_SHOWN = "nats from the learner|of the adapter's step|that are not the adapter's"
+NOT_SHOWN = "nats from the learner|of the adapter's step|that the adapter does not explain"
 PLANTED: dict[str, Callable[[str], float]] = {
     "another adapter under its name": lambda name: -0.05,
     "the base in its place": lambda name: 0.0,

@@ -137,7 +137,7 @@ def test_a_large_step_is_proved_by_its_answers(pair: Pair, grown: Path) -> None:
 def test_an_adapter_whose_tensors_were_emptied_is_refused_with_their_names(pair: Pair, first: Path, grown: Path, of: str, empty: str) -> None:
     found = pair.shown(pair.spoiled(first if of == "the first small step" else grown, empty))
     assert not found.passed
-    assert "tensors are not as the learner exported them: model.layers.0." in found.reason
+    assert "tensors differ from the learner's export: model.layers.0." in found.reason
     assert empty in found.reason
 
 

@@ -23,8 +23,14 @@ RIDDLES = (
     "says of itself", "what stops whom", "meet the policy when they come", "labels do not go back", "reads no more", "weights are pulled",
     "two minds", "nobody is asked", "is not waited for", "bear company", "and is not yet", "its arrows", "starts again what dies",
     "it well?", "crowd that is not what", "balance the books", "the books are", "what people say of it", "turned round", "thumbs meet",
+    "is good at", "let in to", "come round", "broken off", "in good order", "made anew", "told on", "what became of", "as the log tells",
+    "has never heard of", "speaks and stands on", "whoever does not", "erases nobody", "nobody needs", "knows nothing of them", "wrong way round",
+    "every arrow carried", "not far enough", "made do with", "a lesser one", "what a run came to", "mends it", "mend it",
+    "goes on all the same", "worth a line", "dealt out", "gives its core away", "whatever the batch", "looks into", "by what it is proved",
+    "what is left of a", "answers in the making", "frozen texts",
 )  # fmt: skip
-"""Phrases of an earlier prose that readers stumbled over. The field's own words are better: see the glossary in docs/concepts/design.md."""
+"""Phrases that readers stumbled over, in pages, docstrings, comments and messages. Use the field's words: docs/concepts/design.md has a glossary."""
+CODE = sorted(path for layer in ("streams", "reward", "learner", "actor", "infra", "dashboards") for path in (ROOT / layer).rglob("*.py"))
 
 
 @pytest.mark.parametrize("name", sorted(pages()))
@@ -71,6 +77,12 @@ def test_the_index_reaches_every_page() -> None:
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_no_riddle_comes_back(page: Path) -> None:
     prose = " ".join(page.read_text().lower().split())
+    assert [riddle for riddle in RIDDLES if riddle in prose] == []
+
+
+@pytest.mark.parametrize("module", CODE, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_no_riddle_comes_back_in_code(module: Path) -> None:
+    prose = " ".join(module.read_text().replace("#", " ").lower().split())
     assert [riddle for riddle in RIDDLES if riddle in prose] == []
 
 

@@ -435,7 +435,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "a rank that is not its event's": (lambda world: world.publish(1, rank=4), "its event says 4"),
     "a target that is not served": (lambda world: world.publish(1, config=CONFIG | {"target_modules": ["lm_head"]}), "lm_head"),
     "an engine that refuses it": (_refused, "cannot load"),
-    "a tensor that was emptied": (_emptied, "1 of 2 tensors are not as the learner exported them: lora_B"),
+    "a tensor that was emptied": (_emptied, "1 of 2 tensors differ from the learner's export: lora_B"),
     "an engine that places a part of it": (_partial, "1 of 2 tensors did not take effect here: layers.0.mlp.experts.lora_B"),
     "an engine that does not answer": (_silent, "no answer"),
 }

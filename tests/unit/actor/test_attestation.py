@@ -121,7 +121,7 @@ def test_another_adapter_that_happens_to_go_the_same_way_is_refused_for_what_it_
     aside_N -= step_N * (float(aside_N @ step_N) / float(step_N @ step_N))
     wrong = Readings(right.base_N, right.adapter_N, right.replica_base_N, right.replica_adapter_N + aside_N, exact=True)
     assert judge_readings(right, SETTINGS).passed
-    assert "that are not the adapter's" in judge_readings(wrong, SETTINGS).reason
+    assert "that the adapter does not explain" in judge_readings(wrong, SETTINGS).reason
 
 
 def test_a_replica_whose_base_is_another_is_refused() -> None:

@@ -39,7 +39,7 @@ def test_a_file_that_is_not_as_the_learner_exported_it_is_refused_by_the_names_t
         tensors[ATTENTION] *= 0 if fault == "emptied" else 2
     save_file(tensors, tmp_path / WEIGHTS)
     named = "another.lora_B" if fault == "added" else "model.layers.0.self_attn.q_proj.lora_B"
-    with pytest.raises(BadArtifact, match=f"1 of {3 if fault == 'added' else 2} tensors are not as the learner exported them: {named}$"):
+    with pytest.raises(BadArtifact, match=f"1 of {3 if fault == 'added' else 2} tensors differ from the learner's export: {named}$"):
         check_exported(tmp_path, norms)
 
 
