@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.simulated_votes import DELAY_S, NOISE, PEOPLE, START, VOTE_RATIO, Answer, Split, Vote, features_of, read, votes_on
 from reward.evaluation.calibration import calibration
 from reward.features.featurizer import Featurizer
-from reward.fit.replay_buffer import BufferEntry
+from reward.fit.buffer_entry import BufferEntry
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.trust.vote_propensity import AnsweredTurn, effect_of, fit_propensity

@@ -146,4 +146,4 @@ def _replay(settings: "Settings", without: str | None = None) -> "Replay":
     torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
     featurizer = Featurizer.for_part(base_folder(settings.policy), settings.reward)
     person = None if without is None else Forgotten.as_if_absent(without)
-    return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join)
+    return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join, settings.kafka.partitions)

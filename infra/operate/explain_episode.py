@@ -90,4 +90,4 @@ class Explainer:
         if self._featurizer is None:
             torch.set_num_threads(self._settings.reward.threads)  # as the updater does: the number of threads changes the last bits
             self._featurizer = Featurizer.for_part(base_folder(self._settings.policy), self._settings.reward)
-        return Replay(self._lake, self._settings.policy.name, self._settings.reward, self._featurizer)
+        return Replay(self._lake, self._settings.policy.name, self._settings.reward, self._featurizer, partitions=self._settings.kafka.partitions)

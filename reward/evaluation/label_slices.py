@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from reward.evaluation.calibration import calibration
-from reward.fit.replay_buffer import BufferEntry
+from reward.fit.buffer_entry import BufferEntry
 from streams.core.events import Calibration
 
 FEWEST = 10

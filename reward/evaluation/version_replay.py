@@ -56,11 +56,12 @@ class Replay:
     """Reads the lake's labels in order and rebuilds each version on top of the one before."""
 
     def __init__(self, lake: Lake, policy: str, settings: RewardSettings, features: Features, without: Forgotten | None = None,
-                 evidence: EvidenceSettings = DEFAULT_EVIDENCE) -> None:  # fmt: skip
-        """``without``: rebuild as if these people had never been there; ``evidence`` says how their labels are worked out again."""
+                 evidence: EvidenceSettings = DEFAULT_EVIDENCE, partitions: int = 1) -> None:  # fmt: skip
+        """``without``: rebuild as if these people had never been there; ``evidence`` says how their labels are worked out again; ``partitions`` of
+        the labels' topic (``kafka.partitions``)."""
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._policy, self._features = policy, features
-        self.refitter = Refitter(settings, features, propensity=propensity)
+        self.refitter = Refitter(settings, features, propensity=propensity, partitions=partitions)
         self._ends = lake.positions(LABELS)
         records = lake.records(LABELS)
         self._waiting = [record_without(record, without, evidence) for record in records] if without else list(records)

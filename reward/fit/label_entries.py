@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from reward.evaluation.label_slices import language_of
 from reward.features.featurizer import Features
+from reward.fit.buffer_entry import FEATURE_LIMIT, NAMELESS, BufferEntry
 from reward.fit.label_evidence import channel_verdicts, verdict_in
-from reward.fit.replay_buffer import FEATURE_LIMIT, BufferEntry
-from streams.core.events import Channel, FeedbackKind, Label
+from streams.core.events import ANONYMOUS, Channel, FeedbackKind, Label
 from streams.join.feedback_channels import newest_votes
 from streams.kafka import Record
 
@@ -39,6 +39,7 @@ def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], fl
         language=language_of(label.answer),
         tenant=label.tenant,
         said=short_hash("\x00".join([*(message.text for message in label.messages), label.answer])),
+        conversation=_conversation(label),
         erasures=label.erasures,
     )
     corrections, over = (corrections if bare.pair_weights[0] else []), (over if bare.pair_weights[1] else ())
@@ -81,4 +82,13 @@ def _voters(label: Label) -> tuple[str, ...]:
     tools = {i for e in label.evidence or () if e.channel in (Channel.OUTCOMES, Channel.CRITIC) for i in e.feedback_ids}
     spoke = {vote.user_id for vote in label.votes if vote.kind in SPOKEN}
     did = {vote.user_id for vote in label.votes if vote.feedback_id not in tools}
-    return tuple(sorted(short_hash(user_id) for user_id in spoke or did))
+    nameless = f"{NAMELESS}{short_hash(label.episode_id)}"
+    return tuple(sorted(nameless if user_id == ANONYMOUS else short_hash(user_id) for user_id in spoke or did))
+
+
+def _conversation(label: Label) -> str:
+    """The label's conversation by its id, otherwise by how it began: turns of one conversation have that in common."""
+    if label.conversation_id:
+        return short_hash(f"id\x00{label.conversation_id}")
+    first_turn = next((n for n, message in enumerate(label.messages, start=1) if message.role == "user"), len(label.messages))
+    return short_hash("\x00".join(["words", *(message.text for message in label.messages[:first_turn])])) if label.messages else ""

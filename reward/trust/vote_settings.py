@@ -11,10 +11,15 @@ class VoteSettings(SettingsSection):
     """Trust in votes: caps on persons, tenants and hours, and people's reliability."""
 
     person_share: float = Field(default=0.2, gt=0, le=1)
-    """Largest share of the total weight of labels that one person may hold; the same for the weight of comparisons and corrections. The next three
-    settings apply to both too."""
+    """Largest share that one person may hold: of the weight of all that people said in a fit, of comparisons and corrections, and of the replay
+    buffer. Among fewer people than 1 / ``person_share``: an equal part. Others' labels are never weighed up, so where a few people give nearly all
+    labels and trust each other, set it to 1."""
+    nameless_weight: float = Field(default=0.25, gt=0, le=1)
+    """Weight of a label whose giver gave no name, where others did. Each such label counts as a person's own: the cap on a person cannot see who is
+    behind it."""
     tenant_share: float = Field(default=0.5, gt=0, le=1)
-    """Largest share of one tenant, where there are several."""
+    """Largest share of one tenant's labels, where there are several tenants, in parts of what was given. Also among comparisons and corrections, as
+    the next two settings."""
     hour_share: float = Field(default=0.5, gt=0, le=1)
     """Largest share of one tenant's labels within one hour, where there are others: a burst must not outweigh a week."""
     newcomer_labels: int = Field(default=1, ge=1, le=1000)

@@ -20,9 +20,10 @@ MOST_EVIDENCE = 0.5
 
 
 def share_capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
-    """Weights ``[N]`` (mean 1) with which no person holds more than ``share`` of the labels' original weight.
+    """Weights ``[N]`` (mean 1) with which no group (a tenant, an hour) holds more than ``share`` of the labels' *original* weight.
 
-    A label of several people has their mean weight. With fewer people than 1 / ``share`` all weights are equal.
+    Softer than the cap on a person (person_share.py): a second tenant's first label must not silence the first tenant. A label of several groups has
+    their mean weight.
     """
     counts: dict[str, float] = defaultdict(float)
     for people in voters:

@@ -8,8 +8,8 @@ from itertools import groupby
 import structlog
 
 from reward.features.featurizer import Featurizer
+from reward.fit.buffer_entry import BUFFER_LAYOUT, BufferEntry
 from reward.fit.label_entries import ReadLabel, labels_and_tombstones
-from reward.fit.replay_buffer import BUFFER_LAYOUT, BufferEntry
 from reward.settings import RewardSettings
 from reward.trust.live_answers import LiveAnswers, report
 from reward.trust.vote_propensity import Propensity
@@ -60,7 +60,7 @@ class BatchSteps:
         self._dead = DeadLetters(self._producer, context.clock, context.metrics, "reward")
         self._versions = VersionPublisher(settings, context, self._producer, featurizer.fingerprint)
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
-        self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity)
+        self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity, context.kafka.partitions)
         self._progress = ReadProgress()
         self._watch = LiveAnswers()
         self._unlearned = False

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 from reward.evaluation.calibration import log_loss, no_worse
+from reward.fit.buffer_entry import BufferEntry
 from reward.fit.label_evidence import lacking
-from reward.fit.replay_buffer import BufferEntry
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import Drift

@@ -1,6 +1,6 @@
 """The updater without its wiring: labels in, and a reward model out when it is fit to be published (publishing_rule.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -10,14 +10,15 @@ from torch import Tensor
 from reward.evaluation.calibration import calibration, log_loss
 from reward.evaluation.label_slices import by_slice
 from reward.features.featurizer import Features
+from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import FitRecipe, Rows, fit
 from reward.fit.label_entries import entry_of
-from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
+from reward.fit.replay_buffer import ReplayBuffer
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import Drift, page_hinkley
 from reward.trust.hacking_guards import GuardFinding, divergence
-from reward.trust.vote_caps import capped_rows, largest_share
+from reward.trust.vote_caps import CappedRows, capped_rows, person_capped
 from reward.trust.vote_propensity import Propensity
 from reward.trust.voter_trust import reliability_weights, smoothed_trust, trust_of_voters
 from reward.updater.publishing_rule import PublishingDecision, PublishingRule, Result
@@ -56,11 +57,18 @@ class Refitter:
     """Holds the replay buffer and the model published last. Knows nothing of Kafka, files or time."""
 
     def __init__(
-        self, settings: RewardSettings, features: Features, published: RewardModel | None = None, propensity: Propensity | None = None
+        self,
+        settings: RewardSettings,
+        features: Features,
+        published: RewardModel | None = None,
+        propensity: Propensity | None = None,
+        partitions: int = 1,
     ) -> None:
+        """``partitions`` of the labels' topic: each has its part of the buffer."""
         self._settings, self.features, self._propensity = settings, features, propensity
         self.published = published if published is not None and published.features == features.fingerprint else None
-        self.buffer = ReplayBuffer(settings.buffer_labels)
+        self._partitions = partitions
+        self.buffer = self._buffer_of(())
         self._rule = PublishingRule(settings)
         self._erasure_pending = False
         """A version without somebody who was erased is yet to be published."""
@@ -82,7 +90,10 @@ class Refitter:
 
     def recover(self, stored: Sequence[bytes]) -> None:
         """Begin again from what was stored."""
-        self.buffer = ReplayBuffer(self._settings.buffer_labels, (BufferEntry.decode(raw) for raw in stored))
+        self.buffer = self._buffer_of(BufferEntry.decode(raw) for raw in stored)
+
+    def _buffer_of(self, entries: Iterable[BufferEntry]) -> ReplayBuffer:
+        return ReplayBuffer(self._settings.buffer_labels, entries, self._settings.person_share, self._partitions)
 
     def refit(self) -> Refit:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
@@ -90,9 +101,8 @@ class Refitter:
         drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
         model, decision, share, capped = None, PublishingDecision("too_few"), None, dict[str, float]()
         if not self._rule.too_few(self.buffer.counts()):
-            rows, capped = capped_rows(self.buffer, self._settings)
-            rows = self._trusted(rows)
-            model, share = fit(rows, self.recipe()), self._largest_share(rows)
+            weighed = self._weighed()
+            model, share, capped = fit(weighed.rows, self.recipe()), weighed.largest_share, weighed.moved
             newest = self._window(self._settings.publish_window_labels)
             decision = self._rule.decide(model, self.published, newest, drift, len(said_N), self._erasure_pending)
             self._erasure_pending &= decision.result != "published"
@@ -127,13 +137,19 @@ class Refitter:
         return torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window])
 
     def weighted(self) -> Rows:
-        """The buffer's rows with each person's say: capped, then by how far people agree with fold heads that have not seen their labels."""
-        return self._trusted(capped_rows(self.buffer, self._settings)[0])
+        """The buffer's rows with each person's weight: by the caps, then by how far people agree with fold heads that have not seen their labels."""
+        return self._weighed().rows
+
+    def _weighed(self) -> CappedRows:
+        capped = capped_rows(self.buffer, self._settings)
+        if not self._settings.weigh_reliability and not self._settings.smooth_by_reliability:
+            return capped
+        rows = self._trusted(capped.rows)
+        again = person_capped(rows, [self.buffer[episode_id].voters for episode_id in rows.pair_episodes], self._settings.person_share)
+        return replace(again, moved=capped.moved)
 
     def _trusted(self, rows: Rows) -> Rows:
         s = self._settings
-        if not s.weigh_reliability and not s.smooth_by_reliability:
-            return rows
         folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
         for _ in range(TRUST_ROUNDS):  # who is trusted decides what is learned, and what is learned who is trusted
             judge = fit(judged, replace(self.recipe(), heads=0))
@@ -144,10 +160,6 @@ class Refitter:
                 trust_N=smoothed_trust(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
             )
         return judged
-
-    def _largest_share(self, rows: Rows) -> float | None:
-        voters = [*rows.voters, *(self.buffer[episode_id].voters for episode_id in rows.pair_episodes)]
-        return largest_share(voters, torch.cat([rows.weights_N * rows.amounts_N, rows.pair_weights_P]))
 
     def _labels(self) -> int:
         counts = self.buffer.counts()

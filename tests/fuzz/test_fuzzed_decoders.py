@@ -27,7 +27,7 @@ from infra.build.reference_pages import EXAMPLES
 from infra.settings.config import load
 from learner.ring.adapter_recipe import RECIPE, AdapterRecipe, TakenStep
 from learner.settings import LearnerSettings
-from reward.fit.replay_buffer import BufferEntry
+from reward.fit.buffer_entry import BufferEntry
 from reward.fit.reward_model import RewardModel
 from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, ConfigError, InvalidEvent, TidemillError, Unavailable

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reward.features.featurizer import Featurizer
-from reward.fit.replay_buffer import BUFFER_LAYOUT
+from reward.fit.buffer_entry import BUFFER_LAYOUT
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from reward.updater.batch_steps import BatchSteps
@@ -244,11 +244,11 @@ def test_every_fit_tells_what_the_caps_moved_and_how_much_one_person_holds(kafka
     others = [
         each.model_copy(update={"votes": tuple(v.model_copy(update={"user_id": f"u{n}"}) for v in each.votes)}) for n, each in enumerate(labels[16:])
     ]
-    refitter.absorb(refitter.prepare([*labels[:16], *others]))  # ada gave 16 of 20, and may hold the weight of 4
+    refitter.absorb(refitter.prepare([*labels[:16], *others]))  # ada gave 16 of 20, and may hold as much as each of the four others
     event = versions.refit_and_publish(refitter, {0: 20})
     assert event is not None
-    assert event.largest_person_share == pytest.approx(4 / 8)
+    assert event.largest_person_share == pytest.approx(1 / 5)
     assert context.metrics.value("tidemill_reward_largest_person_share_ratio") == event.largest_person_share
-    assert context.metrics.value("tidemill_reward_capped_ratio", rule="person") == pytest.approx(16 / 20 - 4 / 8)
+    assert context.metrics.value("tidemill_reward_capped_ratio", rule="person") == pytest.approx(15 / 20)
     assert [context.metrics.value("tidemill_reward_capped_ratio", rule=rule) for rule in ("tenant", "hour", "repeated", "newcomer")] == [0.0] * 4
     producer.close()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reward.features.featurizer import Pair
-from reward.fit.replay_buffer import BufferEntry, ReplayBuffer
+from reward.fit.buffer_entry import BufferEntry
+from reward.fit.replay_buffer import ReplayBuffer
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import Drift
 from reward.updater.publishing_rule import PublishingRule
@@ -123,18 +124,6 @@ def test_any_order_and_duplication_of_the_same_labels_gives_the_same_next_versio
     assert checksum(refitter(*unique, settings=shape)) == checksum(refitter(*shuffled, settings=shape))
 
 
-@given(st.permutations(range(30)), st.lists(st.sampled_from([0.0, 1.0, None]), min_size=30, max_size=30), st.integers(2, 12))
-@settings(max_examples=60, deadline=None)
-def test_what_a_full_buffer_keeps_does_not_depend_on_the_order(order: list[int], verdicts: list[float | None], capacity: int) -> None:
-    entries = [
-        BufferEntry(f"ep-{i}", verdicts[i], 1, START + timedelta(minutes=i), torch.zeros(2) if verdicts[i] is not None else None) for i in range(30)
-    ]
-    one, other = ReplayBuffer(capacity, entries), ReplayBuffer(capacity, [entries[i] for i in order])
-    assert [e.episode_id for e in one.with_verdict()] == [e.episode_id for e in other.with_verdict()]
-    assert one.counts()["good"] + one.counts()["bad"] <= capacity
-    assert one.counts()["withdrawn"] <= capacity
-
-
 def test_a_full_buffer_keeps_the_newest_of_both_verdicts() -> None:
     entries = [BufferEntry(f"ep-{i}", float(i in (0, 1)), 1, START + timedelta(minutes=i), torch.zeros(2)) for i in range(20)]
     kept = {e.episode_id for e in ReplayBuffer(6, entries).with_verdict()}
@@ -175,7 +164,12 @@ def test_a_correction_beats_what_it_corrects() -> None:
 
 def test_corrections_count_in_the_share_that_their_giver_holds() -> None:
     corrected = [label(20 + i, None, f"tea {i}", at=60 * i, votes=[("correction", "you and you")]) for i in range(6)]
-    assert refitter(*TEN, *corrected).refit().largest_person_share == pytest.approx(6 / 16)  # who gave the ten thumbs is not known
+    thumbs = [each.model_copy(update={"votes": (Vote(feedback_id=f"t{n}", user_id=f"p{n}", kind=FeedbackKind.THUMB, value=each.verdict, at=START),)})
+              for n, each in enumerate(TEN)]  # fmt: skip
+    assert refitter(*thumbs, *corrected).refit().largest_person_share == pytest.approx(0.2)  # of 16 she gave 6
+    assert refitter(*thumbs, *corrected, settings=SMALL.model_copy(update={"person_share": 0.9})).refit().largest_person_share == pytest.approx(
+        6 / 16
+    )
     assert refitter(*TEN).refit().largest_person_share is None
 
 

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward.evaluation.label_slices import by_slice, language_of, length_of
+from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import FitPart, FitRecipe, Rows, fit
-from reward.fit.replay_buffer import BufferEntry, ReplayBuffer, parts_of
+from reward.fit.replay_buffer import ReplayBuffer, parts_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import page_hinkley
 from reward.trust.voter_trust import smoothed_trust, trust_of_voters

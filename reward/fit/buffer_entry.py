@@ -1,0 +1,144 @@
+"""One episode's label as the refit needs it, and its encoding in the durable table."""
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reward.fit.label_evidence import ChannelVerdict, is_good
+from streams.core.errors import InvalidEvent
+from streams.core.events import Channel
+
+BUFFER_LAYOUT = 4
+"""Increase it whenever an entry's encoding changes: the labels are then read again instead of entries that cannot be decoded."""
+BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
+FEATURE_LIMIT = 6e4
+"""Features are stored in half precision, whose largest number is 65504."""
+NAMELESS = "anonymous-"
+"""How the voter of a label begins who gave no name: each such label has a voter of its own."""
+
+
+@dataclass(frozen=True)
+class BufferEntry:
+    """One episode's label as the refit needs it. ``D`` features, half precision."""
+
+    episode_id: str
+    verdict: float | None
+    """Weighted mean of the channels' verdicts. None when no channel has one."""
+    feedback_count: int
+    newest_feedback_at: datetime
+    features_D: Tensor | None
+    """None when the label was withdrawn; only that fact is kept."""
+    corrections: tuple[Tensor, ...] = ()
+    """Features of the corrected answers."""
+    over: tuple[str, ...] = ()
+    """Episodes that this one was preferred to."""
+    voters: tuple[str, ...] = ()
+    """The people who gave it, as hashes: enough to see that two labels are of one person, and no more. Without a name: ``NAMELESS`` and the episode's
+    hash, since nobody knows which of these labels are of one person."""
+    predicted: float | None = None
+    """Prediction of the model that was published before it was fitted on this episode. Kept when the label changes."""
+    evidence: tuple[ChannelVerdict, ...] = ()
+    """The channels' verdicts. A verdict without channels counts as thumbs."""
+    ratings: tuple[int, ...] = ()
+    """1 to 5, one per person, of people whose newest vote is a rating."""
+    pair_weights: tuple[float, float] = (1.0, 1.0)
+    """Weight of each correction and of each comparison."""
+    vote_weight: float = 1.0
+    """Inverse of how likely such a vote was, clipped (reward/trust/vote_propensity.py)."""
+    adapter: str | None = None
+    words: int = 0
+    """Length of the answer."""
+    language: str = "other"
+    tenant: str = "default"
+    said: str = ""
+    """Question and answer, as a hash: enough to see that two labels are about the same words."""
+    conversation: str = ""
+    """Its conversation, as a hash: labels of one conversation are not independent. Empty: none is known."""
+    erasures: int = 0
+    """How often a person was erased from the label."""
+
+    def __post_init__(self) -> None:
+        if self.verdict is not None and not self.evidence:
+            object.__setattr__(self, "evidence", ((Channel.THUMBS.value, self.verdict, 1.0),))
+
+    @property
+    def rank(self) -> tuple[int, datetime, int, float, int]:
+        """Of two labels of an episode, the one with the higher rank is the later one."""
+        return (
+            self.erasures,
+            self.newest_feedback_at,
+            self.feedback_count,
+            -1.0 if self.verdict is None else self.verdict,
+            len(self.over) + len(self.corrections),
+        )
+
+    @property
+    def weight(self) -> float:
+        """Total weight of the channels' verdicts; a thumb has weight 1."""
+        return sum(weight for _, _, weight in self.evidence)
+
+    @property
+    def by_people(self) -> bool:
+        """True when a person gave a thumb or a rating. False for hints: signals, outcomes and critics."""
+        return any(channel in BY_PEOPLE for channel, _, _ in self.evidence)
+
+    @property
+    def nameless(self) -> bool:
+        """True when none of its voters gave a name."""
+        return bool(self.voters) and all(voter.startswith(NAMELESS) for voter in self.voters)
+
+    @property
+    def age(self) -> tuple[datetime, str]:
+        """What sorts entries from the oldest to the newest."""
+        return (self.newest_feedback_at, self.episode_id)
+
+    @property
+    def stratum(self) -> str:
+        """The kind of entry, one of ``STRATA``."""
+        if self.verdict is not None:
+            return ("" if self.by_people else "hint ") + ("good" if is_good(self.verdict) else "bad")
+        return "words" if self.features_D is not None else "withdrawn"
+
+    def encode(self) -> bytes:
+        """JSON, features as base64 of little-endian float16."""
+        body: dict[str, Any] = {name: getattr(self, name) for name in _PLAIN}
+        body["newest_feedback_at"] = self.newest_feedback_at.isoformat()
+        body["features"] = None if self.features_D is None else _packed(self.features_D)
+        body["corrections"] = [_packed(c) for c in self.corrections]
+        return json.dumps(body).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "BufferEntry":
+        """The inverse of ``encode``. Raises InvalidEvent on anything else."""
+        try:
+            body = json.loads(raw)
+            return cls(
+                newest_feedback_at=datetime.fromisoformat(body["newest_feedback_at"]),
+                features_D=None if body["features"] is None else _unpacked(body["features"]),
+                corrections=tuple(_unpacked(c) for c in body["corrections"]),
+                **{name: _tuples(body[name]) for name in _PLAIN},
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidEvent("invalid", f"an entry of the replay buffer cannot be read: {type(error).__name__}") from None
+
+
+_PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicted", "evidence", "ratings", "pair_weights", "vote_weight", "adapter",
+          "words", "language", "tenant", "said", "conversation", "erasures")  # fmt: skip
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _packed(features_D: Tensor) -> str:
+    return base64.b64encode(features_D.numpy().astype("<f2").tobytes()).decode()
+
+
+def _unpacked(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text, validate=True), dtype="<f2").astype(np.float16))
