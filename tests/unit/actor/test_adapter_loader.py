@@ -503,7 +503,7 @@ def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_pr
     gated.move("default@2", "candidate")
     gated.turn()
     assert [event.passed for event in gated.spool.events] == [True, True, False]
-    assert "other bytes" in gated.spool.events[-1].reason
+    assert "with other content" in gated.spool.events[-1].reason
     assert gated.engine.loaded == ["default@1", "default@2"]
     assert gated.engine.routes[-1] == Route("default@1")
 

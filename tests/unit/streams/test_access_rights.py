@@ -109,7 +109,7 @@ def test_the_guards_secrets_are_its_owners_alone_and_stay_the_same(tmp_path: Pat
     login, again = (each.login("tidemill-actor", "k:1") for each in (guard, Guard(tmp_path / "guard", ["somebody-else"])))
     assert login == again
     assert passwords["tidemill-actor"] not in repr(login) + login.model_dump_json()
-    with pytest.raises(ConfigError, match="knows no somebody-else"):
+    with pytest.raises(ConfigError, match="has no user somebody-else"):
         Guard(tmp_path / "guard", ["somebody-else"]).login("somebody-else", "k:1")
     told = guard.properties(9092, "127.0.0.1:9092", 9093)
     assert told["allow.everyone.if.no.acl.found"] == "false"
