@@ -9,6 +9,7 @@ from kafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
     SaslAuthenticationFailedError,
+    UnsupportedCodecError,
     UnsupportedSaslMechanismError,
 )
 
@@ -18,7 +19,7 @@ from streams.kafka.kafka_settings import KafkaSettings
 
 @contextmanager
 def translated_errors(verb: str, settings: KafkaSettings, what: str = "") -> Iterator[None]:
-    """Raises the client's errors as ConfigError (login refused, or no right) or Unavailable. Errors about sizes pass through to the caller."""
+    """Raises the client's errors as ConfigError (login refused, no right, a codec that is not installed) or Unavailable. Errors about sizes pass."""
     try:
         yield
     except MessageSizeTooLargeError:
@@ -41,6 +42,10 @@ def translate_error(verb: str, error: KafkaError, settings: KafkaSettings, what:
         return ConfigError(
             f"Kafka refused the login of {settings.principal}: {type(error).__name__}."
             " See kafka.sasl_username, kafka.sasl_password and kafka.sasl_mechanism"
+        )
+    if isinstance(error, UnsupportedCodecError):  # waiting does not help
+        return ConfigError(
+            f"cannot {verb} Kafka{f' ({what})' if what else ''}: {error}. The codecs are the packages lz4, python-snappy and zstandard"
         )
     return Unavailable(f"cannot {verb} Kafka: {type(error).__name__}: {error}")
 

@@ -1,10 +1,12 @@
 """The log's client against a real Kafka that is set up otherwise, goes away, and forgets."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiokafka
 import kafka
 import pytest
 
@@ -20,6 +22,7 @@ from streams.kafka import (
     create_topics,
     end_offsets,
     kafka_answers,
+    read_between,
     read_to_end,
     topic_differences,
     wanted_topics,
@@ -228,3 +231,29 @@ def test_a_record_that_its_topic_does_not_take_goes_to_dead_letters_alone_and_it
     assert [(letter.reason, letter.record_key) for letter in letters] == [("too_large", "ep-2"), ("too_large", "ep-0")]
     assert "max.message.bytes = 100000" in letters[1].message
     assert topic_differences(settings)[FEEDBACK.name]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "lz4", "snappy", "zstd"])
+def test_what_any_producer_or_the_topic_compressed_is_read_by_both_clients(kafka_settings: KafkaSettings, codec: str) -> None:
+    """Batches of two megabytes, since one that does not shrink is sent plain."""
+    values = [Feedback(feedback_id=new_id("fb"), episode_id=f"ep-{n}", kind="comment", text=f"{codec} " * 900, at=NOW).encode() for n in range(300)]
+    with_codec = kafka.KafkaProducer(**kafka_settings.client_options(), compression_type=codec, linger_ms=200, batch_size=2 << 20)
+    ends = end_offsets(kafka_settings, FEEDBACK, Metrics())
+    sent = [with_codec.send(FEEDBACK.name, value=value, partition=1) for value in values]
+    with_codec.close()
+    assert sent[0].get().serialized_value_size > 1000
+    end = end_offsets(kafka_settings, FEEDBACK, Metrics())[1]
+    assert [r.value for r in read_between(kafka_settings, FEEDBACK, 1, ends[1], end, "test", Metrics())] == values
+
+    async def read_by_faust() -> list[bytes]:
+        reader = aiokafka.AIOKafkaConsumer(bootstrap_servers=kafka_settings.servers)
+        await reader.start()
+        try:
+            where = aiokafka.TopicPartition(FEEDBACK.name, 1)
+            reader.assign([where])
+            reader.seek(where, ends[1])
+            return [(await reader.getone()).value for _ in values]
+        finally:
+            await reader.stop()
+
+    assert asyncio.run(read_by_faust()) == values
