@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.local.broker_guard import ADMIN, Guard
+from infra.local.broker_access import ADMIN, BrokerAccess
 from infra.local.broker_settings import BrokerSettings
 from infra.local.kafka_jars import cache_folder, kafka_jars
 from infra.local.startable import Startable
@@ -51,9 +51,9 @@ class Broker(Startable):
     """One broker on one data folder."""
 
     def __init__(self, settings: BrokerSettings, folder: Path, progress: Callable[[float], None] = lambda _: None, node: Node = ALONE,
-                 guard: Guard | None = None, broken_off: threading.Event | None = None) -> None:  # fmt: skip
-        """``guard``: access control. None: every client on this machine has access. Setting ``broken_off`` cancels a start in progress."""
-        self._settings, self._folder, self._progress, self._node, self._guard = settings, folder, progress, node, guard
+                 access: BrokerAccess | None = None, broken_off: threading.Event | None = None) -> None:  # fmt: skip
+        """``access``: TLS, logins and rights. None: every client on this machine has access. Setting ``broken_off`` cancels a start in progress."""
+        self._settings, self._folder, self._progress, self._node, self._access = settings, folder, progress, node, access
         self._broken_off = broken_off or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
@@ -157,7 +157,7 @@ class Broker(Startable):
 
     def _format(self, command: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
         """Pass the arguments in a file: they hold passwords, and every user of the machine can read a command line."""
-        words = [*command[1:], *arguments, *(self._guard.format_arguments() if self._guard else ())]
+        words = [*command[1:], *arguments, *(self._access.format_arguments() if self._access else ())]
         file = self._folder / "format.arguments"
         file.touch(mode=0o600)
         file.write_text("\n".join(f'"{word}"' for word in words))
@@ -168,7 +168,7 @@ class Broker(Startable):
 
     def await_ready(self) -> None:
         """Wait until a metadata request is answered. Raises Unavailable when the JVM ends, or after ``broker.start_timeout_s``."""
-        settings = self._guard.login(ADMIN, self.bootstrap_servers) if self._guard else KafkaSettings(bootstrap_servers=self.bootstrap_servers)
+        settings = self._access.login(ADMIN, self.bootstrap_servers) if self._access else KafkaSettings(bootstrap_servers=self.bootstrap_servers)
         settings = settings.model_copy(update={"request_timeout_s": 5.0})
         deadline = time.monotonic() + self._settings.start_timeout_s
         while time.monotonic() < deadline:
@@ -209,8 +209,8 @@ class Broker(Startable):
             "log.cleaner.dedupe.buffer.size": "8388608",
             "log.cleaner.threads": "1",
         }
-        if self._guard:
-            properties |= self._guard.properties(self.port, self.bootstrap_servers, controller_ports[self._node.number - 1])
+        if self._access:
+            properties |= self._access.properties(self.port, self.bootstrap_servers, controller_ports[self._node.number - 1])
         path = self._folder / "server.properties"
         path.touch(mode=0o600)
         path.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))

@@ -19,8 +19,8 @@ from dashboards.console.console_settings import ConsoleSettings
 from infra.demo.people_settings import PeopleSettings
 from infra.local.broker_settings import BrokerSettings
 from infra.operate.prune_settings import PruneSettings
-from infra.settings.given_values import is_service_link, values_of
 from infra.settings.policy_settings import PolicySettings
+from infra.settings.text_values import is_service_link, values_of
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.artifacts.signing_settings import SigningSettings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.local.broker_guard import ADMIN, Guard
+from infra.local.broker_access import ADMIN, BrokerAccess
 from infra.local.embedded_broker import Broker, BrokerSettings
 from infra.operate.doctor import examine
 from streams.artifacts.artifact_store import ArtifactStore
@@ -40,24 +40,24 @@ NO_EVENT = b"not an event: readers set it aside"
 STRANGER = "stranger"
 
 
-class Guarded:
-    """A broker with a guard, and everybody's way in."""
+class BrokerWithAccess:
+    """A broker with access control, and everybody's login."""
 
-    def __init__(self, broker: Broker, guard: Guard) -> None:
-        self._broker, self._guard = broker, guard
+    def __init__(self, broker: Broker, access: BrokerAccess) -> None:
+        self._broker, self._access = broker, access
 
     def login(self, part: str) -> KafkaSettings:
         user = part if part == ADMIN else f"tidemill-{part}"
-        settings = self._guard.login(user, self._broker.bootstrap_servers)
+        settings = self._access.login(user, self._broker.bootstrap_servers)
         return settings.model_copy(update={"request_timeout_s": 10.0, "delivery_timeout_s": 20.0, "session_timeout_s": 6.0})
 
 
 @pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerWithAccess]:
     folder = tmp_path_factory.mktemp("guarded")
-    guard = Guard(folder / "guard", [f"tidemill-{part}" for part in (*PARTS, STRANGER)])
-    with Broker(BrokerSettings(), folder / "broker", guard=guard) as broker:
-        found = Guarded(broker, guard)
+    access = BrokerAccess(folder / "access", [f"tidemill-{part}" for part in (*PARTS, STRANGER)])
+    with Broker(BrokerSettings(), folder / "broker", access=access) as broker:
+        found = BrokerWithAccess(broker, access)
         create_topics(found.login(ADMIN))
         grant_rights(found.login(ADMIN), "User:tidemill-{part}")
         producer = Producer(found.login(ADMIN), Metrics(), "test")
@@ -69,7 +69,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))
-def test_a_part_reads_and_writes_what_its_work_needs_and_nothing_else(kafka: Guarded, part: str) -> None:
+def test_a_part_reads_and_writes_what_its_work_needs_and_nothing_else(kafka: BrokerWithAccess, part: str) -> None:
     settings, rights = kafka.login(part), PARTS[part]
     metrics = Metrics()
     producer = Producer(settings, metrics, part)
@@ -98,7 +98,7 @@ def test_a_part_reads_and_writes_what_its_work_needs_and_nothing_else(kafka: Gua
         consumer.close()
 
 
-def test_who_was_given_no_rights_is_told_so_and_not_that_kafka_is_away(kafka: Guarded) -> None:
+def test_who_was_given_no_rights_is_told_so_and_not_that_kafka_is_away(kafka: BrokerWithAccess) -> None:
     settings = kafka.login(STRANGER)
     producer = Producer(settings, Metrics(), "test")
     with pytest.raises(ConfigError, match=r"tidemill-stranger may not write to Kafka \(tidemill.episodes.v1\)"):
@@ -112,7 +112,7 @@ def test_who_was_given_no_rights_is_told_so_and_not_that_kafka_is_away(kafka: Gu
     consumer.close()
 
 
-def test_the_join_works_with_the_rights_of_streams(kafka: Guarded, tmp_path: Path) -> None:
+def test_the_join_works_with_the_rights_of_streams(kafka: BrokerWithAccess, tmp_path: Path) -> None:
     agent = Producer(kafka.login("agent"), Metrics(), "agent")
     agent.publish(EPISODES, EPISODE)
     agent.publish(FEEDBACK, THUMB)
@@ -123,7 +123,7 @@ def test_the_join_works_with_the_rights_of_streams(kafka: Guarded, tmp_path: Pat
     assert committed_offsets(kafka.login("operator"), GROUP)
 
 
-def test_a_group_that_is_not_ones_own_is_refused_by_name(kafka: Guarded) -> None:
+def test_a_group_that_is_not_ones_own_is_refused_by_name(kafka: BrokerWithAccess) -> None:
     consumer = Consumer(kafka.login("actor"), [ADAPTERS], "test", Metrics(), group=GROUP)
     with pytest.raises(ConfigError, match=r"tidemill-actor may not read from Kafka \(tidemill-join\)"):
         [consumer.poll(0.5) for _ in range(60)]
@@ -131,7 +131,7 @@ def test_a_group_that_is_not_ones_own_is_refused_by_name(kafka: Guarded) -> None
 
 
 def test_a_wrong_password_and_no_password_are_told_apart_from_a_broker_that_is_away(
-    kafka: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kafka: BrokerWithAccess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = kafka.login("actor")
     wrong = KafkaSettings.model_validate(settings.model_dump() | {"sasl_password": "wrong", "request_timeout_s": 0.5})
@@ -158,6 +158,6 @@ def test_principals_must_differ() -> None:
         principal_of("actor", "User:tidemill")
 
 
-def test_nobody_but_an_administrator_gives_rights(kafka: Guarded) -> None:
+def test_nobody_but_an_administrator_gives_rights(kafka: BrokerWithAccess) -> None:
     with pytest.raises((ConfigError, Unavailable), match="rights"):
         grant_rights(kafka.login("agent"), "User:tidemill-{part}")

@@ -1,4 +1,4 @@
-"""The table of rights is the map of the pipeline seen from Kafka, a refusal names who, what and where, and the guard's certificates hold."""
+"""The table of rights is the map of the pipeline seen from Kafka, a refusal names who, what and where, and the broker's certificates hold."""
 
 import json
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from kafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError, TopicAuthorizationFailedError
 
-from infra.local.broker_guard import ADMIN, Guard
+from infra.local.broker_access import ADMIN, BrokerAccess
 from infra.local.part_process import PORT_OFFSET
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.metrics import Metrics
@@ -88,30 +88,30 @@ def hang_up_on_everybody(listener: socket.socket) -> None:
 
 
 def test_the_guards_certificate_is_good_for_the_loopback_and_for_nobody_else(tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "guard", ["tidemill-actor"])
+    access = BrokerAccess(tmp_path / "access", ["tidemill-actor"])
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tmp_path / "guard" / "broker.pem")
-    client = ssl.create_default_context(cafile=guard.login("tidemill-actor", "127.0.0.1:1").ssl_cafile)
+    server.load_cert_chain(tmp_path / "access" / "broker.pem")
+    client = ssl.create_default_context(cafile=access.login("tidemill-actor", "127.0.0.1:1").ssl_cafile)
     assert shaken(server, client, "127.0.0.1")
     with pytest.raises(ssl.SSLCertVerificationError):
         shaken(server, client, "kafka.example.com")
-    stranger = ssl.create_default_context(cafile=Guard(tmp_path / "other", []).login(ADMIN, "127.0.0.1:1").ssl_cafile)
+    stranger = ssl.create_default_context(cafile=BrokerAccess(tmp_path / "other", []).login(ADMIN, "127.0.0.1:1").ssl_cafile)
     with pytest.raises(ssl.SSLCertVerificationError):
         shaken(server, stranger, "127.0.0.1")
 
 
-def test_the_guards_secrets_are_its_owners_alone_and_stay_the_same(tmp_path: Path) -> None:
-    guard = Guard(tmp_path / "guard", ["tidemill-actor"])
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "guard").iterdir()} == {0o600}
-    passwords = json.loads((tmp_path / "guard" / "users.json").read_text())
+def test_the_brokers_secrets_are_its_owners_alone_and_stay_the_same(tmp_path: Path) -> None:
+    access = BrokerAccess(tmp_path / "access", ["tidemill-actor"])
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "access").iterdir()} == {0o600}
+    passwords = json.loads((tmp_path / "access" / "users.json").read_text())
     assert set(passwords) == {ADMIN, "tidemill-actor"}
     assert len(set(passwords.values())) == 2
-    login, again = (each.login("tidemill-actor", "k:1") for each in (guard, Guard(tmp_path / "guard", ["somebody-else"])))
+    login, again = (each.login("tidemill-actor", "k:1") for each in (access, BrokerAccess(tmp_path / "access", ["somebody-else"])))
     assert login == again
     assert passwords["tidemill-actor"] not in repr(login) + login.model_dump_json()
     with pytest.raises(ConfigError, match="has no user somebody-else"):
-        Guard(tmp_path / "guard", ["somebody-else"]).login("somebody-else", "k:1")
-    told = guard.properties(9092, "127.0.0.1:9092", 9093)
+        BrokerAccess(tmp_path / "access", ["somebody-else"]).login("somebody-else", "k:1")
+    told = access.properties(9092, "127.0.0.1:9092", 9093)
     assert told["allow.everyone.if.no.acl.found"] == "false"
     assert "PLAINTEXT" not in str(told)
 

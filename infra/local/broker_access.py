@@ -24,7 +24,7 @@ MECHANISM = "SCRAM-SHA-512"
 VALID = timedelta(days=3650)
 
 
-class Guard:
+class BrokerAccess:
     """The secrets of one embedded broker, and the configuration that uses them."""
 
     def __init__(self, folder: Path, users: Sequence[str]) -> None:
