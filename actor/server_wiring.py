@@ -22,6 +22,7 @@ from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Redactor
 from actor.capture.sampled_logprobs import leave_out_text
+from actor.capture.server_paths import ServerPaths
 from actor.doors.http_doors import Doors
 from actor.settings import ActorSettings
 from streams.core.errors import Unavailable
@@ -62,7 +63,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
         return missing + ([] if follower.caught_up.is_set() else ["adapters"])
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
-    stack = app.middleware_stack or app.build_middleware_stack()
+    stack = ServerPaths(app.middleware_stack or app.build_middleware_stack())
     captured = Capture(stack, settings, router, publisher, conversations, context.clock, replica, follower.request_load)
     doors = Doors(captured, settings, publisher, conversations, context.metrics, context.clock, context.policy, unready, context.health)
     app.middleware_stack = KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
