@@ -15,7 +15,7 @@ class VllmSettings(SettingsSection):
     GPU the precision it is stored in."""
     expert_layout: Literal["auto", "plain", "packed"] = "auto"
     """How a CPU keeps the experts' weights. ``packed``: in oneDNN's own layout, which spares a rearrangement at every product. ``auto``: the faster
-    one on this machine, as for ``dtype``; packed in bfloat16 where nobody measured."""
+    one on this machine, as for ``dtype``; packed in bfloat16 without a measurement."""
     max_model_tokens: int = Field(default=2048, ge=16, le=1_000_000)
     """Longest prompt and answer together."""
     max_concurrent: int = Field(default=64, ge=1, le=4096)

@@ -25,7 +25,7 @@ class PromoterSettings(SettingsSection):
     tries_per_night: int = Field(default=3, ge=1, le=100)
     """Candidates tried in one night, newest first."""
     poll_s: float = Field(default=2.0, gt=0, le=600)
-    """Seconds between two looks of the promoter at the state of things."""
+    """Seconds between two checks of the promoter."""
     actor_url: str = ""
     """Base URL of the actors' OpenAI API. Empty: this machine's, ``http://<actor.host>:<actor.port>/v1``."""
     api_key: SecretStr | None = None
