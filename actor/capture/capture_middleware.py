@@ -10,8 +10,9 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import structlog
@@ -22,18 +23,18 @@ from actor.adapters.request_routing import Router
 from actor.api_keys import tenant_of
 from actor.asgi_replies import reply
 from actor.capture.client_request import APIS, ClientRequest, asked_by
-from actor.capture.client_response import ClientResponse, read_response
+from actor.capture.client_response import ClientResponse, ResponseReader
 from actor.capture.conversations import ConversationPlace, Conversations
 from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.events import ANONYMOUS, Episode, Feedback, FeedbackKind, Outcome, new_id
+from streams.core.events import Message as SaidMessage
 from streams.core.person_ids import header_text, plain_id
 from streams.core.traces import Headers, context_from_header, trace_in_logs
 
 OUTCOMES = {"stop": Outcome.COMPLETED, "length": Outcome.TRUNCATED, "abort": Outcome.CANCELLED, "error": Outcome.FAILED}
-KEPT_RESPONSE_BYTES = 4 << 20
 log = structlog.get_logger()
 
 
@@ -56,12 +57,24 @@ class Exchange:
     """True when the client has disconnected."""
     error: str | None = None
     streamed: bool = False
-    response: bytearray = field(default_factory=bytearray)
+    named: bool = False
+    """True when the response's headers have named its episodes."""
+    read: ResponseReader | None = None
+    """What the client received. None when the answer cannot call tools: then the engine's text says it all."""
 
     @property
     def ids(self) -> list[str]:
         count = self.asked.answers
         return [self.episode_id] if count == 1 else [f"{self.episode_id}-{index}" for index in range(count)]
+
+    @cached_property
+    def messages(self) -> list[tuple[SaidMessage, ...]] | None:
+        """The messages before each answer; None when they fit no event."""
+        try:
+            count = self.asked.answers
+            return [self.asked.messages(index) for index in range(count)] if self.asked.api == "completion" else [self.asked.messages(0)] * count
+        except ValidationError:
+            return None
 
 
 class Capture:
@@ -133,10 +146,11 @@ class Capture:
             if message["type"] == "http.response.start":
                 exchange.status, own = message["status"], message.get("headers", ())
                 exchange.streamed = any(n.lower() == b"content-type" and v.startswith(b"text/event-stream") for n, v in own)
+                exchange.read = ResponseReader(exchange.streamed) if exchange.asked.tools else None
                 if exchange.status < 400 and (exchange.recorder.prompts or exchange.streamed):  # a streamed response begins before its engine does
                     message = {**message, "headers": [*own, *self._headers(exchange)]}
-            elif exchange.asked.tools and len(exchange.response) < KEPT_RESPONSE_BYTES:
-                exchange.response += message.get("body", b"")
+            elif exchange.read is not None:
+                exchange.read.feed(message.get("body", b""))
             await send(message)
 
         return heard
@@ -144,7 +158,8 @@ class Capture:
     def _headers(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
         adapter = exchange.recorder.adapter if exchange.recorder.prompts else self._router.loaded(exchange.model)
         headers = [(b"x-tidemill-adapter", (adapter or "base").encode("latin-1", "replace"))]
-        if not exchange.asked.declined:
+        if exchange.asked.kept and self._publisher.has_room and exchange.messages is not None:  # only of what will be kept is anything said
+            exchange.named = True
             headers.append((b"x-tidemill-episode", ",".join(exchange.ids).encode()))
             if exchange.place.conversation_id is not None:
                 headers.append((b"x-tidemill-conversation", exchange.place.conversation_id.encode()))
@@ -159,16 +174,16 @@ class Capture:
             self._publisher.skip("beam_search")
         elif not exchange.recorder.prompts and 400 <= exchange.status < 500:
             self._publisher.skip("refused")
-        elif not exchange.recorder.prompts and exchange.gone:
+        elif not exchange.recorder.prompts and exchange.gone and not exchange.named:
             self._publisher.skip("gone_before_start")
-        elif not exchange.recorder.prompts and 0 < exchange.status < 400:
+        elif not exchange.recorder.prompts and 0 < exchange.status < 400 and not exchange.named:
             self._publisher.skip("unseen")  # answered without the engine's generate: nothing reliable is known about it
         else:
             self._publish_all(exchange)
 
     def _publish_all(self, exchange: Exchange) -> None:
         """Record every answer as an episode, and the person's newest turn as feedback on the answer before."""
-        told = read_response(bytes(exchange.response), exchange.streamed) if exchange.response else {}
+        told = exchange.read.answers() if exchange.read is not None else {}
         kept: list[Episode] = []
         for index, episode_id in enumerate(exchange.ids):
             try:
@@ -177,12 +192,30 @@ class Capture:
                 self._publisher.skip("invalid")
                 with trace_in_logs(exchange.asked_in):
                     log.warning("an answer became no episode", episode=episode_id, problems=[p["msg"] for p in error.errors(include_input=False)][:3])
-        for episode in kept:
-            self._publisher.publish(episode, exchange.asked_in)
         if exchange.recorder.prompts:
             self._conversations.note(exchange.tenant, exchange.place, [(each.episode_id, each.answer, each.tool_calls) for each in kept])
+        for episode in kept:
+            self._publish(exchange, episode)
         if kept and self._settings.replies_as_feedback:
             self._publish_reply(exchange)
+
+    def _publish(self, exchange: Exchange, episode: Episode) -> None:
+        """Publish an episode; one that finds no room is forgotten, so that no later turn or feedback is said to be about it."""
+        done, loop = self._publisher.publish(episode, exchange.asked_in), asyncio.get_running_loop()
+
+        def forget() -> None:
+            self._conversations.drop(exchange.tenant, exchange.place, episode.episode_id)
+
+        if done.done():
+            if done.exception() is not None or not done.result():
+                forget()
+            return
+
+        def look(finished: "Future[bool]") -> None:
+            if (finished.cancelled() or finished.exception() is not None or not finished.result()) and not loop.is_closed():
+                loop.call_soon_threadsafe(forget)
+
+        done.add_done_callback(look)
 
     def _publish_reply(self, exchange: Exchange) -> None:
         """Record the reply as feedback. Its id is a hash of its content, so that the same turn sent twice counts once."""
@@ -200,6 +233,7 @@ class Capture:
 
     def _episode(self, exchange: Exchange, index: int, episode_id: str, told: ClientResponse | None) -> Episode:
         asked, choice = exchange.asked, exchange.recorder.choices.get(index, Choice())
+        messages = exchange.messages[index] if exchange.messages is not None else asked.messages(index)  # the latter says what is wrong
         whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
         return Episode(
             episode_id=episode_id,
@@ -213,7 +247,7 @@ class Capture:
             adapter_sha256=self._router.sha256(exchange.recorder.adapter),
             replica=self._replica,
             api=asked.api,
-            messages=asked.messages(index),
+            messages=messages,
             tools=asked.tools,
             answer=told.text if told else choice.text,
             tool_calls=tuple(told.tool_calls) if told else (),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from actor.capture.client_response import chat_call
 from streams.core.events import Message
 from streams.core.person_ids import plain_id
@@ -16,6 +18,12 @@ SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "seed", "stop", "presence_penalty",
     "frequency_penalty", "repetition_penalty", "logit_bias", "tool_choice", "response_format",
 )  # fmt: skip
+NUMBERS: dict[str, TypeAdapter[Any]] = (
+    dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), TypeAdapter(float))
+    | dict.fromkeys(("top_k", "max_tokens", "max_completion_tokens", "max_output_tokens", "n", "seed"), TypeAdapter(int))
+    | {"use_beam_search": TypeAdapter(bool)}
+)  # fmt: skip
+"""Fields that vLLM reads by pydantic's rules: ``"2"`` is 2, and ``"false"`` is false."""
 REPLY_CHARACTERS = 20_000
 
 
@@ -32,8 +40,16 @@ class ClientRequest:
 
     @property
     def choices_per_prompt(self) -> int:
-        n = self.body.get("n")
+        n = self._read("n")
         return n if isinstance(n, int) and n > 0 else 1
+
+    def _read(self, name: str) -> Any:
+        """A field as the engine reads it; as it was sent where the engine refuses it."""
+        value = self.body.get(name)
+        try:
+            return value if value is None or name not in NUMBERS else NUMBERS[name].validate_python(value)
+        except ValidationError:
+            return value
 
     @property
     def prompts(self) -> list[Any]:
@@ -51,7 +67,12 @@ class ClientRequest:
     @property
     def capturable(self) -> bool:
         """Beam search makes many internal requests; its beams are not answers to anybody."""
-        return not self.body.get("use_beam_search")
+        return not self._read("use_beam_search")
+
+    @property
+    def kept(self) -> bool:
+        """Whether its answers become episodes."""
+        return self.capturable and not self.declined
 
     def messages(self, index: int) -> tuple[Message, ...]:
         """The messages before answer ``index``."""
@@ -103,7 +124,7 @@ class ClientRequest:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        return {name: self.body[name] for name in SAMPLING if self.body.get(name) is not None}
+        return {name: self._read(name) for name in SAMPLING if self.body.get(name) is not None}
 
 
 def asked_by(body: Mapping[str, Any]) -> str | None:

@@ -79,6 +79,16 @@ class Conversations:
             if index == 0 and place.conversation_id is not None:
                 _remember(self._last[tenant], place.conversation_id, answer, self._remembered)
 
+    def drop(self, tenant: str, place: ConversationPlace, episode_id: str) -> None:
+        """Forget an answer that became no episode after all."""
+        if place.conversation_id is not None and self.last(tenant, place.conversation_id) == episode_id:
+            del self._last[tenant][place.conversation_id]
+        if place.prefix:
+            by_prefix = self._by_prefix[tenant]
+            gone = next((known for known in reversed(by_prefix) if by_prefix[known].episode_id == episode_id), None)
+            if gone is not None:
+                del by_prefix[gone]
+
     def last(self, tenant: str, conversation_id: str) -> str | None:
         """The episode of a conversation's last answer on this replica."""
         answer = self._last[tenant].get(conversation_id)

@@ -39,10 +39,15 @@ class EpisodePublisher:
         self._recent: OrderedDict[str, Episode] = OrderedDict()
         self._lock = Lock()
 
-    def publish(self, episode: Episode, asked_in: Headers = ()) -> None:
-        """Publish a finished answer. ``asked_in``: the client's trace context."""
+    @property
+    def has_room(self) -> bool:
+        """False while new episodes would be dropped: the outbox or the slow thread is full."""
+        return self._outbox.has_room and self._waiting < MOST_WAITING
+
+    def publish(self, episode: Episode, asked_in: Headers = ()) -> "Future[bool]":
+        """Publish a finished answer. ``asked_in``: the client's trace context. The future's result is False when there was no room."""
         with_media = self._media is not None and has_media(episode)
-        self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media, asked_in))
+        return self._do(self._is_quick and not with_media, lambda: self._put(episode, with_media, asked_in))
 
     def publish_feedback(self, feedback: Feedback) -> "Future[bool]":
         """Publish feedback. The future's result is False when the outbox had no room."""
@@ -96,14 +101,17 @@ class EpisodePublisher:
             episode = self._media.taken_out(episode)
         found: Counter[str] = Counter()
         episode = redacted_episode(episode, self._redactor, found)
+        headers = self._traces.record_span("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
+        if not self._outbox.put(EPISODES, episode, headers):  # before anything is said of it
+            self.skip("outbox_full")
+            return False
         self._count(found)
         self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
         with self._lock:
             self._recent[episode.episode_id] = episode
             while len(self._recent) > self._remembered:
                 self._recent.popitem(last=False)
-        headers = self._traces.record_span("capture", episode.started_at, episode.ended_at, [asked_in], episode=episode.episode_id)
-        return self._outbox.put(EPISODES, episode, headers)
+        return True
 
     def _put_feedback(self, feedback: Feedback) -> bool:
         found: Counter[str] = Counter()

@@ -71,6 +71,11 @@ class Outbox:
         """Events that were accepted before this start and lost in a kill."""
         return self._spool.lost
 
+    @property
+    def has_room(self) -> bool:
+        """False while ``put`` would drop what it is given."""
+        return self._has_room()
+
     def put(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> bool:
         """Accept an event. Never waits, unless every event is synced. False when it was dropped; that is counted."""
         key, value = event.key.encode(), event.encode()

@@ -61,8 +61,11 @@ class Spool:
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
         self.feedback: list[Feedback] = []
+        self.has_room = True
 
     def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
+        if not self.has_room:
+            return False
         if isinstance(event, Episode):
             self.episodes.append(event)
         elif isinstance(event, Feedback):

@@ -235,3 +235,48 @@ async def test_names_in_headers_are_read_as_utf_8_and_are_those_of_the_body() ->
     assert first.user_id == second.user_id == "jos\u00e9"
     assert first.conversation_id == "gespr\u00e4ch-1"
     assert dict(start["headers"])[b"x-tidemill-conversation"] == "gespr\u00e4ch-1".encode()
+
+
+@pytest.mark.parametrize(("fields", "episodes"), [
+    ({"n": "2"}, 2), ({"n": 2.0}, 2), ({"n": True}, 1), ({"n": None}, 1), ({"use_beam_search": "false"}, 1), ({"use_beam_search": "true"}, 0),
+])  # fmt: skip
+async def test_numbers_and_truth_are_read_as_the_engine_reads_them(fields: dict[str, object], episodes: int) -> None:
+    world = World(whole)
+    start, _ = await world.post(CHAT | fields | {"temperature": "0.5", "max_tokens": "7"})
+    named = dict(start["headers"]).get(b"x-tidemill-episode", b"").decode()
+    assert [each for each in named.split(",") if each] == [each.episode_id for each in world.spool.episodes]
+    assert len(world.spool.episodes) == episodes
+    assert all((each.sampling["temperature"], each.sampling["max_tokens"]) == (0.5, 7) for each in world.spool.episodes)
+
+
+@pytest.mark.parametrize("script", [whole, streaming, streaming_late])
+async def test_what_finds_no_room_is_named_by_no_header_counter_or_later_turn(script: Script) -> None:
+    world = World(script)
+    world.spool.has_room = False
+    start, *_ = await world.post(CHAT)
+    assert not {b"x-tidemill-episode", b"x-tidemill-conversation"} & set(dict(start["headers"]))
+    assert world.metrics.value("tidemill_episodes_captured_total", outcome="completed") == 0
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="outbox_full") == 1
+    world.spool.has_room = True
+    await world.post({"messages": [*CHAT["messages"], {"role": "assistant", "content": "Ahoy"}, {"role": "user", "content": "so"}]})
+    (episode,) = world.spool.episodes
+    assert episode.replies_to is None
+    assert world.spool.feedback == []
+
+
+async def test_beam_search_is_named_by_no_header_even_where_the_head_comes_first() -> None:
+    world = World(streaming_late)
+    start, *_ = await world.post(CHAT | {"use_beam_search": "1"})
+    assert b"x-tidemill-episode" not in dict(start["headers"])
+    assert world.spool.episodes == []
+
+
+async def test_an_answer_that_was_named_and_never_begun_is_kept_as_failed() -> None:
+    async def head_alone(world: World, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b'data: {"error": {"message": "no"}}\n\n'})
+
+    world = World(head_alone)
+    start, _ = await world.post(CHAT)
+    (episode,) = world.spool.episodes
+    assert (dict(start["headers"])[b"x-tidemill-episode"].decode(), episode.outcome) == (episode.episode_id, "failed")

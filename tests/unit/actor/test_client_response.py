@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from actor.capture.client_response import ClientResponse, read_response
+from actor.capture.client_response import ClientResponse, ResponseReader, read_response
 
 CALL = {"id": "call-1", "type": "function", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}
 RESPONSE = {"output": [
@@ -48,3 +50,25 @@ def test_a_response_is_told_in_the_shape_of_a_chat_streamed_or_not(last: str) ->
 @pytest.mark.parametrize("response", [b"<html>", b"{}", b"[1]", b'data: {"choices": [3]}', b'data: {"choices": [{"ind', b"\xff"])
 def test_what_cannot_be_read_is_no_answer(response: bytes, streamed: bool) -> None:
     assert read_response(response, streamed) == {}
+
+
+@given(st.lists(st.integers(1, 400), max_size=30))
+def test_a_stream_is_read_the_same_however_its_bytes_are_cut(lengths: list[int]) -> None:
+    parts = [{"index": 0, "delta": {"content": f"wört {number} "}} for number in range(20)]
+    calls = [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "call-1", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}]}}]
+    raw, reader = stream(*({"choices": [part]} for part in [*parts, *calls])), ResponseReader(streamed=True)
+    for length in lengths:
+        reader.feed(raw[:length])
+        raw = raw[length:]
+    reader.feed(raw)
+    assert reader.answers() == {0: ClientResponse("".join(f"wört {number} " for number in range(20)), [CALL])}
+
+
+def test_no_stream_is_too_long_to_be_read() -> None:
+    reader = ResponseReader(streamed=True)
+    piece = stream({"choices": [{"index": 0, "delta": {"content": "x" * 1000}}]}).removesuffix(b"data: [DONE]\n\n")
+    for _ in range(6000):
+        reader.feed(piece)
+    reader.feed(stream({"choices": [{"index": 0, "delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}}]}))
+    (answer,) = reader.answers().values()
+    assert (len(answer.text), answer.tool_calls[0]["function"]["name"]) == (6_000_000, "f")
