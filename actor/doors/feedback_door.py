@@ -15,6 +15,8 @@ CARRIED_BY = {"thumb": "thumb", "rating": "rating", "over": "comparison", "signa
 """Fields that belong to one kind alone, so that ``kind`` may be left out; ``text`` belongs to two."""
 AHEAD = timedelta(days=1)
 """How far a client's clock may be ahead. The join treats feedback from the future as given on arrival."""
+KNOWN_FIELDS = frozenset({*Feedback.model_fields, "conversation_id"})
+WORDS = ("comment", "correction")
 ANSWER_PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
 
 
@@ -29,6 +31,23 @@ def read_object(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def read_all(given: dict[str, Any], user: str | None, now: datetime, last: Callable[[str], str | None]) -> tuple[Feedback, ...]:
+    """The events that a request means: one, or two where words stand beside a thumb, a rating, a comparison, a signal or a retraction. The words
+    are a comment (or a correction, where ``kind`` says so) under an id of their own, ``ID-words``. Raises InvalidEvent as ``read_feedback`` does.
+    """
+    beside = [name for name in CARRIED_BY if name in given]
+    if "text" not in given or len(beside) != 1:
+        return (read_feedback(given, user, now, last),)
+    whole = {"feedback_id": new_id("fb")} | given
+    kind = whole.pop("kind", None)
+    if kind not in (None, *WORDS, CARRIED_BY[beside[0]]):
+        raise InvalidEvent("invalid", f"kind {kind!r} has no field '{beside[0]}': leave kind out")
+    value = read_feedback({name: part for name, part in whole.items() if name != "text"}, user, now, last)
+    words = {name: part for name, part in whole.items() if name != beside[0]}
+    told = {"feedback_id": plain_id(f"{value.feedback_id}-words"), "kind": kind if kind in WORDS else WORDS[0]}
+    return value, read_feedback(words | told, user, now, last)
+
+
 def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: Callable[[str], str | None]) -> Feedback:
     """The event that a request means. Raises InvalidEvent (``unknown_conversation``: ``last``, which names the episode of a conversation's
     last answer, knows none).
@@ -37,6 +56,9 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
     field given tells it, ``user_id`` (the ``x-tidemill-user`` header). ``episode_id`` and ``over`` may be an answer's own id (``chatcmpl-ep-…``);
     instead of ``episode_id`` a ``conversation_id`` means the last answer of that conversation.
     """
+    if unknown := sorted(given.keys() - KNOWN_FIELDS):
+        named = ", ".join(repr(name[:100]) for name in unknown[:5])
+        raise InvalidEvent("invalid", f"no such field: {named}; there are {', '.join(sorted(KNOWN_FIELDS - {'schema_version'}))}")
     fields = {"feedback_id": new_id("fb"), "at": now.isoformat()} | ({"user_id": user} if user else {}) | given
     kinds = {kind for name, kind in CARRIED_BY.items() if name in fields}
     if "kind" not in fields and len(kinds) == 1:
@@ -88,6 +110,8 @@ class FeedbackIdempotency:
 
 
 def _digest(given: dict[str, Any]) -> bytes:
-    """Hash of the content without the time: a client that retries may send a new time."""
+    """Hash of what is said: without the time, which a client that retries may stamp anew, and with ids in their one form."""
     said = {name: value for name, value in given.items() if name != "at"}
+    said |= {name: without_prefix(said[name]) for name in ("episode_id", "over") if isinstance(said.get(name), str)}
+    said |= {name: plain_id(said[name]) for name in ("user_id", "conversation_id") if name in said}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()

@@ -11,8 +11,9 @@ from actor.asgi_replies import reply, reply_bytes
 from actor.capture.capture_middleware import read_body
 from actor.capture.conversations import Conversations
 from actor.capture.episode_publisher import EpisodePublisher
+from actor.doors.browser_origin import foreign_origin
 from actor.doors.chat_page import HEADERS, chat_pages
-from actor.doors.feedback_door import FeedbackIdempotency, read_feedback, read_object
+from actor.doors.feedback_door import FeedbackIdempotency, read_all, read_object
 from actor.doors.openapi_document import document
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
@@ -44,7 +45,7 @@ class Doors:
             return
         match scope["method"], scope["path"]:
             case "POST", "/v1/feedback":
-                await reply(send, *await self._feedback(scope, receive))
+                await self._feedback(scope, receive, send)
             case "GET", "/healthz":
                 await reply(send, 200, self._health.named({"status": "alive"}))
             case "GET", "/readyz":
@@ -62,24 +63,39 @@ class Doors:
             case _:
                 await self._app(scope, receive, send)
 
-    async def _feedback(self, scope: Scope, receive: Receive) -> tuple[int, dict[str, Any]]:
+    async def _feedback(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name.decode("latin-1").lower(): header_text(value) for name, value in scope["headers"]}
+        if (origin := foreign_origin(headers, self._settings.allowed_origins)) is not None:
+            told = f"a page of {origin[:200]} may not send feedback here: add it to actor.allowed_origins"
+            await reply(send, 403, _error(told))
+            return
+        shared = [(b"access-control-allow-origin", headers["origin"].encode()), (b"vary", b"origin")] if "origin" in headers else []
+        await reply(send, *await self._take_feedback(headers, tenant_of(scope), receive), shared)
+
+    async def _take_feedback(self, headers: dict[str, str], tenant: str, receive: Receive) -> tuple[int, dict[str, Any]]:
+        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json" and not content_type.endswith("+json"):
+            return 415, _error(f"content-type {content_type[:100] or 'missing'}: send application/json")
         body = await read_body(receive, self._settings.max_feedback_bytes)
         if body is None:
             return 413, _error(f"the feedback is larger than actor.max_feedback_bytes = {self._settings.max_feedback_bytes}")
-        tenant = tenant_of(scope)
-        user = next((header_text(value) for name, value in scope["headers"] if name.lower() == b"x-tidemill-user"), None)
         try:
             given = read_object(body)
+            for name, header in (("user_id", "x-tidemill-user"), ("feedback_id", "idempotency-key")):
+                if (told := plain_id(headers.get(header))) is not None:
+                    given.setdefault(name, told)
             if (episode_id := self._given.seen(tenant, given)) is not None:
                 return 202, {"feedback_id": given["feedback_id"], "episode_id": episode_id}
-            feedback = read_feedback(given, plain_id(user), self._clock.now(), lambda named: self._conversations.last(tenant, named))
+            events = read_all(given, None, self._clock.now(), lambda named: self._conversations.last(tenant, named))
         except InvalidEvent as error:
             return STATUS.get(error.reason, 400), _error(str(error))
+        feedback = events[0]
         episode = self._publisher.find(feedback.episode_id)
         if episode is not None and episode.tenant != tenant:
             return 404, _error("no episode of that id")
-        if not await asyncio.wrap_future(self._publisher.publish_feedback(feedback)):
-            return 503, _error("the outbox is full because Kafka has been unavailable for long; send it again later")
+        for event in events:
+            if not await asyncio.wrap_future(self._publisher.publish_feedback(event)):
+                return 503, _error("the outbox is full because Kafka has been unavailable for long; send it again later")
         self._given.note(tenant, given, feedback)
         return 202, {"feedback_id": feedback.feedback_id, "episode_id": feedback.episode_id}
 

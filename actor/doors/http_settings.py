@@ -1,9 +1,10 @@
 """Settings of an actor's HTTP server: address, keys, limits."""
 
+import re
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from streams.core.settings_section import SettingsSection
 
@@ -23,6 +24,9 @@ class HttpSettings(SettingsSection):
     """Largest request body. A larger one gets 413."""
     max_feedback_bytes: int = Field(default=256 << 10, ge=1024, le=1 << 24)
     """Largest feedback body. A larger one gets 413."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may send feedback from a browser, such as ``https://shop.example``, besides the actor's own page. Requests that do
+    not come from a browser have no origin."""
     drain_s: float = Field(default=5.0, ge=0, le=600)
     """After a stop, running answers may go on for this long."""
 
@@ -31,3 +35,11 @@ class HttpSettings(SettingsSection):
         if any(ord(character) < 32 for character in self.replica):
             raise ValueError("actor.replica must not hold control characters")
         return self
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+                raise ValueError(f"actor.allowed_origins: {origin!r} is no origin; write scheme and host, such as https://shop.example")
+        return tuple(origin.lower() for origin in origins)

@@ -19,6 +19,10 @@ _ABOUT = (
     " several choices), `x-tidemill-conversation`, `x-tidemill-adapter` and, where an adapter answered, `x-tidemill-adapter-sha256`. Requests may"
     " carry `x-tidemill-user`, `x-tidemill-conversation` and `x-tidemill-capture: off`."
 )
+_FEEDBACK = (
+    "What a person says of an answer. The same `feedback_id` (or header `Idempotency-Key`) sent twice counts once. Words (`text`) may stand beside a"
+    " thumb, a rating, a comparison or a signal: they are kept as a comment of their own, `FEEDBACK_ID-words`."
+)
 _KEY_REFUSALS = {401: "No such key.", 403: "The key's scopes do not reach here.", 429: "More requests than the key's rate; `retry-after` says when."}
 
 
@@ -35,10 +39,12 @@ def document() -> dict[str, Any]:
         },
         "paths": {
             "/v1/feedback": {"post": _operation(
-                "What a person says of an answer. The same `feedback_id` sent twice counts once.", "feedback",
+                _FEEDBACK, "feedback",
                 {202: ("Taken; it goes to the log at once or when Kafka is back.", _object(feedback_id="string", episode_id="string"))},
                 {400: "It cannot be used, and why.", 404: "No such episode of this tenant, or no answer in that conversation on this replica.",
-                 409: "This feedback_id was used for something else.", 413: "Larger than actor.max_feedback_bytes.", 503: "The outbox is full."},
+                 403: "A page of another origin sent it (actor.allowed_origins), or the key's scopes do not reach here.",
+                 409: "This feedback_id was used for something else.", 413: "Larger than actor.max_feedback_bytes.",
+                 415: "Not sent as application/json.", 503: "The outbox is full."},
                 requestBody={"required": True, "content": _json({"$ref": "#/components/schemas/FeedbackGiven"})},
             )},
             "/v1/episodes/{episode_id}": {"get": _operation(
@@ -63,12 +69,17 @@ def _feedback_given(feedback: dict[str, Any]) -> dict[str, Any]:
     """What may be sent: the event, with what the door fills in left out, or the conversation in place of its episode."""
     conversation = {"type": "string", "description": "Means the last answer of this conversation on this replica."}
     alternatives = [{"required": ["episode_id"]}, {"required": ["conversation_id"]}]
-    return {"type": "object", "properties": feedback["properties"] | {"conversation_id": conversation}, "anyOf": alternatives}
+    return {
+        "type": "object",
+        "properties": feedback["properties"] | {"conversation_id": conversation},
+        "anyOf": alternatives,
+        "additionalProperties": False,
+    }
 
 
 def _operation(summary: str, scope: str | None, replies: dict[int, tuple[str, Any]], refusals: dict[int, str], media_type: str = "application/json",
                **more: Any) -> dict[str, Any]:  # fmt: skip
-    refused = refusals | (_KEY_REFUSALS if scope else {})
+    refused = (_KEY_REFUSALS if scope else {}) | refusals
     responses = {
         str(status): {"description": told, "content": {media_type: {"schema": schema} if schema else {}}}
         for status, (told, schema) in replies.items()

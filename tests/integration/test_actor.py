@@ -245,7 +245,7 @@ def test_a_thumb_reaches_the_log_and_a_bad_one_is_told_why(served: Served) -> No
     bad = served.http.post("/v1/feedback", json={"episode_id": "ep", "thumb": 7})
     assert bad.status_code == 400
     assert "'up' or 'down'" in bad.json()["error"]["message"]
-    assert served.http.post("/v1/feedback", content=b"x" * 300_000).status_code == 413
+    assert served.http.post("/v1/feedback", content=b"x" * 300_000, headers={"content-type": "application/json"}).status_code == 413
 
 
 class Maker:

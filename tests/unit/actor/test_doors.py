@@ -38,8 +38,10 @@ class Full(Spool):
 class House:
     """The doors, with one episode of tenant acme behind them, and vLLM's stand-in that knows nothing."""
 
-    def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000) -> None:
-        self.spool, settings, conversations = spool or Spool(), ActorSettings(max_feedback_bytes=largest), Conversations(10)
+    def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000,
+                 origins: tuple[str, ...] = ()) -> None:  # fmt: skip
+        settings = ActorSettings(max_feedback_bytes=largest, allowed_origins=origins)
+        self.spool, conversations = spool or Spool(), Conversations(10)
         publisher = EpisodePublisher(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
         publisher.publish(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
                                             "started_at": NOW, "ended_at": NOW}))  # fmt: skip
@@ -61,7 +63,8 @@ class House:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        named = [(name.encode(), value.encode()) for name, value in headers.items()]
+        headers = {"content_type": "application/json"} | headers
+        named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items() if value]
         await self.app({"type": "http", "method": method, "path": path, "headers": named, TENANT: tenant}, receive, send)
         told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
         return sent[0]["status"], told, b"".join(message["body"] for message in sent[1:])
@@ -164,3 +167,61 @@ async def test_the_page_names_its_policy_and_a_browser_may_run_nothing_but_its_o
     for name in ("chat.css", "chat.js"):
         assert (await House().ask("GET", f"/chat/{name}"))[2] == (FOLDER / name).read_bytes()
     assert (await House().ask("GET", "/chat/chat.html"))[0] == 404
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+async def test_what_any_page_may_send_without_asking_is_no_feedback(content_type: str) -> None:
+    house = House()
+    found = await house.ask("POST", "/v1/feedback", THUMB, content_type=content_type)
+    assert found[0] == 415
+    check("POST", "/v1/feedback", *found)
+    assert house.spool.feedback == []
+
+
+@pytest.mark.parametrize(("headers", "status"), [
+    ({}, 202),
+    ({"origin": "http://actor:8000", "host": "actor:8000"}, 202),
+    ({"origin": "https://actor", "host": "actor:443"}, 202),
+    ({"origin": "https://behind-a-proxy.example", "host": "actor:8000", "sec_fetch_site": "same-origin"}, 202),
+    ({"origin": "https://shop.example", "host": "actor:8000", "sec_fetch_site": "cross-site"}, 202),
+    ({"origin": "https://evil.example", "host": "actor:8000"}, 403),
+    ({"origin": "http://actor:9000", "host": "actor:8000"}, 403),
+    ({"origin": "http://actor:8000", "host": "actor:8000", "sec_fetch_site": "same-site"}, 403),
+    ({"origin": "null", "host": "actor:8000"}, 403),
+    ({"origin": "http://[", "host": "actor:8000"}, 403),
+    ({"sec_fetch_site": "cross-site"}, 403),
+])  # fmt: skip
+async def test_a_page_of_somebody_else_gives_no_feedback(headers: dict[str, str], status: int) -> None:
+    house = House(origins=("https://shop.example",))
+    found = await house.ask("POST", "/v1/feedback", THUMB, **headers)
+    assert found[0] == status
+    check("POST", "/v1/feedback", *found)
+    assert len(house.spool.feedback) == (status == 202)
+    if status == 202 and "origin" in headers:
+        assert found[1]["access-control-allow-origin"] == headers["origin"]
+
+
+@pytest.mark.parametrize(("given", "kinds"), [
+    ({"thumb": "down", "text": "too long"}, ["thumb", "comment"]),
+    ({"rating": 2, "text": "too long", "kind": "rating"}, ["rating", "comment"]),
+    ({"thumb": "down", "text": "Short.", "kind": "correction"}, ["thumb", "correction"]),
+    ({"over": "ep-2", "text": "shorter"}, ["comparison", "comment"]),
+])  # fmt: skip
+async def test_words_beside_a_thumb_are_kept_and_a_retry_of_both_is_a_retry(given: dict[str, Any], kinds: list[str]) -> None:
+    house = House()
+    for _ in range(2):
+        status, _, body = await house.ask("POST", "/v1/feedback", given | {"episode_id": "ep-1"}, idempotency_key="try-1", x_tidemill_user="ann")
+        assert (status, json.loads(body)) == (202, {"feedback_id": "try-1", "episode_id": "ep-1"})
+    assert [(each.feedback_id, each.kind.value, each.user_id) for each in house.spool.feedback] == [
+        ("try-1", kinds[0], "ann"), ("try-1-words", kinds[1], "ann"),
+    ]  # fmt: skip
+    assert house.spool.feedback[1].text == given["text"]
+    other = await house.ask("POST", "/v1/feedback", given | {"episode_id": "ep-1"}, idempotency_key="try-1", x_tidemill_user="bob")
+    assert other[0] == 409
+
+
+async def test_a_field_that_is_not_known_is_named() -> None:
+    found = await House().ask("POST", "/v1/feedback", THUMB | {"comment": "too long", "stars": 5})
+    assert found[0] == 400
+    assert "'comment', 'stars'" in json.loads(found[2])["error"]["message"]
+    check("POST", "/v1/feedback", *found)
