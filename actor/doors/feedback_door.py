@@ -57,8 +57,8 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
     instead of ``episode_id`` a ``conversation_id`` means the last answer of that conversation.
     """
     if unknown := sorted(given.keys() - KNOWN_FIELDS):
-        named = ", ".join(repr(name[:100]) for name in unknown[:5])
-        raise InvalidEvent("invalid", f"no such field: {named}; there are {', '.join(sorted(KNOWN_FIELDS - {'schema_version'}))}")
+        strange = ", ".join(repr(name[:100]) for name in unknown[:5])
+        raise InvalidEvent("invalid", f"no such field: {strange}; there are {', '.join(sorted(KNOWN_FIELDS - {'schema_version'}))}")
     fields = {"feedback_id": new_id("fb"), "at": now.isoformat()} | ({"user_id": user} if user else {}) | given
     kinds = {kind for name, kind in CARRIED_BY.items() if name in fields}
     if "kind" not in fields and len(kinds) == 1:
@@ -111,7 +111,7 @@ class FeedbackIdempotency:
 
 def _digest(given: dict[str, Any]) -> bytes:
     """Hash of what is said: without the time, which a client that retries may stamp anew, and with ids in their one form."""
-    said = {name: value for name, value in given.items() if name != "at"}
+    said: dict[str, Any] = {name: value for name, value in given.items() if name != "at"}
     said |= {name: without_prefix(said[name]) for name in ("episode_id", "over") if isinstance(said.get(name), str)}
     said |= {name: plain_id(said[name]) for name in ("user_id", "conversation_id") if name in said}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()

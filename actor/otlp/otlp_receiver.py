@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import structlog
 import uvicorn
@@ -21,9 +21,9 @@ from actor.capture.redaction import redacted, redacted_episode, redactor_of
 from actor.otlp.otlp_settings import OtlpSettings
 from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_spans, refusal, unpacked
 from actor.otlp.span_episodes import episodes_of, kind_of
+from actor.otlp.told_calls import Call, ToldCalls, merged
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
-from streams.core.events import Episode
 from streams.core.listening_socket import listening_socket
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
@@ -50,7 +50,8 @@ class Receiver:
     def __init__(self, settings: OtlpSettings, policy: str, outbox: Outbox, metrics: Metrics, clock: Clock) -> None:
         """Raises ConfigError when the redactor in the settings is not installed."""
         self._settings, self._policy, self._outbox, self._metrics, self._clock = settings, policy, outbox, metrics, clock
-        self._redactor = redactor_of(settings)
+        self._redactor, self._told = redactor_of(settings), ToldCalls()
+        self._taking = threading.Lock()
 
     def app(self) -> ASGIApp:
         """The ASGI application; it asks for keys where the settings name a file of them."""
@@ -62,32 +63,45 @@ class Receiver:
 
         An export that is sent again makes episodes of the same ids, which the join drops.
         """
-        refused: dict[str, int] = {}
-        for span in spans:
+        told: list[Call | tuple[Span, InvalidEvent]] = []
+        for place, span in enumerate(spans):
             if (kind := kind_of(span)) != "answer":
                 self._metrics.add("tidemill_otlp_spans_total", result=kind)
                 continue
             try:
-                episodes = self._told_by(span, tenant)
-            except InvalidEvent as error:
-                refused[error.reason] = refused.get(error.reason, 0) + 1
-                self._set_aside(span, error)
-                continue
-            for episode, found in episodes:
-                if not self._outbox.put(EPISODES, episode):
-                    raise OutboxFull
-                for passage, count in found.items():
-                    self._metrics.add("tidemill_redactions_total", count, kind=passage)
-                self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
-            self._metrics.add("tidemill_otlp_spans_total", result="answer")
-        return refused
+                told.append(replace(self._told_by(span, tenant), place=place))
+            except InvalidEvent as problem:
+                told.append((span, problem))
+        calls = [each for each in told if isinstance(each, Call)]
+        with self._taking:  # exports are taken by several threads
+            new = {call.place: call for call in merged(calls) if not self._told.has(call)}
+            if len(calls) > len(new):
+                self._metrics.add("tidemill_otlp_spans_total", len(calls) - len(new), result="told_twice")
+            for each in told:
+                if not isinstance(each, Call):
+                    self._set_aside(*each)
+                elif (call := new.get(each.place)) is not None:
+                    self._take_call(call)
+                    self._told.note(call)
+        return Counter(each[1].reason for each in told if not isinstance(each, Call))
 
-    def _told_by(self, span: Span, tenant: str) -> list[tuple[Episode, Counter[str]]]:
-        """The episodes of one span, redacted, each with what was taken out. Raises InvalidEvent: whatever a span makes fail is that span's
-        fault, and the others go on."""
+    def _take_call(self, call: Call) -> None:
+        """Put the episodes of one call into the outbox. Raises OutboxFull."""
+        for episode in call.episodes:
+            if not self._outbox.put(EPISODES, episode):
+                raise OutboxFull
+            self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
+        for passage, count in call.taken_out.items():
+            self._metrics.add("tidemill_redactions_total", count, kind=passage)
+        self._metrics.add("tidemill_otlp_spans_total", result="answer")
+
+    def _told_by(self, span: Span, tenant: str) -> Call:
+        """What one span tells, redacted. Raises InvalidEvent: whatever a span makes fail is that span's fault, and the others go on."""
         try:
-            found = [(episode, Counter[str]()) for episode in episodes_of(span, self._policy, tenant)]
-            return [(redacted_episode(episode, self._redactor, taken_out), taken_out) for episode, taken_out in found]
+            found: Counter[str] = Counter()
+            return Call(
+                tenant, span, [redacted_episode(episode, self._redactor, found) for episode in episodes_of(span, self._policy, tenant)], found
+            )
         except InvalidEvent:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary to telemetry that anybody may send

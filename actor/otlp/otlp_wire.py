@@ -51,14 +51,19 @@ def unpacked(body: bytes, encoding: str, limit_bytes: int) -> bytes:
         return body
     if encoding != "gzip":
         raise InvalidEvent("not_otlp", f"content-encoding {encoding}: gzip or none")
-    try:
-        unpacker = zlib.decompressobj(GZIP)
-        whole = unpacker.decompress(body, limit_bytes)
-    except zlib.error as error:
-        raise InvalidEvent("not_otlp", f"the body is no gzip: {error}") from None
-    if unpacker.unconsumed_tail:
-        raise TooLarge
-    return whole
+    whole = bytearray()
+    while body:  # a gzip file may have several members, one after the other
+        try:
+            unpacker = zlib.decompressobj(GZIP)
+            whole += unpacker.decompress(body, limit_bytes + 1 - len(whole))
+        except zlib.error as error:
+            raise InvalidEvent("not_otlp", f"the body is no gzip: {error}") from None
+        if len(whole) > limit_bytes:
+            raise TooLarge
+        if not unpacker.eof:
+            raise InvalidEvent("not_otlp", "the gzip body is cut off")
+        body = unpacker.unused_data
+    return bytes(whole)
 
 
 def read_spans(body: bytes, content_type: str) -> list[Span]:

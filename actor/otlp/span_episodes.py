@@ -20,14 +20,23 @@ from streams.core.person_ids import plain_id, whole_text
 
 ANSWERS: dict[str, Api] = {"chat": "chat", "generate_content": "chat", "text_completion": "completion"}
 """Operations whose spans are answers to somebody, by the conventions."""
-NO_ANSWERS = frozenset({"embeddings", "retrieval", "execute_tool", "create_agent", "invoke_agent", "invoke_workflow"})
+NO_ANSWERS = frozenset({
+    "create_agent", "create_memory", "create_memory_store", "delete_memory", "delete_memory_store", "embeddings", "execute_tool", "fetch_response",
+    "invoke_agent", "invoke_workflow", "plan", "retrieval", "search_memory", "update_memory", "upsert_memory",
+})  # fmt: skip
 """Operations that the conventions know and that are no answers. Values of an instrumentation's own are answers where they carry one."""
 SAMPLING = {
     "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "max_tokens": "max_tokens", "seed": "seed", "stop_sequences": "stop",
     "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty", "choice.count": "n",
 }  # fmt: skip
-OUTCOMES = {"length": "truncated", "max_tokens": "truncated", "error": "failed"}
-USER = ("gen_ai.user", "enduser.id", "user.id")
+OUTCOMES = (
+    dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded", "incomplete"), "truncated")
+    | dict.fromkeys(("content_filter", "content_filtered", "guardrail_intervened", "safety", "recitation", "pause_turn"), "truncated")
+    | dict.fromkeys(("error", "failed", "malformed_function_call"), "failed")
+    | dict.fromkeys(("abort", "cancelled", "canceled"), "cancelled")
+)
+"""Outcome by finish reason, in lower case, as the conventions and the providers write them. What a filter cut off is not a whole answer."""
+USER = ("gen_ai.user", "gen_ai.user.id", "enduser.id", "user.id", "enduser.pseudo.id")
 CONVERSATION = ("gen_ai.conversation.id", "session.id")
 CAPTURED = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?ep-[0-9a-f]{32}(?:-\d+)?")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -76,8 +85,7 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
         "started_at": _time(span.started_ns),
         "ended_at": _time(span.ended_ns),
     }
-    several, ends = len(answers) > 1, told.get("gen_ai.response.finish_reasons")
-    reasons = ends if isinstance(ends, list) else []  # of the span; an instrumentation may leave them out of its messages
+    several, reasons = len(answers) > 1, _reasons(told.get("gen_ai.response.finish_reasons"))
     episodes = []
     for index, answer in enumerate(answers or [{}]):
         ended = answer.get("finish_reason") or (reasons[index] if index < len(reasons) else None)
@@ -86,7 +94,7 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
 
 
 def _episode(shared: Mapping[str, Any], answer: Mapping[str, Any], episode_id: str) -> Episode:
-    outcome = "failed" if shared["error"] else OUTCOMES.get(str(answer.get("finish_reason")), "completed")
+    outcome = "failed" if shared["error"] else OUTCOMES.get(str(answer.get("finish_reason")).lower(), "completed")
     if outcome == "failed" and "cancel" in str(shared["error"]).lower():
         outcome = "cancelled"
     fields = {
@@ -97,6 +105,16 @@ def _episode(shared: Mapping[str, Any], answer: Mapping[str, Any], episode_id: s
         "outcome": outcome,
     }
     return Episode.decode(json.dumps(fields).encode())
+
+
+def _reasons(told: Any) -> list[Any]:
+    """The finish reasons of a span, by choice; an instrumentation may leave them out of its messages, or write the list as text."""
+    if isinstance(told, str):
+        try:
+            told = json.loads(told)
+        except (ValueError, RecursionError):
+            return [told]
+    return told if isinstance(told, list) else [told] if isinstance(told, str) else []
 
 
 def _said(content: Any) -> str:

@@ -16,7 +16,8 @@ MOST_CHARACTERS = 200
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HALF = re.compile(r"[\ud800-\udfff]")
 _NAMED = re.compile(
-    rb'"(?:user_?id|user|safety_identifier|user\.id|enduser\.id|gen_ai\.user|x-tidemill-user)"\s*:\s*(?:"((?:[^"\\]|\\.)*)"?|(-?\d+))', re.IGNORECASE
+    rb'"(?:user_?id|user|safety_identifier|user\.id|enduser\.(?:pseudo\.)?id|gen_ai\.user(?:\.id)?|x-tidemill-user)"\s*:\s*(?:"((?:[^"\\]|\\.)*)"?|(-?\d+))',
+    re.IGNORECASE,
 )
 
 

@@ -186,8 +186,8 @@ class Door:
 
     def __init__(self, room: int = 1000, **settings: Any) -> None:
         self.spool, self.metrics = Spool(room), Metrics()
-        receiver = Receiver(OtlpSettings(**settings), "default", self.spool, self.metrics, FixedClock(NOW))
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(receiver.app()), base_url="http://otlp")
+        self.receiver = Receiver(OtlpSettings(**settings), "default", self.spool, self.metrics, FixedClock(NOW))
+        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.receiver.app()), base_url="http://otlp")
 
     async def post(self, body: bytes, content_type: str = PROTOBUF, **headers: str) -> httpx.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -328,3 +328,73 @@ async def test_an_export_above_the_limit_is_counted() -> None:
     door = Door(max_request_bytes=1024)
     assert (await door.post(as_json(CHAT | {"pad": "x" * 2000}), JSON)).status_code == 413
     assert door.metrics.value("tidemill_otlp_spans_total", result="too_large") == 1
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [
+    ("STOP", "completed"), ("end_turn", "completed"), ("tool_calls", "completed"), ("length", "truncated"), ("MAX_TOKENS", "truncated"),
+    ("content_filter", "truncated"), ("guardrail_intervened", "truncated"), ("SAFETY", "truncated"), ("error", "failed"), ("cancelled", "cancelled"),
+])  # fmt: skip
+def test_finish_reasons_are_understood_as_conventions_and_providers_write_them(reason: str, outcome: str) -> None:
+    bare = json.dumps([{"role": "assistant", "parts": [{"type": "text", "content": "Tea"}]}])
+    for reasons in ([reason], json.dumps([reason]), reason):
+        assert one(output__messages=bare, response__finish_reasons=reasons).outcome == outcome
+
+
+@pytest.mark.parametrize("operation", ["plan", "fetch_response", "search_memory", "create_memory", "invoke_workflow"])
+def test_todays_operations_that_are_no_answers_are_none(operation: str) -> None:
+    assert kind_of(span(operation__name=operation)) == "other"
+
+
+def told(span_id: str, began: int, ended: int, trace: str = "ab" * 16, **changes: Any) -> Span:
+    attributes = {key: value for key, value in (CHAT | changes).items() if value is not None}
+    return Span(trace, span_id, "chat", attributes, began * 10**9, ended * 10**9)
+
+
+def episodes(door: Door) -> list[Episode]:
+    return [event for event in door.spool.kept if isinstance(event, Episode)]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_framework_span_around_its_clients_is_the_same_call(apart: bool) -> None:
+    door = Door()
+    inner = told("01" * 8, 2, 3)
+    outer = told("02" * 8, 1, 4, **{"gen_ai.response.id": None, "user.id": "ann", "session.id": "cv"})
+    for spans in [[inner], [outer]] if apart else [[inner, outer]]:
+        door.receiver.take(spans, "acme")
+    (episode,) = episodes(door)
+    assert episode.episode_id == "77"
+    if not apart:
+        assert (episode.user_id, episode.conversation_id) == ("ann", "cv")
+    assert door.metrics.value("tidemill_otlp_spans_total", result="told_twice") == 1
+
+
+def test_a_gateways_span_of_another_trace_under_the_same_answer_id_is_the_same_call() -> None:
+    door = Door()
+    door.receiver.take([told("01" * 8, 2, 3), told("02" * 8, 1, 2, trace="cd" * 16)], "acme")
+    assert len(episodes(door)) == 1
+
+
+def test_calls_one_after_the_other_and_those_of_two_people_are_two_whatever_they_say() -> None:
+    door, nameless = Door(), {"gen_ai.response.id": None}
+    door.receiver.take([told("01" * 8, 1, 2, **nameless), told("02" * 8, 3, 4, **nameless)], "acme")
+    door.receiver.take([told("03" * 8, 1, 2, **{"user.id": "ann"}), told("04" * 8, 1, 2, **{"user.id": "bob"})], "acme")
+    assert len(episodes(door)) == 4
+
+
+def test_an_export_that_is_sent_again_makes_the_same_episodes_again() -> None:
+    door = Door()
+    for _ in range(2):
+        door.receiver.take([told("01" * 8, 1, 2)], "acme")
+    assert [each.episode_id for each in episodes(door)] == ["77", "77"]
+
+
+@pytest.mark.parametrize("body", [gzip.compress(as_protobuf(CHAT))[:-9], gzip.compress(as_protobuf(CHAT))[:40]])
+async def test_a_gzip_that_is_cut_off_is_refused(door: Door, body: bytes) -> None:
+    assert (await door.post(body, content_encoding="gzip")).status_code == 400
+    assert episodes(door) == []
+
+
+async def test_every_member_of_a_gzip_is_read(door: Door) -> None:
+    whole = as_protobuf(CHAT)
+    answer = await door.post(gzip.compress(whole[:100]) + gzip.compress(whole[100:]), content_encoding="gzip")
+    assert (answer.status_code, len(episodes(door))) == (200, 1)
