@@ -17,8 +17,8 @@ class ComputeSettings(SettingsSection):
     """Memory layout of the experts' weights while a CPU samples. ``packed``: a second copy in oneDNN's own layout, which spares a rearrangement at
     every token. ``auto``: the faster one on this machine, as for ``dtype``."""
     threads: int = Field(default=0, ge=0)
-    """Threads for sampling and training, which take turns. 0: as many as are fastest on this machine, as for ``dtype``; one for each core where
-    nobody measured."""
+    """Threads for sampling and training, which take turns. 0: as many as are fastest on this machine, as for ``dtype``; one per core without
+    a measurement."""
     train_threads: int = Field(default=0, ge=0)
     """Threads for training alone. Training's large matrix products share cores with other processes better than sampling's small ones do, so it
     may use more. 0: the fastest number when ``threads`` is 0 too, else the same as ``threads``."""

@@ -7,7 +7,7 @@ from typing import Any
 import kafka
 import structlog
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
+from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
 
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.topics import DAY_MS, TOPICS
@@ -16,6 +16,8 @@ from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 
 log = structlog.get_logger()
+NOT_YET = (CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError)
+"""What a broker answers that does not know its groups' offsets yet."""
 
 
 def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, int], int]:
@@ -27,8 +29,8 @@ def committed_offsets(settings: KafkaSettings, group: str) -> dict[tuple[str, in
                 with translated_errors("ask", settings):
                     offsets = admin.list_group_offsets([group])[group]
                 break
-            except Unavailable as error:  # a new cluster first has to create its offsets topic
-                if not isinstance(error.__cause__, CoordinatorNotAvailableError | NotCoordinatorError) or time.monotonic() > until:
+            except Unavailable as error:  # a broker that has just started creates or loads its offsets topic first
+                if not isinstance(error.__cause__, NOT_YET) or time.monotonic() > until:
                     raise
                 time.sleep(0.2)
     finally:
