@@ -197,7 +197,7 @@ def doctor(config: str | None, overrides: tuple[str, ...]) -> None:
     findings = examine(config, overrides)
     for finding in findings:
         click.echo(str(finding))
-    if any(not finding.well for finding in findings):
+    if any(not finding.ok for finding in findings):
         sys.exit(1)
 
 

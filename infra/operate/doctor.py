@@ -34,13 +34,13 @@ class DoctorFinding:
     """The result of one check: fine or not, and what to do."""
 
     name: str
-    well: bool
-    told: str
-    mend: str = ""
+    ok: bool
+    sentence: str
+    fix: str = ""
 
     def __str__(self) -> str:
-        mend = f"\n{'':21}→ {self.mend}" if self.mend and not self.well else ""
-        return f"{'ok  ' if self.well else 'MEND'}  {self.name:<14} {self.told}{mend}"
+        fix = f"\n{'':21}→ {self.fix}" if self.fix and not self.ok else ""
+        return f"{'ok ' if self.ok else 'FIX'}  {self.name:<14} {self.sentence}{fix}"
 
 
 def examine(config: str | None, overrides: Sequence[str]) -> list[DoctorFinding]:
@@ -154,9 +154,9 @@ def _ring(settings: Settings) -> DoctorFinding:
         status = status_now(running)
     except (ConfigError, Unavailable) as error:
         return DoctorFinding("ring", False, str(error), "tidemill topics --create, or start the ring")
-    for wrong, told, mend in faults(status):
+    for wrong, told, fix in faults(status):
         if wrong:
-            return DoctorFinding("ring", False, told, mend)
+            return DoctorFinding("ring", False, told, fix)
     letters = sum(status.facts.dead_letters.values())
     return DoctorFinding("ring", True, f"serves {status.facts.serving}; all published records are accounted for, {letters} dead letters")
 

@@ -141,8 +141,8 @@ def test_a_wrong_password_and_no_password_are_told_apart_from_a_broker_that_is_a
     monkeypatch.setenv("TIDEMILL_KAFKA__SASL_PASSWORD", "wrong")
     known = wrong.model_dump(exclude={"sasl_password"}, exclude_defaults=True)
     findings = {each.name: each for each in examine(None, [f"run_folder={tmp_path}", *(f"kafka.{key}={value}" for key, value in known.items())])}
-    assert not findings["kafka"].well
-    assert "refused the login of tidemill-actor" in findings["kafka"].told
+    assert not findings["kafka"].ok
+    assert "refused the login of tidemill-actor" in findings["kafka"].sentence
     away = wrong.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(Unavailable):
         Producer(away, Metrics(), "test")

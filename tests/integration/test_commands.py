@@ -105,7 +105,7 @@ def test_the_doctor_finds_the_ring_well_and_names_a_port_that_is_taken(up: Up) -
     with socket.create_server(("127.0.0.1", 0)) as held:
         taken = up.tell("doctor", "--set", f"actor.port={held.getsockname()[1]}")
     assert taken.returncode == 1
-    assert re.search(r"MEND +actor's port +127.0.0.1:\d+: Address already in use", taken.stdout)
+    assert re.search(r"FIX +actor's port +127.0.0.1:\d+: Address already in use", taken.stdout)
 
 
 def test_topics_are_as_the_table_has_them_and_a_second_ring_on_the_folder_is_refused(up: Up) -> None:
