@@ -31,7 +31,7 @@ from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
 from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
-from streams.core.errors import BadArtifact
+from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Message
 
 """Name of the shared experts' module in DeepSeek's layers."""
@@ -113,9 +113,16 @@ class Policy:
         return int(self.tokenizer.eos_token_id)
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The prompt as the engine sees it: chat template and the opening of the answer."""
+        """The prompt as the engine sees it: chat template and the opening of the answer.
+
+        Raises InvalidEvent (``template``) where the template refuses the messages: many want roles that take turns, or no system message.
+        """
         spoken = [{"role": message.role, "content": message.text} for message in messages]
-        return tuple(self.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+        try:
+            return tuple(self.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+        except Exception as error:  # noqa: BLE001 - the boundary to a template's own program, which raises what it likes at messages from anybody
+            roles = ", ".join(message.role[:20] for message in messages[:8])
+            raise InvalidEvent("template", f"the base's chat template refuses these roles ({roles}): {type(error).__name__}: {error}") from None
 
     def answer_ids(self, text: str, ended: bool, limit: int) -> tuple[int, ...]:
         """An answer's tokens, ``limit`` of them at most; with the end token when it ``ended`` and was not cut here."""

@@ -50,6 +50,8 @@ def run(settings: LearnerSettings, reward: RewardSettings, context: PartContext)
                 began_at = context.clock.now()
                 labelled = list(feed.labelled.choose(settings.judged_per_step))
                 report: StepReport = actor.call("step", prompts, feed.reward_folder, feed.reward_model.artifact, labelled, following)
+                for reason, count in report.left_out.items():
+                    context.metrics.add("tidemill_learner_left_out_total", count, reason=reason)
                 if report.step == steps:  # nothing fitted
                     following = []
                     feed.wait_for_prompts_that_fit()

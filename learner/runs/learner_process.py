@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ class StepReport:
 
     step: int
     metrics: dict[str, float]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Prompts and labelled answers that could not be learned from, by reason: ``too_long``, or ``template`` (the chat template refuses them)."""
 
 
 class RewardScorer:
@@ -104,17 +107,24 @@ class LearnerProcess:
         """One step on these prompts with the reward model in a folder, and on live answers; checkpointed before it is reported.
 
         ``following``: the next step's prompts, which are sampled meanwhile."""
-        fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
+        left_out: Counter[str] = Counter()
+
+        def fit(*rendered: Prompt) -> bool:
+            reason = next((found for each in rendered if (found := self._trainer.why_not(each)) is not None), None)
+            left_out.update([reason] if reason is not None else [])
+            return reason is None
+
+        fitting = [prompt for prompt in prompts if fit(prompt)]
         if not fitting:
-            log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens)
-            return StepReport(self._trainer.step_number, {})
-        told = tuple(one for one in labelled if self._trainer.fits(advised(one) if one.has_hindsight else one.prompt))
+            log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens, left_out=dict(left_out))
+            return StepReport(self._trainer.step_number, {}, dict(left_out))
+        told = tuple(one for one in labelled if fit(one.prompt, *([advised(one)] if one.has_hindsight else [])))
         self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
                                         [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
         self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))
         if self._mesh.leads and self._last.step % self._settings.checkpoint_every == 0:
             checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken)
-        return StepReport(self._last.step, self._last.metrics)
+        return StepReport(self._last.step, self._last.metrics, dict(left_out))
 
     def export(self, folder: Path, parent_step: int) -> tuple[str, ...]:
         """Write the adapter, its probes and its recipe from the parent on into ``folder``. Returns the names that the adapter is on."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from learner.ring.labelled_answers import LabelledAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, RolloutEngine, Told, unheard
 from learner.runs.step_progress import StepTeller, tell_nobody
 from learner.settings import LearnerSettings
-from streams.core.errors import StalePolicy
+from streams.core.errors import InvalidEvent, StalePolicy
 from streams.core.events import Message
 
 Prompt = tuple[Message, ...]
@@ -149,8 +149,15 @@ class Trainer:
         return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, ahead is not None, metrics)
 
     def fits(self, prompt: Prompt) -> bool:
-        """True when the prompt is within ``max_prompt_tokens``."""
-        return len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens
+        """True when the prompt is within ``max_prompt_tokens`` and the base's chat template takes it."""
+        return self.why_not(prompt) is None
+
+    def why_not(self, prompt: Prompt) -> Literal["too_long", "template"] | None:
+        """Why a prompt cannot be learned from; None where it can."""
+        try:
+            return None if len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens else "too_long"
+        except InvalidEvent:
+            return "template"
 
     def _sample(self, prompts: Sequence[Prompt], step: int, told: Told = unheard) -> _Sampled:
         """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows draw from seeds of their own."""

@@ -68,6 +68,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_learner_effective_sample_ratio", "gauge", "learner", "Effective sample size over sample size."),
     Metric("tidemill_learner_left_out_ratio", "gauge", "learner", "Part of the last step's tokens left out because engine and trainer disagree too much."),
     Metric("tidemill_learner_stale_rollouts_total", "counter", "learner", "Rollouts dropped because their policy was too old."),
+    Metric("tidemill_learner_left_out_total", "counter", "learner", "Prompts and labelled answers that a step could not learn from: too_long (learner.max_prompt_tokens), or template (the base's chat template refuses their roles).", ("reason",)),
     Metric("tidemill_learner_waiting_seconds_total", "counter", "learner", "Time spent waiting for prompts or a reward model."),
     Metric("tidemill_learner_waiting", "gauge", "learner", "1 while the learner waits for this: prompts, reward_model, or prompts_that_fit (short enough).", ("what",)),
     Metric("tidemill_learner_phase", "gauge", "learner", "1 for what the learner does now: waiting, rollout, score, or train.", ("phase",)),

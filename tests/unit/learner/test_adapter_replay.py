@@ -177,3 +177,15 @@ def test_another_machine_or_other_settings_are_told_apart_from_a_lie(world: Worl
         world.again(2)
     with pytest.raises(BadArtifact, match=r"no readable recipe\.json"):
         AdapterRecipe.read(world.folder)
+
+
+def test_what_a_strict_template_refuses_is_counted_and_the_step_goes_on_without_it(world: World) -> None:
+    world.process._policy.tokenizer.chat_template = (
+        "{%- for m in messages -%}{%- if m['role'] != 'user' -%}{{ raise_exception('users alone') }}{%- endif -%}{{ m['content'] }}{%- endfor -%}"
+    )
+    refused = (Message(role="system", content="Be brief."), *PROMPTS[1])
+    labelled = (LabelledAnswer(episode_id="ep-1", prompt=refused, answer="no", comments=("Say more.",)),)
+    folder = world.store.fetch(world.rewards[0], world.folder / "reward")
+    assert world.process.step([refused], folder, world.rewards[0], labelled).left_out == {"template": 1}
+    report = world.process.step([PROMPTS[0], refused], folder, world.rewards[0], labelled, [refused])
+    assert (report.step, report.left_out) == (1, {"template": 2})

@@ -19,7 +19,7 @@ from learner.runs import checkpoint
 from learner.runs.step_progress import LearnerProgress, StepTeller
 from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
-from streams.core.errors import BadArtifact, StalePolicy
+from streams.core.errors import BadArtifact, InvalidEvent, StalePolicy
 from streams.core.events import Episode, Message, Outcome
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
@@ -388,3 +388,21 @@ def test_a_step_tells_its_phases_in_order_and_every_token_of_each(base: Path) ->
     assert last["train"].done_tokens == last["train"].all_tokens == metrics["train_tokens"]
     assert all(progress.done_tokens <= progress.all_tokens and progress.left_s is not None for progress in second)
     assert second[-1].left_s == 0
+
+
+STRICT = (
+    "{%- for m in messages -%}{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('roles must take turns') }}{%- endif -%}"
+    "{{ m['role'] + ': ' + m['content'] }}{%- endfor -%}"
+)
+
+
+@pytest.mark.parametrize("template", [STRICT, "{{ messages[0].parts.text.more }}", "{{ 1 / 0 }}", "{{ messages[0]['content'] + 1 }}"])
+def test_a_prompt_that_the_chat_template_refuses_is_left_out_and_kills_nothing(base: Path, template: str) -> None:
+    one = trainer(base)
+    one.policy.tokenizer.chat_template = template
+    twice = (*ASKED[0], *ASKED[0])
+    assert one.why_not(twice) == "template"
+    assert not one.fits(twice)
+    with pytest.raises(InvalidEvent, match="chat template refuses these roles"):
+        one.policy.prompt_ids(twice)
+    assert one.fits(ASKED[0]) == (template == STRICT)
