@@ -50,7 +50,7 @@ test-operators: .venv/operators  ## The operator's guide, alerts, dashboards and
 
 chaos: .venv/installed  ## Killed outboxes, full disks, jumping clocks, broken networks, three nodes; then the log as if nothing had happened (ARGS="-k disk", CHAOS_SEED=2)
 	test -e /usr/lib/*/faketime/libfaketimeMT.so.1 || apt-get install -y --no-install-recommends libfaketime
-	$(RUN) pytest tests/chaos $(ARGS)
+	FUZZ_PROFILE=long $(RUN) pytest tests/simulation tests/chaos --timeout 1200 $(ARGS)
 
 soak: .venv/installed  ## 300,000 events through outbox, Kafka, join and lake: does memory stay flat? (five minutes at most; ARGS="--events 1000000")
 	$(RUN) benchmarks.soak $(ARGS)

@@ -2,9 +2,12 @@
 
 A label is a fold over all feedback on its episode, so it depends neither on the order in which records arrive nor on how often. There are two
 times. *Event time* (``Feedback.at``) decides which of two opinions is the newer one. *Arrival time* (the log's own timestamp of a record) decides
-what came too late. It is the same however often the log is read, so folding the log again gives the same labels.
+what came too late. It is the same however often the log is read, so folding the log again gives the same labels. For that, what becomes of a record
+must not depend on when ``expire`` ran: an episode whose window has passed leaves a mark for as long as the log can hold its records.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,6 +23,8 @@ from streams.join.join_settings import EvidenceSettings, JoinSettings
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
 """Outcomes that are no verdict on the answer: an infrastructure fault never counts against it."""
 DEFAULT_EVIDENCE = EvidenceSettings()
+REMEMBERED = timedelta(days=32)
+"""Feedback is kept for 30 days, and goes with its segment of a day."""
 
 
 class KnownEpisode(BaseModel):
@@ -49,16 +54,21 @@ class ArrivedFeedback(BaseModel):
 
 
 class EpisodeState(BaseModel):
-    """The join's state of one episode: the episode (None while feedback waits for it) and its distinct feedback."""
+    """The join's state of one episode: the episode and its distinct feedback; or, while it has not come, all feedback that waits for it, since of two
+    equal ones only the later may be in time; or, after its window, the mark that it leaves."""
 
     model_config = ConfigDict(frozen=True)
 
     known: KnownEpisode | None = None
     feedback: tuple[ArrivedFeedback, ...] = ()
+    superseded: tuple[str, ...] = ()
+    """Feedback of which only the id is known, because the state was restored from a label."""
     expires_at: Instant
-    """Arrival of the episode (or, while it has not arrived, of the first feedback) plus the window."""
+    """Arrival of the episode (or, while it has not arrived, of the first feedback) plus the window. Of a closed one: when its mark may go."""
     erasures: int = 0
     """How often a person was erased from it."""
+    closed: str | None = None
+    """A digest of the episode once its window has passed: nothing else is kept of it, and feedback that comes now is too late."""
 
 
 Covers = Callable[[str | None, datetime, datetime], bool]
@@ -111,16 +121,24 @@ class JoinTally:
 class FeedbackJoin:
     """Folds episodes and feedback into labels. ``set_aside`` receives feedback that cannot count; nothing is dropped silently."""
 
-    def __init__(self, state: EpisodeStates, settings: JoinSettings, set_aside: Callable[[ArrivedFeedback, InvalidEvent], None]) -> None:
+    def __init__(
+        self,
+        state: EpisodeStates,
+        settings: JoinSettings,
+        set_aside: Callable[[ArrivedFeedback, InvalidEvent], None],
+        remembered: timedelta = REMEMBERED,
+    ) -> None:
+        """``remembered``: how long after an episode's arrival its mark is kept; as long as the log can hold a record about it."""
         self._state, self._window, self._most, self._set_aside = state, settings.window, settings.most_feedback, set_aside
+        self._remembered = max(remembered, self._window)
         self._evidence = settings
         self.tally = JoinTally()
 
     def on_episode(self, episode: Episode, now: datetime) -> Label | None:
         """Fold an episode that arrived at ``now``. Returns its label if feedback was waiting for it."""
         standing = self._state.get(episode.episode_id)
-        if standing is not None and standing.known is not None:
-            if _differs(standing.known, episode):
+        if standing is not None and (standing.known is not None or standing.closed is not None):
+            if (standing.closed or _digest(standing.known)) != _digest(episode):
                 why = "another episode of this id was there first: an answer from a cache, or an id that is used twice"
                 raise InvalidEvent("id_taken", f"episode {episode.episode_id}: {why}")
             self.tally.duplicate_episodes += 1
@@ -136,13 +154,14 @@ class FeedbackJoin:
             answer=episode.answer,
             ended_at=episode.ended_at,
         )
-        waiting = standing.feedback if standing is not None else ()
-        in_time = tuple(arrived for arrived in waiting if not self._too_late(arrived, known, now))
-        erasures = standing.erasures if standing is not None else 0
+        waiting, erasures = (standing.feedback, standing.erasures) if standing is not None else ((), 0)
+        in_time = _each_once(arrived for arrived in waiting if not self._too_late(arrived, known, now))
+        self.tally.duplicate_feedback += len(waiting) - len({arrived.feedback.feedback_id for arrived in waiting})
         standing = EpisodeState(known=known, feedback=in_time, expires_at=now + self._window, erasures=erasures)
+        label = self._label(episode.episode_id, standing)  # first: a record that makes this fail must leave no trace
         self._state[episode.episode_id] = standing
         self.tally.joined += [arrived.feedback for arrived in in_time]
-        return self._label(episode.episode_id, standing)
+        return label
 
     def on_feedback(self, feedback: Feedback, now: datetime, offset: int = -1) -> Label | None:
         """Fold feedback that arrived at ``now``. Returns the episode's new label; None when nothing changed or the episode has not arrived."""
@@ -153,7 +172,10 @@ class FeedbackJoin:
         if standing is None:
             self._state[feedback.episode_id] = EpisodeState(feedback=(arrived,), expires_at=now + self._window)
             return None
-        if any(each.feedback.feedback_id == feedback.feedback_id for each in standing.feedback):
+        if standing.closed is not None:
+            self._expire(arrived, "the window of its episode had passed when it arrived")
+            return None
+        if standing.known is not None and feedback.feedback_id in (*standing.superseded, *(each.feedback.feedback_id for each in standing.feedback)):
             self.tally.duplicate_feedback += 1
             return None
         if standing.known is not None and self._too_late(arrived, standing.known, standing.expires_at - self._window):
@@ -163,11 +185,11 @@ class FeedbackJoin:
             self._set_aside(arrived, InvalidEvent("too_many", f"feedback {feedback.feedback_id}: {why}"))
             return None
         standing = standing.model_copy(update={"feedback": (*standing.feedback, arrived)})
+        label = self._label(feedback.episode_id, standing)
         self._state[feedback.episode_id] = standing
-        if standing.known is None:
-            return None
-        self.tally.joined.append(feedback)
-        return self._label(feedback.episode_id, standing)
+        if standing.known is not None:
+            self.tally.joined.append(feedback)
+        return label
 
     def erase(self, episode_id: str, covers: Covers) -> EpisodeErasure:
         """Erase from an episode what ``covers`` says: all of it when its own person is erased, otherwise that person's feedback."""
@@ -199,10 +221,13 @@ class FeedbackJoin:
         if standing.known is None or not standing.feedback:
             return None
         label = label_of(episode_id, standing.known, [each.feedback for each in standing.feedback], self._evidence)
-        return label.model_copy(update={"erasures": standing.erasures}) if standing.erasures else label
+        if standing.erasures or standing.superseded:
+            update = {"erasures": standing.erasures, "superseded": (*standing.superseded, *label.superseded)}
+            return label.model_copy(update=update)
+        return label
 
     def expire(self, now: datetime) -> int:
-        """Drop the state of episodes older than the window; feedback whose episode never arrived expires. Returns the number of dropped episodes.
+        """Close episodes older than the window, and drop old marks; feedback whose episode never arrived expires. Returns how many states changed.
 
         ``now`` must be the watermark: a time that the arrivals of *both* inputs have passed. With the time of the faster input, the slower one
         would lose records that it has yet to deliver.
@@ -210,7 +235,13 @@ class FeedbackJoin:
         due = self._state.due(now)
         for episode_id in due:
             standing = self._state.get(episode_id)
-            if standing is not None and standing.known is None:
+            if standing is None:
+                continue
+            if standing.known is not None:
+                until = standing.expires_at - self._window + self._remembered
+                self._state[episode_id] = EpisodeState(closed=_digest(standing.known), expires_at=until)
+                continue
+            if standing.closed is None:
                 kept = []
                 for arrived in standing.feedback:
                     if arrived.at + self._window < now:
@@ -239,10 +270,20 @@ class FeedbackJoin:
         self._set_aside(arrived, InvalidEvent("expired", f"feedback {arrived.feedback.feedback_id}: {why} (join.window_days = {days:g})"))
 
 
-def _differs(known: KnownEpisode, episode: Episode) -> bool:
-    """True when they cannot be one answer that was sent twice: somebody else asked, or something else was asked or answered."""
-    asked, asked_again = [(m.role, m.text) for m in known.messages], [(m.role, m.text) for m in episode.messages]
-    return (known.user_id, known.tenant, known.answer, asked) != (episode.user_id, episode.tenant, episode.answer, asked_again)
+def _each_once(waiting: Iterable[ArrivedFeedback]) -> tuple[ArrivedFeedback, ...]:
+    """The first of each feedback_id."""
+    found: dict[str, ArrivedFeedback] = {}
+    for arrived in waiting:
+        found.setdefault(arrived.feedback.feedback_id, arrived)
+    return tuple(found.values())
+
+
+def _digest(episode: Episode | KnownEpisode | None) -> str:
+    """Of who asked, what was asked and what was answered: equal for one answer that was sent twice."""
+    if episode is None:
+        return ""
+    said = (episode.user_id, episode.tenant, episode.answer, [(m.role, m.text) for m in episode.messages])
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback], settings: EvidenceSettings = DEFAULT_EVIDENCE) -> Label:

@@ -13,15 +13,16 @@ from streams.core.topics import EPISODES, FEEDBACK, LABELS
 from streams.erasure.erasure_follower import ErasureFollower
 from streams.join.join_erasure import labels_naming
 from streams.join.join_settings import JoinSettings
+from streams.join.log_retention import remembered
 from streams.join.partition_processor import PartitionProcessor
-from streams.kafka import Consumer, Producer
+from streams.kafka import Consumer, Producer, retentions
 from streams.kafka.dead_letters import DeadLetters
 
 GROUP = "tidemill-join"
 REFUSALS = 5
 """Turns in a row whose offset commit may fail before the join reconnects. Their records wait in memory meanwhile."""
 TURN_S = 300.0
-"""Without a heartbeat for this long the loop counts as hanging. Longer than Kafka's own time limits."""
+"""Without a heartbeat for this long the loop counts as hanging: longer than Kafka's own limits."""
 log = structlog.get_logger()
 
 
@@ -35,10 +36,10 @@ class JoinSession:
         self._producer = Producer(context.kafka, context.metrics, "tidemill-join")
         self._letters = DeadLetters(self._producer, context.clock, context.metrics, "join")
         self._consumer = Consumer(context.kafka, [EPISODES, FEEDBACK], "join", context.metrics, group=GROUP)
+        self._remembered = remembered(settings, retentions(context.kafka))
         self.parts: dict[int, PartitionProcessor] = {}
         self._told: dict[tuple[str, int], int] = {}
-        self._refused = 0
-        self._expire_at_s = 0.0
+        self._refused, self._expire_at_s = 0, 0.0
 
     def turn(self) -> None:
         """Fold a batch, and make it durable. Raises Unavailable."""
@@ -55,8 +56,9 @@ class JoinSession:
                 part.catch_up(self._consumer)
         if due := now_s >= self._expire_at_s:
             self._expire_at_s = now_s + settings.expire_every_s
+            behind = self._consumer.behind(self._places())
             for part in self.parts.values():
-                part.expire(self._consumer)
+                part.expire(behind)
             context.metrics.set("tidemill_feedback_pending", sum(part.store.waiting() for part in self.parts.values()))
             self._consumer.measure_lag()
         if not self._commit():
@@ -84,11 +86,10 @@ class JoinSession:
         """Take these partitions, and drop all that was in hand."""
         self._close_parts()
         for number in sorted(numbers):
-            self.parts[number] = PartitionProcessor(number, self._settings, self._context, self._letters, self._erasures)
+            self.parts[number] = PartitionProcessor(number, self._settings, self._context, self._letters, self._erasures, self._remembered)
         self._consumer.seek({key: offset for part in self.parts.values() for key, offset in part.start(self._consumer).items()})
         self._told, self._refused = {}, 0
-        catching_up = sorted(number for number, part in self.parts.items() if part.catching_up)
-        log.info("the join owns partitions", partitions=sorted(self.parts), catches_up=catching_up)
+        log.info("the join owns partitions", partitions=sorted(self.parts), catches_up=[n for n, part in self.parts.items() if part.catching_up])
 
     def _commit(self) -> bool:
         """Publish labels, then commit the offsets to Kafka, then state and offsets to disk. False when Kafka has refused the offsets."""

@@ -1,7 +1,7 @@
 """One partition of the join: its state, the offsets up to which both inputs are folded, and the labels that wait to be sent."""
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from datetime import datetime, timedelta
 
 import structlog
@@ -12,9 +12,11 @@ from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower
-from streams.join.feedback_join import ArrivedFeedback, FeedbackJoin
+from streams.erasure.forgotten_people import record_without
+from streams.join.feedback_join import REMEMBERED, ArrivedFeedback, FeedbackJoin
 from streams.join.join_erasure import erase_from_partition
 from streams.join.join_settings import JoinSettings
+from streams.join.restored_state import state_from_label
 from streams.join.sqlite_state import EPOCH, PartitionState, Reached
 from streams.join.stale_label_repair import MOST_READ, known_through, labels_to_repair
 from streams.kafka import Consumer, Producer, Publisher, Record, RecordPlace, read_between
@@ -31,13 +33,24 @@ log = structlog.get_logger()
 class PartitionProcessor:
     """Joins one partition of episodes with the same partition of feedback."""
 
-    def __init__(self, number: int, settings: JoinSettings, context: PartContext, letters: DeadLetters, erasures: ErasureFollower) -> None:
+    def __init__(
+        self,
+        number: int,
+        settings: JoinSettings,
+        context: PartContext,
+        letters: DeadLetters,
+        erasures: ErasureFollower,
+        remembered: timedelta = REMEMBERED,
+    ) -> None:
+        """``remembered``: how long the log can hold a record about an episode."""
         self.number, self._context, self._letters, self._erasures = number, context, letters, erasures
         self._settings = settings
         self.store = PartitionState(context.state / f"join-{number}.sqlite3", settings.cached_episodes // context.kafka.partitions)
-        self._join = FeedbackJoin(self.store, settings, self._set_aside)
+        self._remembered = max(remembered, settings.window)
+        self._join = FeedbackJoin(self.store, settings, self._set_aside, self._remembered)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._target = dict.fromkeys(INPUTS, 0)
+        self._lacks_records = False
         self.catching_up = False
         """True while another member has been further: records up to its offsets are folded without publishing, since their labels are on the log."""
         self._labels: dict[str, Label] = {}
@@ -66,6 +79,7 @@ class PartitionProcessor:
                 log.error("the join was down for longer than the log is kept: records are lost", topic=topic, partition=self.number, lost=lost)
         done = consumer.committed((topic, self.number) for topic in INPUTS)
         self._target = {topic: min(done[topic, self.number], end) for topic, (_, end) in bounds.items()}
+        self._lacks_records = any(self.reached[topic].next < min(first, done[topic, self.number]) for topic, (first, _) in bounds.items())
         self.catching_up = any(self.reached[topic].next < target for topic, target in self._target.items())
         return {(topic, self.number): self.reached[topic].next for topic in INPUTS}
 
@@ -73,9 +87,29 @@ class PartitionProcessor:
         """Publish again once both inputs are folded up to the group's offsets. What was read beyond them is read again."""
         positions = consumer.positions()
         if all(positions[topic, self.number] >= target for topic, target in self._target.items()):
+            if self._lacks_records:
+                self._restore_from_labels(consumer.bounds([(LABELS.name, self.number)])[LABELS.name, self.number][1])
             consumer.seek({(topic, self.number): max(self.reached[topic].next, target) for topic, target in self._target.items()})
             self.catching_up = False
             log.info("the join has caught up", partition=self.number)
+
+    def _restore_from_labels(self, end: int) -> None:
+        """Other members folded records that the log no longer has: what came of them is in the labels."""
+        oldest = EPOCH + timedelta(milliseconds=max(place.arrived_ms for place in self.reached.values())) - self._remembered
+        restored = 0
+        for record in read_between(self._context.kafka, LABELS, self.number, 0, end, "join", self._context.metrics):
+            left = record_without(record, self._erasures.forgotten, self._settings)
+            if left.value is None:
+                continue
+            try:
+                label = LABELS.decode(left.value)
+            except InvalidEvent:
+                continue
+            if (state := state_from_label(self.store.get(label.episode_id), label, self._settings.window, oldest)) is not None:
+                self.store[label.episode_id] = state
+                restored += 1
+        self.changed = self.changed or restored > 0
+        log.warning("the log no longer has all records: their episodes come from the labels", partition=self.number, restored=restored)
 
     @property
     def places(self) -> dict[tuple[str, int], int]:
@@ -142,17 +176,17 @@ class PartitionProcessor:
         self.commit()
         log.info("people erased", partition=self.number, people=len(asked), **removal.removed)
 
-    def expire(self, consumer: Consumer) -> None:
+    def expire(self, behind: Container[tuple[str, int]]) -> None:
         """Drop what is older than the window, by the watermark: the arrival time that both inputs have passed.
 
         The watermark is the log's own time, so a jump of this machine's clock expires nothing. When both inputs are read to their ends, it
-        advances with real time.
+        advances with real time. ``behind``: what Kafka holds more of than was read; a partition whose broker is slow must not be taken for read.
         """
         if self.catching_up:
             return
-        behind = [self.reached[topic].arrived_ms for topic in INPUTS if consumer.is_behind(topic, self.number)]
+        unread = [self.reached[topic].arrived_ms for topic in INPUTS if (topic, self.number) in behind]
         newest = max(self.reached[topic].arrived_ms for topic in INPUTS)
-        passed_ms = min(behind) if behind else newest + (self._context.clock.monotonic_s() - self._read_at) * 1000
+        passed_ms = min(unread) if unread else newest + (self._context.clock.monotonic_s() - self._read_at) * 1000
         if newest and self._join.expire(EPOCH + timedelta(milliseconds=passed_ms)):
             self.changed = True
 

@@ -7,7 +7,7 @@ from streams.kafka.access_rights import PARTS, grant_rights, grants, principal_o
 from streams.kafka.consumer import Consumer, Record, end_offsets, read_between, read_to_end
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.producer import Producer, Publisher, RecordPlace
-from streams.kafka.topic_admin import await_kafka, committed_offsets, create_topics, kafka_answers, topic_differences, wanted_topics
+from streams.kafka.topic_admin import await_kafka, committed_offsets, create_topics, kafka_answers, retentions, topic_differences, wanted_topics
 
 __all__ = [
     "PARTS",
@@ -27,6 +27,7 @@ __all__ = [
     "principal_of",
     "read_between",
     "read_to_end",
+    "retentions",
     "topic_differences",
     "wanted_topics",
 ]

@@ -95,12 +95,11 @@ class Consumer:
         with translated_errors("ask", self._settings):
             return {key: self._consumer.committed(kafka.TopicPartition(*key), timeout_ms=self._ask_timeout_ms) or 0 for key in partitions}
 
-    def is_behind(self, topic: str, partition: int) -> bool:
-        """True until everything that the last fetch knew about has been polled. Does not ask Kafka."""
-        where = kafka.TopicPartition(topic, partition)
-        end = self._consumer.highwater(where)
+    def behind(self, partitions: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Those of the assigned (topic, partition) pairs that hold records which were not polled. Asks Kafka: what the last fetch knew may be old."""
+        ends = {place: end for place, (_, end) in self.bounds(partitions).items()}
         with translated_errors("read from", self._settings):
-            return end is None or self._consumer.position(where) < end
+            return {place for place, end in ends.items() if self._consumer.position(kafka.TopicPartition(*place)) < end}
 
     def positions(self) -> dict[tuple[str, int], int]:
         """Next offset to read of each assigned (topic, partition)."""

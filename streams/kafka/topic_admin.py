@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import timedelta
 from typing import Any
 
 import kafka
@@ -96,6 +97,18 @@ def topic_differences(settings: KafkaSettings) -> dict[str, list[str]]:
 
 def batch_limits(settings: KafkaSettings) -> dict[str, int]:
     """Largest batch in bytes by topic: the cluster's ``max.message.bytes``. Empty when the cluster does not say."""
+    return _numbers(settings, "max.message.bytes")
+
+
+def retentions(settings: KafkaSettings) -> dict[str, timedelta | None]:
+    """How long records are kept, by topic: ``retention.ms`` as the cluster has it, or as the table says where nobody tells us. None: for ever."""
+    told = _numbers(settings, "retention.ms")
+    kept_ms = {topic.name: told.get(topic.name, topic.retention_ms) for topic in TOPICS}
+    return {name: timedelta(milliseconds=kept) if kept >= 0 else None for name, kept in kept_ms.items()}
+
+
+def _numbers(settings: KafkaSettings, key: str) -> dict[str, int]:
+    """A number of each topic's configuration. Empty where we may not ask."""
     try:
         admin = admin_client(settings)
         try:
@@ -106,7 +119,7 @@ def batch_limits(settings: KafkaSettings) -> dict[str, int]:
             admin.close()
     except (ConfigError, Unavailable):
         return {}
-    limits = {name: values["max.message.bytes"] for name, values in configs.items() if "max.message.bytes" in values}
+    limits = {name: values[key] for name, values in configs.items() if key in values}
     return {name: int(limit["value"] if isinstance(limit, dict) else limit) for name, limit in limits.items()}
 
 

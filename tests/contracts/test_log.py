@@ -146,8 +146,9 @@ def test_a_consumer_without_a_group_reads_all_from_the_beginning_and_goes_where_
     assert [r.offset for r in read(consumer, lambda r: r.key == topic.encode(), 5)] == [place.offset for place in places]
     assert consumer.positions()[DEAD_LETTERS.name, 0] == places[-1].offset + 1
     assert consumer.measure_lag() == 0
-    assert not consumer.is_behind(DEAD_LETTERS.name, 0)
+    assert consumer.behind([(DEAD_LETTERS.name, 0)]) == set()
     consumer.seek({(DEAD_LETTERS.name, 0): places[3].offset})
+    assert consumer.behind([(DEAD_LETTERS.name, 0)]) == {(DEAD_LETTERS.name, 0)}
     assert [r.offset for r in read(consumer, lambda r: r.key == topic.encode(), 2)] == [place.offset for place in places[3:]]
     assert consumer.bounds([(DEAD_LETTERS.name, 0)]) == {(DEAD_LETTERS.name, 0): (0, places[-1].offset + 1)}
     with pytest.raises(ValueError, match="group"):

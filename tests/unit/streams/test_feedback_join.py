@@ -234,7 +234,22 @@ def test_feedback_that_finds_no_episode_expires_and_says_so() -> None:
     assert label.feedback_ids == ("g",)
     bench.join.expire(T0 + timedelta(days=30))
     assert bench.reasons == ["expired"]
-    assert bench.state == {}
+    bench.join.expire(T0 + timedelta(days=40))
+    assert bench.state == {}, "nothing about the episode can be on the log any more"
+
+
+def test_feedback_after_the_window_is_set_aside_at_once_whether_the_episode_was_closed_before_or_not() -> None:
+    for closed_first in (True, False):
+        bench = Bench()
+        bench.take(episode(), hours=0)
+        if closed_first:
+            bench.join.expire(T0 + timedelta(days=8))
+        bench.take(feedback("late", thumb="up"), hours=24 * 8)
+        assert bench.reasons == ["expired"]
+        assert bench.take(episode(), hours=24 * 9) is None, "sent again by an outbox: no new episode, which would make a label of its own"
+        assert bench.join.tally.duplicate_episodes == 1
+        with pytest.raises(InvalidEvent, match="there first"):
+            bench.take(episode().model_copy(update={"answer": "another"}), hours=24 * 9)
 
 
 def test_an_episode_that_comes_too_late_does_not_revive_its_feedback() -> None:
