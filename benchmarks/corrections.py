@@ -27,7 +27,7 @@ import torch
 
 from benchmarks.corrections_facts import FACTS, Fact
 from infra.demo.intervals import paired_difference, share
-from infra.demo.simulated_people import training_question
+from infra.demo.simulated_questions import training_question
 from infra.demo.skills_kept import TEXTS
 from infra.local.part_process import base_folder
 from infra.settings.config import load

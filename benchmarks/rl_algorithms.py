@@ -22,7 +22,8 @@ import torch
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training_question
+from infra.demo.preferences import PREFERENCES
+from infra.demo.simulated_questions import SimulatedQuestion, training_question
 from infra.local.part_process import base_folder
 from infra.settings.config import load
 from learner.models.lora_policy import Policy

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_people import PREFERENCES, SimulatedQuestion, training_question
+from infra.demo.preferences import PREFERENCES
+from infra.demo.simulated_questions import SimulatedQuestion, training_question
 from learner.settings import LearnerSettings
 from streams.core.events import Message
 

@@ -13,13 +13,13 @@ from infra.demo import skills_kept as skills
 from infra.demo.broken_arrows import ArrowWatch, RingFlow
 from infra.demo.demo_talk import Talk
 from infra.demo.held_out_exam import Examiners, PairsAsked
-from infra.demo.machine_told import MachineTold, step_s
+from infra.demo.machine_facts import MachineFacts, step_s
 from infra.demo.progress import Now, Progress
 from infra.demo.report import Report, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_people import held_out_questions
+from infra.demo.simulated_questions import held_out_questions
 from infra.demo.simulated_talk import Answer, SimulatedPeople, TalkTally
-from infra.demo.time_plan import NOT_LEARNING_S, REPORT_S, TimePlan
+from infra.demo.stopping_rule import NOT_LEARNING_S, REPORT_S, TimePlan
 from infra.local.local_ring import Ring, lock_run
 from infra.machine.step_prediction import predicted_step, sized_for
 from infra.operate.log_watch import LogWatch
@@ -41,7 +41,7 @@ def run_demo(
         raise ConfigError(f"--at-most {at_most:g} is less than --minutes {minutes:g}: allow at least as many")
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    started_s, machine = time.monotonic(), MachineTold()
+    started_s, machine = time.monotonic(), MachineFacts()
     machine.look()
     folder = keep or Path("runs/demo")
     chosen = [f"run_folder={folder}", *([f"policy.base={base}"] if base else []), *seed_overrides(seed)]
@@ -73,7 +73,7 @@ def run_demo(
 class Demo:
     """The stages in order."""
 
-    def __init__(self, ring: Ring, progress: Progress, plan: TimePlan, machine: MachineTold, started_s: float) -> None:
+    def __init__(self, ring: Ring, progress: Progress, plan: TimePlan, machine: MachineFacts, started_s: float) -> None:
         self._ring, self._progress, self._plan, self._machine, self._started_s = ring, progress, plan, machine, started_s
         people = ring.settings.people
         self._watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)

@@ -15,7 +15,8 @@ from actor.actor_client import UNCAPTURED
 from actor.adapters.request_routing import BASE
 from infra.demo.paired_rise import PairedRise
 from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_people import HELD_OUT, PREFERENCES, SimulatedQuestion
+from infra.demo.preferences import PREFERENCES
+from infra.demo.simulated_questions import HELD_OUT, SimulatedQuestion
 from infra.demo.simulated_talk import Answer, chat
 from streams.core.errors import Unavailable
 

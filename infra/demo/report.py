@@ -11,8 +11,8 @@ from typing import Any, Literal
 from infra.demo.broken_arrows import all_refused, lost
 from infra.demo.held_out_exam import PairsAsked
 from infra.demo.intervals import Interval, paired_difference, share
-from infra.demo.machine_told import MachineTold
-from infra.demo.simulated_people import PREFERENCES
+from infra.demo.machine_facts import MachineFacts
+from infra.demo.preferences import PREFERENCES
 from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills
 from infra.operate.log_watch import LogFacts
@@ -39,7 +39,7 @@ class Report:
     samples: list[tuple[float, float, str]]
     peak_memory_mib: float
     restarts: dict[str, int]
-    machine: MachineTold
+    machine: MachineFacts
     pairs: PairsAsked
     """All pairs of held-out questions: those asked during the run, and ``before`` with ``after``. They decide whether the rise is shown."""
     skills: Skills | None = None

@@ -12,7 +12,8 @@ import openai
 
 from actor.adapters.request_routing import BASE
 from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_people import PREFERENCES, Preference, SimulatedQuestion, training_question
+from infra.demo.preferences import PREFERENCES, Preference
+from infra.demo.simulated_questions import SimulatedQuestion, training_question
 from streams.core.events import new_id
 
 RECENT = 100

@@ -12,7 +12,7 @@ from infra.demo.demo_talk import Rounds, every_s
 from infra.demo.held_out_exam import Examiners, PairsAsked
 from infra.demo.paired_rise import PairedRise
 from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_people import HELD_OUT, SimulatedQuestion, held_out_questions
+from infra.demo.simulated_questions import HELD_OUT, SimulatedQuestion, held_out_questions
 from infra.demo.simulated_talk import Answer, TalkTally
 from streams.core.errors import Unavailable
 

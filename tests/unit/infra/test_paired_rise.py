@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from infra.demo.paired_rise import ALPHA, PairedRise
-from infra.demo.time_plan import REPORT_S, TimePlan
+from infra.demo.stopping_rule import REPORT_S, TimePlan
 
 PAIRS = 200
 """Half an hour of pairs and more."""

@@ -13,11 +13,11 @@ import pytest
 
 from infra.build.reference_pages import EXAMPLES, T0
 from infra.demo.held_out_exam import PairsAsked
-from infra.demo.machine_told import MachineTold
+from infra.demo.machine_facts import MachineFacts
 from infra.demo.paired_rise import PairedRise
 from infra.demo.report import Report, goodness, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_people import SimulatedQuestion
+from infra.demo.simulated_questions import SimulatedQuestion
 from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills, mean_logprob, measure
 from infra.operate.log_watch import LogFacts
@@ -50,7 +50,7 @@ def report() -> Report:
         samples=[(1.0, 0.2, "base"), (2.0, 0.7, "default@7")],
         peak_memory_mib=7000,
         restarts={},
-        machine=MachineTold(processor="A processor", cores=2, loads=[0.5, 2.5], predicted_step_s=17.0, cpu_s={"learner": 400.0, "actor": 300.0}),
+        machine=MachineFacts(processor="A processor", cores=2, loads=[0.5, 2.5], predicted_step_s=17.0, cpu_s={"learner": 400.0, "actor": 300.0}),
         pairs=PairsAsked(
             PairedRise(30, 40, 4), [(60.0, PairedRise(2, 2, 0)), (100.0, PairedRise(9, 9, 0)), (400.0, PairedRise(30, 40, 4))], shown_with=18
         ),

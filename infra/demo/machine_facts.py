@@ -18,7 +18,7 @@ def step_s(adapter: AdapterVersion) -> float:
 
 
 @dataclass
-class MachineTold:
+class MachineFacts:
     """Facts about the machine, collected during a run."""
 
     predicted_step_s: float | None = None
