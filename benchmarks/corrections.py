@@ -27,10 +27,10 @@ import torch
 
 from benchmarks.corrections_facts import FACTS, Fact
 from infra.demo.intervals import paired_difference, share
-from infra.demo.simulated_questions import training_question
 from infra.demo.skills_kept import TEXTS
 from infra.local.part_process import base_folder
 from infra.settings.config import load
+from infra.simulated_people.simulated_questions import training_question
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
 from learner.ring.labelled_answers import LabelledAnswer

@@ -22,10 +22,10 @@ import torch
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from infra.demo.preferences import PREFERENCES
-from infra.demo.simulated_questions import SimulatedQuestion, training_question
 from infra.local.part_process import base_folder
 from infra.settings.config import load
+from infra.simulated_people.preferences import PREFERENCES
+from infra.simulated_people.simulated_questions import SimulatedQuestion, training_question
 from learner.models.lora_policy import Policy
 from learner.ring.labelled_answers import LabelledAnswer
 from learner.rollouts.rollout_engines import TransformersEngine

@@ -7,9 +7,9 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from infra.demo.people_settings import PeopleSettings
-from infra.demo.preferences import PREFERENCES
-from infra.demo.simulated_questions import SimulatedQuestion, training_question
+from infra.simulated_people.people_settings import PeopleSettings
+from infra.simulated_people.preferences import PREFERENCES
+from infra.simulated_people.simulated_questions import SimulatedQuestion, training_question
 from learner.settings import LearnerSettings
 from streams.core.events import Message
 

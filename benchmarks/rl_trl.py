@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.rl_task import Curve, Task, prompt, true_reward
-from infra.demo.simulated_questions import SimulatedQuestion
+from infra.simulated_people.simulated_questions import SimulatedQuestion
 
 
 def main(task: Task, base: Path, out: Path) -> None:

@@ -140,8 +140,8 @@ def topics(create: bool, acls: bool, principals: str, config: str | None, overri
 def simulate(base_url: str, minutes: float, api_key: str, preferences: bool, config: str | None, overrides: tuple[str, ...]) -> None:
     """Let simulated people talk to an actor and give thumbs."""
     from infra.demo.demo import simulate_for
-    from infra.demo.preferences import PREFERENCES
     from infra.settings.config import load
+    from infra.simulated_people.preferences import PREFERENCES
 
     if preferences:
         for preference in PREFERENCES.values():

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.demo.simulated_talk import TalkTally
 from infra.operate.log_watch import LogFacts
 from infra.settings.config import Settings
+from infra.simulated_people.simulated_talk import TalkTally
 from reward.fit.label_evidence import good_and_bad, lacking
 from streams.core.errors import Unavailable
 from streams.core.metrics import Metrics

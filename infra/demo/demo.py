@@ -17,14 +17,14 @@ from infra.demo.machine_facts import MachineFacts, step_s
 from infra.demo.progress import Now, Progress
 from infra.demo.report import Report, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_questions import held_out_questions
-from infra.demo.simulated_talk import Answer, SimulatedPeople, TalkTally
 from infra.demo.stopping_rule import NOT_LEARNING_S, REPORT_S, TimePlan
 from infra.local.local_ring import Ring, lock_run
 from infra.machine.step_prediction import predicted_step, sized_for
 from infra.operate.log_watch import LogWatch
 from infra.operate.ring_status import ledger_now
 from infra.settings.config import Settings, load
+from infra.simulated_people.simulated_questions import held_out_questions
+from infra.simulated_people.simulated_talk import Answer, SimulatedPeople, TalkTally
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.events import AdapterVersion
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from infra.demo.held_out_exam import Examiners, PairsAsked
-from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_talk import SimulatedPeople, TalkTally
 from infra.local.local_ring import Ring
 from infra.operate.log_watch import LogFacts
+from infra.simulated_people.people_settings import PeopleSettings
+from infra.simulated_people.simulated_talk import SimulatedPeople, TalkTally
 
 HANG_UP_S = 60.0
 """Time limit for the last answers and late thumbs."""

@@ -14,10 +14,10 @@ import openai
 from actor.actor_client import UNCAPTURED
 from actor.adapters.request_routing import BASE
 from infra.demo.paired_rise import PairedRise
-from infra.demo.people_settings import PeopleSettings
-from infra.demo.preferences import PREFERENCES
-from infra.demo.simulated_questions import HELD_OUT, SimulatedQuestion
-from infra.demo.simulated_talk import Answer, chat
+from infra.simulated_people.people_settings import PeopleSettings
+from infra.simulated_people.preferences import PREFERENCES
+from infra.simulated_people.simulated_questions import HELD_OUT, SimulatedQuestion
+from infra.simulated_people.simulated_talk import Answer, chat
 from streams.core.errors import Unavailable
 
 BREATH_S = 0.25

@@ -12,11 +12,11 @@ from infra.demo.broken_arrows import all_refused, lost
 from infra.demo.held_out_exam import PairsAsked
 from infra.demo.intervals import Interval, paired_difference, share
 from infra.demo.machine_facts import MachineFacts
-from infra.demo.preferences import PREFERENCES
-from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills
 from infra.operate.log_watch import LogFacts
 from infra.settings.config import Settings
+from infra.simulated_people.preferences import PREFERENCES
+from infra.simulated_people.simulated_talk import Answer, TalkTally
 from reward.trust.hacking_guards import GuardFinding, inspect
 from streams.core.events import RewardModelVersion
 from streams.join.ledger import Ledger

@@ -16,11 +16,11 @@ from actor.otlp.otlp_settings import OtlpSettings
 from actor.promotion.promotion_settings import PromotionSettings
 from actor.settings import ActorSettings
 from dashboards.console.console_settings import ConsoleSettings
-from infra.demo.people_settings import PeopleSettings
 from infra.local.broker_settings import BrokerSettings
 from infra.operate.prune_settings import PruneSettings
 from infra.settings.policy_settings import PolicySettings
 from infra.settings.text_values import is_service_link, values_of
+from infra.simulated_people.people_settings import PeopleSettings
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
 from streams.artifacts.signing_settings import SigningSettings

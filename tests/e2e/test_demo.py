@@ -14,7 +14,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 
-from infra.demo.simulated_questions import HELD_OUT
+from infra.simulated_people.simulated_questions import HELD_OUT
 from streams.core.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, LABELS, REWARD_MODELS, Topic
 from tests.support.collector import Collector
 

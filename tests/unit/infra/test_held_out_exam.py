@@ -11,9 +11,9 @@ import pytest
 from infra.demo.demo_talk import Rounds, every_s
 from infra.demo.held_out_exam import Examiners, PairsAsked
 from infra.demo.paired_rise import PairedRise
-from infra.demo.people_settings import PeopleSettings
-from infra.demo.simulated_questions import HELD_OUT, SimulatedQuestion, held_out_questions
-from infra.demo.simulated_talk import Answer, TalkTally
+from infra.simulated_people.people_settings import PeopleSettings
+from infra.simulated_people.simulated_questions import HELD_OUT, SimulatedQuestion, held_out_questions
+from infra.simulated_people.simulated_talk import Answer, TalkTally
 from streams.core.errors import Unavailable
 
 GOOD = "{} can be enjoyed by people all over the world."

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from infra.demo.preferences import PREFERENCES
-from infra.demo.simulated_questions import FORMS, SUBJECTS, SimulatedQuestion, held_out_questions, training_question
+from infra.simulated_people.preferences import PREFERENCES
+from infra.simulated_people.simulated_questions import FORMS, SUBJECTS, SimulatedQuestion, held_out_questions, training_question
 
 SPEAKS = PREFERENCES["speaks-to-me"]
 TEA = SimulatedQuestion("tea", "Tell me about tea.")

@@ -17,11 +17,11 @@ from infra.demo.machine_facts import MachineFacts
 from infra.demo.paired_rise import PairedRise
 from infra.demo.report import Report, goodness, write_json
 from infra.demo.report_page import write_html
-from infra.demo.simulated_questions import SimulatedQuestion
-from infra.demo.simulated_talk import Answer, TalkTally
 from infra.demo.skills_kept import Skills, mean_logprob, measure
 from infra.operate.log_watch import LogFacts
 from infra.settings.config import load
+from infra.simulated_people.simulated_questions import SimulatedQuestion
+from infra.simulated_people.simulated_talk import Answer, TalkTally
 from streams.core.events import AdapterVersion, Attestation, Label, RewardModelVersion
 from streams.join.ledger import Ledger, balance
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from infra.demo.simulated_questions import SimulatedQuestion
+from infra.simulated_people.simulated_questions import SimulatedQuestion
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import httpx
 import openai
 
 from actor.adapters.request_routing import BASE
-from infra.demo.people_settings import PeopleSettings
-from infra.demo.preferences import PREFERENCES, Preference
-from infra.demo.simulated_questions import SimulatedQuestion, training_question
+from infra.simulated_people.people_settings import PeopleSettings
+from infra.simulated_people.preferences import PREFERENCES, Preference
+from infra.simulated_people.simulated_questions import SimulatedQuestion, training_question
 from streams.core.events import new_id
 
 RECENT = 100
