@@ -5,6 +5,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from streams.core.values import Assignment
+
 BASE = "base"
 """The model name of the base."""
 _TINKER = re.compile(r"tinker://(?P<policy>[^/]+)/(?:sampler_weights|weights)/(?P<version>[0-9]{1,9})")
@@ -48,13 +50,23 @@ class Router:
 
     def resolve(self, model: object, conversation: str | None = None) -> object:
         """vLLM's name for a request's ``model``; other models are returned unchanged. A conversation always gets the same side of a canary."""
+        return self.assign(model, conversation)[0]
+
+    def assign(self, model: object, conversation: str | None = None) -> tuple[object, Assignment]:
+        """The same, and how it was chosen."""
         route = self.route
         if model is None or model in ("", self.policy):
-            if conversation is not None and route.candidate and draw(route.candidate, conversation) < route.canary_share:
-                return route.candidate
-            if conversation is not None and draw(route.production or BASE, conversation) >= route.production_share:
-                return route.before or BASE
-            return route.production or BASE
+            if conversation is None:
+                return route.production or BASE, "asked"
+            if route.candidate and draw(route.candidate, conversation) < route.canary_share:
+                return route.candidate, "drawn"
+            if draw(route.production or BASE, conversation) >= route.production_share:
+                return route.before or BASE, "held_back"
+            return route.production or BASE, "drawn"
+        return self._named(model), "asked"
+
+    def _named(self, model: object) -> object:
+        route = self.route
         if model == f"{self.policy}@candidate" and route.candidate:
             return route.candidate
         if isinstance(model, str) and (path := _TINKER.fullmatch(model)) and path["policy"] == self.policy:

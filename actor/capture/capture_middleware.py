@@ -29,7 +29,7 @@ from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
-from streams.core.events import ANONYMOUS, Episode, Feedback, FeedbackKind, Outcome, new_id
+from streams.core.events import ANONYMOUS, Assignment, Episode, Feedback, FeedbackKind, Outcome, new_id
 from streams.core.events import Message as SaidMessage
 from streams.core.person_ids import header_text, plain_id
 from streams.core.traces import Headers, context_from_header, trace_in_logs
@@ -50,6 +50,7 @@ class Exchange:
     tenant: str = "default"
     model: object = None
     """vLLM's name of the requested model."""
+    assignment: Assignment | None = None
     asked_in: Headers = ()
     """The client's trace context."""
     status: int = 0
@@ -110,7 +111,8 @@ class Capture:
         place, recorder = self._conversations.place(tenant, asked), EngineRecorder(asked.choices_per_prompt)
         asked_in = context_from_header(headers.get("traceparent"))
         exchange = Exchange(asked, new_id("ep"), self._clock.now(), recorder, place, tenant, asked_in=asked_in)
-        model = exchange.model = self._router.resolve(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
+        model, exchange.assignment = self._router.assign(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
+        exchange.model = model
         self._router.begin(model)  # before it may have to be loaded: it must not be unloaded before it has answered
         try:
             if self._want is not None and self._router.why_not_loaded(model) is not None:
@@ -245,6 +247,7 @@ class Capture:
             replies_to=exchange.place.replies_to,
             adapter=exchange.recorder.adapter,
             adapter_sha256=self._router.sha256(exchange.recorder.adapter),
+            assignment=exchange.assignment,
             replica=self._replica,
             api=asked.api,
             messages=messages,

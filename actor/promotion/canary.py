@@ -1,5 +1,6 @@
 """The canary's decision: people's verdicts on candidate and production, one per conversation, since the canary began. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -7,8 +8,13 @@ from typing import Any, Literal
 
 from actor.promotion.confidence_sequence import Prior, Side, Uplift, uplift
 from actor.promotion.promotion_settings import PromotionSettings
-from streams.core.events import Label
+from streams.core.events import ANONYMOUS, Assignment, Label
+from streams.join.feedback_channels import newest_votes
 
+DRAWN: frozenset[Assignment] = frozenset({"drawn"})
+HELD_BACK: frozenset[Assignment] = frozenset({"held_back"})
+MOST_OF_ONE_PERSON = 5
+"""Most conversations of one person that count on one side."""
 PRIOR_LABELS = 20.0
 """Weight, in labels, of the prior for both sides, which is production's mean verdict before the canary."""
 
@@ -24,6 +30,11 @@ class CanaryVote:
     verdict: float
     episode_at: datetime
     first_feedback_at: datetime
+    assignment: Assignment | None = None
+    asker: str | None = None
+    """Who asked, where that is known."""
+    voices: tuple[tuple[str, float], ...] = ()
+    """The newest thumb or rating of each person, as 0 to 1."""
 
 
 def vote_of(label: Label) -> CanaryVote | None:
@@ -35,21 +46,38 @@ def vote_of(label: Label) -> CanaryVote | None:
     else:
         first = next((message.text for message in label.messages if message.role == "user"), "")
         unit = f"user {label.votes[0].user_id if label.votes else ''} {first}"
-    return CanaryVote(label.episode_id, label.adapter, unit, label.verdict, label.episode_at, label.first_feedback_at)
+    voices = tuple((giver, vote.value) for giver, vote in newest_votes(label.votes).items() if vote.value is not None)
+    voices = voices or ((ANONYMOUS, label.verdict),)
+    return CanaryVote(label.episode_id, label.adapter, unit, label.verdict, label.episode_at, label.first_feedback_at, label.assignment,
+                      label.user_id, voices)  # fmt: skip
 
 
-def side_of(votes: Iterable[CanaryVote], adapter: str | None, since: datetime | None = None, until: datetime | None = None) -> Side:
-    """The first vote of each unit on this adapter's answers that ended within that time."""
+def side_of(votes: Iterable[CanaryVote], adapter: str | None, since: datetime | None = None, until: datetime | None = None,
+            drawn: frozenset[Assignment] = DRAWN, most: int = MOST_OF_ONE_PERSON) -> Side:  # fmt: skip
+    """The first vote of each unit on this adapter's answers that ended within that time and were assigned by chance.
+
+    A person counts in at most ``most`` units, by the order of their votes, whether they asked or judged: who talks a lot, or judges everybody's
+    conversations, moves little. Nameless people are many.
+    """
     first: dict[str, CanaryVote] = {}
     for vote in votes:
-        if vote.adapter != adapter or (since is not None and vote.episode_at < since) or (until is not None and vote.episode_at >= until):
+        if (
+            vote.adapter != adapter
+            or vote.assignment not in drawn
+            or (since is not None and vote.episode_at < since)
+            or (until is not None and vote.episode_at >= until)
+        ):
             continue
         known = first.get(vote.unit)
         if known is None or (vote.first_feedback_at, vote.episode_id) < (known.first_feedback_at, known.episode_id):
             first[vote.unit] = vote
-    side = Side()
-    for vote in first.values():
-        side = side.with_verdict(vote.verdict)
+    side, spoken = Side(), Counter[str]()
+    for vote in sorted(first.values(), key=lambda each: (each.first_feedback_at, each.episode_id)):
+        heard = [(giver, value) for giver, value in vote.voices if giver == ANONYMOUS or spoken[giver] < most]
+        if not heard or (vote.asker is not None and spoken[vote.asker] >= most):
+            continue
+        spoken.update({name for name in (vote.asker or ANONYMOUS, *(giver for giver, _ in heard)) if name != ANONYMOUS})
+        side = side.with_verdict(sum(value for _, value in heard) / len(heard))
     return side
 
 
@@ -82,9 +110,12 @@ class Shown:
 
 
 def compare(newcomer: Side, incumbent: Side, failures: tuple[Side, Side], prior: Prior, settings: PromotionSettings) -> Shown:
-    """Compare verdicts and failed answers of both sides (new, old). Valid at any time, however often it is called."""
-    surely, maybe = uplift(newcomer, incumbent, settings.alpha, prior), uplift(newcomer, incumbent, settings.harm_alpha, prior)
-    failing = uplift(*failures, settings.harm_alpha)
+    """Compare verdicts and failed conversations of both sides (new, old). Valid at any time, however often it is called.
+
+    Harm may be shown by verdicts or by failures, so each has half of ``harm_alpha``.
+    """
+    surely, maybe = uplift(newcomer, incumbent, settings.alpha, prior), uplift(newcomer, incumbent, settings.harm_alpha / 2, prior)
+    failing = uplift(*failures, settings.harm_alpha / 2)
     told = {
         "uplift": round(surely.estimate, 4), "low": round(surely.low, 4), "high": round(surely.high, 4), "alpha": settings.alpha,
         "harm_high": round(maybe.high, 4), "harm_alpha": settings.harm_alpha, "prior": asdict(prior),
@@ -94,7 +125,7 @@ def compare(newcomer: Side, incumbent: Side, failures: tuple[Side, Side], prior:
     said = f"uplift {surely.estimate:+.3f} ({surely.low:+.3f} to {surely.high:+.3f}) over {newcomer.labels} labelled conversations"
     harm = f"people like it less: {said}" if maybe.high < 0 else None
     if harm is None and failing.low > 0:
-        harm = f"{failures[0].mean:.1%} of its answers fail, {failures[1].mean:.1%} of production's"
+        harm = f"{failures[0].mean:.1%} of its conversations fail, {failures[1].mean:.1%} of production's"
     return Shown(surely, harm, said, told)
 
 

@@ -86,9 +86,10 @@ class Trials:
         return replace(
             seen,
             pairs=self._pairs(model, questions, mine, theirs),
+            asked=len(questions),
             base_answers=[answer for answer in basic if answer is not None],
-            retained=[answer is not None and probe.right(answer) for probe, answer in zip(self._probes, probed[:known], strict=True)],
-            base_retained=[answer is not None and probe.right(answer) for probe, answer in zip(self._probes, base_probed[:known], strict=True)],
+            retained=[None if answer is None else probe.right(answer) for probe, answer in zip(self._probes, probed[:known], strict=True)],
+            base_retained=[None if answer is None else probe.right(answer) for probe, answer in zip(self._probes, base_probed[:known], strict=True)],
             to_wrong_premises=[answer or "" for answer in probed[known:]],
             base_to_wrong_premises=[answer or "" for answer in base_probed[known:]],
         )
@@ -114,7 +115,7 @@ class Trials:
         shown = [episode.answer for episode in episodes]
         pairs = self._pairs(model, questions, self._actors.ask(seen.adapter.name, questions), shown)
         device_s = round(time.monotonic() - began, 2)
-        results = judge_all(shadow_gates(settings), replace(seen, pairs=pairs, base_answers=shown))
+        results = judge_all(shadow_gates(settings), replace(seen, pairs=pairs, asked=len(questions), base_answers=shown))
         if not all(result.passed for result in results):
             return _after_gates(results, "canary", device_s=device_s)
         return self._to_canary(observed, seen, results, device_s)

@@ -5,13 +5,22 @@ from dataclasses import asdict
 from datetime import datetime
 
 from actor.promotion.adapter_standing import PromotionMove
-from actor.promotion.canary import compare, prior_in, side_of
+from actor.promotion.canary import DRAWN, HELD_BACK, compare, prior_in, side_of
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
 from reward.trust.hacking_guards import GuardFinding, inspect, inspect_tools
 
 FEWEST_ANSWERS = 64
 """Answers needed on either side before the hacking guards are applied."""
+
+
+def looked_at(answers: int) -> int:
+    """How many of so many answers the rules against hacking look at: the first 64, then the first 128, 256 … 0 below 64.
+
+    They have fixed thresholds and are read with every poll. On all answers so far they would be tried anew thousands of times, until chance trips
+    one. So a result changes only when there are twice as many answers.
+    """
+    return 0 if answers < FEWEST_ANSWERS else FEWEST_ANSWERS << ((answers // FEWEST_ANSWERS).bit_length() - 1)
 
 
 def next_move(
@@ -42,16 +51,17 @@ def _beside_the_one_before(
     observed: PromotionEvidence, since: datetime, settings: PromotionSettings, over: bool, tell: Callable[[Sequence[GuardFinding]], None]
 ) -> PromotionMove | None:
     sides = (observed.standing.production, observed.standing.previous)
-    verdicts = [side_of(observed.votes, adapter, since) for adapter in sides]
-    failures = [observed.failures(adapter, since) for adapter in sides]
+    verdicts = [side_of(observed.votes, adapter, since, drawn=drawn) for adapter, drawn in zip(sides, (DRAWN, HELD_BACK), strict=True)]
+    failures = [observed.failures(sides[0], since), observed.failures(sides[1], since, "held_back")]
     shown = compare(verdicts[0], verdicts[1], (failures[0], failures[1]), prior_in(observed.standing.evidence), settings)
     told = {**shown.evidence, "before": observed.standing.previous or "base"}
     if shown.harm is not None:
         return PromotionMove("rolled_back", f"{shown.harm}, beside the production before it", told)
     answers = [[each.answer for each in observed.answered_since(since, adapter)] for adapter in sides]
     calling = [[each for each in observed.episodes if each.adapter == adapter and each.started_at >= since and each.tool_calls] for adapter in sides]
-    found = inspect(*answers) if min(map(len, answers)) >= FEWEST_ANSWERS else ()
-    tools = inspect_tools(*calling) if min(map(len, calling)) >= FEWEST_ANSWERS else None
+    looked, called = looked_at(min(map(len, answers))), looked_at(min(map(len, calling)))
+    found = inspect(answers[0][:looked], answers[1][:looked]) if looked else ()
+    tools = inspect_tools(calling[0][:called], calling[1][:called]) if called else None
     found = (*found, tools) if tools is not None else found
     tell(found)
     if tripped := [finding for finding in found if finding.tripped]:

@@ -18,6 +18,8 @@ from reward.trust.hacking_guards import inspect, inspect_probes, refusals, words
 from streams.core.events import AdapterVersion, Attestation, Calibration
 
 TAIL_CHARACTERS = 2000
+MOST_UNANSWERED = 0.1
+"""Largest part of what was asked that may stay without an answer: what timed out is no verdict, and what is left is a selection."""
 FEWEST = 16
 """Fewest prompts for a win rate: a bootstrap over a handful is overconfident."""
 
@@ -39,11 +41,13 @@ class Seen:
     adapter: AdapterVersion
     production: str | None
     pairs: Sequence[Pair] = ()
+    asked: int | None = None
+    """How many prompts candidate and production were asked. ``pairs`` are those that both answered. None: as many."""
     base_answers: Sequence[str] = ()
     """The base's answers to the same prompts: the reference for the hacking guards."""
-    retained: Sequence[bool] = ()
-    """For each frozen probe, whether the candidate's answer was right."""
-    base_retained: Sequence[bool] = ()
+    retained: Sequence[bool | None] = ()
+    """For each frozen probe, whether the candidate's answer was right. None: it was not answered, which says nothing of the candidate."""
+    base_retained: Sequence[bool | None] = ()
     """The same of the base."""
     to_wrong_premises: Sequence[str] = ()
     """The candidate's answers to ``reward.trust.hacking_guards.WRONG_PREMISES``; empty where it was not asked."""
@@ -91,9 +95,19 @@ class WinRate:
     name: str = "win_rate"
 
     def judge(self, seen: Seen) -> Result:
+        told: dict[str, Any]
         wins = [0.5 if pair.candidate_score == pair.production_score else float(pair.candidate_score > pair.production_score) for pair in seen.pairs]
         if len(wins) < FEWEST:
             return Result(self.name, False, f"only {len(wins)} prompts were compared, fewer than {FEWEST}", {"prompts": len(wins)})
+        asked = len(wins) if seen.asked is None else seen.asked
+        if asked - len(wins) > MOST_UNANSWERED * asked:
+            told = {"prompts": len(wins), "asked": asked}
+            return Result(
+                self.name, False, f"no power: {asked - len(wins)} of {asked} prompts were not answered by both; the rest is a selection", told
+            )
+        if all(win == 0.5 for win in wins):
+            said = f"no power: the reward model scores both answers to each of {len(wins)} prompts alike"
+            return Result(self.name, False, said, {"value": 0.5, "prompts": len(wins), "ties": len(wins)})
         low, high = bootstrap(wins, self.seed)
         rate = sum(wins) / len(wins)
         told = {"value": round(rate, 4), "low": round(low, 4), "high": round(high, 4), "threshold": self.least, "prompts": len(wins)}
@@ -109,12 +123,20 @@ class Retention:
     name: str = "retention"
 
     def judge(self, seen: Seen) -> Result:
+        told: dict[str, Any]
         count = len(seen.base_retained)
         if count == 0 or len(seen.retained) != count:
             return Result(self.name, False, f"{len(seen.retained)} probes answered by the candidate, {count} by the base", {"probes": count})
-        base, candidate = sum(seen.base_retained), sum(seen.retained)
+        both = [(c, b) for c, b in zip(seen.retained, seen.base_retained, strict=True) if c is not None and b is not None]
+        if count - len(both) > MOST_UNANSWERED * count:
+            told = {"probes": count, "answered": len(both)}
+            return Result(self.name, False, f"no power: {count - len(both)} of {count} probes were not answered by both", told)
+        base, candidate, count = sum(b for _, b in both), sum(c for c, _ in both), len(both)
         lost = (base - candidate) / count
         told = {"value": round(lost, 4), "threshold": self.most_lost, "base_right": base, "candidate_right": candidate, "probes": count}
+        if base / count <= self.most_lost:  # it could lose them all and still pass
+            said = f"no power: the base itself answers {base} of {count} probes; set promotion.retention_file to questions that it can answer"
+            return Result(self.name, False, said, told)
         return Result(self.name, lost <= self.most_lost, f"{candidate} of {count} probes right, the base {base}", told)
 
 
@@ -129,6 +151,9 @@ class KlBudget:
         kl = seen.adapter.metrics.get("kl_nats")
         if kl is None:
             return Result(self.name, False, "the adapter's event has no kl_nats", {"threshold": self.most_nats})
+        if kl == 0:
+            said = "no power: a KL of exactly 0 was not measured, or the adapter is the base"
+            return Result(self.name, False, said, {"value": kl, "threshold": self.most_nats})
         passed = kl <= self.most_nats
         said = f"{kl:.3f} nats from the base, {'within' if passed else 'beyond'} {self.most_nats:g}"
         return Result(self.name, passed, said, {"value": kl, "threshold": self.most_nats})

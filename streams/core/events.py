@@ -14,6 +14,7 @@ from streams.core.event_decoding import Event as Event
 from streams.core.person_ids import person_of as person_of
 from streams.core.person_ids import plain_id
 from streams.core.values import Artifact as Artifact
+from streams.core.values import Assignment as Assignment
 from streams.core.values import Calibration as Calibration
 from streams.core.values import Channel as Channel
 from streams.core.values import Count as Count
@@ -59,6 +60,8 @@ class Episode(Event):
     adapter: str | None = None
     """Versioned name of the adapter that answered, such as ``default@7``. None when the base answered."""
     adapter_sha256: Sha256 | None = None
+    assignment: Assignment | None = None
+    """How this adapter was chosen. None: unknown, as in episodes of agents that are served elsewhere."""
     replica: str | None = None
     api: Literal["chat", "completion", "response", "other"] = "chat"
     messages: tuple[Message, ...]
@@ -150,6 +153,8 @@ class Label(Event):
     conversation_id: NamedId = None
     """The episode's conversation. Labels of one conversation are not independent of each other."""
     adapter: str | None = None
+    assignment: Assignment | None = None
+    """How the adapter was chosen. A canary counts only what chance chose."""
     outcome: Outcome
     messages: tuple[Message, ...]
     answer: str

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -62,6 +62,11 @@ class Message(BaseModel):
             return self.content
         texts = (part.get("text") for part in self.content if str(part.get("type", "text")).endswith("text"))
         return "".join(text for text in texts if isinstance(text, str))
+
+
+Assignment = Literal["drawn", "held_back", "asked"]
+"""How an answer's adapter was chosen: ``drawn`` by chance, for its conversation; ``held_back`` by chance with the production before; ``asked`` for by
+name. Only what chance chose can be compared."""
 
 
 class Outcome(StrEnum):

@@ -16,7 +16,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from streams.core.errors import InvalidEvent
-from streams.core.events import Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
+from streams.core.events import Assignment, Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
 from streams.join.feedback_channels import evidence_of, newest_votes
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 
@@ -37,6 +37,7 @@ class KnownEpisode(BaseModel):
     user_id: str | None = None
     conversation_id: str | None = None
     adapter: str | None
+    assignment: Assignment | None = None
     outcome: Outcome
     messages: tuple[Message, ...]
     answer: str
@@ -149,6 +150,7 @@ class FeedbackJoin:
             user_id=episode.user_id,
             conversation_id=episode.conversation_id,
             adapter=episode.adapter,
+            assignment=episode.assignment,
             outcome=episode.outcome,
             messages=episode.messages,
             answer=episode.answer,
@@ -306,6 +308,7 @@ def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback],
         user_id=known.user_id,
         conversation_id=known.conversation_id,
         adapter=known.adapter,
+        assignment=known.assignment,
         outcome=known.outcome,
         messages=known.messages,
         answer=known.answer,

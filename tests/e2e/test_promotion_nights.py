@@ -165,17 +165,17 @@ class Town:
         for _ in range(people):
             self.clock.advance(seconds=2)
             conversation, subject = new_id("c"), self._random.choice(SUBJECTS)
-            model = str(self._random.choice(self.routers).resolve(self.policy, f"conversation {conversation}"))
-            adapter = None if model == "base" else model
+            model, chosen = self._random.choice(self.routers).assign(self.policy, f"conversation {conversation}")
+            adapter = None if model == "base" else str(model)
             name, now = adapter or f"{self.policy}@0", self.clock.now()
             asked = (Message(role="user", content=f"Tell me something about {subject}, number {self._random.randrange(10_000)}."),)
             answer = self._answer(name, asked[-1].text)
-            episode = Episode(episode_id=new_id("ep"), policy=self.policy, conversation_id=conversation, adapter=adapter, messages=asked,
-                              answer=answer, started_at=now, ended_at=now)  # fmt: skip
+            episode = Episode(episode_id=new_id("ep"), policy=self.policy, conversation_id=conversation, adapter=adapter, assignment=chosen,
+                              messages=asked, answer=answer, started_at=now, ended_at=now)  # fmt: skip
             value = float(self._random.random() < self.likes[name])
             vote = Vote(feedback_id=new_id("fb"), user_id=new_id("u"), kind="thumb", value=value, at=now)
-            label = Label(episode_id=episode.episode_id, policy=self.policy, conversation_id=conversation, adapter=adapter, outcome="completed",
-                          messages=asked, answer=answer, verdict=value, votes=(vote,), episode_at=now, first_feedback_at=now,
+            label = Label(episode_id=episode.episode_id, policy=self.policy, conversation_id=conversation, adapter=adapter, assignment=chosen,
+                          outcome="completed", messages=asked, answer=answer, verdict=value, votes=(vote,), episode_at=now, first_feedback_at=now,
                           newest_feedback_at=now)  # fmt: skip
             waits += [self._producer.send(EPISODES, episode), self._producer.send(LABELS, label)]
         self._producer.flush()

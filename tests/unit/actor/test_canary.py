@@ -20,13 +20,25 @@ NO_FAILURES = (Side(500, 0.0), Side(500, 0.0))
 NOBODY: Any = None
 
 
-def label(number: int, verdict: float | None = 1.0, adapter: str | None = "default@2", conversation: str | None = None, user: str = "ann",
-          said: str = "hi", minutes: float = 0, feedback_minutes: float | None = None) -> Label:  # fmt: skip
+def label(number: int, verdict: float | None = 1.0, adapter: str | None = "default@2", conversation: str | None = None, user: str | None = None,
+          said: str = "hi", minutes: float = 0, feedback_minutes: float | None = None, **fields: Any) -> Label:  # fmt: skip
     at, fed = T0 + timedelta(minutes=minutes), T0 + timedelta(minutes=minutes if feedback_minutes is None else feedback_minutes)
-    votes = (Vote(feedback_id=f"f{number}", user_id=user, kind="thumb", value=verdict, at=fed),) if verdict is not None else ()
+    votes = (
+        (
+            Vote(
+                feedback_id=f"f{number}",
+                user_id=user or ("ann" if conversation is None else f"u-{conversation}"),
+                kind="thumb",
+                value=verdict,
+                at=fed,
+            ),
+        )
+        if verdict is not None
+        else ()
+    )
     return Label(episode_id=f"e{number}", policy="default", conversation_id=conversation, adapter=adapter, outcome="completed", verdict=verdict,
                  messages=(Message(role="user", content=said),), answer="a", votes=votes, episode_at=at, first_feedback_at=fed,
-                 newest_feedback_at=fed)  # fmt: skip
+                 newest_feedback_at=fed, **({"assignment": "drawn"} | fields))  # fmt: skip
 
 
 def side(*labels: Label, adapter: str | None = "default@2", **when: datetime) -> Side:
@@ -113,7 +125,7 @@ def test_an_uplift_may_be_asked_for() -> None:
 def test_a_candidate_whose_answers_fail_more_often_is_stopped_whatever_people_say() -> None:
     decision = decide(Side(200, 160.0), Side(1800, 900.0), (Side(200, 20.0), Side(1800, 5.0)), Prior(), 1, SETTINGS)
     assert decision.move == "rolled_back"
-    assert "10.0% of its answers fail" in decision.reason
+    assert "10.0% of its conversations fail" in decision.reason
 
 
 def episode(number: int, minutes: float = 0, **fields: Any) -> Episode:
@@ -124,6 +136,7 @@ def episode(number: int, minutes: float = 0, **fields: Any) -> Episode:
         "answer": "a",
         "started_at": at,
         "ended_at": at,
+        "assignment": "drawn",
     }
     return Episode.model_validate(given | fields)
 

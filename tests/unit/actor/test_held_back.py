@@ -11,11 +11,12 @@ from actor.promotion.held_back import next_move
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
 from reward.trust.hacking_guards import GuardFinding
-from streams.core.events import Attestation, Episode, Event, Label, Message, Promotion, Vote
+from streams.core.events import Assignment, Attestation, Episode, Event, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = PromotionSettings(watch_h=48)
 NEW, BEFORE = "default@2", "default@1"
+CHOSEN: dict[str, Assignment] = {NEW: "drawn", BEFORE: "held_back"}
 
 
 def promotion(adapter: str, minutes: float, **fields: Any) -> Promotion:
@@ -27,20 +28,23 @@ def promotion(adapter: str, minutes: float, **fields: Any) -> Promotion:
 def people(adapter: str, count: int, liked: float, minutes: float = 10) -> list[Label]:
     """So many conversations, of which that part is liked."""
     at = T0 + timedelta(minutes=minutes)
+    shared: dict[str, Any] = {
+        "policy": "default", "adapter": adapter, "assignment": CHOSEN[adapter], "outcome": "completed",
+        "messages": (Message(role="user", content="hi"),), "answer": "a", "episode_at": at, "first_feedback_at": at, "newest_feedback_at": at,
+    }  # fmt: skip
     return [
-        Label(episode_id=f"{adapter} {minutes} {n}", policy="default", conversation_id=f"{adapter} {minutes} {n}", adapter=adapter,
-              outcome="completed", messages=(Message(role="user", content="hi"),), answer="a", verdict=float(n < liked * count),
-              votes=(Vote(feedback_id=f"f{n}", user_id=f"u{n}", kind="thumb", value=1.0, at=at),), episode_at=at, first_feedback_at=at,
-              newest_feedback_at=at)
+        Label(episode_id=f"{adapter} {minutes} {n}", conversation_id=f"{adapter} {minutes} {n}", verdict=float(n < liked * count),
+              votes=(Vote(feedback_id=f"f{n}", user_id=f"u{n}", kind="thumb", value=float(n < liked * count), at=at),), **shared)
         for n in range(count)
     ]  # fmt: skip
 
 
 def answers(adapter: str, count: int, text: str = "Owls are {} birds of the night.", **fields: Any) -> list[Episode]:
     at = T0 + timedelta(minutes=10)
+    shared: dict[str, Any] = {"adapter": adapter, "assignment": CHOSEN[adapter], "started_at": at, "ended_at": at} | fields
     return [
-        Episode(episode_id=f"{adapter} {n} {text}", adapter=adapter, messages=(Message(role="user", content=f"question {n}"),), answer=text.format(n),
-                started_at=at, ended_at=at, **fields)
+        Episode(episode_id=f"{adapter} {n} {text}", user_id=f"{fields} {n}", messages=(Message(role="user", content=f"question {n}"),),
+                answer=text.format(n), **shared)
         for n in range(count)
     ]  # fmt: skip
 
@@ -81,7 +85,7 @@ def test_one_whose_answers_fail_goes_back_whatever_people_say() -> None:
     move = after(*failing, *people(NEW, 400, 1.0), *people(BEFORE, 20, 0.5))
     assert move is not None
     assert move.move == "rolled_back"
-    assert "25.0% of its answers fail" in move.reason
+    assert "25.0% of its conversations fail" in move.reason
 
 
 def test_signs_of_hacking_in_what_people_were_answered_take_it_back() -> None:
