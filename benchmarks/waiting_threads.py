@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from infra.local.core_plan import SLEEPING_THREADS
-from learner.runs.background import stand_back
+from learner.runs.idle_priority import lower_priority
 
 LAYERS, PRODUCTS = 30, 8
 AFTER_S = 4.0
@@ -115,7 +115,7 @@ def answer(tokens: int, answers: int) -> None:
 def train(background: bool) -> None:
     """Large products, until it is ended."""
     if background:
-        stand_back()
+        lower_priority()
     states_NH, weight = torch.randn(1024, 576, dtype=torch.bfloat16), torch.randn(576, 6144, dtype=torch.bfloat16)
     print("computes", flush=True)
     while True:

@@ -18,10 +18,10 @@ from starlette.types import ASGIApp
 from actor.api_keys import KeyGate, Keys, tenant_of
 from actor.capture.capture_middleware import read_body
 from actor.capture.redaction import redacted, redacted_episode, redactor_of
+from actor.otlp.duplicate_spans import Call, SeenCalls, merged
 from actor.otlp.otlp_settings import OtlpSettings
 from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_spans, refusal, unpacked
 from actor.otlp.span_episodes import episodes_of, kind_of
-from actor.otlp.told_calls import Call, ToldCalls, merged
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
 from streams.core.listening_socket import listening_socket
@@ -50,7 +50,7 @@ class Receiver:
     def __init__(self, settings: OtlpSettings, policy: str, outbox: Outbox, metrics: Metrics, clock: Clock) -> None:
         """Raises ConfigError when the redactor in the settings is not installed."""
         self._settings, self._policy, self._outbox, self._metrics, self._clock = settings, policy, outbox, metrics, clock
-        self._redactor, self._told = redactor_of(settings), ToldCalls()
+        self._redactor, self._told = redactor_of(settings), SeenCalls()
         self._taking = threading.Lock()
 
     def app(self) -> ASGIApp:

@@ -21,7 +21,7 @@ from learner.ring.labelled_answers import LabelledAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, make_engine
 from learner.runs import checkpoint
 from learner.runs.adapter_probes import probes_of
-from learner.runs.background import stand_back
+from learner.runs.idle_priority import lower_priority
 from learner.runs.step_progress import PROGRESS_FILE, StepTeller
 from learner.runs.trainer import Prompt, StepResult, Trainer
 from learner.settings import LearnerSettings
@@ -73,7 +73,7 @@ class LearnerProcess:
         self._settings, self._state = settings, state
         device = torch.device("cuda" if settings.ray_num_gpus > 0 and torch.cuda.is_available() else "cpu")
         if settings.background and device.type == "cpu":
-            log.info("in_the_background", threads=stand_back())
+            log.info("in_the_background", threads=lower_priority())
         self._mesh = ALONE
         if place is not None:
             self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 SCRIPT = """
 import json, os, threading
-from learner.runs.background import stand_back
+from learner.runs.idle_priority import lower_priority
 stopping = threading.Event()
 early = threading.Thread(target=stopping.wait)
 early.start()
-lowered = stand_back()
+lowered = lower_priority()
 late = threading.Thread(target=stopping.wait)
 late.start()
 threads = [int(name) for name in os.listdir("/proc/self/task")]

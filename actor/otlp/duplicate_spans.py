@@ -1,4 +1,4 @@
-"""One call that several spans tell of becomes one episode: a framework's span around its client's, or a gateway's beside the caller's. Pure."""
+"""Several spans can report the same call (a framework's around its client's, a gateway's next to the caller's): they become one episode. Pure."""
 
 import json
 from collections import Counter, OrderedDict
@@ -11,33 +11,33 @@ from streams.core.events import Episode
 
 @dataclass
 class Call:
-    """One answer of a model, and the first span that told of it."""
+    """One call of a model, and the first span that reported it."""
 
     tenant: str
     span: Span
     episodes: list[Episode]
     """Redacted."""
     taken_out: Counter[str] = field(default_factory=Counter)
-    """What redaction took out of them."""
+    """Number of redactions by kind."""
 
     place: int = 0
-    """Place in its export of the span that told of it first, so that the export keeps its order."""
+    """Position of its first span in the export, to keep the order."""
 
     @property
     def named(self) -> bool:
-        """Whether the answer has an id of its own."""
+        """True when the answer has an id."""
         return bool(self.span.attributes.get("gen_ai.response.id"))
 
     @property
     def said(self) -> bytes:
-        """Hash of what was asked last and what was answered."""
+        """Hash of last question, answers and tool calls."""
         asked = next((message.text.strip() for message in reversed(self.episodes[0].messages) if message.role == "user"), "")
         calls = [[call.get("function", {}).get("name") for call in each.tool_calls] for each in self.episodes]
         return sha256(json.dumps([asked, [each.answer.strip() for each in self.episodes], calls]).encode(errors="replace")).digest()
 
     def is_same(self, other: "Call") -> bool:
-        """Whether both spans tell of one call: of what is the same, in one trace with one inside the other, or under one id. Two calls one after
-        the other are two, whatever they say, and so are those of two people."""
+        """True when both spans report the same call: the same id, or one inside the other in one trace. Calls one after the other are two, also with
+        the same text; so are calls of two people."""
         users = {self.episodes[0].user_id, other.episodes[0].user_id} - {None}
         if self.span.span_id == other.span.span_id or len(users) > 1:
             return False
@@ -46,7 +46,7 @@ class Call:
         return self.span.trace_id == other.span.trace_id and (_inside(self.span, other.span) or _inside(other.span, self.span))
 
     def with_facts_of(self, other: "Call") -> "Call":
-        """One call of both: the answer's own id wins, and who asked in which conversation is taken from where it stands."""
+        """Both merged: the answer's id wins; user and conversation come from the span that has them."""
         first, second = (self, other) if self.named or not other.named else (other, self)
         known = second.episodes[0]
         episodes = [
@@ -73,7 +73,7 @@ def merged(calls: list[Call]) -> list[Call]:
     return [call for alike in found.values() for call in alike]
 
 
-class ToldCalls:
+class SeenCalls:
     """Remembers recent calls, for spans that come in a later export. The oldest are dropped first."""
 
     def __init__(self, remembered: int = 20_000) -> None:
@@ -81,12 +81,12 @@ class ToldCalls:
         self._known: OrderedDict[tuple[str, bytes], Call] = OrderedDict()
 
     def has(self, call: Call) -> bool:
-        """Whether another span told of this call before."""
+        """True when another span has reported this call before."""
         known = self._known.get((call.tenant, call.said))
         return known is not None and known.is_same(call)
 
     def note(self, call: Call) -> None:
-        """Remember a call that was taken."""
+        """Remember a call."""
         lean = [each.model_copy(update={"messages": (), "tools": (), "answer": ""}) for each in call.episodes[:1]]
         told = Span(call.span.trace_id, call.span.span_id, "", _id_alone(call), call.span.started_ns, call.span.ended_ns)
         self._known[call.tenant, call.said] = Call(call.tenant, told, lean)

@@ -8,11 +8,11 @@ from pathlib import Path
 LOWEST_NICENESS = 19
 
 
-def stand_back() -> int:
-    """Give every thread of this process the lowest priority, and so every thread that one of them starts later. Returns how many were lowered.
+def lower_priority() -> int:
+    """Give every thread of this process, and every thread that they start later, the lowest priority. Returns how many were lowered.
 
-    In Linux's idle class a thread is interrupted at once when any other wants its core, where niceness alone lets it finish its slice: a server's
-    threads sleep and wake hundreds of times an answer. Each thread has a class of its own, hence one by one. There is no way back without rights.
+    In Linux's idle class a thread yields its core at once to any other thread. With niceness alone it finishes its time slice, and a server's threads
+    sleep and wake hundreds of times per answer. The class is set per thread. Raising the priority again needs privileges.
     """
     lowered = 0
     for thread in [int(entry.name) for entry in Path("/proc/self/task").iterdir()] if Path("/proc/self/task").exists() else [0]:
