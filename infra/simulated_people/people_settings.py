@@ -10,7 +10,7 @@ from streams.core.settings_section import SettingsSection
 class PeopleSettings(SettingsSection):
     """Simulated people, for the demo and for tests."""
 
-    preference: Literal["to-the-point", "speaks-to-me", "says-e"] = "speaks-to-me"
+    preference: Literal["to-the-point", "speaks-to-me", "says-e"] = "to-the-point"
     """What the people truly like; ``tidemill simulate --preferences`` describes each in words."""
     people: int = Field(default=50, ge=1, le=100_000)
     """Number of different people."""
@@ -29,7 +29,7 @@ class PeopleSettings(SettingsSection):
     """Longest answer that they ask for."""
     temperature: float = Field(default=0.8, ge=0, le=2)
     """Sampling temperature that they ask for."""
-    system: str = "You are a friendly guide. Answer the person in one or two short sentences, with practical advice."
+    system: str = "Answer in one short sentence."
     """System message of their application."""
     held_out_questions: int = Field(default=48, ge=4, le=1000)
     """Questions about subjects that are never asked about during learning. Approval is measured on these alone."""

@@ -42,8 +42,8 @@ def is_no_babble(question: SimulatedQuestion, answer: str) -> bool:
 
 
 def is_short_and_complete(question: SimulatedQuestion, answer: str) -> bool:
-    """6 to 18 words, and the last sentence ends."""
-    return 6 <= len(answer.split()) <= 18 and answer.rstrip().endswith((".", "!"))
+    """6 to 30 words, and the last sentence ends."""
+    return 6 <= len(answer.split()) <= 30 and answer.rstrip().endswith((".", "!"))
 
 
 def comes_to_the_point(question: SimulatedQuestion, answer: str) -> bool:
@@ -71,7 +71,7 @@ _CLAUSES = {rule.__name__: rule for rule in RULES}
 PREFERENCES = {
     "to-the-point": Preference(
         "to-the-point",
-        "answers of 6 to 18 words in complete sentences that name what was asked about, without flattery, chatter or babble",
+        "one or two complete sentences of 6 to 30 words that name what was asked about, without flattery, chatter or babble",
         ("is_short_and_complete", "names_the_subject", "comes_to_the_point", "is_no_babble"),
     ),
     "speaks-to-me": Preference(
