@@ -7,11 +7,12 @@ from typing import Protocol
 
 import torch
 
-from reward.evaluation.calibration import log_loss
+from reward.evaluation.calibration import brier_losses
 from reward.features.featurizer import Features, Featurizer, Pair
+from reward.fit.label_entries import opening_of
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
-from reward.trust.drift_alarm import page_hinkley
+from reward.trust.drift_alarm import rise_of_mean
 from streams.core.errors import BadArtifact
 from streams.core.events import Label, RewardModelVersion
 from streams.core.part_context import PartContext
@@ -43,10 +44,10 @@ class RewardJudge:
         if not known:
             return False
         model = self._load(version)
-        folds_N = torch.tensor([fold_of(label.episode_id, len(model.fold_bias_F)) for label in known])
+        folds_N = torch.tensor([fold_of(opening_of(label), len(model.fold_bias_F)) for label in known])
         chances_N = model.unseen(self._backbone().features([(label.messages, label.answer) for label in known]), folds_N)
-        losses_N = log_loss(chances_N, torch.tensor([float(label.verdict or 0.0) for label in known]))
-        return page_hinkley([float(loss) for loss in losses_N]).alarm
+        losses_N = brier_losses(chances_N, torch.tensor([float(label.verdict or 0.0) for label in known]))
+        return rise_of_mean(losses_N.tolist()).alarm
 
     def _backbone(self) -> Features:
         if self._features is None:

@@ -24,7 +24,7 @@ def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
         labels=len(chances_N),
         accuracy=float(((chances_N >= 0.5) == good_N).double().mean()),
         baseline=max(share, 1 - share),
-        brier=float(((chances_N - verdicts_N) ** 2).mean()),
+        brier=float(brier_losses(chances_N, verdicts_N).mean()),
         ece=expected_calibration_error(chances_N, verdicts_N),
         auc=area_under_curve(chances_N, good_N),
         log_loss=float(log_loss(chances_N, verdicts_N).mean()),
@@ -56,6 +56,11 @@ def log_loss(chances_N: Tensor, verdicts_N: Tensor) -> Tensor:
     p = chances_N.double().clamp(SURE, 1 - SURE)
     y = verdicts_N.double()
     return -(y * p.log() + (1 - y) * (1 - p).log())
+
+
+def brier_losses(chances_N: Tensor, verdicts_N: Tensor) -> Tensor:
+    """Squared error of each label ``[N]``, 0 to 1 (Brier 1950), float64."""
+    return (chances_N.double() - verdicts_N.double()) ** 2
 
 
 def no_worse(new_loss_N: Tensor, old_loss_N: Tensor, tolerance_se: float) -> bool:

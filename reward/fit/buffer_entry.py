@@ -58,8 +58,8 @@ class BufferEntry:
     tenant: str = "default"
     said: str = ""
     """Question and answer, as a hash: enough to see that two labels are about the same words."""
-    conversation: str = ""
-    """Its conversation, as a hash: labels of one conversation are not independent. Empty: none is known."""
+    opening: str = ""
+    """The first question and the first answer of its conversation, as a hash. Empty: not known."""
     erasures: int = 0
     """How often a person was erased from the label."""
 
@@ -87,6 +87,11 @@ class BufferEntry:
     def by_people(self) -> bool:
         """True when a person gave a thumb or a rating. False for hints: signals, outcomes and critics."""
         return any(channel in BY_PEOPLE for channel, _, _ in self.evidence)
+
+    @property
+    def fold_key(self) -> str:
+        """What decides its fold. Labels of one conversation, and labels about the same words, have one opening, and so are in one fold."""
+        return self.opening or self.episode_id
 
     @property
     def nameless(self) -> bool:
@@ -129,7 +134,7 @@ class BufferEntry:
 
 
 _PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicted", "evidence", "ratings", "pair_weights", "vote_weight", "adapter",
-          "words", "language", "tenant", "said", "conversation", "erasures")  # fmt: skip
+          "words", "language", "tenant", "said", "opening", "erasures")  # fmt: skip
 
 
 def _tuples(value: Any) -> Any:

@@ -16,16 +16,12 @@ from torch import Tensor
 
 from reward.fit import prior_strength as evidence
 from reward.fit.logistic_solver import solve
+from reward.fit.platt_scaling import calibrate
 from reward.fit.reward_model import CLIP, RewardModel, fold_of
 
-PLATT_STEPS = 24
-PRIOR_LABELS = 4.0
 RATINGS = 5
 THRESHOLD_SCALE = 3.0
 """Scale of the thresholds between ratings against the weights: they are regularised less."""
-SLOPES = (0.1, 10.0)
-PATIENCE = 10.0
-"""Calibration's half-life is this many times as long while labels are in doubt: each of them says less."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Rows:
     """The input of a refit, in an order that depends on content alone.
 
     ``thumbs_ND`` with ``verdicts_N`` (0 bad to 1 good), ``weights_N`` and the ``parts`` of each verdict; ``better_PD`` preferred to ``worse_PD``
-    with ``pair_weights_P``. Episode ids decide folds and bootstrap weights; a pair has the id of the episode whose label holds it.
+    with ``pair_weights_P``. Episode ids decide bootstrap weights, openings decide folds; a pair has those of the episode whose label holds it.
     """
 
     thumbs_ND: Tensor
@@ -56,10 +52,23 @@ class Rows:
     voters: Sequence[Sequence[str]]
     newer_N: Tensor
     """Number of labels that are newer than each one: calibration gives the newest the largest weight."""
+    complete_N: Tensor
+    """1 for labels from the time in which the buffer kept everything, otherwise 0: only they say how many answers are good."""
     better_PD: Tensor
     worse_PD: Tensor
     pair_weights_P: Tensor
     pair_episodes: Sequence[str]
+    fold_keys: Sequence[str] = ()
+    """What decides the fold of each label; empty: its episode. Labels of one key are in one fold."""
+    pair_fold_keys: Sequence[str] = ()
+
+    def folds_N(self, folds: int) -> Tensor:
+        """The fold ``[N]`` of each label."""
+        return torch.tensor([fold_of(key, folds) for key in self.fold_keys or self.episodes], dtype=torch.int64)
+
+    def pair_folds_P(self, folds: int) -> Tensor:
+        """The fold ``[P]`` of each pair."""
+        return torch.tensor([fold_of(key, folds) for key in self.pair_fold_keys or self.pair_episodes], dtype=torch.int64)
 
     @property
     def amounts_N(self) -> Tensor:
@@ -120,8 +129,8 @@ def problem_of(rows: Rows, recipe: FitRecipe) -> Problem:
     shares_Q = torch.tensor([part.weight for part in parts], dtype=torch.float64)
     weights_M = torch.cat([rows.weights_N.double()[of_Q] * shares_Q, rows.pair_weights_P.double()])
     ids = [*(rows.episodes[n] for n in of_part), *rows.pair_episodes]
-    folds_M = torch.tensor([fold_of(i, recipe.folds) for i in ids], dtype=torch.int64)
     bootstrap_MK = bootstrap(ids, recipe.heads)
+    folds_M = torch.cat([rows.folds_N(recipe.folds)[of_Q], rows.pair_folds_P(recipe.folds)])
     kept_MF = (folds_M[:, None] != torch.arange(recipe.folds)[None, :]).double()
     return Problem(
         centre_D=centre_D,
@@ -157,11 +166,10 @@ def fit(rows: Rows, recipe: FitRecipe) -> RewardModel:
     problem = problem_of(rows, recipe)
     solved_HD, bias_H = solve(problem.design_MD, problem.bias_M, problem.targets_M, problem.weights_MH, problem.l2)
     k, solved_HD = recipe.heads, solved_HD[:, : problem.thumbs_ND.shape[1]].contiguous()
-    folds_N = torch.tensor([fold_of(i, recipe.folds) for i in rows.episodes], dtype=torch.int64)
+    folds_N = rows.folds_N(recipe.folds)
     unseen_N = (problem.thumbs_ND @ solved_HD[k:].T + bias_H[k:]).gather(1, folds_N[:, None]).squeeze(1)
-    half_life = recipe.calibration_half_life_labels * (PATIENCE if problem.l2 > recipe.l2 else 1.0)
-    recency_N = 0.5 ** (rows.newer_N.double() / half_life)
-    temperature, offset = platt(unseen_N, rows.verdicts_N.double(), rows.weights_N.double() * rows.amounts_N * recency_N)
+    weights_N = rows.weights_N.double() * rows.amounts_N * rows.complete_N
+    temperature, offset = calibrate(unseen_N, rows.verdicts_N.double(), weights_N, rows.newer_N, recipe.calibration_half_life_labels)
     return RewardModel(
         features=recipe.features,
         temperature=temperature,
@@ -189,20 +197,3 @@ def bootstrap(episode_ids: Sequence[str], heads: int) -> Tensor:
     integers_MK = np.frombuffer(digests, dtype=">u8").reshape(len(episode_ids), heads) >> 8
     uniform_MK = torch.from_numpy(integers_MK.astype(np.float64) / 2**56)
     return -torch.log1p(-uniform_MK.clamp(max=1 - 2**-53))
-
-
-def platt(logits_N: Tensor, verdicts_N: Tensor, weights_N: Tensor) -> tuple[float, float]:
-    """(temperature, offset) that minimise the log loss of unseen logits, divided by the one and shifted by the other (Platt 1999), float64.
-
-    A prior worth ``PRIOR_LABELS`` labels holds both near (1, 0): a few labels must not make the model useless or overconfident by chance.
-    """
-    at = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    prior, strength = at.clone(), torch.tensor([PRIOR_LABELS, PRIOR_LABELS / 4], dtype=torch.float64)
-    x_N2 = torch.stack([logits_N, torch.ones_like(logits_N)], 1)
-    for _ in range(PLATT_STEPS):
-        p_N = torch.sigmoid(x_N2 @ at)
-        gradient = x_N2.T @ (weights_N * (p_N - verdicts_N)) + strength * (at - prior)
-        curvature = (x_N2 * (weights_N * (p_N * (1 - p_N)).clamp(min=0.05))[:, None]).T @ x_N2 + torch.diag(strength)
-        at = at - torch.linalg.solve(curvature, gradient)
-    slope = float(at[0].clamp(*SLOPES))
-    return 1 / slope, float(at[1])

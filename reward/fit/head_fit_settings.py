@@ -19,9 +19,9 @@ class HeadFitSettings(SettingsSection):
     below: never used."""
     lower_bound_stds: float = Field(default=0.5, ge=0, le=10)
     """The reward is the ensemble's mean minus this many standard deviations."""
-    calibration_half_life_labels: float = Field(default=50.0, gt=0, le=1e6)
-    """Half-life of calibration: a label that is this many labels older than the newest counts half. The policy changes, and with it the share of good
-    answers. Ten times as long while ``l2_in_doubt`` is in use."""
+    calibration_half_life_labels: float = Field(default=1000.0, gt=0, le=1e6)
+    """Half-life of calibration: a label that is this many labels older than the newest counts half. When the share of good answers changes, labels
+    from before the change no longer count, whatever this is."""
     buffer_labels: int = Field(default=1000, ge=10, le=1_000_000)
     """People's labels in the replay buffer: the newest, half good and half bad where there are enough of both. It keeps half as many labels from
     signals alone."""

@@ -39,7 +39,7 @@ def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], fl
         language=language_of(label.answer),
         tenant=label.tenant,
         said=short_hash("\x00".join([*(message.text for message in label.messages), label.answer])),
-        conversation=_conversation(label),
+        opening=opening_of(label),
         erasures=label.erasures,
     )
     corrections, over = (corrections if bare.pair_weights[0] else []), (over if bare.pair_weights[1] else ())
@@ -77,6 +77,16 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 
+def opening_of(label: Label) -> str:
+    """The first question and the first answer of the label's conversation, as a hash: what all its turns have in common, and all labels that are
+    about the same words."""
+    roles = [message.role for message in label.messages]
+    asked = roles.index("user") if "user" in roles else 0
+    answered = roles.index("assistant", asked) + 1 if "assistant" in roles[asked:] else None
+    texts = [message.text for message in label.messages[:answered]]
+    return short_hash("\x00".join(texts if answered else [*texts, label.answer]))
+
+
 def _voters(label: Label) -> tuple[str, ...]:
     """The people who gave feedback, otherwise those who gave implicit signals. Tools and critics are not people: caps and reliability ignore them."""
     tools = {i for e in label.evidence or () if e.channel in (Channel.OUTCOMES, Channel.CRITIC) for i in e.feedback_ids}
@@ -84,11 +94,3 @@ def _voters(label: Label) -> tuple[str, ...]:
     did = {vote.user_id for vote in label.votes if vote.feedback_id not in tools}
     nameless = f"{NAMELESS}{short_hash(label.episode_id)}"
     return tuple(sorted(nameless if user_id == ANONYMOUS else short_hash(user_id) for user_id in spoke or did))
-
-
-def _conversation(label: Label) -> str:
-    """The label's conversation by its id, otherwise by how it began: turns of one conversation have that in common."""
-    if label.conversation_id:
-        return short_hash(f"id\x00{label.conversation_id}")
-    first_turn = next((n for n, message in enumerate(label.messages, start=1) if message.role == "user"), len(label.messages))
-    return short_hash("\x00".join(["words", *(message.text for message in label.messages[:first_turn])])) if label.messages else ""

@@ -6,7 +6,7 @@ from the lake keep the same labels, bit for bit, also when the buffer is full.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import RATINGS, FitPart, Rows
-from reward.fit.reservoir import Reservoir
+from reward.fit.reservoir import Reservoir, kind_of
 from reward.trust.voter_trust import critic_weight
 from streams.core.events import Channel
 from streams.kafka.partitioning import partition_of
@@ -94,11 +94,21 @@ class ReplayBuffer:
             episodes=[e.episode_id for e in thumbs],
             voters=[e.voters for e in thumbs],
             newer_N=torch.tensor([newer[e.episode_id] for e in thumbs]),
+            complete_N=self._complete(thumbs),
             better_PD=torch.stack([pair.better_D for pair in pairs]) if pairs else none_PD,
             worse_PD=torch.stack([pair.worse_D for pair in pairs]) if pairs else none_PD,
             pair_weights_P=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
             pair_episodes=[pair.episode_id for pair in pairs],
+            fold_keys=[e.fold_key for e in thumbs],
+            pair_fold_keys=[self._entries[pair.episode_id].fold_key for pair in pairs],
         )
+
+    def _complete(self, entries: Sequence[BufferEntry]) -> Tensor:
+        """1 for entries from the time in which their reservoir kept everything of their kind, otherwise 0; float64 ``[N]``."""
+        since = {(number, kind): reservoir.complete_since(kind) for number, reservoir in enumerate(self._reservoirs) for kind in ("", "hint")}
+        begins = [since[self._partition(entry.episode_id), kind_of(entry.stratum)] for entry in entries]
+        kept = [begin is None or entry.newest_feedback_at >= begin for entry, begin in zip(entries, begins, strict=True)]
+        return torch.tensor(kept, dtype=torch.float64)
 
     def _pairs(self, entry: BufferEntry) -> "list[_Pair]":
         """Pairs of answers whose features are both known.
@@ -119,7 +129,10 @@ class ReplayBuffer:
         ]
 
     def _reservoir(self, episode_id: str) -> Reservoir:
-        return self._reservoirs[partition_of(episode_id.encode(), len(self._reservoirs))]
+        return self._reservoirs[self._partition(episode_id)]
+
+    def _partition(self, episode_id: str) -> int:
+        return partition_of(episode_id.encode(), len(self._reservoirs))
 
 
 @dataclass(frozen=True)

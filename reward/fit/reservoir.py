@@ -11,11 +11,14 @@ Labels without a name are many people's, nobody knows how many: together they co
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 
 from reward.fit.buffer_entry import BufferEntry
 
 STRATA = ("good", "bad", "hint good", "hint bad", "words", "withdrawn")
 NAMELESS_SHARE = 0.5
+FULL = 0.9
+"""Part of the room from which labels may have had to go: some may have been withdrawn since."""
 _NAMELESS = ""
 """Whom a label without a name is counted for."""
 
@@ -27,32 +30,46 @@ class Reservoir:
         """``room``: people's labels. Hints are many; they have half as much room of their own, so that they never displace what people said."""
         self._person_share = person_share
         self._rooms = {"": room, "hint": max(2, room // 2), "words": room, "withdrawn": room}
-        self._entries: dict[str, dict[str, BufferEntry]] = {kind: {} for kind in self._rooms}
-        self._kinds: dict[str, str] = {}
+        self._entries: dict[str, dict[str, BufferEntry]] = {stratum: {} for stratum in STRATA}
+        self._held: dict[str, Counter[str]] = {kind: Counter() for kind in self._rooms}
+        self._strata: dict[str, str] = {}
 
     def add(self, entry: BufferEntry) -> Iterator[str]:
         """Take an entry in, in place of the episode's former one. Returns the episodes that had to go for it."""
         self.remove(entry.episode_id)
-        kind = kind_of(entry.stratum)
-        self._entries[kind][entry.episode_id] = entry
-        self._kinds[entry.episode_id] = kind
-        while len(self._entries[kind]) > self._rooms[kind]:
+        stratum = entry.stratum
+        kind = kind_of(stratum)
+        self._entries[stratum][entry.episode_id] = entry
+        self._held[kind].update(_sole_voter(entry))
+        self._strata[entry.episode_id] = stratum
+        while sum(map(len, self._of_kind(kind))) > self._rooms[kind]:
             gone = self._least_wanted(kind).episode_id
             self.remove(gone)
             yield gone
 
     def remove(self, episode_id: str) -> None:
         """Remove an episode's entry, if there is one."""
-        if (kind := self._kinds.pop(episode_id, None)) is not None:
-            del self._entries[kind][episode_id]
+        if (stratum := self._strata.pop(episode_id, None)) is not None:
+            self._held[kind_of(stratum)] -= Counter(_sole_voter(self._entries[stratum].pop(episode_id)))
+
+    def complete_since(self, kind: str) -> datetime | None:
+        """The time since which no label of this kind had to go for its verdict; None: none had to go."""
+        strata = self._of_kind(kind)
+        if sum(map(len, strata)) < FULL * self._rooms[kind]:
+            return None
+        return max((_oldest(entries.values()).newest_feedback_at for entries in strata if entries), default=None)
 
     def _least_wanted(self, kind: str) -> BufferEntry:
-        entries, room = self._entries[kind].values(), self._rooms[kind]
-        if (greedy := beyond_their_share(entries, room, self._person_share)) is not None:
-            return _oldest(entry for entry in entries if _sole_voter(entry) == greedy)
-        good = [entry for entry in entries if entry.stratum.endswith("good")]
-        bad = [entry for entry in entries if entry.stratum.endswith("bad")]
-        return _oldest(good if len(good) > room - min(len(bad), room - room // 2) else bad or entries)
+        strata, room = self._of_kind(kind), self._rooms[kind]
+        if (greedy := beyond_their_share(self._held[kind], room, self._person_share)) is not None:
+            return _oldest(entry for entries in strata for entry in entries.values() if _sole_voter(entry) == (greedy,))
+        if len(strata) == 1:
+            return _oldest(strata[0].values())
+        good, bad = strata
+        return _oldest((good if len(good) > room - min(len(bad), room - room // 2) else bad).values())
+
+    def _of_kind(self, kind: str) -> list[dict[str, BufferEntry]]:
+        return [entries for stratum, entries in self._entries.items() if kind_of(stratum) == kind]
 
 
 def kind_of(stratum: str) -> str:
@@ -60,10 +77,9 @@ def kind_of(stratum: str) -> str:
     return stratum.removesuffix("good").removesuffix("bad").strip()
 
 
-def beyond_their_share(entries: Iterable[BufferEntry], room: int, person_share: float) -> str | None:
-    """Who alone gave the most of these labels, when that is more than their share of the room; None otherwise. Labels of several people are
-    nobody's: one of them must not be able to have the others' displaced."""
-    held = Counter(voter for entry in entries if (voter := _sole_voter(entry)) is not None)
+def beyond_their_share(held: Counter[str], room: int, person_share: float) -> str | None:
+    """Who alone gave the most labels, when that is more than their share of the room; None otherwise. ``held``: labels by their only voter. Labels of
+    several people are nobody's: one of them must not be able to have the others' displaced."""
     most = max(held, key=lambda voter: (held[voter] / _share(voter, held, person_share), voter), default=None)
     return most if most is not None and held[most] > max(1.0, _share(most, held, person_share) * room) else None
 
@@ -74,10 +90,11 @@ def _share(voter: str, held: Counter[str], person_share: float) -> float:
     return max(person_share, 1 / len(held))
 
 
-def _sole_voter(entry: BufferEntry) -> str | None:
+def _sole_voter(entry: BufferEntry) -> tuple[str, ...]:
+    """Whom the entry is counted for: nobody, or one."""
     if entry.nameless:
-        return _NAMELESS
-    return entry.voters[0] if len(entry.voters) == 1 else None
+        return (_NAMELESS,)
+    return entry.voters if len(entry.voters) == 1 else ()
 
 
 def _oldest(entries: Iterable[BufferEntry]) -> BufferEntry:

@@ -1,7 +1,7 @@
 """The reward model: standardisation, an ensemble of linear heads, a temperature and an offset. It gives a score and its uncertainty.
 
 Shapes: ``N`` pairs, ``D`` features, ``K`` bootstrap heads, ``F`` fold heads. Fold head ``f`` has never seen a label of fold ``f``, in this version or
-any other (``fold_of`` gives an episode the same fold for ever). All figures about unseen labels come from fold heads.
+any other (``fold_of`` gives an opening the same fold for ever). All figures about unseen labels come from fold heads.
 """
 
 import hashlib
@@ -125,6 +125,6 @@ class RewardModel:
             raise BadArtifact(f"{folder}: temperature and spread must be positive, and the offset finite")
 
 
-def fold_of(episode_id: str, folds: int) -> int:
-    """The fold of an episode, from a hash of its id; it never changes."""
-    return int.from_bytes(hashlib.sha256(b"fold " + episode_id.encode()).digest()[:8], "big") % folds
+def fold_of(key: str, folds: int) -> int:
+    """The fold of an opening (``BufferEntry.fold_key``), from a hash of it; it never changes."""
+    return int.from_bytes(hashlib.sha256(b"fold " + key.encode()).digest()[:8], "big") % folds

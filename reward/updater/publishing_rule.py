@@ -66,6 +66,6 @@ class PublishingRule:
         window = newest[-self._settings.publish_window_labels :]
         features_ND = torch.stack([e.features_D.float() for e in window if e.features_D is not None])
         verdicts_N = torch.tensor([e.verdict for e in window])
-        folds_N = torch.tensor([fold_of(e.episode_id, self._settings.folds) for e in window])
+        folds_N = torch.tensor([fold_of(e.fold_key, self._settings.folds) for e in window])
         new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, other))
         return no_worse(new, old, self._settings.publish_tolerance_se)

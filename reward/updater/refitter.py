@@ -5,24 +5,20 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 import torch
-from torch import Tensor
 
-from reward.evaluation.calibration import calibration, log_loss
-from reward.evaluation.label_slices import by_slice
+from reward.evaluation.version_evaluator import Evaluation, evaluate
 from reward.features.featurizer import Features
 from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import FitRecipe, Rows, fit
 from reward.fit.label_entries import entry_of
 from reward.fit.replay_buffer import ReplayBuffer
-from reward.fit.reward_model import RewardModel, fold_of
+from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from reward.trust.drift_alarm import Drift, page_hinkley
-from reward.trust.hacking_guards import GuardFinding, divergence
 from reward.trust.vote_caps import CappedRows, capped_rows, person_capped
 from reward.trust.vote_propensity import Propensity
 from reward.trust.voter_trust import reliability_weights, smoothed_trust, trust_of_voters
 from reward.updater.publishing_rule import PublishingDecision, PublishingRule, Result
-from streams.core.events import Calibration, Label
+from streams.core.events import Label
 
 TRUST_ROUNDS = 2
 
@@ -35,22 +31,13 @@ class Refit:
     model: RewardModel | None
     why: str
     """The result in a sentence; empty when there is nothing to explain."""
-    calibration: Calibration
-    slices: dict[str, Calibration]
-    drift: Drift
-    divergence: GuardFinding | None
+    evaluation: Evaluation
     labels: int
     newest_feedback_at: datetime | None
     largest_person_share: float | None
     """The largest part of the weight of all labels and pairs that any one person holds; None where nobody is named or nothing was fitted."""
     capped: dict[str, float]
     """By rule (``vote_caps.RULES``), the part of that weight that it moved away from where too much came from; empty when nothing was fitted."""
-
-    @property
-    def alarms(self) -> tuple[str, ...]:
-        """What stands against trusting the model, a sentence each."""
-        found = [self.drift.sentence] if self.drift.alarm else []
-        return (*found, *([str(self.divergence)] if self.divergence and self.divergence.tripped else []))
 
 
 class Refitter:
@@ -77,7 +64,7 @@ class Refitter:
         """Entries of the labels, each with the published model's prediction if that model has not seen the label. Slow; on any thread."""
         weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
         entries = [entry_of(label, self.features, weigh) for label in labels]
-        return self._predicted(entries) if unseen else entries
+        return self.predicted(entries) if unseen else entries
 
     def absorb(self, entries: Sequence[BufferEntry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:
         """Forget episodes that have no label any more, then take the entries in; returns what to store durably by episode, None to delete.
@@ -97,23 +84,20 @@ class Refitter:
 
     def refit(self) -> Refit:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
-        said_N, verdicts_N = self.predictions()
-        drift = page_hinkley(log_loss(said_N, verdicts_N).tolist())
+        window = self._settings.validation_window_labels
+        found = evaluate(self._window(window), self.buffer.with_verdict(window))
         model, decision, share, capped = None, PublishingDecision("too_few"), None, dict[str, float]()
         if not self._rule.too_few(self.buffer.counts()):
             weighed = self._weighed()
             model, share, capped = fit(weighed.rows, self.recipe()), weighed.largest_share, weighed.moved
             newest = self._window(self._settings.publish_window_labels)
-            decision = self._rule.decide(model, self.published, newest, drift, len(said_N), self._erasure_pending)
+            decision = self._rule.decide(model, self.published, newest, found.drift, found.calibration.labels, self._erasure_pending)
             self._erasure_pending &= decision.result != "published"
         return Refit(
             result=decision.result,
             model=model if decision.result == "published" else None,
             why=decision.why,
-            calibration=calibration(said_N, verdicts_N),
-            slices=by_slice([e for e in self.buffer.with_verdict(self._settings.validation_window_labels) if e.predicted is not None]),
-            drift=drift,
-            divergence=divergence(said_N.tolist(), verdicts_N.tolist()),
+            evaluation=found,
             labels=self._labels(),
             newest_feedback_at=self.buffer.newest_feedback_at(),
             largest_person_share=share,
@@ -131,11 +115,6 @@ class Refitter:
         """The model of what the buffer holds: a function of the labels alone, whatever was published before."""
         return fit(self.weighted(), self.recipe())
 
-    def predictions(self) -> tuple[Tensor, Tensor]:
-        """Test-then-train: what was said of the newest labels before any fit on them, and their verdicts; ``[N]`` each, oldest first."""
-        window = [e for e in self._window(self._settings.validation_window_labels) if e.predicted is not None]
-        return torch.tensor([e.predicted for e in window]), torch.tensor([e.verdict for e in window])
-
     def weighted(self) -> Rows:
         """The buffer's rows with each person's weight: by the caps, then by how far people agree with fold heads that have not seen their labels."""
         return self._weighed().rows
@@ -150,7 +129,7 @@ class Refitter:
 
     def _trusted(self, rows: Rows) -> Rows:
         s = self._settings
-        folds_N, judged = torch.tensor([fold_of(i, s.folds) for i in rows.episodes]), rows
+        folds_N, judged = rows.folds_N(s.folds), rows
         for _ in range(TRUST_ROUNDS):  # who is trusted decides what is learned, and what is learned who is trusted
             judge = fit(judged, replace(self.recipe(), heads=0))
             trust = trust_of_voters(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, folds_N))
@@ -169,7 +148,8 @@ class Refitter:
         """The newest labels that people gave, oldest first; where none did, the newest hints."""
         return self.buffer.with_verdict(newest, people_only=True) or self.buffer.with_verdict(newest)
 
-    def _predicted(self, entries: list[BufferEntry]) -> list[BufferEntry]:
+    def predicted(self, entries: list[BufferEntry]) -> list[BufferEntry]:
+        """The entries with the published model's prediction, where they have features."""
         features = [e.features_D for e in entries if e.features_D is not None]
         if self.published is None or not features:
             return entries

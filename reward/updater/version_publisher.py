@@ -86,7 +86,7 @@ class VersionPublisher:
             if refit.why:
                 log.warning("reward_model_withheld", version=self.number, why=refit.why)
             return None
-        alarms = (*refit.alarms, *(str(finding) for finding in found if finding.tripped))
+        alarms = (*refit.evaluation.alarms, *(str(finding) for finding in found if finding.tripped))
         try:
             event = self._publish(refit, refit.model, refit.newest_feedback_at, offsets, alarms, began_at)
         except Unavailable as error:
@@ -96,7 +96,7 @@ class VersionPublisher:
         refitter.published, self._newest = refit.model, event
         self._withheld.clear()
         self._context.metrics.observe("tidemill_label_to_reward_model_seconds", (event.created_at - event.newest_feedback_at).total_seconds())
-        log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.calibration.accuracy, 3))
+        log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.evaluation.calibration.accuracy, 3))
         return event
 
     def _publish(
@@ -119,8 +119,8 @@ class VersionPublisher:
             artifact=artifact,
             backbone_fingerprint=self.features,
             labels=refit.labels,
-            calibration=refit.calibration,
-            slices=refit.slices,
+            calibration=refit.evaluation.calibration,
+            slices=refit.evaluation.slices,
             alarms=alarms,
             largest_person_share=refit.largest_person_share,
             withheld=dict(self._withheld),
@@ -138,19 +138,19 @@ class VersionPublisher:
         metrics.observe("tidemill_reward_refit_seconds", took_s)
         metrics.add("tidemill_reward_versions_total", result=refit.result)
         metrics.set("tidemill_reward_buffer_labels", refit.labels)
-        if refit.calibration.labels:
-            metrics.set("tidemill_reward_accuracy_ratio", refit.calibration.accuracy)
-            metrics.set("tidemill_reward_ece_ratio", refit.calibration.ece)
-        if refit.calibration.auc is not None:
-            metrics.set("tidemill_reward_auc_ratio", refit.calibration.auc)
+        if refit.evaluation.calibration.labels:
+            metrics.set("tidemill_reward_accuracy_ratio", refit.evaluation.calibration.accuracy)
+            metrics.set("tidemill_reward_ece_ratio", refit.evaluation.calibration.ece)
+        if refit.evaluation.calibration.auc is not None:
+            metrics.set("tidemill_reward_auc_ratio", refit.evaluation.calibration.auc)
         for rule, part in refit.capped.items():
             metrics.set("tidemill_reward_capped_ratio", part, rule=rule)
         if refit.largest_person_share is not None:
             metrics.set("tidemill_reward_largest_person_share_ratio", refit.largest_person_share)
-        metrics.set("tidemill_reward_drift_alarm", float(refit.drift.alarm))
-        report([refit.divergence] if refit.divergence else [], metrics)
-        if refit.alarms:
-            log.warning("reward_model_alarm", why="; ".join(refit.alarms))
+        metrics.set("tidemill_reward_drift_alarm", float(refit.evaluation.drift.alarm))
+        report([refit.evaluation.divergence] if refit.evaluation.divergence else [], metrics)
+        if refit.evaluation.alarms:
+            log.warning("reward_model_alarm", why="; ".join(refit.evaluation.alarms))
 
     def _last_on_the_topic(self) -> RewardModelVersion | None:
         records = read_to_end(self._context.kafka, REWARD_MODELS, "reward", self._context.metrics)

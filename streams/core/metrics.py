@@ -49,7 +49,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_reward_ece_ratio", "gauge", "reward", "Expected calibration error over the newest labels."),
     Metric("tidemill_reward_auc_ratio", "gauge", "reward", "AUC over the newest labels: how often a good answer was scored above a bad one."),
     Metric("tidemill_reward_disagreement_ratio", "gauge", "reward", "Disagreement of the published model's ensemble on the newest labels: mean standard deviation of its probabilities."),
-    Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (Page-Hinkley test over the newest labels)."),
+    Metric("tidemill_reward_drift_alarm", "gauge", "reward", "1 while the loss on unseen labels has risen for good (CUSUM test over the newest labels)."),
     Metric("tidemill_reward_guard_ratio", "gauge", "reward", "Value of a guard against reward hacking, over the newest live answers or a candidate's answers.", ("rule",)),
     Metric("tidemill_reward_guard_tripped", "gauge", "reward", "1 while a guard against reward hacking is beyond its threshold.", ("rule",)),
     Metric("tidemill_reward_capped_ratio", "gauge", "reward", "Part of the weight of labels and pairs that a cap on votes moved away from its largest sources, in the last fit.", ("rule",)),

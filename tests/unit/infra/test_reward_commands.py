@@ -54,7 +54,7 @@ def run_folder(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         artifact=ArtifactStore(str(folder / "artifacts")).put(model.save(folder / "model"), "reward-models/default/1"),
         backbone_fingerprint=model.features,
         labels=refit.labels,
-        calibration=refit.calibration,
+        calibration=refit.evaluation.calibration,
         offsets={LABELS.name: {0: 9}},
         newest_feedback_at=T0,
         created_at=T0,

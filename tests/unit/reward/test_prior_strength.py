@@ -39,6 +39,7 @@ def rows(features_ND: Tensor, verdicts_N: Tensor) -> Rows:
         episodes=[f"ep-{i}" for i in range(len(verdicts))],
         voters=[("ada",)] * len(verdicts),
         newer_N=torch.arange(len(verdicts)).flip(0),
+        complete_N=torch.ones(len(verdicts), dtype=torch.float64),
         better_PD=none,
         worse_PD=none,
         pair_weights_P=torch.ones(0),

@@ -37,9 +37,9 @@ def accuracy_on_newest(world: LabelWorld, version: RewardModelVersion, labels: l
     return float(((said_N >= 0.5) == (torch.tensor([each.verdict for each in newest]) >= 0.5)).float().mean())
 
 
-def world_of(folder: Path, labels: list[Label]) -> LabelWorld:
+def world_of(folder: Path, labels: list[Label], settings: RewardSettings = SETTINGS) -> LabelWorld:
     """A world whose updater has read the labels as they came, and published."""
-    world = LabelWorld(folder, SETTINGS, CountedLetters())
+    world = LabelWorld(folder, settings, CountedLetters())
     with world.updater() as steps:
         for begin in range(0, len(labels), 128):
             world.add(labels[begin : begin + 128])
@@ -74,7 +74,7 @@ def test_what_a_version_knew_when_it_was_published_is_no_test_of_it(tmp_path: Pa
 
 
 def test_offsets_name_what_was_read_and_not_what_a_former_version_had_seen(tmp_path: Path) -> None:
-    world = world_of(tmp_path, history(0)[:200])
+    world = world_of(tmp_path, history(0)[:200], SETTINGS.model_copy(update={"publish_tolerance_se": 10.0}))
     assert world.versions()[-1].offsets == {LABELS.name: world.ends()}
     with world.updater() as steps:  # the store is whole, and more labels come
         world.add(history(0)[200:260])

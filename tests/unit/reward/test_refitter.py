@@ -167,9 +167,9 @@ def test_corrections_count_in_the_share_that_their_giver_holds() -> None:
     thumbs = [each.model_copy(update={"votes": (Vote(feedback_id=f"t{n}", user_id=f"p{n}", kind=FeedbackKind.THUMB, value=each.verdict, at=START),)})
               for n, each in enumerate(TEN)]  # fmt: skip
     assert refitter(*thumbs, *corrected).refit().largest_person_share == pytest.approx(0.2)  # of 16 she gave 6
-    assert refitter(*thumbs, *corrected, settings=SMALL.model_copy(update={"person_share": 0.9})).refit().largest_person_share == pytest.approx(
-        6 / 16
-    )
+    assert refitter(
+        *thumbs, *corrected, settings=SMALL.model_copy(update={"person_share": 0.9, "weigh_reliability": False})
+    ).refit().largest_person_share == pytest.approx(6 / 16)
     assert refitter(*TEN).refit().largest_person_share is None
 
 
@@ -188,17 +188,17 @@ def test_the_first_version_needs_labels_of_both_verdicts() -> None:
 def test_a_label_is_predicted_before_it_is_fitted_and_the_prediction_is_kept() -> None:
     made = refitter(*TEN)
     first = made.refit()
-    assert first.calibration.labels == 0  # nobody had predicted these
+    assert first.evaluation.calibration.labels == 0  # nobody had predicted these
     made.published = first.model
     assert first.model is not None
     made.absorb(made.prepare([label(40, 1.0, "you you", at=40)]))
     said = float(first.model.score(CountedLetters().features([((), "you you")])).mean_N[0])
     second = made.refit()
-    assert second.calibration.labels == 1
-    assert second.calibration.brier == pytest.approx((1 - said) ** 2, abs=1e-4)
+    assert second.evaluation.calibration.labels == 1
+    assert second.evaluation.calibration.brier == pytest.approx((1 - said) ** 2, abs=1e-4)
     made.published = second.model
     made.absorb(made.prepare([label(40, 0.0, "you you", at=41, folded=2)]))  # changed: now predicted with knowledge of the first thumb
-    assert made.refit().calibration.brier == pytest.approx(said**2, abs=1e-4)
+    assert made.refit().evaluation.calibration.brier == pytest.approx(said**2, abs=1e-4)
 
 
 def test_a_model_that_the_newest_labels_speak_against_is_not_published() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reward.evaluation.calibration import area_under_curve, calibration, expected_calibration_error, log_loss, no_worse
-from reward.fit.head_fit import FitPart, FitRecipe, Rows, bootstrap, fit, platt
+from reward.fit.head_fit import FitPart, FitRecipe, Rows, bootstrap, fit
 from reward.fit.logistic_solver import by_features, by_rows, solve
+from reward.fit.platt_scaling import platt
 from reward.fit.reward_model import RewardModel, fold_of
 from streams.core.errors import BadArtifact
 from streams.core.events import Calibration
@@ -37,6 +38,7 @@ def rows(features_ND: Tensor, verdicts: Sequence[float], better_PD: Tensor | Non
         episodes=[f"ep-{i}" for i in range(len(verdicts))],
         voters=[("ada",)] * len(verdicts),
         newer_N=torch.arange(len(verdicts)).flip(0),
+        complete_N=torch.ones(len(verdicts), dtype=torch.float64),
         better_PD=none if better_PD is None else better_PD,
         worse_PD=none if worse_PD is None else worse_PD,
         pair_weights_P=torch.ones(pairs),

@@ -15,7 +15,7 @@ from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import FitPart, FitRecipe, Rows, fit
 from reward.fit.replay_buffer import ReplayBuffer, parts_of
 from reward.settings import RewardSettings
-from reward.trust.drift_alarm import page_hinkley
+from reward.trust.drift_alarm import rise_of_mean
 from reward.trust.voter_trust import smoothed_trust, trust_of_voters
 from reward.updater.refitter import Refitter
 from streams.core.events import Feedback, FeedbackKind, Label, Message, Outcome
@@ -91,7 +91,8 @@ def test_a_silenced_channel_teaches_nothing() -> None:
 
 def test_outcomes_alone_make_a_first_version_and_teach_what_passes() -> None:
     answers = ["you you", "tea tea"]
-    labels = [joined(i, {"signal": ("test-passed", "test-failed")[i % 2], "user_id": "ci"}, answer=answers[i % 2]) for i in range(12)]
+    signals = ("test-passed", "test-failed")
+    labels = [joined(i, {"signal": signals[i % 2], "user_id": "ci"}, answer=answers[i % 2] + " x" * (i // 2)) for i in range(12)]
     model = refitter(*labels).refit().model
     assert model is not None
     passes, fails = model.score(CountedLetters().features([((), answer) for answer in answers])).mean_N
@@ -112,6 +113,7 @@ def rated(levels: list[int], thresholds: bool = True) -> Rows:
         episodes=[f"ep-{i}" for i in range(count)],
         voters=[()] * count,
         newer_N=torch.arange(count),
+        complete_N=torch.ones(count, dtype=torch.float64),
         better_PD=features_ND[:0],
         worse_PD=features_ND[:0],
         pair_weights_P=torch.ones(0),
@@ -238,21 +240,21 @@ def test_on_an_alarm_the_last_good_version_stays_and_says_why() -> None:
     refit = drifted(lenient).refit()
     assert (refit.result, refit.model) == ("drift", None)
     assert "the last version stays" in refit.why
-    assert refit.drift.since is not None
-    assert f"since label {refit.drift.since}" in refit.why
-    assert refit.alarms
+    assert refit.evaluation.drift.since is not None
+    assert f"since label {refit.evaluation.drift.since}" in refit.why
+    assert refit.evaluation.alarms
 
 
 def test_after_enough_labels_the_change_is_the_world_and_versions_go_on() -> None:
     short = SMALL.model_copy(update={"publish_tolerance_se": 10.0, "buffer_labels": 400, "drift_hold_labels": 10})
     refit = drifted(short).refit()
-    assert refit.drift.alarm
+    assert refit.evaluation.drift.alarm
     assert refit.result == "published"
 
 
 def test_without_an_alarm_nothing_is_withheld() -> None:
-    assert not page_hinkley([0.4] * 100).recent(100, 50)
-    assert page_hinkley([0.4] * 100).sentence == ""
+    assert not rise_of_mean([0.4] * 100).recent(100, 50)
+    assert rise_of_mean([0.4] * 100).sentence == ""
 
 
 SAYINGS = st.one_of(

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 import torch
 
-from reward.trust.drift_alarm import page_hinkley
+from reward.trust.drift_alarm import rise_of_mean
 from reward.trust.hacking_guards import RULES, WRONG_PREMISES, divergence, inspect, inspect_probes, inspect_tools, tool_failures, yielding
 from reward.trust.live_answers import LiveAnswers, report
 from reward.trust.voter_trust import reliability_weights, share_capped, trust_of_voters
@@ -52,17 +52,17 @@ def test_two_mistakes_are_forgiven() -> None:
 
 
 def test_a_lasting_rise_of_the_loss_raises_the_alarm_and_a_bad_label_does_not() -> None:
-    calm = [0.3, 0.5] * 50
-    assert not page_hinkley(calm).alarm
-    assert not page_hinkley([*calm, 6.0, *calm]).alarm
-    risen = page_hinkley(calm + [1.1] * 40)
+    calm = [0.1, 0.3] * 50
+    assert not rise_of_mean(calm).alarm
+    assert not rise_of_mean([*calm, 1.0, *calm]).alarm
+    risen = rise_of_mean(calm + [0.7] * 40)
     assert risen.alarm
     assert risen.since is not None
     assert 95 <= risen.since <= 105
 
 
 def test_a_falling_loss_is_no_drift() -> None:
-    assert not page_hinkley([1.0 - i / 300 for i in range(300)]).alarm
+    assert not rise_of_mean([1.0 - i / 300 for i in range(300)]).alarm
 
 
 BASE = [f"{word} is a drink of the world. It is made of leaves and water." for word in "abcdefghijklmnopqrst"]
