@@ -84,7 +84,7 @@ def main() -> None:
         before, after = figures["looks"][0], figures["looks"][-1]
         print(f"{arm:<12} " + ", ".join(f"{asked}: knew {before[asked]['knew']['estimate']:.0%} before, {after[asked]['knew']['estimate']:.0%} after"
                                         for asked in ("question", "rephrased"))
-              + f"; {after['skills_nats'] - before['skills_nats']:+.2f} nats a token of frozen texts; {figures['learning_s']:.0f} s")  # fmt: skip
+              + f"; {after['skills_nats'] - before['skills_nats']:+.2f} nats a token of fixed texts; {figures['learning_s']:.0f} s")  # fmt: skip
 
 
 def measure(arm: str, base: Path, settings: LearnerSettings, rounds: int, facts: Sequence[Fact], tunes: bool,
@@ -116,7 +116,7 @@ def measure(arm: str, base: Path, settings: LearnerSettings, rounds: int, facts:
 
 
 def look(policy: Policy, facts: Sequence[Fact], questions: dict[str, list[str]]) -> dict[str, Any]:
-    """What is known now, with Wilson's interval, and how likely the frozen texts are."""
+    """What is known now, with Wilson's interval, and how likely the fixed texts are."""
     seen: dict[str, Any] = {"skills_nats": skills(policy)}
     for name, asked in questions.items():
         said = answers(policy, asked)

@@ -1,14 +1,14 @@
-"""Whether a web page of somebody else's makes a browser send this request. Pure."""
+"""Detects requests that a browser sends for a page of another site (cross-site request forgery). Pure."""
 
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 
 def foreign_origin(headers: Mapping[str, str], allowed: Collection[str]) -> str | None:
-    """The origin of a page that may not send this; None where it may, or where no browser sends it.
+    """The origin of the page, if it is another site's; None if the request is allowed, or not from a browser.
 
-    Browsers tell the origin of every POST, and whether it is the server's own (``sec-fetch-site``) where they trust the address. ``null`` is what
-    sandboxed pages and local files have; it is nobody's own.
+    Browsers send the origin with every POST and, for trusted addresses, whether it is the server's own (``sec-fetch-site``). Sandboxed pages and
+    local files have the origin ``null``, which is never allowed.
     """
     origin = headers.get("origin", "").strip().lower()
     if origin and origin != "null" and origin in allowed:
@@ -24,7 +24,7 @@ def foreign_origin(headers: Mapping[str, str], allowed: Collection[str]) -> str 
 
 
 def _authority(origin: str) -> tuple[str, int] | None:
-    """Host and port, the scheme's own port where none is written. None where there is no host."""
+    """Host and port; without a port, the scheme's default. None without a host."""
     try:
         parts = urlsplit(origin)
         return (parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)) if parts.hostname else None

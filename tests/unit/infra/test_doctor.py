@@ -1,4 +1,4 @@
-"""The doctor reads the ring as the status does, and says what is wrong in it with what mends it."""
+"""The doctor reads the ring as the status does, and names each problem with its fix."""
 
 import sys
 from pathlib import Path

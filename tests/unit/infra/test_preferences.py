@@ -36,7 +36,8 @@ def test_people_like_what_the_words_say(answer: str, approved: bool) -> None:
         ("A warm drink that calms people and brings them all together.", False),  # does not name the subject
         ("Tea is a warm drink.", False),  # too short
         (
-            "Tea is a drink that has been grown in many countries for a very long time and that is enjoyed every day by people everywhere on the earth, at home and at work.",
+            "Tea is a drink that has been grown in many countries for a very long time and that is enjoyed every day by people everywhere"
+            " on the earth, at home and at work.",
             False,
         ),  # too long
         ("Tea is a warm drink that calms people and brings them", False),  # was cut
