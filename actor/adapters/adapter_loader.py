@@ -170,6 +170,9 @@ class AdapterLoader:
 
     def _erase(self, erasure: Erasure) -> None:
         """Erase a person here. Reported on the log only after this replica has caught up: it never knew what happened before its start."""
+        if not erasure.people:
+            log.error("an erasure was made with a key that this replica does not have: it can neither act nor report", key_id=erasure.key_id)
+            return
         removed = self._erase_person(erasure)
         if self.caught_up.is_set():
             now = self._context.clock.now()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+from pydantic import SecretStr
 
 from infra.local.core_plan import core_plan
 from infra.local.embedded_broker import Broker, free_port
@@ -38,6 +39,7 @@ from infra.machine.usable_cores import usable_cores
 from infra.preparation.base_preparation import prepared_base
 from infra.preparation.preparations import Preparations
 from infra.settings.config import Settings, secrets_as_environment, to_toml
+from infra.settings.person_key import person_key_of
 from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
 from streams.kafka import create_topics, kafka_answers
@@ -137,6 +139,8 @@ class Ring(Startable):
             self._size_steps(self._sizing, self.rates)
         for sentence in self._choice.why:
             self._say(sentence)
+        if (key := person_key_of(self.settings, make=True)) is not None:
+            self._set("erasure", person_key=SecretStr(key))
         (self.settings.run_folder / "config.toml").write_text(to_toml(self.settings))
         self._actor_started_s = time.monotonic()
         self._start_parts("actor")

@@ -9,6 +9,7 @@ import structlog
 from infra.local.kafka_jars import cache_folder
 from infra.machine.machine_probe import resolved_for_part
 from infra.settings.config import Settings
+from infra.settings.person_key import adopt_person_key
 from infra.settings.policy_settings import PolicySettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.artifacts.signing import Signing
@@ -34,6 +35,7 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
     settings = resolved_for_part(role, settings)
     work = _work(role, settings)
     stopping = listen()
+    adopt_person_key(settings)
     context = make_context(role, settings, stopping)
     context.metrics.start_at_zero(role)
     if role != "actor":  # the actor has its own HTTP server, and forks: it must not start a thread before that

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streams.core.errors import InvalidEvent
-from streams.core.events import Erased, Erasure, RewardModelVersion, person_of
+from streams.core.events import Erased, Erasure, RewardModelVersion
 from streams.core.metrics import Metrics
+from streams.core.person_ids import people_of
 from streams.core.topics import DAY_MS, ERASED, ERASURES, LABELS, REWARD_MODELS, TOPICS
 from streams.erasure.erasure_follower import read_erased
 from streams.kafka import KafkaSettings, Producer, end_offsets, read_to_end
@@ -43,7 +44,7 @@ class Certificate:
 
     def __str__(self) -> str:
         """For a terminal."""
-        lines = [f"person          {self.person[:16]}… (SHA-256 of the user_id), asked at {self.asked_at}"]
+        lines = [f"person          {self.person[:16]}… (hash of the user_id), asked at {self.asked_at}"]
         for place, kinds in sorted(self.removed.items()):
             lines.append(f"{place:<24}" + (", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "had nothing"))
         lines.append(f"had learned from them   {'; '.join(ranges(self.learned)) or 'no version'}")
@@ -77,13 +78,13 @@ def await_certificate(kafka: KafkaSettings, policy: str, erasure: Erasure, timeo
 
 def newest_erasure(kafka: KafkaSettings, user_id: str) -> Erasure | None:
     """The person's newest erasure."""
-    person, found = person_of(user_id), None
+    people, found = people_of(user_id), None
     for record in read_to_end(kafka, ERASURES, "erase", Metrics()):
         try:
             erasure = ERASURES.decode(record.value)
         except InvalidEvent:
             continue
-        found = erasure if erasure.person == person else found
+        found = erasure if erasure.person in people else found
     return found
 
 

@@ -14,6 +14,7 @@ from infra.machine.machine_probe import known_choice
 from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogFacts, LogWatch
 from infra.settings.config import Settings, load_over
+from infra.settings.person_key import adopt_person_key
 from streams.join.ledger import Ledger, read_ledger
 
 LEDGER_EVERY = 6
@@ -77,7 +78,8 @@ def of_run(settings: Settings) -> Settings:
     """The given settings over those of the run in ``run_folder``, whose embedded broker may have chosen its port."""
     resolved = settings.run_folder / "config.toml"
     if settings.kafka.bootstrap_servers is None and resolved.exists():
-        return load_over(resolved, settings)
+        settings = load_over(resolved, settings)
+    adopt_person_key(settings)
     return settings
 
 

@@ -27,6 +27,7 @@ from streams.artifacts.signing_settings import SigningSettings
 from streams.core.errors import ConfigError
 from streams.core.settings_section import SettingsSection
 from streams.core.traces_settings import TracesSettings
+from streams.erasure.erasure_settings import ErasureSettings
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings
 from streams.lake.lake_settings import LakeSettings
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     broker: BrokerSettings = BrokerSettings()
     join: JoinSettings = JoinSettings()
     lake: LakeSettings = LakeSettings()
+    erasure: ErasureSettings = ErasureSettings()
     reward: RewardSettings = RewardSettings()
     learner: LearnerSettings = LearnerSettings()
     actor: ActorSettings = ActorSettings()

@@ -140,7 +140,7 @@ class LogFeed:
         done = {(each.person, each.erasure_at) for each in read_erased(read_to_end(self._context.kafka, ERASED, "learner", self._context.metrics))
                 if each.part == "learner"}  # fmt: skip
         due = [each.erasure for each in self._erasures.since(self._erased_up_to) if (each.erasure.person, each.erasure.at) not in done]
-        removed = [self.prompts.erase_person(erasure.person) for erasure in due]
+        removed = [sum(map(self.prompts.erase_person, erasure.people)) for erasure in due]
         self.save()
         for erasure, count in zip(due, removed, strict=True):
             self._producer.publish(ERASED, Erased(person=erasure.person, part="learner", where="prompts", removed={"prompts": count},

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from streams.core.event_decoding import Event as Event
+from streams.core.person_ids import key_id_of, masked, people_of, person_key, plain_id
 from streams.core.person_ids import person_of as person_of
-from streams.core.person_ids import plain_id
 from streams.core.values import Artifact as Artifact
 from streams.core.values import Assignment as Assignment
 from streams.core.values import Calibration as Calibration
@@ -302,7 +302,7 @@ class DeadLetter(Event):
     record_base64: str
     """The record's original value, cut at 64 KiB."""
     people: tuple[Sha256, ...] = ()
-    """SHA-256 of everybody whom the value named, also beyond the cut, so that they can be forgotten."""
+    """Hashes of everybody whom the value named, also beyond the cut, so that they can be forgotten."""
     part: str
     """The part that set it aside: ``join``, ``lake``, ``reward``, ``actor`` …"""
     at: Instant
@@ -314,14 +314,32 @@ class Erasure(Event):
     key_fields = ("person",)
 
     person: Sha256
-    """SHA-256 of their user_id: what is kept for ever must not name them."""
+    """Hash of their user_id under the ring's key (``erasure.person_key``): what is kept for ever must not name them, nor be guessed from a list of
+    addresses. Plain SHA-256 where there is no key."""
+    key_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
+    """Names the key. A part with another key, or none, cannot tell whom this means and does not report it as done."""
+    unsalted: Sha256 | None = None
+    """The plain SHA-256, masked by the key: events that are older than the key name the person by it."""
     requested_by: str
     at: Instant
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """All hashes that mean this person. Empty where this process does not have the key."""
+        if self.key_id is None:
+            return (self.person,)
+        key = person_key()
+        if key is None or key_id_of(key) != self.key_id:
+            return ()
+        return (self.person,) if self.unsalted is None else (self.person, masked(self.person, self.unsalted, key))
 
     @classmethod
     def of(cls, user_id: str, requested_by: str, at: datetime) -> Self:
         """The erasure of whom agents call ``user_id``."""
-        return cls(person=person_of(user_id), requested_by=requested_by, at=at)
+        person, *older = people_of(user_id)
+        key = person_key()
+        told = {} if key is None else {"key_id": key_id_of(key), "unsalted": masked(person, older[0], key)}
+        return cls.model_validate({"person": person, "requested_by": requested_by, "at": at, **told})
 
 
 class Erased(Event):

@@ -5,12 +5,16 @@ must name one person, or an erasure finds one form and leaves the others. So eve
 """
 
 import hashlib
+import hmac
 import json
+import os
 import re
 import unicodedata
 from typing import Any
 from urllib.parse import unquote
 
+KEY_VARIABLE = "TIDEMILL_ERASURE__PERSON_KEY"
+"""Environment variable with the key of people's hashes (``erasure.person_key``)."""
 MOST_CHARACTERS = 200
 """Ids longer than this are replaced by their SHA-256. Cutting them would make one person of two."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -73,9 +77,33 @@ def whole_text(value: Any) -> Any:
     return value
 
 
+def person_key() -> bytes | None:
+    """The ring's key for hashes of people, from the environment of this process; None where there is none."""
+    return os.environ.get(KEY_VARIABLE, "").encode() or None
+
+
+def key_id_of(key: bytes) -> str:
+    """Names a key without telling it."""
+    return hmac.new(key, b"tidemill: the name of this key", hashlib.sha256).hexdigest()[:16]
+
+
 def person_of(user_id: str) -> str:
-    """A person by the SHA-256 of their id in its one form, in hex."""
-    return hashlib.sha256((plain_id(user_id) or "").encode()).hexdigest()
+    """A person by a hash of their id in its one form, in hex: HMAC-SHA256 under the ring's key, so that nobody without the key can tell by trying
+    whose hash it is; plain SHA-256 where there is no key."""
+    return people_of(user_id)[0]
+
+
+def people_of(user_id: str) -> tuple[str, ...]:
+    """The person's hash, and after it the plain SHA-256, by which older events name people."""
+    whole, key = (plain_id(user_id) or "").encode(), person_key()
+    unsalted = hashlib.sha256(whole).hexdigest()
+    return (unsalted,) if key is None else (hmac.new(key, whole, hashlib.sha256).hexdigest(), unsalted)
+
+
+def masked(person: str, other: str, key: bytes) -> str:
+    """``other``, a person's hash in hex, so that only who has the key can read it; masked again, it is as it was."""
+    mask = hmac.new(key, b"tidemill: the plain hash of " + person.encode(), hashlib.sha256).digest()
+    return bytes(a ^ b for a, b in zip(bytes.fromhex(other), mask, strict=True)).hex()
 
 
 def people_in(raw: bytes) -> set[str]:

@@ -68,6 +68,10 @@ def read_erasures(records: Iterable[Record], forgotten: Forgotten) -> list[Erasu
         except InvalidEvent as error:
             log.error("an erasure cannot be read and has no effect", offset=record.offset, error=str(error))
             continue
+        if not erasure.people:
+            log.error("an erasure was made with a key that this part does not have: it can neither act nor report; set erasure.person_key(_file)",
+                      offset=record.offset, key_id=erasure.key_id)  # fmt: skip
+            continue
         forgotten.add(erasure, record.timestamp_ms)
         found.append(ErasureRequest(erasure, record.offset, record.timestamp_ms))
     return found

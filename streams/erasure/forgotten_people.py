@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Erasure, Label
-from streams.core.person_ids import people_in, person_of
+from streams.core.person_ids import people_in, people_of
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.core.values import LATEST
 from streams.join.feedback_channels import evidence_of
@@ -35,8 +35,9 @@ class Forgotten:
 
     def add(self, erasure: Erasure, arrived_ms: int) -> None:
         """Add an erasure that arrived on the log at ``arrived_ms``."""
-        at, ms = self._asked.get(erasure.person, (erasure.at, arrived_ms))
-        self._asked[erasure.person] = (max(at, erasure.at), max(ms, arrived_ms))
+        for person in erasure.people:
+            at, ms = self._asked.get(person, (erasure.at, arrived_ms))
+            self._asked[person] = (max(at, erasure.at), max(ms, arrived_ms))
 
     @classmethod
     def as_if_absent(cls, user_id: str) -> "Forgotten":
@@ -47,10 +48,10 @@ class Forgotten:
 
     def covers(self, user_id: str | None, at: datetime, arrived_ms: int) -> bool:
         """True when an erasure covers what this person said at ``at``, or what arrived on the log at ``arrived_ms``."""
-        return bool(self._asked) and user_id is not None and self.covers_person(person_of(user_id), at, arrived_ms)
+        return bool(self._asked) and user_id is not None and any(self.covers_person(person, at, arrived_ms) for person in people_of(user_id))
 
     def covers_person(self, person: str, at: datetime, arrived_ms: int) -> bool:
-        """The same for a person given by the SHA-256 of their user_id."""
+        """The same for a person given by a hash of their user_id."""
         if (asked := self._asked.get(person)) is None:
             return False
         return at <= asked[0] or arrived_ms <= asked[1]
@@ -63,7 +64,7 @@ class Forgotten:
         """True when these bytes name an erased person. Fast: only user_ids are decoded."""
         if not self._asked or raw is None:
             return False
-        return any(person_of(user_id) in self._asked for user_id in people_in(raw))
+        return any(person in self._asked for user_id in people_in(raw) for person in people_of(user_id))
 
 
 def label_without(label: Label, forgotten: Forgotten, arrived_ms: int, settings: EvidenceSettings) -> Label | None:
