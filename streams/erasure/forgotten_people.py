@@ -123,6 +123,18 @@ def _letter_without(record: Record, forgotten: Forgotten) -> Record:
     return _with_value(record, letter.model_copy(update={"record_base64": "", "people": ()}).encode())
 
 
+def people_named(record: Record) -> set[str]:
+    """Hashes of everybody whom a record names; of a dead letter, also those whom the record in it named."""
+    raw, people = record.value or b"", set[str]()
+    if record.topic == DEAD_LETTERS.name:
+        try:
+            letter = DEAD_LETTERS.decode(record.value)
+            raw, people = base64.b64decode(letter.record_base64), set(letter.people)
+        except (InvalidEvent, ValueError):
+            return set()
+    return people | {person for user_id in people_in(raw) for person in people_of(user_id)}
+
+
 def _any_covered(raw: bytes, forgotten: Forgotten, arrived_ms: int) -> bool:
     return any(forgotten.covers(user_id, NEVER, arrived_ms) for user_id in people_in(raw))
 

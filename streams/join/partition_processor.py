@@ -170,7 +170,7 @@ class PartitionProcessor:
         removal = erase_from_partition(self.store, self._join, self._erasures.forgotten, labels, self._settings)
         end = removal.publish(producer)
         self.commit()
-        self.store.vacuum()
+        self.store.wipe_log()
         removal.report(asked, self.number, end, producer, self._context.clock.now())
         self.reached[ERASURES.name] = Reached(self._erasures.end)
         self.commit()

@@ -24,6 +24,10 @@ CREATE TABLE IF NOT EXISTS places (topic TEXT PRIMARY KEY, next INTEGER NOT NULL
 """
 
 
+WIPED = 1
+"""``user_version`` of files that have never kept deleted bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reached:
     """How far a topic has been folded: the next offset, and the arrival time of the last record (ms since 1970; 0 before the first)."""
@@ -76,10 +80,10 @@ class PartitionState:
         rows = self._database.execute("SELECT episode_id, standing FROM standings")
         return [episode_id for episode_id, standing in rows if holds(standing.encode() if isinstance(standing, str) else standing)]
 
-    def vacuum(self) -> None:
-        """Remove deleted bytes from the disk: SQLite keeps them in free pages and in its log until it reuses the space."""
+    def wipe_log(self) -> None:
+        """Remove deleted bytes from the disk: the database file overwrites them as it deletes (``secure_delete``), its write-ahead log keeps them
+        until it is emptied."""
         try:
-            self._database.execute("VACUUM")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.OperationalError as error:
             raise Unavailable(f"cannot rewrite {self._path}: {error}") from error
@@ -144,7 +148,11 @@ def _open(path: Path) -> sqlite3.Connection:
     database.execute("PRAGMA journal_mode = WAL")
     # In WAL mode NORMAL loses nothing in a kill, and in a power cut at most the last commits together with their offsets.
     database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten at once; VACUUM would rewrite everything
     database.executescript(SCHEMA)
+    if database.execute("PRAGMA user_version").fetchone()[0] < WIPED:
+        database.execute("VACUUM")  # once: files from before may still hold deleted bytes
+        database.execute(f"PRAGMA user_version = {WIPED}")
     return database
 
 

@@ -4,17 +4,19 @@ So the file names stay the lake's commit log, and a reader sees either the old o
 last: after a kill the next start can still find out which versions had learned from the person.
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 import structlog
 
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Erased, Erasure, RewardModelVersion
-from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS
-from streams.erasure.forgotten_people import TOPICS_WITH_PEOPLE, Forgotten, record_without
+from streams.core.topics import ADAPTERS, EPISODES, LABELS, REWARD_MODELS, Topic
+from streams.erasure.erasure_follower import ErasureRequest
+from streams.erasure.forgotten_people import TOPICS_WITH_PEOPLE, Forgotten, people_named, record_without
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
@@ -25,8 +27,10 @@ log = structlog.get_logger()
 class LakeErasure:
     """Rewrites the lake's files without erased people, and reports what it removed."""
 
-    def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, heartbeat: Callable[[], None] = lambda: None) -> None:
-        """``heartbeat`` is called before every file, since a large lake takes long."""
+    def __init__(self, lake: Lake, artifacts: ArtifactStore, evidence: EvidenceSettings, heartbeat: Callable[[], None] = lambda: None,
+                 where: str = "files") -> None:  # fmt: skip
+        """``heartbeat`` is called before every file, since a large lake takes long. ``where`` names this lake in its reports."""
+        self.where = where
         self._lake, self._artifacts, self._evidence, self._heartbeat = lake, artifacts, evidence, heartbeat
         self.forgotten = Forgotten()
         """All erased people, for their records that arrive late."""
@@ -37,40 +41,46 @@ class LakeErasure:
 
     def erase(self, erasure: Erasure, arrived_ms: int, now: datetime) -> Erased:
         """Rewrite every file with this person's data. Raises Unavailable. Idempotent."""
-        alone = Forgotten()
-        alone.add(erasure, arrived_ms)
-        removed: Counter[str] = Counter({topic.short_name: 0 for topic in TOPICS_WITH_PEOPLE})
-        removed["media"] = sum(self._artifacts.remove(path) for path in self._media_of(alone))  # first: afterwards it is unknown whose they were
-        first_label: dict[int, int] = {}
-        first_ms: int | None = None
+        return self.erase_all([ErasureRequest(erasure, -1, arrived_ms)], now)[0]
+
+    def erase_all(self, asked: Sequence[ErasureRequest], now: datetime) -> list[Erased]:
+        """The same for several people in one pass over the files, however many they are; one report each."""
+        everybody = _Erasing(asked)
+        kept_media = self._media_of(everybody)  # first: afterwards it is unknown whose they were
+        for path, whose in kept_media.items():
+            count = int(self._artifacts.remove(path))
+            for each in whose:
+                everybody.removed[each]["media"] += count
         for topic in TOPICS_WITH_PEOPLE:
             for file in reversed(self._lake.files(topic)):
                 self._heartbeat()
                 before = list(self._lake.records_of(topic, file))
-                after = [record_without(record, alone, self._evidence) for record in before]
+                after = [record_without(record, everybody.forgotten, self._evidence) for record in before]
                 changed = [old for old, new in zip(before, after, strict=True) if new is not old]
                 if not changed:
                     continue
-                if topic is LABELS:
-                    first_label[file.partition] = min(changed[0].offset, first_label.get(file.partition, changed[0].offset))
-                if topic is EPISODES:
-                    first_ms = min(changed[0].timestamp_ms, changed[0].timestamp_ms if first_ms is None else first_ms)
+                for record in changed:
+                    everybody.note(topic, file.partition, record, self._evidence)
                 self._lake.rewrite(file, after)
-                removed[topic.short_name] += len(changed)
-        log.info("lake rewritten", **{name.replace("-", "_"): count for name, count in removed.items()})
-        return Erased(
-            person=erasure.person,
-            part="lake",
-            where="files",
-            removed=dict(removed),
-            learned=self._learned(first_label, first_ms),
-            erasure_at=erasure.at,
-            at=now,
-        )
+        log.info("lake rewritten", people=len(asked), **{name.replace("-", "_"): sum(c[name] for c in everybody.removed) for name in _kinds()})
+        models, adapters = self._versions()
+        return [
+            Erased(
+                person=each.erasure.person,
+                part="lake",
+                where=self.where,
+                removed=dict(everybody.removed[number]),
+                learned=_learned(models, adapters, everybody.first_label[number], everybody.first_ms[number]),
+                erasure_at=each.erasure.at,
+                at=now,
+            )
+            for number, each in enumerate(asked)
+        ]
 
-    def _media_of(self, forgotten: Forgotten) -> list[str]:
-        """Artifacts of images and sounds that only they sent. An event's path is trusted only when it matches the event's own checksum."""
-        theirs: set[str] = set()
+    def _media_of(self, everybody: "_Erasing") -> dict[str, set[int]]:
+        """Artifacts of images and sounds that only erased people sent, and who did. An event's path is trusted only when it matches the event's own
+        checksum."""
+        theirs: dict[str, set[int]] = {}
         others: set[str] = set()
         for record in self._lake.records(EPISODES):
             if record.value is None or b'"media/' not in record.value:
@@ -79,29 +89,71 @@ class LakeErasure:
                 media = EPISODES.decode(record.value).media
             except InvalidEvent:
                 continue
-            kept = record_without(record, forgotten, self._evidence) is record
-            (others if kept else theirs).update(
-                f"media/{each.sha256}" for each in media if each.artifact and each.artifact.path == f"media/{each.sha256}"
-            )
-        return sorted(theirs - others)
+            paths = {f"media/{each.sha256}" for each in media if each.artifact and each.artifact.path == f"media/{each.sha256}"}
+            if record_without(record, everybody.forgotten, self._evidence) is record:
+                others |= paths
+            else:
+                for path in paths:
+                    theirs.setdefault(path, set()).update(everybody.whose(record, self._evidence))
+        return {path: whose for path, whose in sorted(theirs.items()) if path not in others}
 
-    def _learned(self, first_label: dict[int, int], first_ms: int | None) -> tuple[str, ...]:
-        """Reward models that had read a label of theirs, adapters trained with such a reward model, and adapters made since their first question."""
-        models, names = set(), []
-        for record in self._lake.records(REWARD_MODELS):
-            version = _event(record)
-            if isinstance(version, RewardModelVersion):
-                seen = version.offsets.get(LABELS.name, {})
-                if any(seen.get(partition, 0) > offset for partition, offset in first_label.items()):
-                    models.add((version.policy, version.version))
-                    names.append(f"reward model {version.policy}/{version.version}")
-        for record in self._lake.records(ADAPTERS):
-            adapter = _event(record)
-            if isinstance(adapter, AdapterVersion):
-                asked = first_ms is not None and record.timestamp_ms >= first_ms
-                if asked or (adapter.policy, adapter.reward_model_version) in models:
-                    names.append(f"adapter {adapter.name}")
-        return tuple(dict.fromkeys(names))
+    def _versions(self) -> tuple[list[RewardModelVersion], list[tuple[AdapterVersion, int]]]:
+        """All reward models, and all adapters with their arrival times."""
+        models = [event for record in self._lake.records(REWARD_MODELS) if isinstance(event := _event(record), RewardModelVersion)]
+        adapters = [(event, record.timestamp_ms) for record in self._lake.records(ADAPTERS) if isinstance(event := _event(record), AdapterVersion)]
+        return models, adapters
+
+
+def _kinds() -> list[str]:
+    return [*(topic.short_name for topic in TOPICS_WITH_PEOPLE), "media"]
+
+
+class _Erasing:
+    """People who are erased together, and what was removed of each."""
+
+    def __init__(self, asked: Sequence[ErasureRequest]) -> None:
+        self.forgotten, self._alone = Forgotten(), [Forgotten() for _ in asked]
+        self._numbers: defaultdict[str, set[int]] = defaultdict(set)
+        for number, each in enumerate(asked):
+            for forgotten in (self.forgotten, self._alone[number]):
+                forgotten.add(each.erasure, each.arrived_ms)
+            for person in each.erasure.people:
+                self._numbers[person].add(number)
+        self.removed = [Counter(dict.fromkeys(_kinds(), 0)) for _ in asked]
+        self.first_label: list[dict[int, int]] = [{} for _ in asked]
+        self.first_ms: list[int | None] = [None] * len(asked)
+
+    def whose(self, record: Record, evidence: EvidenceSettings) -> set[int]:
+        """Whose erasure changes this record: only those whom it names are tried."""
+        named = {number for person in people_named(record) for number in self._numbers.get(person, ())}
+        return {number for number in named if record_without(record, self._alone[number], evidence) is not record}
+
+    def note(self, topic: Topic[Any], partition: int, record: Record, evidence: EvidenceSettings) -> None:
+        """Count a record that is rewritten, for each person that it is rewritten for."""
+        for number in self.whose(record, evidence):
+            self.removed[number][topic.short_name] += 1
+            if topic is LABELS:
+                first = self.first_label[number]
+                first[partition] = min(record.offset, first.get(partition, record.offset))
+            if topic is EPISODES:
+                before = self.first_ms[number]
+                self.first_ms[number] = record.timestamp_ms if before is None else min(before, record.timestamp_ms)
+
+
+def _learned(
+    versions: Sequence[RewardModelVersion], adapters: Sequence[tuple[AdapterVersion, int]], first_label: Mapping[int, int], first_ms: int | None
+) -> tuple[str, ...]:
+    """Reward models that had read a label of theirs, adapters trained with such a reward model, and adapters made since their first question."""
+    models, names = set(), []
+    for version in versions:
+        seen = version.offsets.get(LABELS.name, {})
+        if any(seen.get(partition, 0) > offset for partition, offset in first_label.items()):
+            models.add((version.policy, version.version))
+            names.append(f"reward model {version.policy}/{version.version}")
+    for adapter, arrived_ms in adapters:
+        if (first_ms is not None and arrived_ms >= first_ms) or (adapter.policy, adapter.reward_model_version) in models:
+            names.append(f"adapter {adapter.name}")
+    return tuple(dict.fromkeys(names))
 
 
 def _event(record: Record) -> RewardModelVersion | AdapterVersion | None:

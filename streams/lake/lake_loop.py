@@ -35,7 +35,8 @@ def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings
     lake = Lake(settings.uri or str(context.state / "lake"))
     while not context.stopping.is_set():
         try:
-            _session(settings, context, lake, LakeErasure(lake, context.artifacts, evidence, lambda: context.health.heartbeat("lake", TURN_S)))
+            erasure = LakeErasure(lake, context.artifacts, evidence, lambda: context.health.heartbeat("lake", TURN_S), settings.reports_as)
+            _session(settings, context, lake, erasure)
         except Unavailable as error:
             log.warning("the lake waits", error=str(error))
             context.health.mark_missing("lake")
@@ -100,17 +101,16 @@ def _catch_up(erasure: LakeErasure, context: PartContext) -> None:
     """Carry out every erasure that the lake has not yet reported as done."""
     erasures = ErasureFollower(context, "lake")
     erasures.close()
-    done = {
-        (each.person, each.erasure_at) for each in read_erased(read_to_end(context.kafka, ERASED, "lake", context.metrics)) if each.part == "lake"
-    }
+    reports = read_erased(read_to_end(context.kafka, ERASED, "lake", context.metrics))
+    done = {(each.person, each.erasure_at) for each in reports if (each.part, each.where) == ("lake", erasure.where)}
     for each in erasures.asked:
         erasure.forgotten.add(each.erasure, each.arrived_ms)
     if not (due := [each for each in erasures.asked if (each.erasure.person, each.erasure.at) not in done]):
         return
     producer = Producer(context.kafka, context.metrics, "tidemill-lake")
     try:
-        for each in due:
-            producer.publish(ERASED, erasure.erase(each.erasure, each.arrived_ms, context.clock.now()))
+        for report in erasure.erase_all(due, context.clock.now()):
+            producer.publish(ERASED, report)
     finally:
         producer.close()
 

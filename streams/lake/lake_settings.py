@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from streams.core.settings_section import SettingsSection
+from streams.core.values import Name
 
 
 class LakeSettings(SettingsSection):
@@ -21,3 +22,11 @@ class LakeSettings(SettingsSection):
     kept: replaying a version needs them."""
     retry_s: float = Field(default=5.0, gt=0, le=3600)
     """Pause before a failed write (a full disk, an unavailable store) is tried again."""
+    name: Name | None = None
+    """Names this lake in certificates of erasures. A second lake on the same log needs a name of its own, since each lake answers for itself. None:
+    the ring's only lake."""
+
+    @property
+    def reports_as(self) -> str:
+        """Its name in reports of erasures."""
+        return "files" if self.name is None else f"files of {self.name}"
