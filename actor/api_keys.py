@@ -22,11 +22,13 @@ from actor.asgi_replies import reply
 from streams.core.errors import ConfigError
 from streams.core.events import Name, Sha256
 
-ScopeName = Literal["talk", "feedback", "operate"]
+ScopeName = Literal["talk", "feedback", "assign", "operate"]
 OPEN = frozenset({"/healthz", "/readyz", "/chat", "/chat/chat.css", "/chat/chat.js", "/tidemill/openapi.json"})
 """Paths that need no key: load balancers have none, and the chat page and the OpenAPI document hold nothing secret (the page asks for a key)."""
 TENANT = "tidemill.tenant"
 """Key of the caller's tenant in the ASGI scope."""
+SCOPES = "tidemill.scopes"
+"""Key of the caller's scopes in the ASGI scope."""
 LOOK_AGAIN_S = 1.0
 log = structlog.get_logger()
 
@@ -39,7 +41,8 @@ class Key(BaseModel):
     sha256: Sha256
     tenant: Name
     scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1)]
-    """``talk``: ask for answers. ``feedback``: give feedback and see the tenant's recent episodes. ``operate``: metrics and all else."""
+    """``talk``: ask for answers. ``feedback``: give feedback and see the tenant's recent episodes. ``assign``: the conversations and people that it
+    names decide on which side of a canary an answer falls. ``operate``: metrics and all else, ``assign`` too."""
     requests_per_minute: int = Field(default=600, ge=1, le=10_000_000)
     """Sustained rate. A burst may have two seconds' worth of requests, and at least ten."""
 
@@ -157,7 +160,7 @@ class KeyGate:
         authorization = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"), None)
         found = self._keys.admit(authorization, needed_for(scope["path"]))
         if isinstance(found, Key):
-            await self._app({**scope, TENANT: found.tenant}, receive, send)
+            await self._app({**scope, TENANT: found.tenant, SCOPES: found.scopes}, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -174,3 +177,9 @@ def needed_for(path: str) -> ScopeName:
 def tenant_of(scope: Any) -> str:
     """The caller's tenant; ``default`` when no keys are required."""
     return str(scope.get(TENANT, "default"))
+
+
+def may_assign(scope: Any) -> bool:
+    """Whether what the caller says of conversations and people decides on which side of a canary it falls: everybody's where no keys are required."""
+    scopes = scope.get(SCOPES)
+    return scopes is None or bool({"assign", "operate"} & set(scopes))

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from actor.adapters.request_routing import Router
-from actor.api_keys import tenant_of
+from actor.api_keys import may_assign, tenant_of
 from actor.asgi_replies import reply
 from actor.capture.client_request import APIS, ClientRequest, asked_by
 from actor.capture.client_response import ClientResponse, ResponseReader
@@ -106,7 +106,8 @@ class Capture:
         headers = {name.decode("latin-1").lower(): header_text(value) for name, value in scope["headers"]}
         user = plain_id(headers.get("x-tidemill-user")) or asked_by(parsed)
         declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
-        asked = ClientRequest(APIS[scope["path"]], parsed, user, plain_id(headers.get("x-tidemill-conversation")), declined)
+        asked = ClientRequest(APIS[scope["path"]], parsed, user, plain_id(headers.get("x-tidemill-conversation")), declined,
+                              may_assign(scope))  # fmt: skip
         tenant = tenant_of(scope)
         place, recorder = self._conversations.place(tenant, asked), EngineRecorder(asked.choices_per_prompt)
         asked_in = context_from_header(headers.get("traceparent"))

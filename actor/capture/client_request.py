@@ -37,6 +37,8 @@ class ClientRequest:
     conversation_id: str | None
     declined: bool = False
     """The client sent ``x-tidemill-capture: off``: the answer becomes no episode."""
+    may_assign: bool = True
+    """False: what the client says of conversations and people counts for nothing in the draw of a canary."""
 
     @property
     def choices_per_prompt(self) -> int:
@@ -84,7 +86,9 @@ class ClientRequest:
     @property
     def conversation_key(self) -> str | None:
         """What a canary is sticky by on every replica alike: the conversation, where the client names it; else who asks, and how their
-        conversation began; else None."""
+        conversation began; else None. None also where the client may not choose: it could try names until it is on the side that it wants."""
+        if not self.may_assign:
+            return None
         if self.conversation_id is not None:
             return f"conversation {self.conversation_id}"
         if self.user_id is None:

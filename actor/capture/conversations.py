@@ -60,7 +60,7 @@ class Conversations:
         by_prefix = self._by_prefix[tenant]
         found = next((by_prefix[answer] for answer in reversed(answers) if answer in by_prefix), None)
         conversation_id = asked.conversation_id or (found.place.conversation_id if found else None) or new_id("cv")
-        place = ConversationPlace(conversation_id, len(answers), None, prefix, asked.conversation_key or f"conversation {conversation_id}")
+        place = ConversationPlace(conversation_id, len(answers), None, prefix, self._key(tenant, asked, conversation_id, found))
         if answers and answers[-1] in by_prefix:
             return _after(place, by_prefix[answers[-1]])
         last = self._last[tenant].get(conversation_id)
@@ -69,6 +69,13 @@ class Conversations:
         if last.place.prefix == prefix:  # a retry: it takes the place of the first try
             return replace(place, turn=last.place.turn, replies_to=last.place.replies_to)
         return _after(place, last)
+
+    def _key(self, tenant: str, asked: ClientRequest, conversation_id: str, found: _Answer | None) -> str:
+        """What decides the side of a canary. Where the client may not choose it, a conversation keeps what this replica drew when it began."""
+        if asked.may_assign or asked.conversation_id is None:
+            return asked.conversation_key or (found.place.key if found else None) or f"conversation {conversation_id}"
+        last = self._last[tenant].get(conversation_id)
+        return (last.place.key if last else None) or f"conversation {new_id('cv')}"
 
     def note(self, tenant: str, place: ConversationPlace, given: Iterable[tuple[str, str, Iterable[Any]]]) -> None:
         """Remember the answers to a request: episode, text and tool calls of each choice. The first counts as the conversation's last answer."""

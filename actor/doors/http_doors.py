@@ -74,8 +74,8 @@ class Doors:
 
     async def _take_feedback(self, headers: dict[str, str], tenant: str, receive: Receive) -> tuple[int, dict[str, Any]]:
         content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json" and not content_type.endswith("+json"):
-            return 415, _error(f"content-type {content_type[:100] or 'missing'}: send application/json")
+        if content_type and content_type != "application/json" and not content_type.endswith("+json"):  # what a form of any page can send
+            return 415, _error(f"content-type {content_type[:100]}: send application/json")
         body = await read_body(receive, self._settings.max_feedback_bytes)
         if body is None:
             return 413, _error(f"the feedback is larger than actor.max_feedback_bytes = {self._settings.max_feedback_bytes}")

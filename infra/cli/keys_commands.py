@@ -1,4 +1,4 @@
-"""``tidemill keys …``: API keys of an actor, with the scopes talk, feedback and operate."""
+"""``tidemill keys …``: API keys of an actor, with the scopes talk, feedback, assign and operate."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def keys() -> None:
 
 @keys.command()
 @click.option("--tenant", required=True, help="Tenant of the episodes and feedback sent with this key.")
-@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(["talk", "feedback", "operate"]), help="Repeatable.")
+@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(["talk", "feedback", "assign", "operate"]), help="Repeatable.")
 @click.option("--rate", default=600, show_default=True, type=click.IntRange(1), help="Requests per minute.")
 @file_option
 def add(tenant: str, scopes: tuple[str, ...], rate: int, path: Path) -> None:

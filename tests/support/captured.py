@@ -12,6 +12,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from actor.adapters.request_routing import Router
+from actor.api_keys import SCOPES
 from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
@@ -106,7 +107,13 @@ class World:
         await self.script(self, scope, receive, send)
 
     async def post(
-        self, body: Any, path: str = "/v1/chat/completions", leaves: bool = False, raw_headers: tuple[tuple[bytes, bytes], ...] = (), **headers: str
+        self,
+        body: Any,
+        path: str = "/v1/chat/completions",
+        leaves: bool = False,
+        raw_headers: tuple[tuple[bytes, bytes], ...] = (),
+        scopes: tuple[str, ...] | None = None,
+        **headers: str,
     ) -> list[Message]:
         """``headers`` get ``x-tidemill-`` before their names; ``raw_headers`` are sent as they are."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -126,7 +133,7 @@ class World:
         scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", str(len(raw)).encode())]}
         scope["headers"] += [*raw_headers]
         scope["headers"] += [(f"x-tidemill-{name}".encode(), value.encode()) for name, value in headers.items()]
-        await self.capture(scope, receive, send)
+        await self.capture(scope if scopes is None else scope | {SCOPES: scopes}, receive, send)
         return sent
 
 

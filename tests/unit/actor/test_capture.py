@@ -6,7 +6,7 @@ from hashlib import sha256
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from actor.adapters.request_routing import Route
+from actor.adapters.request_routing import Route, draw
 from tests.support.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, streaming_late, whole
 
 
@@ -280,3 +280,23 @@ async def test_an_answer_that_was_named_and_never_begun_is_kept_as_failed() -> N
     start, _ = await world.post(CHAT)
     (episode,) = world.spool.episodes
     assert (dict(start["headers"])[b"x-tidemill-episode"].decode(), episode.outcome) == (episode.episode_id, "failed")
+
+
+@pytest.mark.parametrize(("scopes", "steers"), [(None, True), (("talk", "assign"), True), (("operate",), True), (("talk",), False)])
+async def test_a_client_that_may_not_choose_reaches_no_side_of_a_canary_by_the_names_that_it_sends(
+    scopes: tuple[str, ...] | None, steers: bool
+) -> None:
+    world = World(whole)
+    for name in ("default@6", "default@7"):
+        world.router.add(name, "b" * 64)
+    world.router.route = Route("default@6", "default@7", canary_share=0.5)
+    chosen = [name for name in map(str, range(150)) if draw("default@7", f"conversation {name}") < 0.5]
+    for name in chosen:
+        await world.post(CHAT, conversation=name, scopes=scopes)
+    reached = [episode.adapter for episode in world.spool.episodes].count("default@7") / len(chosen)
+    assert (reached == 1.0) is steers
+    assert steers or 0.25 < reached < 0.75  # of about 75 fair draws
+    first = {episode.conversation_id: episode.adapter for episode in world.spool.episodes}
+    for name in chosen:
+        await world.post({"messages": [{"role": "user", "content": f"and {name}?"}], "user": "bob"}, conversation=name, scopes=scopes)
+    assert [episode.adapter for episode in world.spool.episodes[len(chosen) :]] == [first[name] for name in chosen]  # and stays where it was drawn

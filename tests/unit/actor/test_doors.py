@@ -169,7 +169,7 @@ async def test_the_page_names_its_policy_and_a_browser_may_run_nothing_but_its_o
     assert (await House().ask("GET", "/chat/chat.html"))[0] == 404
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
 async def test_what_any_page_may_send_without_asking_is_no_feedback(content_type: str) -> None:
     house = House()
     found = await house.ask("POST", "/v1/feedback", THUMB, content_type=content_type)
