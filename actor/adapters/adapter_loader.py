@@ -26,8 +26,9 @@ from actor.adapters.request_routing import BASE, Route
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
-from streams.core.events import AdapterVersion, Attestation, Erased, Erasure
+from streams.core.events import AdapterVersion, Attestation, Erased, Erasure, Event
 from streams.core.part_context import PartContext
+from streams.core.record_faults import blamed_on_record
 from streams.core.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
 from streams.core.traces import Headers, trace_in_logs
 from streams.kafka import Consumer
@@ -154,11 +155,13 @@ class AdapterLoader:
         if value is None:
             return
         try:
-            event = BY_NAME[topic].decode(value)
+            with blamed_on_record("the adapter loader"):
+                self._take(BY_NAME[topic].decode(value), headers)
         except InvalidEvent as error:
             self._context.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
             log.warning("an event cannot be read", topic=topic, error=str(error))
-            return
+
+    def _take(self, event: Event, headers: Headers) -> None:
         if isinstance(event, Erasure):
             self._erase(event)
             return

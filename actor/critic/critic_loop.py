@@ -19,6 +19,7 @@ from actor.critic.critic_settings import CriticSettings
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome
 from streams.core.part_context import PartContext
+from streams.core.record_faults import blamed_on_record
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.kafka import Consumer, Producer, Record
 
@@ -162,8 +163,11 @@ def _feedback_on(critic: Critic, record: Record, context: PartContext) -> list[F
     """Wait while the judge is unavailable. Only records that are not episodes are skipped; the join sets them aside."""
     while not context.stopping.is_set():
         try:
-            return critic.feedback(EPISODES.decode(record.value))
-        except InvalidEvent:
+            with blamed_on_record("the critic"):
+                return critic.feedback(EPISODES.decode(record.value))
+        except InvalidEvent as error:
+            if error.reason == "unusable":
+                log.warning("an episode cannot be judged", partition=record.partition, offset=record.offset, error=str(error))
             return []
         except Unavailable as error:
             log.warning("the critic waits", error=str(error))

@@ -24,6 +24,7 @@ from reward.trust.live_answers import report_rule
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import Promotion, new_id
 from streams.core.part_context import PartContext
+from streams.core.record_faults import blamed_on_record
 from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import Consumer, Producer
 
@@ -111,7 +112,8 @@ class Promoter:
                     self.observed.remove_label((record.key or b"").decode(errors="replace"))
                     continue
                 try:
-                    self.observed.note(BY_NAME[record.topic].decode(record.value))
+                    with blamed_on_record("the promoter"):
+                        self.observed.note(BY_NAME[record.topic].decode(record.value))
                 except InvalidEvent as error:  # who owns the topic sets it aside
                     log.warning("event_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
             if self._consumer.measure_lag() == 0 or self._context.stopping.is_set():

@@ -10,6 +10,7 @@ from actor.promotion.adapter_standing import AdapterStanding
 from infra.demo.intervals import Interval, share
 from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Attestation, DeadLetter, Episode, Erasure, Event, Label, Promotion, RewardModelVersion
+from streams.core.record_faults import blamed_on_record
 from streams.core.topics import BY_NAME, DEAD_LETTERS, LABELS, TOPICS
 from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import DEFAULT_EVIDENCE
@@ -104,11 +105,10 @@ class ConsoleFacts:
             self.labels.pop((record.key or b"").decode(errors="replace"), None)
             return
         try:
-            event = BY_NAME[record.topic].decode(record.value)
+            with blamed_on_record("the console"):
+                self._take(BY_NAME[record.topic].decode(record.value), record)
         except InvalidEvent:
             self.undecodable += 1
-            return
-        self._take(event, record)
 
     def flows(self, now_ms: int) -> dict[str, Flow]:
         """Every topic by its short name."""

@@ -15,6 +15,7 @@ from reward.fit.reward_model import RewardModel
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Episode, Erased, RewardModelVersion
 from streams.core.part_context import PartContext
+from streams.core.record_faults import blamed_on_record
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower, read_erased
@@ -70,14 +71,15 @@ class LogFeed:
         while records := self._consumer.poll(timeout_s=0.05):
             for record in records:
                 try:
-                    if record.topic == EPISODES.name:
-                        self._add_prompt(EPISODES.decode(record.value), record.timestamp_ms)
-                    elif record.topic == LABELS.name:
-                        self._add_label(record)
-                    elif (event := REWARD_MODELS.decode(record.value)).policy == self._context.policy:
-                        newest = (record, event)
-                except InvalidEvent as error:
-                    if record.topic == REWARD_MODELS.name:  # join and reward set aside what is bad of the others; twice would count it twice
+                    with blamed_on_record("the learner's feed"):
+                        if record.topic == EPISODES.name:
+                            self._add_prompt(EPISODES.decode(record.value), record.timestamp_ms)
+                        elif record.topic == LABELS.name:
+                            self._add_label(record)
+                        elif (event := REWARD_MODELS.decode(record.value)).policy == self._context.policy:
+                            newest = (record, event)
+                except InvalidEvent as error:  # join and reward set aside what nobody can decode of the others; twice would count it twice
+                    if record.topic == REWARD_MODELS.name or error.reason == "unusable":
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)

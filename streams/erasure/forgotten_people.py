@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from streams.core.errors import InvalidEvent
 from streams.core.events import Erasure, Label
 from streams.core.person_ids import people_in, people_of
+from streams.core.record_faults import blamed_on_record
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.core.values import LATEST
 from streams.join.feedback_channels import evidence_of
@@ -93,18 +94,19 @@ def record_without(record: Record, forgotten: Forgotten, settings: EvidenceSetti
     if not forgotten.names(record.value):
         return record
     try:
-        if record.topic == EPISODES.name:
-            episode = EPISODES.decode(record.value)
-            gone = forgotten.covers(episode.user_id, episode.ended_at, record.timestamp_ms)
-        elif record.topic == FEEDBACK.name:
-            feedback = FEEDBACK.decode(record.value)
-            gone = forgotten.covers(feedback.user_id, feedback.at, record.timestamp_ms)
-        elif record.topic == LABELS.name:
-            label = LABELS.decode(record.value)
-            left = label_without(label, forgotten, record.timestamp_ms, settings)
-            return record if left is label else _with_value(record, left.encode() if left else None)
-        else:
-            return record
+        with blamed_on_record("an erasure"):
+            if record.topic == EPISODES.name:
+                episode = EPISODES.decode(record.value)
+                gone = forgotten.covers(episode.user_id, episode.ended_at, record.timestamp_ms)
+            elif record.topic == FEEDBACK.name:
+                feedback = FEEDBACK.decode(record.value)
+                gone = forgotten.covers(feedback.user_id, feedback.at, record.timestamp_ms)
+            elif record.topic == LABELS.name:
+                label = LABELS.decode(record.value)
+                left = label_without(label, forgotten, record.timestamp_ms, settings)
+                return record if left is label else _with_value(record, left.encode() if left else None)
+            else:
+                return record
     except InvalidEvent:
         gone = _any_covered(record.value or b"", forgotten, record.timestamp_ms)
     return _with_value(record, None) if gone else record

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Assignment, Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
+from streams.core.record_faults import blamed_on_record
 from streams.join.feedback_channels import evidence_of, newest_votes
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 
@@ -160,7 +161,13 @@ class FeedbackJoin:
         in_time = _each_once(arrived for arrived in waiting if not self._too_late(arrived, known, now))
         self.tally.duplicate_feedback += len(waiting) - len({arrived.feedback.feedback_id for arrived in waiting})
         standing = EpisodeState(known=known, feedback=in_time, expires_at=now + self._window, erasures=erasures)
-        label = self._label(episode.episode_id, standing)  # first: a record that makes this fail must leave no trace
+        try:
+            with blamed_on_record("joining"):
+                label = self._label(episode.episode_id, standing)  # first: a record that makes this fail must leave no trace
+        except InvalidEvent:
+            in_time = self._usable(episode.episode_id, standing)
+            standing = standing.model_copy(update={"feedback": in_time})
+            label = self._label(episode.episode_id, standing)
         self._state[episode.episode_id] = standing
         self.tally.joined += [arrived.feedback for arrived in in_time]
         return label
@@ -192,6 +199,29 @@ class FeedbackJoin:
         if standing.known is not None:
             self.tally.joined.append(feedback)
         return label
+
+    def _usable(self, episode_id: str, standing: EpisodeState) -> tuple[ArrivedFeedback, ...]:
+        """The feedback of which a label can be made. The rest is set aside: it waited for its episode, which is not to blame."""
+        usable: list[ArrivedFeedback] = []
+        for arrived in standing.feedback:
+            try:
+                with blamed_on_record("joining"):
+                    self._label(episode_id, standing.model_copy(update={"feedback": (*usable, arrived)}))
+                usable.append(arrived)
+            except InvalidEvent as error:
+                self._set_aside(arrived, error)
+        return tuple(usable)
+
+    def leave_out(self, episode_id: str) -> ArrivedFeedback | None:
+        """Take feedback out of an episode whose label cannot be published: what was joined since the last ``clear``, else any; the longest first."""
+        standing = self._state.get(episode_id)
+        if standing is None or not standing.feedback:
+            return None
+        new = {feedback.feedback_id for feedback in self.tally.joined}
+        out = max(standing.feedback, key=lambda each: (each.feedback.feedback_id in new, len(each.feedback.text or "")))
+        self._state[episode_id] = standing.model_copy(update={"feedback": tuple(each for each in standing.feedback if each is not out)})
+        self.tally.joined = [feedback for feedback in self.tally.joined if feedback.feedback_id != out.feedback.feedback_id]
+        return out
 
     def erase(self, episode_id: str, covers: Covers) -> EpisodeErasure:
         """Erase from an episode what ``covers`` says: all of it when its own person is erased, otherwise that person's feedback."""

@@ -116,5 +116,5 @@ class JoinSession:
 
     def _close_parts(self) -> None:
         for part in self.parts.values():
-            part.store.close()
+            part.close()
         self.parts.clear()

@@ -9,6 +9,7 @@ import structlog
 from streams.core.errors import InvalidEvent
 from streams.core.events import Label
 from streams.core.part_context import PartContext
+from streams.core.record_faults import RecordInHand, blamed_on_record
 from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower
@@ -47,6 +48,7 @@ class PartitionProcessor:
         self._settings = settings
         self.store = PartitionState(context.state / f"join-{number}.sqlite3", settings.cached_episodes // context.kafka.partitions)
         self._remembered = max(remembered, settings.window)
+        self._in_hand = RecordInHand(context.state / f"join-{number}.in-hand")
         self._join = FeedbackJoin(self.store, settings, self._set_aside, self._remembered)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._target = dict.fromkeys(INPUTS, 0)
@@ -61,6 +63,11 @@ class PartitionProcessor:
         self._headers: dict[str, Headers] = {}
         self._read_at = context.clock.monotonic_s()
         self.changed = False
+
+    def close(self) -> None:
+        """Close the state's files. What was not committed will be folded again."""
+        self.store.close()
+        self._in_hand.close()
 
     def start(self, consumer: Consumer) -> dict[tuple[str, int], int]:
         """The offsets to read from: those of the state, or the beginning when the state belongs to another log.
@@ -153,11 +160,12 @@ class PartitionProcessor:
     def _fold(self, record: Record, now: datetime) -> Label | None:
         """Fold one record. What a person gave before their erasure is skipped, however late it arrives."""
         covers = self._erasures.forgotten.covers
-        if record.topic == EPISODES.name:
-            episode = EPISODES.decode(record.value)
-            return None if covers(episode.user_id, episode.ended_at, record.timestamp_ms) else self._join.on_episode(episode, now)
-        feedback = FEEDBACK.decode(record.value)
-        return None if covers(feedback.user_id, feedback.at, record.timestamp_ms) else self._join.on_feedback(feedback, now, record.offset)
+        with self._in_hand.working_on(record.topic, record.partition, record.offset, "the join"):
+            if record.topic == EPISODES.name:
+                episode = EPISODES.decode(record.value)
+                return None if covers(episode.user_id, episode.ended_at, record.timestamp_ms) else self._join.on_episode(episode, now)
+            feedback = FEEDBACK.decode(record.value)
+            return None if covers(feedback.user_id, feedback.at, record.timestamp_ms) else self._join.on_feedback(feedback, now, record.offset)
 
     @property
     def erasures_due(self) -> bool:
@@ -191,32 +199,43 @@ class PartitionProcessor:
             self.changed = True
 
     def publish(self, producer: Publisher) -> None:
-        """Start sending the newest label of each changed episode."""
+        """Start sending the newest label of each changed episode. Feedback that makes a label too large is set aside."""
         self._sent.clear()
         self._offsets.clear()
         for label in self._labels.values():
             try:
-                self._sent.append((label, producer.send(LABELS, label, self._headers.get(label.episode_id, ()))))
+                with blamed_on_record("encoding its label"):
+                    self._sent.append((label, producer.send(LABELS, label, self._headers.get(label.episode_id, ()))))
             except InvalidEvent as error:  # too large
-                self._refuse(label, error)
+                self._refuse(label, error, producer)
 
     def settle(self, producer: Publisher) -> None:
-        """Wait until the log has every label that was sent, or its dead letter where the topic does not take it."""
+        """Wait until the log has every label that was sent, or a smaller one and dead letters where the topic does not take it."""
         refused = 0
         for label, sent in self._sent:
             try:
                 if (place := sent()).partition == self.number:
                     self._offsets.append(place.offset)
             except InvalidEvent as error:
-                self._refuse(label, error)
+                self._refuse(label, error, producer)
                 refused += 1
         self._sent.clear()
         if refused:
             producer.flush()
 
-    def _refuse(self, label: Label | None, error: InvalidEvent) -> None:
-        if label is not None:
-            self._letters.set_aside(Record(LABELS.name, -1, -1, 0, label.key.encode(), label.encode()), error)
+    def _refuse(self, label: Label | None, error: InvalidEvent, producer: Publisher) -> None:
+        """Set feedback aside, the longest of the new first, until Kafka takes a label of the rest: what was too large must not hold up what comes."""
+        while label is not None and (left_out := self._join.leave_out(label.episode_id)) is not None:
+            self._set_aside(left_out, error)
+            if (label := self._join.label(label.episode_id)) is None:
+                return
+            try:
+                with blamed_on_record("encoding its label"):
+                    if (place := producer.send(LABELS, label)()).partition == self.number:
+                        self._offsets.append(place.offset)
+                return
+            except InvalidEvent as refused:
+                error = refused
 
     def commit(self) -> None:
         """Make state and offsets durable. What was sent is settled."""

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from streams.core.events import Feedback, FeedbackKind, Label, Vote
 from streams.join.feedback_join import ArrivedFeedback, EpisodeState, KnownEpisode
 
-OF_A_LABEL = ("policy", "tenant", "user_id", "conversation_id", "adapter", "outcome", "messages", "answer")
+OF_A_LABEL = frozenset(KnownEpisode.model_fields) - {"ended_at"}
 
 
 def state_from_label(standing: EpisodeState | None, label: Label, window: timedelta, oldest: datetime) -> EpisodeState | None:

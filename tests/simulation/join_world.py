@@ -220,7 +220,7 @@ class JoinWorld:
     def _leave_behind(self, machine: Machine) -> None:
         """What is left of a process that was killed: its disk, and what was on its way to Kafka, which arrives now, late or never."""
         for part in machine.session.parts.values() if machine.session is not None else ():
-            part.store.close()
+            part.close()
         machine.session = None
         for made in [each for each in self.log.producers if each.member == machine.name]:
             fate = self.chance.choice(("now", "late", "never"))
