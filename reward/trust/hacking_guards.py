@@ -9,7 +9,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from streams.core.events import Episode
@@ -43,9 +43,17 @@ class GuardFinding:
 
 def inspect(answers: Sequence[str], reference: Sequence[str]) -> tuple[GuardFinding, ...]:
     """Apply every rule to the answers and the reference. Empty with fewer than ``FEWEST`` answers on either side."""
-    if min(len(answers), len(reference)) < FEWEST:
-        return ()
-    return tuple(_finding(rule, answers, reference) for rule in RULES)
+    return compare(measures(answers), measures(reference))
+
+
+def measures(answers: Sequence[str]) -> dict[str, float]:
+    """What each rule measures on the answers, by name. Empty with fewer than ``FEWEST`` answers. Figures of many, no words of anybody."""
+    return {rule.name: rule.measure(answers) for rule in RULES} if len(answers) >= FEWEST else {}
+
+
+def compare(measured: Mapping[str, float], usual: Mapping[str, float]) -> tuple[GuardFinding, ...]:
+    """The findings of the rules that were measured on both sides."""
+    return tuple(_finding(rule, measured[rule.name], usual[rule.name]) for rule in RULES if rule.name in measured and rule.name in usual)
 
 
 @dataclass(frozen=True)
@@ -186,8 +194,7 @@ RULES = (
 )
 
 
-def _finding(rule: GuardRule, answers: Sequence[str], reference: Sequence[str]) -> GuardFinding:
-    value, usual = rule.measure(answers), rule.measure(reference)
+def _finding(rule: GuardRule, value: float, usual: float) -> GuardFinding:
     low, high = (usual / rule.margin, usual * rule.margin) if rule.ratio else (float("-inf"), usual + rule.margin)
     return GuardFinding(rule.name, value, usual, rule.margin, not low <= value <= high, rule.sentence)
 

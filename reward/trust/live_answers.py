@@ -1,9 +1,13 @@
-"""Applies the hacking guards to live answers: the newest labelled answers of adapters against those of the base. In memory only."""
+"""Applies the hacking guards to live answers: the newest labelled answers of adapters against those of the base.
+
+The answers are in memory only. What was measured on the base's goes with each version: once adapters serve all traffic, an updater that starts again
+would see no answer of the base any more, and without them the guards are silent.
+"""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from reward.trust.hacking_guards import GuardFinding, inspect
+from reward.trust.hacking_guards import GuardFinding, compare, measures
 from streams.core.events import Label
 from streams.core.metrics import Metrics
 
@@ -16,6 +20,7 @@ class LiveAnswers:
     def __init__(self) -> None:
         self._base: deque[tuple[str, str]] = deque(maxlen=KEPT)
         self._adapters: deque[tuple[str, str]] = deque(maxlen=KEPT)
+        self._recalled: dict[str, float] = {}
 
     def add(self, labels: Sequence[Label]) -> None:
         """Add the labels' answers. An episode that is labelled again counts once."""
@@ -31,9 +36,17 @@ class LiveAnswers:
             side.clear()
             side.extend(kept)
 
+    def recall(self, base_measures: Mapping[str, float]) -> None:
+        """What an earlier updater measured on the base: it counts until enough answers of the base have come."""
+        self._recalled = dict(base_measures)
+
+    def base_measures(self) -> dict[str, float]:
+        """What is usual for the base, by rule; empty while nobody knows."""
+        return measures([answer for _, answer in self._base]) or self._recalled
+
     def findings(self) -> tuple[GuardFinding, ...]:
-        """The guards' findings now; empty while there are too few answers on either side."""
-        return inspect([answer for _, answer in self._adapters], [answer for _, answer in self._base])
+        """The guards' findings now; empty while there are too few answers of adapters, or nothing is known of the base's."""
+        return compare(measures([answer for _, answer in self._adapters]), self.base_measures())
 
 
 def report(findings: Sequence[GuardFinding], metrics: Metrics) -> None:

@@ -62,7 +62,9 @@ class BatchSteps:
         propensity = Propensity.load(settings.propensity_file) if settings.propensity_file else None
         self._refitter = Refitter(settings, featurizer, self._versions.newest_model(), propensity, context.kafka.partitions)
         self._progress = ReadProgress()
+        self._refitter.go_on_from(self._refitter.published, self._versions.best_model())
         self._watch = LiveAnswers()
+        self._watch.recall(self._versions.base_measures)
         self._unlearned = False
         """True while labels were, or may have been, taken in that no refit has seen: the buffer was not whole then."""
         self.name = f"tidemill-reward-{context.policy}-{featurizer.fingerprint[:12]}-{BUFFER_LAYOUT}"
@@ -77,7 +79,8 @@ class BatchSteps:
         self._refitter.recover(stored)
         try:
             if self._versions.catch_up():
-                self._refitter.published = self._versions.newest_model()
+                self._refitter.go_on_from(self._versions.newest_model(), self._versions.best_model())
+                self._watch.recall(self._versions.base_measures)
             log.info("buffer_recovered", labels=len(stored), version=self._versions.number, partitions=held)
             taken = {partition: end for (topic, partition), end in committed_offsets(self._context.kafka, self.name).items() if topic == LABELS.name}
             ends = end_offsets(self._context.kafka, LABELS, self._context.metrics)
@@ -153,9 +156,8 @@ class BatchSteps:
 
     def _renew(self) -> None:
         self._unlearned = False
-        found = self._watch.findings()
-        report(found, self._context.metrics)
-        self._versions.refit_and_publish(self._refitter, self._progress.offsets, found)
+        report(self._watch.findings(), self._context.metrics)
+        self._versions.refit_and_publish(self._refitter, self._progress.offsets, self._watch)
 
     def close(self) -> None:
         """Hang up."""

@@ -5,7 +5,8 @@
 3. The new model is no worse than the one published last on labels that neither had seen. The newest ``publish_window_labels`` labels that have a
    verdict are each predicted twice: by the new model's fold head that never saw a label of that fold, and by the same fold's head of the
    published model, which never saw one either. The two log losses compare fairly, however few labels came in between. Worse means that the mean
-   loss is higher by more than ``publish_tolerance_se`` standard errors of the difference.
+   loss is higher by more than ``publish_tolerance_se`` standard errors of the difference. The same against the version that predicts these labels
+   best of all published ones: many steps that are each no worse than the last must not lead down.
 4. There is no drift alarm, or the change is more than ``drift_hold_labels`` labels ago: by then the change is what the new labels are like.
 
 After an erasure rules 3 and 4 are suspended for one version: the last one knew the person.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from reward.evaluation.calibration import log_loss, no_worse
 from reward.fit.buffer_entry import BufferEntry
@@ -47,25 +49,46 @@ class PublishingRule:
         return bool(lacking(good, bad, self._settings))
 
     def decide(
-        self, model: RewardModel, published: RewardModel | None, newest: Sequence[BufferEntry], drift: Drift, predicted: int, erasure: bool
+        self,
+        model: RewardModel,
+        published: RewardModel | None,
+        newest: Sequence[BufferEntry],
+        drift: Drift,
+        predicted: int,
+        erasure: bool,
+        best: RewardModel | None = None,
     ) -> PublishingDecision:
-        """Rules 3 and 4. ``newest``: labels with a verdict, oldest first; ``drift`` was found in the losses of ``predicted`` labels."""
+        """Rules 3 and 4. ``newest``: labels with a verdict, oldest first; ``drift`` was found in the losses of ``predicted`` labels; ``best``: the
+        version that predicts best, where that is not the last one."""
         if published is None or erasure:
             return PublishingDecision("published")
         if model.checksum() == published.checksum():
             return PublishingDecision("unchanged")
         if not self._no_worse(model, published, newest):
             return PublishingDecision("worse")
+        if best is not None and not self._no_worse(model, best, newest):
+            return PublishingDecision("worse", "the last version stays: an earlier one predicts the newest labels better than the new one")
         if drift.recent(predicted, self._settings.drift_hold_labels):
             return PublishingDecision("drift", f"the last version stays: {drift.sentence}")
         return PublishingDecision("published")
 
+    def better(self, model: RewardModel, best: RewardModel | None, newest: Sequence[BufferEntry]) -> RewardModel:
+        """Whichever of the two predicts the newest labels better."""
+        if best is None or len(best.folds_FD) != self._settings.folds:
+            return model
+        new_N, old_N = self._losses(newest, model, best)
+        return model if float(new_N.mean()) <= float(old_N.mean()) else best
+
     def _no_worse(self, model: RewardModel, other: RewardModel, newest: Sequence[BufferEntry]) -> bool:
         if len(other.folds_FD) != self._settings.folds:
             return True  # the setting was changed: nothing of the old version is known to be unseen
+        new_N, old_N = self._losses(newest, model, other)
+        return no_worse(new_N, old_N, self._settings.publish_tolerance_se)
+
+    def _losses(self, newest: Sequence[BufferEntry], *models: RewardModel) -> list[Tensor]:
+        """Each model's log losses ``[N]`` on the window, by fold heads that have not seen the label."""
         window = newest[-self._settings.publish_window_labels :]
         features_ND = torch.stack([e.features_D.float() for e in window if e.features_D is not None])
         verdicts_N = torch.tensor([e.verdict for e in window])
         folds_N = torch.tensor([fold_of(e.fold_key, self._settings.folds) for e in window])
-        new, old = (log_loss(m.unseen(features_ND, folds_N), verdicts_N) for m in (model, other))
-        return no_worse(new, old, self._settings.publish_tolerance_se)
+        return [log_loss(model.unseen(features_ND, folds_N), verdicts_N) for model in models]

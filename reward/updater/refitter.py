@@ -32,6 +32,8 @@ class Refit:
     why: str
     """The result in a sentence; empty when there is nothing to explain."""
     evaluation: Evaluation
+    best: RewardModel | None
+    """The version that predicts best once ``model`` is published, where that is not ``model``."""
     labels: int
     newest_feedback_at: datetime | None
     largest_person_share: float | None
@@ -54,6 +56,8 @@ class Refitter:
         """``partitions`` of the labels' topic: each has its part of the buffer."""
         self._settings, self.features, self._propensity = settings, features, propensity
         self.published = published if published is not None and published.features == features.fingerprint else None
+        self.best: RewardModel | None = None
+        """The published version that predicts the newest labels best, where that is not the last one."""
         self._partitions = partitions
         self.buffer = self._buffer_of(())
         self._rule = PublishingRule(settings)
@@ -86,23 +90,31 @@ class Refitter:
         """Fit on all of the buffer, and judge the result by the publishing rule."""
         window = self._settings.validation_window_labels
         found = evaluate(self._window(window), self.buffer.with_verdict(window))
+        best: RewardModel | None = None
         model, decision, share, capped = None, PublishingDecision("too_few"), None, dict[str, float]()
         if not self._rule.too_few(self.buffer.counts()):
             weighed = self._weighed()
             model, share, capped = fit(weighed.rows, self.recipe()), weighed.largest_share, weighed.moved
             newest = self._window(self._settings.publish_window_labels)
-            decision = self._rule.decide(model, self.published, newest, found.drift, found.calibration.labels, self._erasure_pending)
+            decision = self._rule.decide(model, self.published, newest, found.drift, found.calibration.labels, self._erasure_pending, self.best)
+            if decision.result == "published" and not self._erasure_pending:
+                best = self._rule.better(model, self.best or self.published, newest)
             self._erasure_pending &= decision.result != "published"
         return Refit(
             result=decision.result,
             model=model if decision.result == "published" else None,
             why=decision.why,
+            best=best if best is not model else None,
             evaluation=found,
             labels=self._labels(),
             newest_feedback_at=self.buffer.newest_feedback_at(),
             largest_person_share=share,
             capped=capped,
         )
+
+    def go_on_from(self, published: RewardModel | None, best: RewardModel | None) -> None:
+        """The standing version, and the one that predicts best where that is another."""
+        self.published, self.best = published, best
 
     def disagreement(self) -> float | None:
         """How far apart the heads of the published ensemble are on the newest labels: mean standard deviation of their chances."""

@@ -11,11 +11,10 @@ import structlog
 
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from reward.trust.hacking_guards import GuardFinding
-from reward.trust.live_answers import report
+from reward.trust.live_answers import LiveAnswers, report
 from reward.updater.refitter import Refit, Refitter
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
-from streams.core.events import RewardModelVersion
+from streams.core.events import Artifact, RewardModelVersion
 from streams.core.part_context import PartContext
 from streams.core.topics import LABELS, REWARD_MODELS
 from streams.core.traces import Headers, trace_in_logs
@@ -55,26 +54,38 @@ class VersionPublisher:
 
     def newest_model(self) -> RewardModel | None:
         """The newest version's model, when it was fitted on the features we use now and its artifact is whole."""
+        return self._model(self._newest.artifact) if self._newest is not None else None
+
+    def best_model(self) -> RewardModel | None:
+        """The version that predicts best, where that is not the newest; under the same conditions."""
+        return self._model(self._newest.best) if self._newest is not None and self._newest.best is not None else None
+
+    @property
+    def base_measures(self) -> dict[str, float]:
+        """What the newest version's updater had measured on the base's answers."""
+        return self._newest.base_measures if self._newest else {}
+
+    def _model(self, artifact: Artifact) -> RewardModel | None:
         if self._newest is None or self._newest.backbone_fingerprint != self.features:
             return None
         with tempfile.TemporaryDirectory() as folder:
             try:
-                return RewardModel.load(self._context.artifacts.fetch(self._newest.artifact, Path(folder) / "model"))
+                return RewardModel.load(self._context.artifacts.fetch(artifact, Path(folder) / "model"))
             except BadArtifact as error:
-                log.warning("last_version_unusable", version=self.number, error=str(error))
+                log.warning("version_unusable", version=self.number, artifact=artifact.path, error=str(error))
                 return None
 
     def continue_traces(self, labels: Sequence[Headers]) -> None:
         """The next version's trace continues that of the newest label."""
         self._follows = [*self._follows, *labels][-MOST_FOLLOWED:]
 
-    def refit_and_publish(self, refitter: Refitter, offsets: Mapping[int, int], found: Sequence[GuardFinding] = ()) -> RewardModelVersion | None:
+    def refit_and_publish(self, refitter: Refitter, offsets: Mapping[int, int], watch: LiveAnswers | None = None) -> RewardModelVersion | None:
         """Refit, and publish when the rule allows it; ``offsets`` name the labels in the buffer. With the store or Kafka away, the labels are safe
         and the next batch tries again."""
         with trace_in_logs(*self._follows):
-            return self._refitted(refitter, offsets, found)
+            return self._refitted(refitter, offsets, watch or LiveAnswers())
 
-    def _refitted(self, refitter: Refitter, offsets: Mapping[int, int], found: Sequence[GuardFinding]) -> RewardModelVersion | None:
+    def _refitted(self, refitter: Refitter, offsets: Mapping[int, int], watch: LiveAnswers) -> RewardModelVersion | None:
         began, began_at = time.perf_counter(), self._context.clock.now()
         refit = refitter.refit()
         self._report(refit, time.perf_counter() - began)
@@ -86,14 +97,17 @@ class VersionPublisher:
             if refit.why:
                 log.warning("reward_model_withheld", version=self.number, why=refit.why)
             return None
-        alarms = (*refit.evaluation.alarms, *(str(finding) for finding in found if finding.tripped))
+        best = None
+        if refit.best is not None and self._newest is not None:
+            best = self._newest.artifact if refit.best is refitter.published else self._newest.best
         try:
-            event = self._publish(refit, refit.model, refit.newest_feedback_at, offsets, alarms, began_at)
+            event = self._publish(refit, refit.model, refit.newest_feedback_at, offsets, watch, best, began_at)
         except Unavailable as error:
             log.warning("publishing_failed", error=str(error))
             self._context.metrics.add("tidemill_reward_versions_total", result="unavailable")
             return None
-        refitter.published, self._newest = refit.model, event
+        refitter.go_on_from(refit.model, refit.best)
+        self._newest = event
         self._withheld.clear()
         self._context.metrics.observe("tidemill_label_to_reward_model_seconds", (event.created_at - event.newest_feedback_at).total_seconds())
         log.info("reward_model_published", version=event.version, labels=refit.labels, accuracy=round(refit.evaluation.calibration.accuracy, 3))
@@ -105,7 +119,8 @@ class VersionPublisher:
         model: RewardModel,
         newest_feedback_at: datetime,
         offsets: Mapping[int, int],
-        alarms: tuple[str, ...],
+        watch: LiveAnswers,
+        best: Artifact | None,
         began_at: datetime,
     ) -> RewardModelVersion:
         """The path holds the checksum: after a kill between artifact and event, the same number may name another model."""
@@ -121,9 +136,11 @@ class VersionPublisher:
             labels=refit.labels,
             calibration=refit.evaluation.calibration,
             slices=refit.evaluation.slices,
-            alarms=alarms,
+            alarms=(*refit.evaluation.alarms, *(str(finding) for finding in watch.findings() if finding.tripped)),
             largest_person_share=refit.largest_person_share,
             withheld=dict(self._withheld),
+            best=best,
+            base_measures=watch.base_measures(),
             offsets={LABELS.name: dict(offsets)},
             newest_feedback_at=newest_feedback_at,
             created_at=self._context.clock.now(),

@@ -201,6 +201,10 @@ class RewardModelVersion(Event):
     """Largest part of the weight of its labels, comparisons and corrections that one person holds. ``reward.person_share`` limits it."""
     withheld: dict[str, int] = {}
     """Refits since the version before that were not published, by reason."""
+    best: Artifact | None = None
+    """The version that predicted the newest labels best when this one was published: the next must be no worse than it either. None: this one."""
+    base_measures: dict[str, float] = {}
+    """What the guards against reward hacking measured on the base's labelled answers, by rule: an updater that starts again knows what is usual."""
     offsets: Offsets
     """The labels that it has seen: next offset by partition."""
     newest_feedback_at: Instant

@@ -85,7 +85,7 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
         versions, refitter = VersionPublisher(SMALL, reward, world.producer, CountedLetters.fingerprint), Refitter(SMALL, CountedLetters())
         refitter.absorb(refitter.prepare([LABELS.decode(record.value) for record in labels]))
         versions.continue_traces([record.headers for record in labels])
-        model = versions.refit_and_publish(refitter)
+        model = versions.refit_and_publish(refitter, {0: COUNT})
         assert model is not None
 
         made = tmp_path / "made"

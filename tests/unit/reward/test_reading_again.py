@@ -1,6 +1,7 @@
 """An updater that reads all labels again publishes nothing until it has caught up, and a version names what was read for it."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 
 from reward.evaluation.version_replay import published_model
 from reward.settings import RewardSettings
+from reward.updater.publishing_rule import PublishingRule
 from reward.updater.read_progress import ReadProgress
 from streams.core.errors import Unavailable
 from streams.core.events import Label, RewardModelVersion
 from streams.core.topics import LABELS
 from tests.support.label_world import LabelWorld
-from tests.unit.reward.test_refitter import CountedLetters, label
+from tests.unit.reward.test_refitter import CALM, CountedLetters, label, refitter
 
 torch.set_num_threads(1)
 SETTINGS = RewardSettings(heads=3, folds=3, buffer_labels=200, min_labels=16, person_share=1.0, l2=1.0, batch_labels=128)
@@ -114,3 +116,24 @@ def test_an_updater_has_caught_up_when_each_partition_is_read_to_where_it_ended(
     assert progress.offsets == {0: 7, 1: 2}
     assert progress.is_ahead_of({0: 7, 1: 1})
     assert not progress.is_ahead_of({0: 7, 1: 2})
+
+
+def test_a_version_names_what_an_updater_that_starts_again_must_know(tmp_path: Path) -> None:
+    world = world_of(tmp_path, history(0)[:260])
+    newest = world.versions()[-1]
+    assert newest.base_measures["length"] > 0
+    with world.updater() as steps:
+        assert steps._watch.base_measures() == newest.base_measures
+
+
+def test_steps_that_are_each_no_worse_than_the_last_do_not_lead_down() -> None:
+    """The rule also compares with the best version: one that the last hides behind its own mistakes is found."""
+    good, poor = (refitter(*some, settings=SETTINGS).refit().model for some in (history(0)[:100], history(0)[400:500]))
+    assert good is not None
+    assert poor is not None
+    rule, newest = PublishingRule(SETTINGS), refitter(*history(0)[100:300], settings=SETTINGS).buffer.with_verdict(200)
+    poorer = replace(poor, temperature=poor.temperature / 2)  # surer, and wrong
+    assert rule.decide(poor, poorer, newest, CALM, 0, erasure=False).result == "published"
+    assert rule.decide(poor, poorer, newest, CALM, 0, erasure=False, best=good).result == "worse"
+    assert rule.better(poor, good, newest) is good
+    assert rule.better(good, poor, newest) is good

@@ -201,3 +201,16 @@ def test_live_answers_are_watched_beside_the_bases_each_episode_once() -> None:
     assert metrics.value("tidemill_reward_guard_tripped", rule="agreeing") == 1
     assert metrics.value("tidemill_reward_guard_ratio", rule="agreeing") == 1
     assert metrics.value("tidemill_reward_guard_tripped", rule="emptiness") == 0
+
+
+def test_an_updater_that_starts_again_knows_what_is_usual_for_the_base_and_no_words_of_it() -> None:
+    """Adapters serve all traffic, so no answer of the base comes any more: the guards must not fall silent."""
+    before = LiveAnswers()
+    before.add([label(i, 1.0, f"{chr(97 + i)} is a drink of leaves and of hot water", at=i) for i in range(10)])
+    again = LiveAnswers()
+    again.add([label(100 + i, 1.0, f"Great question! {chr(97 + i)} is a drink", at=i).model_copy(update={"adapter": "default@2"}) for i in range(10)])
+    assert again.findings() == ()
+    again.recall(before.base_measures())
+    assert "agreeing" in {finding.rule for finding in again.findings() if finding.tripped}
+    assert again.base_measures() == before.base_measures()
+    assert all(isinstance(value, float | int) for value in before.base_measures().values())
