@@ -1,7 +1,7 @@
 """Live answers with their labels: the verdict of people's thumbs, and their words. The learner trains on them directly."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -91,6 +91,13 @@ class LabelledPool:
         """Remove an answer whose label was deleted."""
         self._answers.pop(episode_id, None)
         self._uses.pop(episode_id, None)
+
+    def keep_only(self, episode_ids: Set[str]) -> int:
+        """Remove all answers but these. Returns how many were removed."""
+        gone = [episode_id for episode_id in self._answers if episode_id not in episode_ids]
+        for episode_id in gone:
+            self.remove(episode_id)
+        return len(gone)
 
     def choose(self, count: int) -> Sequence[LabelledAnswer]:
         """At most ``count`` answers: those used least so far, and of these the newest, so that fresh feedback counts in the next adapter.
