@@ -7,6 +7,7 @@ in ``ALLOWED`` are accepted: weights are safetensors, nothing is unpickled.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import uuid
@@ -140,7 +141,12 @@ class ArtifactStore:
         temporary = f"{path}.{uuid.uuid4().hex}.tmp"
         with self._filesystem.open_output_stream(temporary) as stream:
             stream.write(data)
+        local = isinstance(self._filesystem, pyarrow.fs.LocalFileSystem)
+        if local:
+            _sync(temporary)  # before the rename: after a power cut a manifest must not name files that the disk does not have
         self._filesystem.move(temporary, path)
+        if local:
+            _sync(str(PurePosixPath(path).parent))
 
     def _read(self, path: str, limit: int) -> bytes:
         try:
@@ -155,6 +161,15 @@ class ArtifactStore:
         if self._filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
             return None
         return self._read(path, 16 << 20)
+
+
+def _sync(path: str) -> None:
+    """fsync a local file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_of(path: Path) -> str:

@@ -154,11 +154,13 @@ class Consumer:
 
 
 def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: Metrics) -> Iterator[Record]:
-    """Every record of a topic from its beginning to its current end."""
+    """Every record of a topic from its beginning to the end that it has now: what is written meanwhile is not waited for."""
     consumer = Consumer(settings, [topic], part, metrics)
     try:
-        while consumer.measure_lag():
-            yield from consumer.poll(timeout_s=1.0, max_records=5000)
+        ends = {place: end for place, (first, end) in consumer.bounds(consumer.positions()).items() if first < end}
+        while any(consumer.positions()[place] < end for place, end in ends.items()):
+            records = consumer.poll(timeout_s=1.0, max_records=5000)
+            yield from (record for record in records if record.offset < ends.get((topic.name, record.partition), 0))
     finally:
         consumer.close()
 

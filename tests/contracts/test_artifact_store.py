@@ -10,6 +10,7 @@ import pyarrow.fs
 import pytest
 from pydantic import ValidationError
 
+from streams.artifacts import artifact_store
 from streams.artifacts.artifact_store import MANIFEST, ArtifactStore, fingerprint
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
 from streams.core.events import Artifact
@@ -243,3 +244,16 @@ def test_a_model_is_named_by_its_bytes_not_by_its_folder(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadArtifact, match="no model"):
         fingerprint(tmp_path / "empty")
+
+
+def test_a_local_artifact_is_on_the_disk_before_its_manifest_names_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut keeps what was synced: the manifest must come after all that it names, with their names in the folder."""
+    synced: list[str] = []
+    monkeypatch.setattr(artifact_store.os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    ArtifactStore(str(tmp_path / "store")).put(folder, "adapters/1")
+    target = tmp_path / "store" / "adapters" / "1"
+    manifest = next(number for number, path in enumerate(synced) if "manifest" in Path(path).name)
+    for path in (each for each in folder.rglob("*") if each.is_file()):
+        at = next(number for number, each in enumerate(synced) if Path(each).name.startswith(path.name))
+        assert str((target / path.relative_to(folder)).parent) in synced[at + 1 : manifest]
+    assert synced[-1] == str(target)

@@ -13,7 +13,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import DeadLetter, Erasure, Feedback, FeedbackKind, new_id, person_of
 from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, EPISODES, ERASURES, FEEDBACK, Topic
-from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets, end_offsets, read_between
+from streams.kafka import Consumer, KafkaSettings, Producer, Record, committed_offsets, end_offsets, read_between, read_to_end
 from streams.kafka.partitioning import partition_of
 from streams.kafka.topic_admin import admin_client
 from tests.support.simulated_clients import at, install
@@ -247,3 +247,15 @@ def polled_until(reached: Callable[[], bool], consumers: list[Consumer], owned: 
         if reached():
             return
     raise AssertionError(f"the partitions went to {owned}")
+
+
+def test_reading_to_the_end_ends_although_somebody_goes_on_writing(log: Log) -> None:
+    producer, key = log.producer(), person_of(new_id("user"))
+    for number in range(5):
+        producer.publish(ERASURES, Erasure(person=key, requested_by=str(number), at=NOW))
+    found = []
+    for record in read_to_end(log.settings, ERASURES, "contract", Metrics()):
+        if record.key == key.encode():
+            found.append(ERASURES.decode(record.value).requested_by)
+            producer.publish(ERASURES, Erasure(person=key, requested_by="later", at=NOW))
+    assert found == ["0", "1", "2", "3", "4"]
