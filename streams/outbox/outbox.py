@@ -169,11 +169,14 @@ class Outbox:
     def _write(self, batch: Sequence[SpooledEvent]) -> bool:
         try:
             self._spool.append(batch)
-            if self._settings.outbox_when_full == "keep_newest":
-                self._count_removed(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
         except Unavailable as error:
             log.warning("the outbox cannot write to its disk", error=str(error))
             return False
+        if self._settings.outbox_when_full == "keep_newest":
+            try:
+                self._count_removed(self._spool.drop_beyond(self._settings.outbox_events, self._most_bytes), "full")
+            except Unavailable as error:  # the batch is written all the same; the next one tries again
+                log.warning("the outbox cannot delete from its disk", error=str(error))
         return True
 
     def _send_oldest(self) -> bool:

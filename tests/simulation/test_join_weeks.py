@@ -47,7 +47,8 @@ def test_an_episode_that_is_sent_again_after_its_window_makes_no_second_label(mo
         world.settle()
     world.pass_time(60)
     world.settle()
-    for event in (thumb(world, "late", "cy"), first):  # an outbox that was away delivers the episode once more
+    late = thumb(world, "late", "cy").model_copy(update={"at": first.ended_at})
+    for event in (late, first):  # an outbox that was away delivers a thumb of that day, and the episode once more
         world.publish(event)
         world.settle()
     assert world.labels()["ep"].feedback_ids == ("counted",)

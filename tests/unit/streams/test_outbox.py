@@ -169,6 +169,30 @@ def test_where_the_newest_matter_the_oldest_give_way_and_are_counted(outboxes: C
     assert ids(broker) == ["fb-5", "fb-6", "fb-7"]
 
 
+def test_a_disk_that_fills_after_events_were_written_does_not_make_them_be_written_again(
+    outboxes: Callable[..., Outbox], broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would meet their own rows, and nothing would ever be written after them."""
+    broker.away.set()
+    outbox = outboxes(events=3, when_full="keep_newest")
+    drop, full = outbox._spool.drop_beyond, [True, True]
+
+    def fails_twice(*limits: int) -> Any:
+        if full:
+            full.pop()
+            raise Unavailable("the disk is full")
+        return drop(*limits)
+
+    monkeypatch.setattr(outbox._spool, "drop_beyond", fails_twice)
+    for number in range(8):
+        assert outbox.put(FEEDBACK, thumb(number))
+        until(lambda: not outbox._fresh)
+    until(lambda: outbox.depth == 3)
+    broker.away.clear()
+    assert outbox.wait_until_empty(20)
+    assert ids(broker) == ["fb-5", "fb-6", "fb-7"]
+
+
 @pytest.mark.parametrize("when_full", ["keep_oldest", "keep_newest"])
 def test_an_outbox_is_bounded_by_bytes_too(outboxes: Callable[..., Outbox], broker: Broker, when_full: str) -> None:
     broker.away.set()
