@@ -56,7 +56,7 @@ def test_versions_are_built_on_whole_inputs_through_rebalances_and_kills(tiny_ba
         ring.settle()
         lake, store = ring.lake("streams-a"), ArtifactStore(str(tmp_path / "artifacts"))
         features = Featurizer(tiny_base / "dense", reward)
-        everything = Replay(lake, "default", reward, features)
+        everything = Replay(lake, "default", reward, features, partitions=ring.kafka.partitions)
         ends = {partition: end for partition, end in end_offsets(ring.kafka, LABELS, Metrics()).items() if end}
         everything.reach(newest[-1].model_copy(update={"offsets": {LABELS.name: ends}}))
         wanted, until = everything.refitter.fitted().checksum(), time.monotonic() + 240
@@ -65,7 +65,7 @@ def test_versions_are_built_on_whole_inputs_through_rebalances_and_kills(tiny_ba
             time.sleep(0.5)
         assert newest[-1].labels == sum(label.verdict is not None for label in ring.expected.values())
         assert [version.version for version in newest] == list(range(1, len(newest) + 1))
-        replay = Replay(lake, "default", reward, features)
+        replay = Replay(lake, "default", reward, features, partitions=ring.kafka.partitions)
         differ = []
         for version in newest:
             replay.reach(version)

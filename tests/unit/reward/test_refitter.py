@@ -220,3 +220,16 @@ def test_a_model_of_other_features_is_no_measure_for_ours() -> None:
     other.fingerprint = "b" * 64
     assert Refitter(SMALL, other, model).published is None
     assert Refitter(SMALL, CountedLetters(), model).published is model
+
+
+def test_turns_of_one_conversation_and_labels_about_the_same_words_are_in_one_fold() -> None:
+    asked, answer = Message(role="user", content="tea?"), "you like tea"
+    first, again = label(1, 1.0, answer), label(2, 0.0, answer)  # the same words, in another conversation
+    later = label(3, 1.0, "more").model_copy(
+        update={"messages": (asked, Message(role="assistant", content=answer), Message(role="user", content="and then?"))}
+    )
+    other = label(4, 1.0, "another answer")
+    keys = [entry.fold_key for entry in refitter().prepare([first, again, later, other])]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    rows = refitter(first, again, later, other).buffer.rows()
+    assert len({int(fold) for fold in rows.folds_N(20)[:3]}) == 1
