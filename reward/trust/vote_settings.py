@@ -26,7 +26,7 @@ class VoteSettings(SettingsSection):
     """Labels after which a person's labels count fully; with fewer they count in proportion. Raise it where an account costs nothing (sock
     puppets)."""
     weigh_reliability: bool = True
-    """Give less weight to people whose verdicts contradict what the model learned from others (two more, smaller fits at each refit)."""
+    """Give less weight to people whose verdicts contradict what the model learned from others (a second, smaller fit at each refit)."""
     smooth_by_reliability: bool = False
     """Smooth targets towards 0.5 for people who contradict more than is usual what the model learned from others (the same second fit)."""
     propensity_file: Path | None = None
