@@ -154,7 +154,7 @@ class Consumer:
 
 
 def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: Metrics) -> Iterator[Record]:
-    """Every record of a topic from its beginning to the end that it has now: what is written meanwhile is not waited for."""
+    """Every record of a topic from its beginning to the end that it has now: what is written meanwhile is left out."""
     consumer = Consumer(settings, [topic], part, metrics)
     try:
         ends = {place: end for place, (first, end) in consumer.bounds(consumer.positions()).items() if first < end}
