@@ -63,13 +63,25 @@ class FrozenStack:
         self._packed: list[Tensor] | None = None
         self._packs = packs and weight_EOI.device.type == "cpu" and can_pack(weight_EOI.dtype)
 
-    def times(self, expert: int, x_TI: Tensor) -> Tensor:
-        """``x W_e^T``: [T, O]."""
+    def times(self, expert: int, x_TI: Tensor, lora_TO: Tensor | None = None) -> Tensor:
+        """``x W_e^T + lora``: [T, O], rounded once."""
         if not self._packs or torch.is_grad_enabled() or x_TI.shape[0] > DECODING_ROWS or x_TI.dtype != self.weight_EOI.dtype:
-            return linear(x_TI, self.weight_EOI[expert])
+            return plus_lora(x_TI, self.weight_EOI[expert], lora_TO)
         if self._packed is None:
             self._packed = [torch.ops.mkldnn._reorder_linear_weight(weight_OI, DECODING_ROWS) for weight_OI in self.weight_EOI]
-        return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed[expert], None, "none", [], "")
+        if lora_TO is None:
+            return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed[expert], None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(x_TI, lora_TO, self._packed[expert], None, "add")
+
+
+def plus_lora(x_TI: Tensor, weight_OI: Tensor, lora_TO: Tensor | None) -> Tensor:
+    """``x W^T + lora``: [T, O]. In bfloat16 the sum is rounded once: most of a small adapter would be lost in a product that is rounded already."""
+    return linear(x_TI, weight_OI) if lora_TO is None else torch.addmm(lora_TO, x_TI, weight_OI.t())
+
+
+def thin(x_TI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    """``(x A^T) B^T``: what an adapter adds, [T, O]."""
+    return linear(linear(x_TI, a_RI), b_OR)
 
 
 def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up_stack: FrozenStack, down_stack: FrozenStack,
@@ -91,18 +103,10 @@ def experts_forward(x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor, gate_up
         mine = slice(start, start + count)
         start += count
         h = x_TH[tokens[mine]]
-        y = gate_up_stack.times(own, h)
-        if gate_up is not None:
-            y = y + _thin(h, *gate_up[first + own])
+        y = gate_up_stack.times(own, h, None if gate_up is None else thin(h, *gate_up[first + own]))
         gate, up = y.chunk(2, dim=-1)
         z = act(gate) * up
-        out = down_stack.times(own, z)
-        if down is not None:
-            out = out + _thin(z, *down[first + own])
+        out = down_stack.times(own, z, None if down is None else thin(z, *down[first + own]))
         outputs.append(out * weights[mine, None].to(out.dtype))
     found = torch.cat(outputs or [x_TH[:0]])  # a sum over no pairs is still a function of x
     return torch.zeros_like(x_TH).index_add(0, tokens[begin:start], found)
-
-
-def _thin(x_TI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
-    return linear(linear(x_TI, a_RI), b_OR)

@@ -13,7 +13,7 @@ class Float32Pass(TorchFunctionMode):
     """Within, tokens are float32 from their embedding on. Without gradients: backward passes would be in float32 too."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is linear:
+        if func in (linear, torch.addmm):
             args = tuple(_float(value) for value in args)
             kwargs = {name: _float(value) for name, value in (kwargs or {}).items()}
         answer = func(*args, **(kwargs or {}))

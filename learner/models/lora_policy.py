@@ -18,14 +18,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint as recompute
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.distributed.base_sharding import split_attention, split_experts
 from learner.distributed.process_mesh import ALONE, Mesh
 from learner.models.attention import ATTENTION
-from learner.models.expert_lora import Factors, FrozenStack, experts_forward
+from learner.models.expert_lora import Factors, FrozenStack, experts_forward, plus_lora, thin
 from learner.models.lora_targets import SHARED, checked_targets, module_targets, parameter_targets
 from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
@@ -298,10 +297,12 @@ def _factor_linear(module: Any, made: list[Factors]) -> None:
     made.append(factors)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        output: Tensor = self.base_layer(x)
         if self.disable_adapters:
+            output: Tensor = self.base_layer(x)
             return output
         ((a_RI, b_OR),) = factors.cast(x.dtype)
-        return output + linear(linear(x, a_RI), b_OR)
+        rows, bias = x.reshape(-1, x.shape[-1]), self.base_layer.bias
+        lora = thin(rows, a_RI, b_OR)
+        return plus_lora(rows, self.base_layer.weight, lora if bias is None else lora + bias).view(*x.shape[:-1], -1)
 
     module.forward = types.MethodType(forward, module)

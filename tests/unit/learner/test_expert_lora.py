@@ -1,8 +1,9 @@
 """An adapter's factors in the precision of the tokens: kept while they are told to stand, never beyond."""
 
+import pytest
 import torch
 
-from learner.models.expert_lora import Factors
+from learner.models.expert_lora import Factors, FrozenStack
 
 
 def test_what_is_cast_is_kept_only_while_asked_to() -> None:
@@ -29,3 +30,19 @@ def test_while_training_gradients_reach_the_weights() -> None:
     sum(part.float().sum() for pair in Factors(a, b, 2.0, 2).cast(torch.bfloat16) for part in pair).backward()
     torch.testing.assert_close(a.grad, torch.ones(6, 5))
     torch.testing.assert_close(b.grad, torch.full((4, 6), 2.0))
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+def test_an_adapter_far_smaller_than_the_last_digit_of_a_product_acts_whole_on_average(decoding: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, weight, lora = (torch.randn(*shape, generator=generator).bfloat16() for shape in ((60, 256), (1, 200, 256), (60, 200)))
+    lora = 0.01 * lora
+    stack = FrozenStack(weight, packs=decoding)
+    with torch.set_grad_enabled(not decoding):
+        base, adapted = stack.times(0, x).double(), stack.times(0, x, lora).double()
+
+    def share(output: torch.Tensor) -> float:
+        return float(((output - base) * lora.double()).sum() / (lora.double() ** 2).sum())
+
+    assert 0.8 < share(adapted) < 1.2
+    assert share((base.bfloat16() + lora).double()) < 0.5  # as PEFT adds it
