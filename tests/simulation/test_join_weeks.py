@@ -1,12 +1,14 @@
 """Stories over weeks of the log's time, told one by one: what the simulation's random stories seldom reach."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from streams.core.events import Episode, Feedback, FeedbackKind, Message
-from streams.core.topics import DEAD_LETTERS, EPISODES, LABELS
+from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join.join_settings import JoinSettings
+from streams.join.log_retention import remembered, window_outlives
 from tests.simulation.join_world import JoinWorld
 
 
@@ -96,3 +98,13 @@ def test_a_take_over_says_of_each_feedback_what_the_former_owner_had_not_said(mo
     world.settle()
     assert list(world.letters.values()) == ["expired"]
     assert world.ledger().balanced, str(world.ledger())
+
+
+def test_a_window_beyond_what_a_topic_keeps_is_told_with_both_values() -> None:
+    kept = {EPISODES.name: timedelta(days=7), FEEDBACK.name: None}
+    assert window_outlives(JoinSettings(window_days=7), kept) is None
+    told = window_outlives(JoinSettings(window_days=30), kept)
+    assert told is not None
+    assert "join.window_days = 30" in told
+    assert "tidemill.episodes.v1 is kept: retention.ms is 7 days" in told
+    assert remembered(JoinSettings(), kept) > timedelta(days=36_000), "for ever, where feedback is kept for ever"
