@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,7 +25,8 @@ for name in [name for name in os.environ if name.startswith("TIDEMILL_") and nam
     del os.environ[name]  # settings of a ring that the user runs would reach every part that a test starts
 
 # A run takes as many seconds as it takes on a busy machine, and what a strategy draws seldom is no fault of the code.
-settings.register_profile("everyday", max_examples=25, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+PHASES = [phase for phase in Phase if phase is not Phase.explain]  # explaining a failure may take minutes
+settings.register_profile("everyday", max_examples=25, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck), phases=PHASES)
 settings.register_profile("long", settings.get_profile("everyday"), max_examples=500)
 settings.load_profile(os.environ.get("FUZZ_PROFILE", "everyday"))
 

@@ -71,9 +71,10 @@ class PartitionState:
         self._changed[episode_id] = None
 
     def due(self, before: datetime) -> list[str]:
-        """Episode ids whose ``expires_at`` is before that time, among committed states."""
+        """Episode ids whose ``expires_at`` is before that time. Changes that are not committed count: what was due before one may not be due now."""
         rows = self._database.execute("SELECT episode_id FROM standings WHERE expires_ms < ?", (_ms(before),))
-        return [episode_id for (episode_id,) in rows]
+        changed = [name for name, standing in self._changed.items() if standing is not None and _ms(standing.expires_at) < _ms(before)]
+        return [episode_id for (episode_id,) in rows if episode_id not in self._changed] + changed
 
     def find_where(self, holds: Callable[[bytes], bool]) -> list[str]:
         """Episode ids whose committed state, as JSON bytes, satisfies ``holds``."""

@@ -58,6 +58,8 @@ def test_the_cache_changes_nothing_but_memory(tmp_path: Path, cached: int) -> No
             assert len(store._clean) <= cached
         other = f"e{chance.randrange(20)}"
         assert store.get(other) == plain.get(other)
+        before = T0 + timedelta(hours=chance.randrange(10))
+        assert sorted(store.due(before)) == sorted(plain.due(before)), "a change that is not committed yet moves what is due"
     store.commit({"t": Reached(1000, 0)})
     moment = T0 + timedelta(hours=4)
     assert sorted(store.due(moment)) == sorted(plain.due(moment))
