@@ -69,7 +69,8 @@ class JoinWorld:
         self.arrived: dict[tuple[str, int, int], datetime] = {}
         self.orphaned: set[tuple[str, int, int]] = set()
         self.lost: set[tuple[str, int, int]] = set()
-        """Records that retention deleted before any join had committed them."""
+        """Records that retention deleted before any join had committed them, and feedback that it deleted while a join still had it waiting: a
+        join that then starts without that disk cannot know of it (docs/concepts/no-loss.md, limits)."""
 
     def publish(self, event: Episode | Feedback) -> None:
         """An event reaches the log now."""
@@ -89,6 +90,7 @@ class JoinWorld:
                 first = max(before[topic, number], committed.get((topic, number), 0))
                 self.lost |= {(topic, number, offset) for offset in range(first, held.start)}
                 self._note_unread(range(before[topic, number], held.start), topic, number, committed)
+                self._note_waiting(range(before[topic, number], held.start), topic, number)
 
     def start(self, name: str, disk: str = "kept") -> None:
         """Start the machine's join, where none runs. ``disk``: ``kept``, ``empty``, or ``old``: as it was at an earlier start."""
@@ -181,6 +183,13 @@ class JoinWorld:
                 unread = place[:2] == (FEEDBACK.name, number) and place[2] >= committed.get(place[:2], 0)
                 if unread and (episode := self.sent.get((topic, number, offset))) is not None and event.episode_id == episode.episode_id:
                     self.orphaned.add(place)
+
+    def _note_waiting(self, deleted: Iterable[int], topic: str, number: int) -> None:
+        joined = {name for label in self.labels().values() for name in label.feedback_ids} if topic == FEEDBACK.name and deleted else set[str]()
+        for place in ((topic, number, offset) for offset in deleted):
+            event = self.sent.get(place)
+            if isinstance(event, Feedback) and place not in self.letters and event.feedback_id not in joined:
+                self.lost.add(place)
 
     def _all_read(self) -> bool:
         ends = {place: held.end for place, held in self.log.partitions.items() if place[0] in (EPISODES.name, FEEDBACK.name) and held.records}

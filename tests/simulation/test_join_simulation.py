@@ -5,7 +5,7 @@ FUZZ_PROFILE=long draws twenty times as many.
 """
 
 import tempfile
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from streams.core.events import Episode, Feedback, FeedbackKind, Message
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.join.join_settings import JoinSettings
+from streams.join.log_retention import remembered
 from tests.simulation.join_world import MACHINES, JoinWorld
 
 PEOPLE = ("ann", "bob", "cy")
@@ -35,6 +36,8 @@ class JoinStory(RuleBasedStateMachine):
         window = data.draw(st.sampled_from(self.window_days))
         self.settings = JoinSettings(window_days=window, batch_records=3, expire_every_s=60)
         self.world = JoinWorld(self.patch, Path(self.folder.name), seed, self.settings, self.retention_days, cooperative)
+        self.remembered = remembered(self.settings, {topic.name: self._kept(topic.name) for topic in (EPISODES, FEEDBACK)})
+        self.began = self.world.clock.now()
         self.said: list[Episode | Feedback] = []
         self.knows: dict[str, frozenset[str]] = {}
         self.world.start(MACHINES[0])
@@ -43,17 +46,21 @@ class JoinStory(RuleBasedStateMachine):
     def an_agent_answers(self, number: int, person: str, hours_late: int) -> None:
         ended = self.world.clock.now() - timedelta(hours=hours_late)
         question = Message(role="user", content=f"question {number}")
-        self._say(Episode(episode_id=f"ep-{number}", user_id=person, messages=(question,), answer="yes", started_at=ended, ended_at=ended))
+        self._say(Episode(episode_id=self._name(number), user_id=person, messages=(question,), answer="yes", started_at=ended, ended_at=ended))
 
     @rule(number=st.integers(0, 3), person=st.sampled_from(PEOPLE), up=st.booleans(), hours=st.sampled_from((0, 0, 0, -1, -30, 20, 400)))
     def somebody_judges(self, number: int, person: str, up: bool, hours: int) -> None:
         at, name = self.world.clock.now() + timedelta(hours=hours), f"fb-{len(self.said)}"
-        self._say(Feedback(feedback_id=name, episode_id=f"ep-{number}", user_id=person, kind=FeedbackKind.THUMB, thumb="up" if up else "down", at=at))
+        self._say(
+            Feedback(feedback_id=name, episode_id=self._name(number), user_id=person, kind=FeedbackKind.THUMB, thumb="up" if up else "down", at=at)
+        )
 
     @precondition(lambda self: self.said)
     @rule(data=st.data())
     def something_is_sent_again(self, data: st.DataObject) -> None:
-        self._say(data.draw(st.sampled_from(self.said)))
+        """Within the log's memory: an id that comes again later is a new episode (docs/concepts/no-loss.md)."""
+        if lately := [event for event in self.said if self.world.clock.now() - self._first_arrival(event.episode_id) < self.remembered]:
+            self._say(data.draw(st.sampled_from(lately)))
 
     @rule(number=st.integers(0, 3))
     def something_is_no_event(self, number: int) -> None:
@@ -115,6 +122,16 @@ class JoinStory(RuleBasedStateMachine):
                     machine.session.close()
             self.folder.cleanup()
             self.patch.undo()
+
+    def _name(self, number: int) -> str:
+        """An episode id, in use for half of the log's memory."""
+        return f"ep-{number}-{(self.world.clock.now() - self.began) // (self.remembered / 2)}"
+
+    def _kept(self, topic: str) -> timedelta | None:
+        return timedelta(days=self.retention_days[topic]) if topic in self.retention_days else None
+
+    def _first_arrival(self, episode_id: str) -> datetime:
+        return min(self.world.arrived[place] for place, event in self.world.sent.items() if event.episode_id == episode_id)
 
     def _say(self, event: Episode | Feedback) -> None:
         self.said.append(event)
