@@ -17,7 +17,7 @@ import httpx
 import psutil
 
 from infra.local.local_ring import Ring
-from infra.machine.step_prediction import sized_for
+from infra.local.up import step_sizing
 from infra.operate.log_watch import LogWatch
 from infra.settings.config import load
 
@@ -59,8 +59,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> dict[str, object]:
     """One ring, from its start to a while after its first adapter."""
     settings = load("laptop", (f"run_folder={folder / 'run'}", "actor.port=0", *asked.overrides))
     began_s = time.monotonic()
-    minutes = settings.learner.step_minutes
-    with Ring(settings, print, keeps_going=True, sizing=lambda asked, rates: sized_for(asked, rates, minutes, steps=1)) as ring:
+    with Ring(settings, print, keeps_going=True, sizing=step_sizing(settings)) as ring:
         ring.await_actor(600.0)
         ready_s = time.monotonic() - began_s
         watch = LogWatch(ring.settings.kafka, None)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from reward.features.frozen_product import can_pack, packed, packed_product, product
+
 NO_ADAPTER = -1
-PACKED_FOR_ROWS = 64
-"""Number of rows for which oneDNN lays out the weights: a batch of answers being decoded. Other sizes are equally correct, and little slower."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +96,17 @@ def _beside(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
 
 
-def can_pack(dtype: torch.dtype) -> bool:
-    """True when oneDNN has its own weight layout for this precision on this processor."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-
-
 class FrozenWeight:
     """The frozen weight of one linear projection, (O, I). Where it is ``packed`` it is kept in oneDNN's own layout alone: at every
     product it would otherwise rearrange it, most of the time of a small batch. In bfloat16 that is also faster than vLLM's kernel without AMX."""
 
     def __init__(self, weight_OI: Tensor, packs: bool = True) -> None:
         self.packed = packs and can_pack(weight_OI.dtype)
-        weight_OI = weight_OI.detach()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), PACKED_FOR_ROWS) if self.packed else weight_OI
+        self._weight = packed(weight_OI.detach()) if self.packed else weight_OI.detach()
 
     def times(self, x_TI: Tensor, lora_TO: Tensor | None = None, bias_O: Tensor | None = None) -> Tensor:
         """``x W^T + bias + lora``, [T, O], rounded once."""
-        if self.packed and lora_TO is None:
-            return torch.ops.mkldnn._linear_pointwise(x_TI, self._weight, bias_O, "none", [], "")
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise.binary(x_TI, lora_TO, self._weight, bias_O, "add")
-        if lora_TO is None:
-            return functional.linear(x_TI, self._weight, bias_O)
-        return torch.addmm(lora_TO if bias_O is None else lora_TO + bias_O, x_TI, self._weight.t())
+        return (packed_product if self.packed else product)(x_TI, self._weight, lora_TO, bias_O)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, can_pack, experts, linear_lora, mix_of
+from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, experts, linear_lora, mix_of
 from actor.process_forks import EXPERT_LAYOUT, PARENT, die_with_parent
+from reward.features.frozen_product import can_pack
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
 """Modules that vLLM should wrap for LoRA (``lora_target_modules``). By default it also wraps the output head, which costs time at every token."""

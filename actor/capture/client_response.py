@@ -59,13 +59,6 @@ class ResponseReader:
             self._malformed = True
 
 
-def read_response(response: bytes, streamed: bool) -> dict[int, ClientResponse]:
-    """Answers by choice. Empty when the response is malformed."""
-    reader = ResponseReader(streamed)
-    reader.feed(response)
-    return reader.answers()
-
-
 def _whole(response: dict[str, Any]) -> dict[int, ClientResponse]:
     if "output" in response:
         return {0: _of_response(response)}

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -50,7 +51,7 @@ def run_demo(
     progress = Progress()
     try:
         learning_minutes = max(1.0, minutes - NOT_LEARNING_S / 60)
-        with progress, Ring(settings, progress.say, sizing=lambda asked, rates: sized_for(asked, rates, learning_minutes)) as ring:
+        with progress, Ring(settings, progress.say, sizing=partial(sized_for, minutes=learning_minutes)) as ring:
             step = predicted_step(ring.settings, ring.rates) if ring.rates is not None else None
             machine.predicted_step_s = None if step is None else step.total_s
             plan = TimePlan(started_s + minutes * 60, started_s + at_most * 60, machine.predicted_step_s)

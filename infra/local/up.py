@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import click
 
-from infra.local.local_ring import Ring
+from infra.local.local_ring import Ring, Sizing
 from infra.local.stop_signals import stop_on_signal
 from infra.machine.step_prediction import sized_for
 from infra.operate.learning_needs import learning_of
@@ -33,6 +34,11 @@ class LearningLines:
         return sentence
 
 
+def step_sizing(settings: Settings) -> Sizing | None:
+    """Fits one step of the learner into ``learner.step_minutes``; None where that is 0."""
+    return partial(sized_for, minutes=settings.learner.step_minutes, steps=1) if settings.learner.step_minutes else None
+
+
 def run_up(settings: Settings) -> None:
     """Run until SIGINT or SIGTERM. Dead parts are restarted, Kafka too. A crash loop is reported, and the other parts go on."""
     stopping = stop_on_signal()
@@ -41,9 +47,7 @@ def run_up(settings: Settings) -> None:
         if stopping.is_set():
             raise Unavailable("stopped before the actor was ready")
 
-    step_minutes = settings.learner.step_minutes
-    sizing = (lambda asked, rates: sized_for(asked, rates, step_minutes, steps=1)) if step_minutes else None
-    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True, sizing=sizing, meanwhile=stop_early) as ring:
+    with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True, sizing=step_sizing(settings), meanwhile=stop_early) as ring:
         click.echo("starting vLLM (ten seconds to a minute)", err=True)
         ring.await_actor(START_TIMEOUT_S, stop_early)
         click.echo(f"""

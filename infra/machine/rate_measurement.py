@@ -18,8 +18,9 @@ from torch import Tensor
 from infra.machine.base_shape import BaseShape
 from infra.machine.machine_rates import ANSWER_TOKENS, DECODE_ROWS, MachineRates, Precision, WorkRates
 from infra.machine.probe_layer import ProbeLayer, random_weight
-from learner.models.expert_lora import FrozenStack, can_pack
+from learner.models.expert_lora import FrozenStack
 from learner.models.output_head import TokenScores
+from reward.features.frozen_product import can_pack
 
 TRAIN_TOKENS = 192
 """Tokens of a forward and backward pass: about one group of short answers with its prompt."""

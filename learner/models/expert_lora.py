@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-DECODING_ROWS = 64
-"""Batches up to this size are multiplied in the packed layout; larger ones gain little from it."""
-
+from reward.features.frozen_product import PACKED_FOR_ROWS, can_pack, packed, packed_product, product
 
 Cast = list[tuple[Tensor, Tensor]]
 """An adapter's two factors for each expert, [R, in] and [out, R], the second scaled: output += (x A^T) B^T."""
@@ -47,13 +45,6 @@ class Factors:
         return list(zip(a_ERI.unbind(), b_EOR.unbind(), strict=True))
 
 
-def can_pack(dtype: torch.dtype) -> bool:
-    """True when oneDNN has its own weight layout for this precision on this processor."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-
-
 class FrozenStack:
     """The frozen weights of all experts, [E, O, I]. With ``packs``, what is multiplied without gradients on a CPU is a copy in oneDNN's own
     layout, made once: oneDNN would otherwise rearrange all of them at every token, half of the time of decoding."""
@@ -65,18 +56,11 @@ class FrozenStack:
 
     def times(self, expert: int, x_TI: Tensor, lora_TO: Tensor | None = None) -> Tensor:
         """``x W_e^T + lora``: [T, O], rounded once."""
-        if not self._packs or torch.is_grad_enabled() or x_TI.shape[0] > DECODING_ROWS or x_TI.dtype != self.weight_EOI.dtype:
-            return plus_lora(x_TI, self.weight_EOI[expert], lora_TO)
+        if not self._packs or torch.is_grad_enabled() or x_TI.shape[0] > PACKED_FOR_ROWS or x_TI.dtype != self.weight_EOI.dtype:
+            return product(x_TI, self.weight_EOI[expert], lora_TO)
         if self._packed is None:
-            self._packed = [torch.ops.mkldnn._reorder_linear_weight(weight_OI, DECODING_ROWS) for weight_OI in self.weight_EOI]
-        if lora_TO is None:
-            return torch.ops.mkldnn._linear_pointwise(x_TI, self._packed[expert], None, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise.binary(x_TI, lora_TO, self._packed[expert], None, "add")
-
-
-def plus_lora(x_TI: Tensor, weight_OI: Tensor, lora_TO: Tensor | None) -> Tensor:
-    """``x W^T + lora``: [T, O]. In bfloat16 the sum is rounded once: most of a small adapter would be lost in a product that is rounded already."""
-    return linear(x_TI, weight_OI) if lora_TO is None else torch.addmm(lora_TO, x_TI, weight_OI.t())
+            self._packed = [packed(weight_OI) for weight_OI in self.weight_EOI]
+        return packed_product(x_TI, self._packed[expert], lora_TO)
 
 
 def thin(x_TI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:

@@ -24,12 +24,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from learner.distributed.base_sharding import split_attention, split_experts
 from learner.distributed.process_mesh import ALONE, Mesh
 from learner.models.attention import ATTENTION
-from learner.models.expert_lora import Factors, FrozenStack, experts_forward, plus_lora, thin
+from learner.models.expert_lora import Factors, FrozenStack, experts_forward, thin
 from learner.models.lora_targets import SHARED, checked_targets, module_targets, parameter_targets
 from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
 from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
+from reward.features.frozen_product import product
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Message
 
@@ -301,8 +302,8 @@ def _factor_linear(module: Any, made: list[Factors]) -> None:
             output: Tensor = self.base_layer(x)
             return output
         ((a_RI, b_OR),) = factors.cast(x.dtype)
-        rows, bias = x.reshape(-1, x.shape[-1]), self.base_layer.bias
+        rows = x.reshape(-1, x.shape[-1])
         lora = thin(rows, a_RI, b_OR)
-        return plus_lora(rows, self.base_layer.weight, lora if bias is None else lora + bias).view(*x.shape[:-1], -1)
+        return product(rows, self.base_layer.weight, lora, self.base_layer.bias).view(*x.shape[:-1], -1)
 
     module.forward = types.MethodType(forward, module)

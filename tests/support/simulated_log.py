@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from streams.core.clock import Clock, SystemClock
+from streams.core.clock import Clock, FixedClock, SystemClock
 from streams.core.topics import DAY_MS, TOPICS, Topic
 from streams.core.traces import Headers
 from streams.kafka import KafkaSettings, Record, wanted_topics
@@ -29,21 +29,8 @@ class Killed(BaseException):
     """The process died here: nothing that it holds is tidied up. No ``except Exception`` may hide it."""
 
 
-class SimulatedClock:
-    """Time that passes when told to. Satisfies Clock; ``skewed`` is another machine's clock, which is wrong by a constant."""
-
-    def __init__(self, at: datetime) -> None:
-        self._began = self._at = at
-
-    def now(self) -> datetime:
-        return self._at
-
-    def monotonic_s(self) -> float:
-        return (self._at - self._began).total_seconds()
-
-    def advance(self, **timedelta_arguments: float) -> None:
-        """Let time pass."""
-        self._at += timedelta(**timedelta_arguments)
+class SimulatedClock(FixedClock):
+    """Time that passes when told to; ``skewed`` is another machine's clock, which is wrong by a constant."""
 
     def skewed(self, by: timedelta) -> "SkewedClock":
         return SkewedClock(self, by)

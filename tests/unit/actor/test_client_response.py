@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actor.capture.client_response import ClientResponse, ResponseReader, read_response
+from actor.capture.client_response import ClientResponse, ResponseReader
 
 CALL = {"id": "call-1", "type": "function", "function": {"name": "sail", "arguments": '{"to": "sea"}'}}
 RESPONSE = {"output": [
@@ -19,6 +19,13 @@ RESPONSE = {"output": [
 
 def stream(*events: dict[str, Any]) -> bytes:
     return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+
+
+def read_response(response: bytes, streamed: bool) -> dict[int, ClientResponse]:
+    """A whole response at once."""
+    reader = ResponseReader(streamed)
+    reader.feed(response)
+    return reader.answers()
 
 
 def test_streamed_tool_calls_of_a_chat() -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, can_pack, experts, linear_lora, mix_of
+from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, experts, linear_lora, mix_of
+from reward.features.frozen_product import can_pack
 
 SLOTS, EXPERTS, PER_TOKEN, HIDDEN, INTERMEDIATE, RANK = 3, 4, 2, 12, 20, 5
 MIXES = {
