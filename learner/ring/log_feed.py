@@ -19,11 +19,10 @@ from streams.core.record_faults import blamed_on_record
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower, read_erased
+from streams.erasure.missed_tombstones import keys_on_log, may_have_missed
 from streams.kafka import Consumer, Producer, Record, read_to_end
 from streams.kafka.dead_letters import DeadLetters
 
-TOMBSTONES_LIVE_S = 12 * 3600.0
-"""Kafka keeps a tombstone for a day (``delete.retention.ms``) after the segment is compacted; half of it is safe."""
 log = structlog.get_logger()
 
 
@@ -47,7 +46,7 @@ class LogFeed:
         for topic in self._pooled:
             if known[topic.name] and (places := context.state / f"{topic.short_name}-offsets.json").exists():
                 self._consumer.seek({(topic.name, int(partition)): offset for partition, offset in json.loads(places.read_text()).items()})
-        if len(self.labelled) and self._was_down_long():
+        if len(self.labelled) and may_have_missed(context.state / f"{LABELS.short_name}-offsets.json", context.clock.now()):
             self._drop_deleted_labels()
         self._reward: tuple[RewardModelVersion, Path] | None = None
         self.follows: Headers = ()
@@ -131,18 +130,9 @@ class LogFeed:
         if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
             self.prompts.add(episode)
 
-    def _was_down_long(self) -> bool:
-        """Whether the pools were saved so long ago that Kafka may have deleted tombstones meanwhile."""
-        places = self._context.state / f"{LABELS.short_name}-offsets.json"
-        saved_s = places.stat().st_mtime if places.exists() else 0.0
-        return self._context.clock.now().timestamp() - saved_s > TOMBSTONES_LIVE_S
-
     def _drop_deleted_labels(self) -> None:
         """Drop answers whose labels are no more on the log: their tombstones may have gone before they were read. One pass over the labels."""
-        live: dict[str, bool] = {}
-        for record in read_to_end(self._context.kafka, LABELS, "learner", self._context.metrics):
-            live[(record.key or b"").decode(errors="replace")] = record.value is not None
-        gone = self.labelled.keep_only({episode_id for episode_id, there in live.items() if there})
+        gone = self.labelled.keep_only(keys_on_log(self._context.kafka, LABELS, "learner", self._context.metrics))
         log.info("labelled answers whose labels were deleted meanwhile are dropped", answers=gone)
         self._save_due = True
 

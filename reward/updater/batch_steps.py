@@ -1,7 +1,7 @@
 """One batch of records through the updater's steps, each told where it may run. Between Kafka's worker and the pure parts."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,6 +20,7 @@ from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Label
 from streams.core.part_context import PartContext
 from streams.core.topics import LABELS
+from streams.erasure.missed_tombstones import keys_on_log, may_have_missed
 from streams.kafka import Producer, Record, committed_offsets, end_offsets
 from streams.kafka.dead_letters import DeadLetters
 
@@ -65,10 +66,26 @@ class BatchSteps:
         self._refitter.go_on_from(self._refitter.published, self._versions.best_model())
         self._watch = LiveAnswers()
         self._watch.recall(self._versions.base_measures)
+        self._read_at = context.state / "labels-read"
+        """Written whenever labels are read: how long were we away?"""
         self._unlearned = False
         """True while labels were, or may have been, taken in that no refit has seen: the buffer was not whole then."""
         self.name = f"tidemill-reward-{context.policy}-{featurizer.fingerprint[:12]}-{BUFFER_LAYOUT}"
         """Names group and table: other features, or another layout of entries, mean another table and all labels read again."""
+
+    def deleted_meanwhile(self, stored: Collection[bytes]) -> list[bytes]:
+        """Those of the stored episodes whose labels were deleted while we were away, perhaps for longer than Kafka keeps tombstones. They are to be
+        deleted from the store before ``recover``. Raises Unavailable."""
+        away_long, kafka, metrics = may_have_missed(self._read_at, self._context.clock.now()), self._context.kafka, self._context.metrics
+        live = keys_on_log(kafka, LABELS, "reward", metrics) if stored and away_long else None
+        gone = [] if live is None else [episode_id for episode_id in stored if episode_id.decode(errors="replace") not in live]
+        if gone:
+            log.info("entries whose labels were deleted meanwhile are dropped", entries=len(gone))
+            self._unlearned = True
+            self._refitter.absorb((), [episode_id.decode(errors="replace") for episode_id in gone])  # the next version is one after an erasure
+        self._read_at.parent.mkdir(parents=True, exist_ok=True)
+        self._read_at.touch()
+        return gone
 
     def recover(self, stored: Sequence[bytes], held: int) -> bool:
         """Begin again from the stored entries, and go on from the newest version, whoever published it.
@@ -130,6 +147,7 @@ class BatchSteps:
     def finish(self, batch: Batch, holds_all_labels: bool) -> None:
         """The batch is stored: count it, refit, maybe publish, if the buffer is whole and we have caught up. Slow: on a thread of its own."""
         self._progress.note([(record.partition, record.offset) for record in batch.records])
+        self._read_at.touch()
         self._context.metrics.add("tidemill_reward_labels_seen_total", len(batch.entries))
         if self._context.traces.enabled:
             self._versions.continue_traces([record.headers for record in batch.records])

@@ -48,6 +48,11 @@ def build(settings: RewardSettings, context: PartContext, steps: BatchSteps, wor
     @table.on_recover
     async def recovered() -> None:  # after every rebalance, whether or not there was anything to recover
         async with work.in_hand:
+            if gone := await asyncio.to_thread(steps.deleted_meanwhile, list(table.keys())):
+                await table.await_changelog()
+                for episode_id in gone:
+                    table.pop(episode_id, None)
+                await table.wait_acknowledged()
             held = sum(partition.topic == LABELS.name for partition in app.consumer.assignment())
             work.holds_all_labels = await asyncio.to_thread(steps.recover, list(table.values()), held)
 

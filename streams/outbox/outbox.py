@@ -84,14 +84,14 @@ class Outbox:
                 self._metrics.add("tidemill_outbox_dropped_total", reason="full")
                 return False
             waiting = SpooledEvent(self._spool.counters.accepted + 1, topic.name, key, value, context_as_text(headers))
-            self._spool.counters.note(accepted=waiting.id)
-            if self._settings.outbox_fsync == "each":
+            if self._settings.outbox_fsync == "each":  # accepted once it is on disk: a kill before that takes nothing that the caller was promised
                 if not self._write([waiting]):
-                    self._spool.counters.note(let_go=waiting.id)
                     self._metrics.add("tidemill_outbox_dropped_total", reason="disk")
                     return False
+                self._spool.counters.note(accepted=waiting.id)
                 self._send_work.set()
             else:
+                self._spool.counters.note(accepted=waiting.id)
                 self._fresh.append(waiting)
                 if not self._spool_work.is_set():  # waking a thread costs more than all of the above
                     self._spool_work.set()

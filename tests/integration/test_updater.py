@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from reward.features.featurizer import Featurizer
 from reward.fit.buffer_entry import BUFFER_LAYOUT
@@ -164,6 +166,29 @@ def test_labels_become_versions_bad_records_are_set_aside_and_a_kill_loses_nothi
     assert len(dead()) == 1 or {d.source_offset for d in dead()} == {dead()[0].source_offset}  # set aside once, or again by the batch read twice
     assert second.stop(signal.SIGTERM) == 0
     producer.close()
+
+    # An erasure while nobody was there, and its tombstones are gone too: those labels simply are no more.
+    kept = delete_oldest_label(kafka)
+    read_at = tmp_path / "state" / "labels-read"
+    os.utime(read_at, (0, 0))
+    workers.append(third := Worker(kafka, tiny_base, tmp_path))
+    wait_for(lambda: versions()[-1].version > after.version, third)
+    assert versions()[-1].labels == len(kept)
+    assert third.stop(signal.SIGTERM) == 0
+
+
+def delete_oldest_label(settings: KafkaSettings) -> set[str]:
+    """Makes the log begin one record later in a partition, as if compaction had taken a label; returns the episodes that still have a verdict."""
+    records = list(read_to_end(settings, LABELS, "test", Metrics()))
+    known = {record.key: record for record in records}  # the newest of each
+    gone = next(
+        record for record in records if record.key != b"ep-bad" and known[record.key] is record and LABELS.decode(record.value).verdict is not None
+    )
+    with closing(KafkaAdminClient(**settings.client_options())) as admin:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, LABELS.name, {"cleanup.policy": "compact,delete"})])
+        admin.delete_records({TopicPartition(LABELS.name, gone.partition): gone.offset + 1})
+    left = {record.key: record for record in read_to_end(settings, LABELS, "test", Metrics()) if record.key != b"ep-bad"}
+    return {label.episode_id for record in left.values() if (label := LABELS.decode(record.value)).verdict is not None}
 
 
 def test_a_batch_that_failed_is_read_again_and_what_was_read_and_not_published_becomes_a_version_at_the_next_start(

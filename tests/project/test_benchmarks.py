@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.corrections_facts import FACTS
+from benchmarks.poison import PoisonRecord, poison
 from benchmarks.rl_algorithms import WAYS, begun
+from benchmarks.streams import history
+from streams.core.errors import InvalidEvent
+from streams.core.events import Episode, Feedback
+from streams.core.topics import EPISODES
 
 ALONE = ("streams", "soak", "reward_latency", "lora_serving", "gpu", "rl_algorithms", "corrections", "people_first", "waiting_threads")
 
@@ -37,3 +42,16 @@ def test_every_correction_is_asked_in_three_ways_and_its_word_stands_in_itself_a
     assert (len(FACTS), len(set(asked))) == (30, 90)
     assert [other.key for fact in FACTS for other in FACTS if other.said_in(fact.words)] == [fact.key for fact in FACTS]
     assert [question for question in asked if any(fact.said_in(question) for fact in FACTS)] == []  # the question does not give it away
+
+
+POISON = tuple(poison(*(made[0] for made in history(1))))
+
+
+@pytest.mark.parametrize("record", POISON, ids=[f"{record.sort} as {record.topic.split('.')[1]}" for record in POISON])
+def test_a_poisoned_record_is_usable_exactly_where_the_soak_expects_it_to_be(record: PoisonRecord) -> None:
+    event = Episode if record.topic == EPISODES.name else Feedback
+    if record.usable:
+        event.decode(record.value)
+    else:
+        with pytest.raises(InvalidEvent):
+            event.decode(record.value)

@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,23 @@ def test_where_each_is_synced_a_full_disk_refuses_and_a_kill_takes_nothing(outbo
     assert not outbox.put(FEEDBACK, thumb(5, "y" * 9000))
     assert metrics.value("tidemill_outbox_dropped_total", reason="disk") == 1
     assert waiting_after_a_kill(tmp_path, "copy-5") == (5, 0)
+
+
+def test_where_each_is_synced_a_kill_before_the_write_is_no_loss_since_nothing_was_promised(
+    outboxes: Callable[..., Outbox], broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.away.set()
+    outbox, found = outboxes(Metrics(), fsync="each"), list[tuple[int, int]]()
+    append = outbox._spool.append
+
+    def killed_on_either_side(events: Sequence[SpooledEvent]) -> None:
+        found.append(waiting_after_a_kill(tmp_path, "before"))
+        append(events)
+        found.append(waiting_after_a_kill(tmp_path, "after"))
+
+    monkeypatch.setattr(outbox._spool, "append", killed_on_either_side)
+    assert outbox.put(FEEDBACK, thumb(0))
+    assert found == [(0, 0), (1, 0)]
 
 
 def waiting_after_a_kill(folder: Path, name: str, torn_at: int | None = None) -> tuple[int, int]:
