@@ -81,12 +81,14 @@ class Trials:
         probes = [PromptRequest((Message(role="user", content=prompt),), {"temperature": 0.0}) for prompt in prompts]
         mine, probed = self._actors.ask(candidate, questions), self._actors.ask(candidate, probes)
         basic, base_probed = self._actors.ask(base, questions), self._actors.ask(base, probes)
+        plain = [q for q in questions if all(isinstance(message.content, str) for message in q.messages)]  # images have no tokens to send again
         known = len(self._probes)
         theirs = basic if production == base else self._actors.ask(production, questions)
         return replace(
             seen,
             pairs=self._pairs(model, questions, mine, theirs),
             asked=len(questions),
+            compared=self._actors.compare(candidate, base, plain[: self._settings.kl_prompts]),
             base_answers=[answer for answer in basic if answer is not None],
             retained=[None if answer is None else probe.right(answer) for probe, answer in zip(self._probes, probed[:known], strict=True)],
             base_retained=[None if answer is None else probe.right(answer) for probe, answer in zip(self._probes, base_probed[:known], strict=True)],

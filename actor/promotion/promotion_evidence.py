@@ -1,24 +1,20 @@
 """The evidence for promotions, folded from the log event by event. Pure: reading the log again gives the same."""
 
-import json
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from datetime import datetime
-from hashlib import sha256
 
 from actor.actor_client import PromptRequest
 from actor.promotion.adapter_standing import AdapterStanding
 from actor.promotion.canary import CanaryVote, vote_of
 from actor.promotion.confidence_sequence import Side
+from actor.promotion.conversation_failures import ConversationFailures, asked_in
 from streams.core.events import AdapterVersion, Assignment, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
 from streams.erasure.forgotten_people import Forgotten
 
 VOTES_KEPT = 200_000
 DRIFT_LABELS = 200
-CONVERSATIONS_KEPT = 200_000
-RETRY_MINUTES = 10
-"""The same question that fails again within this time is a retry, in whatever conversation."""
 
 
 class PromotionEvidence:
@@ -30,10 +26,8 @@ class PromotionEvidence:
         self.adapters: dict[str, AdapterVersion] = {}
         self.reward_model: RewardModelVersion | None = None
         self.episodes: deque[Episode] = deque(maxlen=episodes_kept)
-        self._conversations: OrderedDict[tuple[str | None, Assignment | None, bytes], tuple[int, bool]] = OrderedDict()
-        """By adapter, assignment and conversation (a hash), the minute of its first answer and whether one failed. Outlives the episodes."""
-        self._failed: OrderedDict[tuple[str | None, bytes], int] = OrderedDict()
-        """By adapter and question (a hash), the minute in which it last failed."""
+        self._failures = ConversationFailures()
+        """Outlives the episodes."""
         self._forgotten = Forgotten()
         self._attestations: dict[tuple[str, str], Attestation] = {}
         self._votes: OrderedDict[str, CanaryVote] = OrderedDict()
@@ -53,7 +47,7 @@ class PromotionEvidence:
             case Label() if event.policy == self._policy:
                 self._take_label(event)
             case Episode() if event.policy == self._policy:
-                self._tally(event)
+                self._failures.note(event)
                 if not self._forgotten.covers_by_event_time(event.user_id, event.ended_at):
                     self.episodes.append(event)
             case Erasure():
@@ -67,17 +61,8 @@ class PromotionEvidence:
         self._recent_labels.pop(episode_id, None)
 
     def failures(self, adapter: str | None, since: datetime, assignment: Assignment = "drawn") -> Side:
-        """How many of the conversations that chance gave to an adapter failed, of all that began since the first whole minute then.
-
-        A conversation fails once, however often its answers fail or are asked for again. A window that slid along would have to be looked at anew
-        for ever, and one day show something by chance.
-        """
-        found = [
-            failed
-            for (name, chosen, _), (minute, failed) in self._conversations.items()
-            if (name, chosen) == (adapter, assignment) and minute * 60 >= since.timestamp()
-        ]
-        return Side(len(found), float(sum(found)))
+        """How many of the conversations that chance gave to an adapter failed, of all that began since the first whole minute then."""
+        return self._failures.since(adapter, since, assignment)
 
     @property
     def attestations(self) -> list[Attestation]:
@@ -99,7 +84,7 @@ class PromotionEvidence:
         newest: dict[str, PromptRequest] = {}
         for episode in sorted(self.episodes, key=_age, reverse=True):
             if _usable(episode) and len(newest) < count:
-                newest.setdefault(_asked(episode), PromptRequest(episode.messages))
+                newest.setdefault(asked_in(episode), PromptRequest(episode.messages))
         return list(newest.values())
 
     def answered_since(self, since: datetime, adapter: str | None, count: int = sys.maxsize) -> Sequence[Episode]:
@@ -108,31 +93,8 @@ class PromotionEvidence:
         for episode in sorted(self.episodes, key=_age):
             good = episode.outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
             if good and episode.adapter == adapter and episode.started_at >= since and _usable(episode) and len(found) < count:
-                found.setdefault(_asked(episode), episode)
+                found.setdefault(asked_in(episode), episode)
         return list(found.values())
-
-    def _tally(self, episode: Episode) -> None:
-        if episode.assignment not in ("drawn", "held_back"):
-            return
-        minute, failed = int(episode.started_at.timestamp() // 60), episode.outcome is Outcome.FAILED
-        if failed and self._is_retry(episode, minute):
-            return
-        unit = f"conversation {episode.conversation_id}" if episode.conversation_id else f"user {episode.user_id} {_asked(episode)}"
-        key = (episode.adapter, episode.assignment, _hashed(episode.tenant, unit))
-        first, had_failed = self._conversations.get(key, (minute, False))
-        self._conversations[key] = (min(first, minute), had_failed or failed)
-        if len(self._conversations) > CONVERSATIONS_KEPT:
-            self._conversations.popitem(last=False)
-
-    def _is_retry(self, episode: Episode, minute: int) -> bool:
-        """Whether the same person's same question failed just before. A failed answer begins no conversation that a client could go on with, so
-        each retry of a client that names none seems to be a new one."""
-        key = (episode.adapter, _hashed(episode.tenant, f"{episode.user_id} {_asked(episode)}"))
-        before = self._failed.pop(key, None)
-        self._failed[key] = minute
-        if len(self._failed) > CONVERSATIONS_KEPT:
-            self._failed.popitem(last=False)
-        return before is not None and abs(minute - before) <= RETRY_MINUTES
 
     def _take_label(self, label: Label) -> None:
         """A label without a verdict removes the vote."""
@@ -156,11 +118,3 @@ def _age(episode: Episode) -> tuple[datetime, str]:
 def _usable(episode: Episode) -> bool:
     """True for a person's question in text. Questions that need tools cannot be asked again without running the tools."""
     return bool(episode.messages) and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
-
-
-def _hashed(*parts: str) -> bytes:
-    return sha256(json.dumps(parts).encode(errors="replace")).digest()[:12]
-
-
-def _asked(episode: Episode) -> str:
-    return json.dumps([(message.role, message.text) for message in episode.messages])

@@ -29,7 +29,10 @@ class PromotionGateSettings(SettingsSection):
     retention_file: Path | None = None
     """JSON lines of ``{"prompt": …, "expects": [regular expressions, one of which must match]}``. None: the probes that come with Tidemill."""
     max_kl_nats: float = Field(default=1.0, gt=0, le=100)
-    """Largest KL to the base, in nats per token, as the learner last measured it."""
+    """Largest KL to the base, in nats per token, by the upper end of its interval over ``kl_prompts`` answers."""
+    kl_prompts: int = Field(default=32, ge=16, le=100_000)
+    """Recent prompts on which the KL is measured: the candidate answers each at temperature 1, and candidate and base are asked for the
+    log-probabilities of its tokens. With fewer than 16 measured prompts the gate has no power and does not pass."""
     max_length_ratio: float = Field(default=2.0, gt=1, le=100)
     """The candidate's median answer may be at most this many times as long, or as short, as production's."""
     max_refusal_rise: float = Field(default=0.1, ge=0, le=1)

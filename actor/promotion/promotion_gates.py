@@ -1,6 +1,7 @@
 """The gates that a candidate must pass before people see it: each has a threshold, a result, and the figures behind it. Pure, except for the gate
 that runs a command."""
 
+import math
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from actor.actor_client import ComparedAnswer
 from actor.promotion.promotion_settings import PromotionSettings
 from reward.trust.hacking_guards import inspect, inspect_probes, refusals, words_per_answer
 from streams.core.events import AdapterVersion, Attestation, Calibration
@@ -21,7 +23,9 @@ TAIL_CHARACTERS = 2000
 MOST_UNANSWERED = 0.1
 """Largest part of what was asked that may stay without an answer: what timed out is no verdict, and what is left is a selection."""
 FEWEST = 16
-"""Fewest prompts for a win rate: a bootstrap over a handful is overconfident."""
+"""Fewest prompts for a win rate or a KL: a bootstrap over a handful is overconfident."""
+MOST_NATS_APART = 30.0
+"""Difference of a token's log-probabilities beyond which it is cut: engines tell numbers such as -9999 for what they rule out."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Seen:
     """How many prompts candidate and production were asked. ``pairs`` are those that both answered. None: as many."""
     base_answers: Sequence[str] = ()
     """The base's answers to the same prompts: the reference for the hacking guards."""
+    compared: Sequence[ComparedAnswer | None] = ()
+    """Answers sampled from the candidate, one a prompt, as the candidate and the base see them. None: refused."""
     retained: Sequence[bool | None] = ()
     """For each frozen probe, whether the candidate's answer was right. None: it was not answered, which says nothing of the candidate."""
     base_retained: Sequence[bool | None] = ()
@@ -142,21 +148,29 @@ class Retention:
 
 @dataclass(frozen=True)
 class KlBudget:
-    """The candidate's KL to the base, as the learner measured it, is within the limit."""
+    """The candidate's KL to the base is within the limit, measured on what it says to people's prompts: on the adapter that is to be promoted, as
+    actors serve it. (The learner's figure is of the weights before its last step, on a few groups.)"""
 
     most_nats: float
+    seed: int = 0
     name: str = "kl_budget"
 
     def judge(self, seen: Seen) -> Result:
-        kl = seen.adapter.metrics.get("kl_nats")
-        if kl is None:
-            return Result(self.name, False, "the adapter's event has no kl_nats", {"threshold": self.most_nats})
-        if kl == 0:
-            said = "no power: a KL of exactly 0 was not measured, or the adapter is the base"
-            return Result(self.name, False, said, {"value": kl, "threshold": self.most_nats})
-        passed = kl <= self.most_nats
-        said = f"{kl:.3f} nats from the base, {'within' if passed else 'beyond'} {self.most_nats:g}"
-        return Result(self.name, passed, said, {"value": kl, "threshold": self.most_nats})
+        kls = [kl_nats(answer) for answer in seen.compared if answer is not None]
+        told: dict[str, Any] = {"prompts": len(kls), "asked": len(seen.compared), "threshold": self.most_nats}
+        told["learner_kl_nats"] = seen.adapter.metrics.get("kl_nats")
+        if len(kls) < FEWEST:
+            said = f"no power: the KL was measured on {len(kls)} prompts, fewer than {FEWEST} (promotion.kl_prompts)"
+            return Result(self.name, False, said, told)
+        if len(seen.compared) - len(kls) > MOST_UNANSWERED * len(seen.compared):
+            said = f"no power: {len(seen.compared) - len(kls)} of {len(seen.compared)} prompts were not answered; the rest is a selection"
+            return Result(self.name, False, said, told)
+        if not any(kls):
+            return Result(self.name, False, "no power: a KL of exactly 0 says that the base itself answered", told | {"value": 0.0})
+        (low, high), kl = bootstrap(kls, self.seed), sum(kls) / len(kls)
+        told |= {"value": round(kl, 5), "low": round(low, 5), "high": round(high, 5)}
+        said = f"{kl:.3f} nats a token from the base ({low:.3f} to {high:.3f}), {'within' if high <= self.most_nats else 'not surely within'}"
+        return Result(self.name, high <= self.most_nats, f"{said} {self.most_nats:g}", told)
 
 
 @dataclass(frozen=True)
@@ -298,7 +312,6 @@ def cheap_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
     """Gates that need no answers of the candidate. If one fails, the others are not run."""
     return (
         AttestedEverywhere(settings.min_replicas, settings.replica_memory_h),
-        KlBudget(settings.max_kl_nats),
         RewardModelHealthy(settings.max_ece, settings.min_auc, settings.min_reward_labels),
     )
 
@@ -306,6 +319,7 @@ def cheap_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
 def asking_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
     """Gates that use the candidate's answers."""
     return (
+        KlBudget(settings.max_kl_nats, settings.seed),
         WinRate(settings.min_win_rate, settings.seed),
         Retention(settings.max_retention_drop),
         Hacking(),
@@ -325,6 +339,13 @@ def shadow_gates(settings: PromotionSettings) -> tuple[PromotionGate, ...]:
         Hacking(),
         Shift(settings.max_length_ratio, settings.max_refusal_rise, settings.min_familiar_words),
     )
+
+
+def kl_nats(answer: ComparedAnswer) -> float:
+    """KL from the other model, in nats a token: the mean of ``r - 1 - log r``, r = other / own, over tokens that the model sampled itself (k3;
+    Schulman 2020, "Approximating KL divergence"). Never negative."""
+    apart = [max(-MOST_NATS_APART, min(MOST_NATS_APART, other - own)) for own, other in zip(answer.own, answer.other, strict=True)]
+    return sum(math.expm1(gap) - gap for gap in apart) / max(1, len(apart))
 
 
 def bootstrap(values: Sequence[float], seed: int, resamples: int = 4000) -> tuple[float, float]:

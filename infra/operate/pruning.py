@@ -61,6 +61,13 @@ class InUse:
         return [*paths, self.newest_reward_model.artifact.path] if self.newest_reward_model else paths
 
     @property
+    def reward_models(self) -> list[str]:
+        """Artifacts of reward models that are in use: the newest's, and that of the version which predicts best, however old: the updater compares
+        each new version with it."""
+        newest = self.newest_reward_model
+        return [artifact.path for artifact in (newest.artifact, newest.best) if artifact is not None] if newest else []
+
+    @property
     def newest_adapter(self) -> int:
         """Version number of the newest; 0 before the first."""
         return max(self._adapters, default=0)
@@ -95,7 +102,7 @@ def plan(store: ArtifactStore, used: InUse, settings: Settings, now: datetime) -
     adapters, reward_models = store.below(f"adapters/{policy}"), store.below(f"reward-models/{policy}")
     kept = used.adapters(settings.prune, gated, now - timedelta(hours=settings.promotion.replica_memory_h))
     newest = used.newest_reward_model
-    expected = [*(adapter.artifact.path for adapter in kept), *([newest.artifact.path] if newest else [])]
+    expected = [*(adapter.artifact.path for adapter in kept), *used.reward_models]
     if (adapters and not kept) or (reward_models and newest is None):
         raise ConfigError(f"the log has no version of policy {policy}, but artifacts_uri has: kafka and artifacts_uri do not match")
     if absent := [path for path in used.needed if path not in adapters and path not in reward_models]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from actor.actor_client import PromptRequest
+from actor.actor_client import ComparedAnswer, PromptRequest
 from actor.adapters.adapter_loader import AdapterLoader
 from actor.adapters.attestation import AttestationProbe
 from actor.adapters.placed_tensors import PlacedTensors
@@ -231,6 +231,10 @@ class Town:
     def ask(self, model: str, questions: Sequence[PromptRequest]) -> list[str | None]:
         """The actors' API."""
         return [self._answer(model, question.messages[-1].text) for question in questions]
+
+    def compare(self, model: str, other: str, questions: Sequence[PromptRequest]) -> list[ComparedAnswer | None]:
+        """The actors' API too."""
+        return [ComparedAnswer((-1.0,) * 8, (-1.3,) * 8) for _ in questions]
 
     def score(self, version: RewardModelVersion, pairs: Sequence[tuple[Sequence[Message], str]]) -> list[float]:
         """The reward model: it knows each version's answers by their last word."""

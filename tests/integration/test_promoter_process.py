@@ -74,7 +74,7 @@ def test_a_promoter_killed_between_two_moves_is_followed_by_one_that_goes_on_fro
     until(lambda: len(log()) == 2, promoter)
     rejected = log()[-1]
     assert (rejected.adapter, rejected.move, rejected.by) == ("default@4", "rejected", "tidemill")
-    assert {gate["gate"]: gate["passed"] for gate in rejected.evidence["gates"]} == {"attested": True, "kl_budget": True, "reward_model": False}
+    assert {gate["gate"]: gate["passed"] for gate in rejected.evidence["gates"]} == {"attested": True, "reward_model": False}
     time.sleep(2.0)  # several turns more
     assert len(log()) == 2
     promoter.process.send_signal(signal.SIGTERM)

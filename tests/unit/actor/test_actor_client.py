@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from actor.actor_client import OpenAiActorClient, PromptRequest
+from actor.actor_client import ComparedAnswer, OpenAiActorClient, PromptRequest
 from streams.core.errors import Unavailable
 from streams.core.events import Message
 
@@ -27,10 +27,24 @@ class Handler(BaseHTTPRequestHandler):
         server: Any = self.server
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         server.seen.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        if "prompt" in body:
+            self._tell_logprobs(body)
+            return
         said = body["messages"][-1]["content"]
         status = 404 if body["model"] == "gone" else 400 if said == "too long" else 200
-        choice = {"index": 0, "message": {"role": "assistant", "content": f"{body['model']}: {said}"}, "finish_reason": "stop"}
-        answer = json.dumps({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}).encode()
+        tokens = [7, 8, 9] if body.get("return_token_ids") and said != "mute" else None
+        choice = {"index": 0, "message": {"role": "assistant", "content": f"{body['model']}: {said}"}, "finish_reason": "stop", "token_ids": tokens}
+        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        self._reply(answer | {"prompt_token_ids": [1, 2] if tokens else None}, status)
+
+    def _tell_logprobs(self, body: dict[str, Any]) -> None:
+        """As vLLM does: the first token has none; the base finds everything a nat less likely."""
+        told = [None, *({str(token): {"logprob": -token - (body["model"] == "default@0")}} for token in body["prompt"][1:])]
+        choice = {"index": 0, "text": "", "finish_reason": "length", "prompt_logprobs": told}
+        self._reply({"id": "1", "object": "text_completion", "created": 1, "model": "m", "choices": [choice]})
+
+    def _reply(self, body: dict[str, Any], status: int = 200) -> None:
+        answer = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(answer)))
@@ -84,3 +98,16 @@ def test_an_actor_that_is_away_is_unavailable() -> None:
     away = OpenAiActorClient("http://127.0.0.1:9/v1", None, 1, 8, 0.0, 0, timeout_s=2)
     with pytest.raises(Unavailable):
         away.ask("default@7", questions("hi"))
+
+
+def test_an_answer_is_drawn_from_all_that_the_model_might_say_and_told_as_both_models_see_it(server: Server) -> None:
+    found = actors(server).compare("default@7", "default@0", questions("hi", "too long"))
+    assert found == [ComparedAnswer((-7.0, -8.0, -9.0), (-8.0, -9.0, -10.0)), None]
+    asked = next(body for _, body in server.seen if "messages" in body)
+    assert (asked["temperature"], asked["top_p"], asked["top_k"]) == (1.0, 1.0, 0)
+    assert {tuple(body["prompt"]) for _, body in server.seen if "prompt" in body} == {(1, 2, 7, 8, 9)}
+
+
+def test_a_server_that_does_not_tell_its_tokens_cannot_be_compared(server: Server) -> None:
+    with pytest.raises(Unavailable, match="does not tell its tokens"):
+        actors(server).compare("default@7", "default@0", questions("mute"))

@@ -4,13 +4,17 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from actor.actor_client import ComparedAnswer
 from actor.adapters.request_routing import Route, Router
 from actor.promotion.canary import MOST_OF_ONE_PERSON, decide, side_of, vote_of
 from actor.promotion.confidence_sequence import Prior, Side
+from actor.promotion.conversation_failures import ConversationFailures
 from actor.promotion.held_back import looked_at
 from actor.promotion.promotion_evidence import PromotionEvidence
-from actor.promotion.promotion_gates import KlBudget, Pair, Retention, Seen, WinRate
+from actor.promotion.promotion_gates import KlBudget, Pair, Retention, Seen, WinRate, asking_gates
 from actor.promotion.promotion_settings import PromotionSettings
 from streams.core.events import ANONYMOUS, AdapterVersion, Artifact, Episode, Feedback, Label, Vote
 from streams.join.feedback_join import FeedbackJoin
@@ -22,19 +26,19 @@ NEW = "default@2"
 
 def episode(number: int, minutes: float = 0.0, **fields: Any) -> Episode:
     at = T0 + timedelta(minutes=minutes)
-    given = {"episode_id": f"e{number}", "conversation_id": f"c{number}", "user_id": f"u{number}", "adapter": NEW, "assignment": "drawn",
+    body = {"episode_id": f"e{number}", "conversation_id": f"c{number}", "user_id": f"u{number}", "adapter": NEW, "assignment": "drawn",
              "messages": [{"role": "user", "content": f"question {number}"}], "answer": "a", "started_at": at, "ended_at": at}  # fmt: skip
-    return Episode.model_validate(given | fields)
+    return Episode.model_validate(body | fields)
 
 
 def label(number: int, *votes: tuple[str, float], **fields: Any) -> Label:
     at = T0 + timedelta(minutes=number)
     cast = [Vote(feedback_id=f"f{number}-{n}", user_id=user, kind="thumb", value=value, at=at) for n, (user, value) in enumerate(votes)]
-    given = {"episode_id": f"e{number}", "policy": "default", "conversation_id": f"c{number}", "user_id": f"u{number}", "adapter": NEW,
+    body = {"episode_id": f"e{number}", "policy": "default", "conversation_id": f"c{number}", "user_id": f"u{number}", "adapter": NEW,
              "assignment": "drawn", "outcome": "completed", "messages": [{"role": "user", "content": "hi"}], "answer": "a", "votes": cast,
              "verdict": sum(value for _, value in votes) / len(votes) if votes else None, "episode_at": at, "first_feedback_at": at,
              "newest_feedback_at": at}  # fmt: skip
-    return Label.model_validate(given | fields)
+    return Label.model_validate(body | fields)
 
 
 def side(*labels: Label) -> Side:
@@ -51,8 +55,8 @@ def test_a_router_says_how_it_chose() -> None:
 def test_the_join_carries_the_assignment_from_the_episode_to_its_label() -> None:
     join = FeedbackJoin({}, JoinSettings(), lambda arrived, error: None)  # type: ignore[arg-type]
     join.on_episode(episode(1, assignment="held_back"), T0)
-    given = {"feedback_id": "f", "episode_id": "e1", "kind": "thumb", "thumb": "up", "at": T0}
-    made = join.on_feedback(Feedback.model_validate(given), T0)
+    thumb = {"feedback_id": "f", "episode_id": "e1", "kind": "thumb", "thumb": "up", "at": T0}
+    made = join.on_feedback(Feedback.model_validate(thumb), T0)
     assert made is not None
     assert made.assignment == "held_back"
 
@@ -88,8 +92,30 @@ def test_a_retry_storm_is_one_failure() -> None:
     for n in range(600, 700):
         observed.note(episode(n, 7))
     assert observed.failures(NEW, T0) == Side(102, 2.0)
-    settings = PromotionSettings()
-    assert decide(Side(), Side(), (observed.failures(NEW, T0), Side(2000, 5.0)), Prior(), 1, settings).move is None
+    assert decide(Side(), Side(), (observed.failures(NEW, T0), Side(2000, 5.0)), Prior(), 1, PromotionSettings()).move is None
+
+
+answered = st.builds(
+    lambda number, minutes, **fields: episode(number, minutes, **fields),
+    st.integers(0, 5), st.one_of(st.integers(-4000, 4000), st.floats(-20, 20)), user_id=st.sampled_from(("ann", "bob")),
+    adapter=st.sampled_from((NEW, None)), assignment=st.sampled_from(("drawn", "held_back", "asked")),
+    outcome=st.sampled_from(("completed", "failed")), conversation_id=st.sampled_from((None, "c1", "c2", "c3", "c4")),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(answered, max_size=40), st.one_of(st.integers(-4000, 4000), st.floats(-20, 20)))
+def test_tallies_say_what_a_scan_of_all_conversations_says(episodes: list[Episode], minutes: float) -> None:
+    """However far conversations lie apart, whatever comes late, and also once the first are forgotten."""
+    counted = ConversationFailures(kept=6)
+    for each in episodes:
+        counted.note(each)
+    since = T0 + timedelta(minutes=minutes)
+    for name in (NEW, None, "default@9"):
+        for assignment in ("drawn", "held_back"):
+            found = [failed for (side, _), (minute, failed) in counted._conversations.items()
+                     if side == (name, assignment) and minute * 60 >= since.timestamp()]  # fmt: skip
+            assert counted.since(name, since, assignment) == Side(len(found), float(sum(found)))  # type: ignore[arg-type]
 
 
 def test_different_people_who_fail_at_the_same_question_are_different_failures() -> None:
@@ -146,6 +172,23 @@ class TestAPublicNegativeResult:
         assert (found.passed, found.reason.partition(":")[0]) == (False, "no power")
 
     def test_a_kl_that_was_never_measured_is_no_kl(self) -> None:
-        found = KlBudget(1.0).judge(seen(metrics={"kl_nats": 0.0}))
-        assert (found.passed, found.reason.partition(":")[0]) == (False, "no power")
-        assert KlBudget(1.0).judge(seen()).passed
+        """The learner's figure, of other weights, on few groups, does not stand in for it; nor does the base that answered in its place."""
+        the_base = ComparedAnswer((-1.0,) * 8, (-1.0,) * 8)
+        for compared in ((), (ComparedAnswer((-1.0,) * 8, (-1.2,) * 8),) * 15, (the_base,) * 32):
+            found = KlBudget(1.0).judge(seen(compared=compared))
+            assert (found.passed, found.reason.partition(":")[0]) == (False, "no power")
+
+    def test_a_learners_kl_coefficient_that_was_never_applied_is_seen_in_what_is_served(self) -> None:
+        """The learner says 0.2 nats; what actors serve is 3 nats away."""
+        served = ComparedAnswer((-0.5,) * 8, (-4.0,) * 8)
+        found = KlBudget(1.0).judge(seen(compared=(served,) * 32))
+        assert not found.passed
+        assert (found.evidence["learner_kl_nats"], found.evidence["value"]) == (0.2, pytest.approx(2.53, abs=0.01))
+
+    def test_all_of_it_together_stops_the_candidate_at_every_gate_that_cannot_see(self) -> None:
+        """72 sessions: 28 time out, of the 44 others the limit leaves 36 pairs, which the reward model scores alike; nothing has measured the KL."""
+        pairs = tuple(Pair("short", "long", 1.0, 1.0) for _ in range(36))
+        world = seen(pairs=pairs, asked=72, base_retained=(True,) * 72, retained=(True,) * 44 + (None,) * 28, base_answers=["a b c"] * 36)
+        found = {gate.name: gate.judge(world) for gate in asking_gates(PromotionSettings())}
+        for name in ("win_rate", "retention", "kl_budget"):
+            assert (found[name].passed, found[name].reason.partition(":")[0]) == (False, "no power")

@@ -1,5 +1,6 @@
 """Each gate lets the good pass and stops the bad, at its threshold and with its figures."""
 
+import math
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from actor.actor_client import ComparedAnswer
 from actor.promotion.promotion_gates import (
     AttestedEverywhere,
     Command,
@@ -22,6 +24,7 @@ from actor.promotion.promotion_gates import (
     WinRate,
     bootstrap,
     familiarity,
+    kl_nats,
 )
 from actor.promotion.promotion_settings import PromotionSettings
 from actor.promotion.retention_probes import PROBES, RetentionProbe, read_probes
@@ -97,10 +100,33 @@ def test_retention_of_nothing_or_of_other_probes_is_no_retention() -> None:
     assert not Retention(0.1).judge(seen(base_retained=(True,) * 5, retained=(True,) * 4)).passed
 
 
-def test_the_kl_has_a_budget_and_must_be_told() -> None:
-    assert KlBudget(0.5).judge(seen()).passed
-    assert not KlBudget(0.1).judge(seen()).passed
-    assert not KlBudget(0.5).judge(seen(adapter=adapter())).passed
+def compared(*gaps: float) -> tuple[ComparedAnswer | None, ...]:
+    """Answers of four tokens, each so many nats less likely under the base; None where the gap is not a number."""
+    return tuple(None if math.isnan(gap) else ComparedAnswer((-1.0,) * 4, (-1.0 - gap,) * 4) for gap in gaps)
+
+
+def test_the_kl_of_what_is_served_has_a_budget() -> None:
+    """A gap of 0.5 at each token is exp(-0.5) - 1 + 0.5 = 0.1065 nats."""
+    near = KlBudget(0.15).judge(seen(compared=compared(*[0.5] * 20)))
+    assert near.passed
+    assert near.evidence["value"] == pytest.approx(0.1065, abs=1e-4)
+    assert not KlBudget(0.1).judge(seen(compared=compared(*[0.5] * 20))).passed
+    few_far = KlBudget(0.2).judge(seen(compared=compared(*[0.5] * 20, 3.0)))  # 0.20 on the whole, but it may as well be 0.3
+    assert few_far.evidence["value"] < 0.2 < few_far.evidence["high"]
+    assert not few_far.passed
+
+
+@pytest.mark.parametrize(("gaps", "said"), [([0.5] * 15, "on 15 prompts, fewer than 16"), ([0.5] * 28 + [math.nan] * 4, "4 of 32 prompts were not"),
+                                            ([0.0] * 32, "the base itself answered")])  # fmt: skip
+def test_a_kl_without_power_does_not_pass_and_says_so(gaps: list[float], said: str) -> None:
+    found = KlBudget(1.0).judge(seen(compared=compared(*gaps)))
+    assert not found.passed
+    assert "no power" in found.reason
+    assert said in found.reason
+
+
+def test_what_an_engine_rules_out_makes_no_kl_infinite() -> None:
+    assert math.isfinite(kl_nats(ComparedAnswer((-1.0, -9999.0), (-9999.0, -1.0))))
 
 
 def test_signs_of_hacking_are_looked_for_beside_the_base() -> None:

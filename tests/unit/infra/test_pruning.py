@@ -42,13 +42,14 @@ class Ring:
             self.say(ADAPTERS, AdapterVersion(policy=policy, version=version, artifact=artifact, base_fingerprint="1" * 64, rank=8,
                                               targets=("q_proj",), reward_model_version=version, step=version, created_at=NOW))  # fmt: skip
 
-    def reward_models(self, *versions: int) -> None:
+    def reward_models(self, *versions: int, best: int | None = None) -> None:
         """The topic is compacted: of these it may hold the last alone."""
-        for version in versions:
-            artifact = self.stored(f"reward-models/default/{version:06d}-def{version}")
+        stored = {version: self.stored(f"reward-models/default/{version:06d}-def{version}") for version in versions}
+        artifact = stored[versions[-1]]
         calibration = Calibration(labels=9, log_loss=0.5, baseline=0.6, brier=0.2, ece=0.1, accuracy=0.7)
-        self.say(REWARD_MODELS, RewardModelVersion(policy="default", version=version, artifact=artifact, backbone_fingerprint="2" * 64, labels=9,
-                                                   calibration=calibration, offsets={}, newest_feedback_at=NOW, created_at=NOW))  # fmt: skip
+        self.say(REWARD_MODELS, RewardModelVersion(policy="default", version=versions[-1], artifact=artifact, backbone_fingerprint="2" * 64, labels=9,
+                                                   calibration=calibration, offsets={}, newest_feedback_at=NOW, created_at=NOW,
+                                                   best=stored[best] if best else None))  # fmt: skip
 
     def moved(self, version: int, *moves: str) -> None:
         for move in moves:
@@ -109,6 +110,11 @@ def test_what_a_replica_served_lately_stays(ring: Ring) -> None:
     ring.served(1, NOW - timedelta(hours=2))
     ring.served(2, NOW - timedelta(minutes=30))
     assert ring.gone() == ["adapters/default/1", "adapters/default/3"]
+
+
+def test_the_reward_model_that_predicts_best_stays_however_old(ring: Ring) -> None:
+    ring.reward_models(*range(1, 8), best=2)
+    assert ring.gone() == [f"models/default/{version:06d}" for version in (1, 3, 4, 5)]
 
 
 def test_reward_models_of_adapters_that_stay_stay_too(ring: Ring) -> None:
