@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actor.adapters.request_routing import Router
 from actor.api_keys import may_assign, tenant_of
 from actor.asgi_replies import reply
-from actor.capture.client_request import APIS, ClientRequest, asked_by
+from actor.capture.client_request import APIS, ClientRequest, asked_by, declines_capture
 from actor.capture.client_response import ClientResponse, ResponseReader
 from actor.capture.conversations import ConversationPlace, Conversations
 from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
@@ -71,6 +71,8 @@ class Exchange:
     @cached_property
     def messages(self) -> list[tuple[SaidMessage, ...]] | None:
         """The messages before each answer; None when they fit no event."""
+        if self.asked.too_deep:
+            return None
         try:
             count = self.asked.answers
             return [self.asked.messages(index) for index in range(count)] if self.asked.api == "completion" else [self.asked.messages(0)] * count
@@ -105,7 +107,7 @@ class Capture:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any]) -> None:
         headers = {name.decode("latin-1").lower(): header_text(value) for name, value in scope["headers"]}
         user = plain_id(headers.get("x-tidemill-user")) or asked_by(parsed)
-        declined = headers.get("x-tidemill-capture", "").strip().lower() == "off"
+        declined = declines_capture(scope["headers"])
         asked = ClientRequest(APIS[scope["path"]], parsed, user, plain_id(headers.get("x-tidemill-conversation")), declined,
                               may_assign(scope))  # fmt: skip
         tenant = tenant_of(scope)
@@ -189,6 +191,9 @@ class Capture:
         told = exchange.read.answers() if exchange.read is not None else {}
         kept: list[Episode] = []
         for index, episode_id in enumerate(exchange.ids):
+            if exchange.asked.too_deep:
+                self._publisher.skip("invalid")
+                continue
             try:
                 kept.append(self._episode(exchange, index, episode_id, told.get(index)))
             except ValidationError as error:

@@ -1,7 +1,7 @@
 """Reads a client's request from OpenAI's JSON. Pure; it never makes a request fail."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -25,6 +25,9 @@ NUMBERS: dict[str, TypeAdapter[Any]] = (
 )  # fmt: skip
 """Fields that vLLM reads by pydantic's rules: ``"2"`` is 2, and ``"false"`` is false."""
 REPLY_CHARACTERS = 20_000
+MOST_LEVELS = 150
+"""Events nested more deeply cannot be written, or not be read again."""
+NO = frozenset({"off", "no", "false", "0", "none", "never"})
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class ClientRequest:
     def kept(self) -> bool:
         """Whether its answers become episodes."""
         return self.capturable and not self.declined
+
+    @cached_property
+    def too_deep(self) -> bool:
+        """True when the request is nested too deeply for any event."""
+        level: list[Any] = [self.body]
+        for _ in range(MOST_LEVELS):
+            level = [each for outer in level for each in (outer.values() if isinstance(outer, Mapping) else outer) if isinstance(each, dict | list)]
+            if not level:
+                return False
+        return True
 
     def messages(self, index: int) -> tuple[Message, ...]:
         """The messages before answer ``index``."""
@@ -129,6 +142,12 @@ class ClientRequest:
     @property
     def sampling(self) -> dict[str, Any]:
         return {name: self._read(name) for name in SAMPLING if self.body.get(name) is not None}
+
+
+def declines_capture(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether ``x-tidemill-capture`` says no: any of several such headers, or of the words in one, as proxies join them."""
+    said = (word for name, value in headers if name.lower() == b"x-tidemill-capture" for word in value.decode("latin-1").split(","))
+    return any(word.strip().strip('"').lower() in NO for word in said)
 
 
 def asked_by(body: Mapping[str, Any]) -> str | None:

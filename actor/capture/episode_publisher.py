@@ -14,6 +14,7 @@ import structlog
 from actor.capture.media_store import MediaStore, has_media
 from actor.capture.redaction import Redactor, Rules, redacted_episode, redacted_feedback
 from actor.settings import ActorSettings
+from streams.core.errors import InvalidEvent
 from streams.core.events import Episode, Erasure, Feedback
 from streams.core.metrics import Metrics
 from streams.core.topics import EPISODES, FEEDBACK
@@ -76,13 +77,16 @@ class EpisodePublisher:
         self._slow.shutdown()
 
     def _do(self, at_once: bool, work: Callable[[], bool]) -> "Future[bool]":
+        done: Future[bool] = Future()
         if at_once:
-            done: Future[bool] = Future()
-            done.set_result(work())
+            try:
+                done.set_result(work())
+            except Exception as error:  # noqa: BLE001 - the boundary to what anybody may send: an answer that was given must not fail now
+                done.set_result(False)
+                self._lost(error)
             return done
         if self._waiting >= MOST_WAITING:
             self.skip("keeper_busy")
-            done = Future()
             done.set_result(False)
             return done
         self._waiting += 1
@@ -93,8 +97,12 @@ class EpisodePublisher:
     def _done(self, future: "Future[bool]") -> None:
         self._waiting -= 1
         if (error := future.exception()) is not None:
-            self.skip("keeper_failed")
-            log.error("a captured episode or feedback was lost", error=f"{type(error).__name__}: {error}")
+            self._lost(error)
+
+    def _lost(self, error: BaseException) -> None:
+        """Count what could not be kept: ``invalid`` where it fits no event."""
+        self.skip("invalid" if isinstance(error, InvalidEvent | RecursionError) else "keeper_failed")
+        log.error("a captured episode or feedback was lost", error=f"{type(error).__name__}: {error}")
 
     def _put(self, episode: Episode, with_media: bool, asked_in: Headers) -> bool:
         if self._media is not None and with_media:

@@ -1,16 +1,19 @@
 """What must not leave the process is taken out of what people and models said, before it is kept: emails, phones, cards, keys.
 
-Rules, each with a check where digits alone would say too much; or Presidio, where it is installed. What was taken out leaves its kind in
-brackets behind. Token ids spell the text out, so an episode that was redacted keeps none, nor their logprobs.
+Rules, each with a check where digits alone would say too much; or Presidio, where it is installed. They read text in its plain form
+(``folded_text``), so that other digits, wide letters and unseen characters hide nothing. What was taken out leaves its kind in brackets behind.
+Token ids spell the text out, so an episode that was redacted keeps none, nor their logprobs.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from actor.capture.card_numbers import find_cards
+from actor.capture.folded_text import folded
 from actor.capture.redaction_settings import Kind, RedactionSettings
 from streams.core.errors import ConfigError
 from streams.core.events import Episode, Feedback
@@ -19,12 +22,21 @@ KINDS: tuple[Kind, ...] = ("keys", "emails", "cards", "phones")
 """The order of the searches: card numbers come before phone numbers."""
 MARKS: dict[str, str] = {"keys": "[key]", "emails": "[email]", "cards": "[card]", "phones": "[phone]"}
 
-_EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Letters of scripts that put no space between words: an address may stand right beside them."""
+_EMAIL = re.compile(
+    rf"(?<![A-Za-z0-9_.%+-])(?:[A-Za-z0-9_.%+-]{{1,64}}|(?:[^\W{_UNSPACED}]|[.%+-]){{1,64}}|[{_UNSPACED}]{{1,64}})(?:@|%40)"
+    rf"(?:(?:[A-Za-z0-9-]{{1,63}}\.){{1,8}}(?:xn--[A-Za-z0-9-]{{2,59}}|[A-Za-z]{{2,24}})(?![A-Za-z0-9-])"
+    rf"|(?:[\w-]{{1,63}}\.){{1,8}}[^\W\d_]{{2,24}}(?![A-Za-z0-9-]))"
+)
 _PHONE = re.compile(
     r"[+(0-9](?<![\w.+-].)(?:(?<=\+)\d[\d ()./-]{6,18}\d"  # with its country: +49 30 1234567
-    r"|(?:(?<=\()\d{3}\) ?|(?<=\d)\d{2}[ .-])\d{3}[ .-]\d{4}"  # North America: (415) 555-2671
+    r"|(?:(?<=1)[ .-]\(?\d{3}\)?[ .-]?|(?<=\()\d{3}\)[ .-]?|(?<=\d)\d{2}[ .-])\d{3}[ .-]\d{4}"  # North America: (415) 555-2671, 1-415-555-2671
     r"|(?<=0)(?:0[1-9]|[1-9])\d{0,3}[ /-]\d[\d /-]{4,14}\d"  # with a trunk's 0: 01 23 45 67 89
-    r")(?!\w)"
+    r"|(?<=\()(?:0\d{1,4}\) ?\d{3,5}[ -]?\d{3,5}|\d{2}\) ?\d{4,5}[ -]\d{4})"  # with the area in brackets: (11) 91234-5678
+    r"|(?<=1)[3-9]\d[ -]\d{4}[ -]\d{4}"  # China's mobiles: 138-1234-5678
+    r")(?!\w)",
+    re.ASCII,
 )
 _KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----(?:[^-]|-(?!----)){1,10000}-----END [A-Z ]{0,20}PRIVATE KEY-----"
@@ -32,6 +44,7 @@ _KEY = re.compile(
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abeprs]-[\w-]{10,200}|\bhf_[A-Za-z0-9]{20,200}|\btm-[\w-]{40,60}"
     r"|\beyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,2000}"  # a JSON web token
     r"|(?<=[Bb]earer )[\w.~+/-]{20,4000}=*",
+    re.ASCII,
 )
 
 _DIGIT = re.compile(r"\d")
@@ -57,16 +70,18 @@ class Rules:
         self._rules = [(kind, *_RULES[kind]) for kind in KINDS if kind in kinds]
 
     def text(self, text: str, found: Counter[str]) -> str:
+        plain = folded(text)
         for kind, hint, spans in self._rules:
-            if not hint(text):
+            if not hint(plain.text):
                 continue
             kept, end = [], 0
-            for begin, next_end in spans(text):
+            for begin, next_end in (plain.original(*span) for span in spans(plain.text)):
                 kept += [text[end:begin], MARKS[kind]]
                 found[kind] += 1
                 end = next_end
             if kept:
                 text = "".join([*kept, text[end:]])
+                plain = folded(text)
         return text
 
 
@@ -128,48 +143,45 @@ def redacted_feedback(feedback: Feedback, redactor: Redactor, found: Counter[str
 
 
 def redacted(value: Any, redactor: Redactor, found: Counter[str]) -> Any:
-    """The same JSON with every text redacted, except references to media: a checksum can contain the digits of a card."""
+    """The same JSON with every text redacted, names of fields and numbers too; except references to media: a checksum can contain the digits of a
+    card."""
     match value:
         case str():
             return value if _REFERENCE.fullmatch(value) else _redacted_text(value, redactor, found)
         case dict():
-            return {name: redacted(each, redactor, found) for name, each in value.items()}
+            return {_redacted_text(name, redactor, found): redacted(each, redactor, found) for name, each in value.items()}
         case list() | tuple():
             return [redacted(each, redactor, found) for each in value]
+        case bool() | None:
+            return value
+        case int() | float() if 10**12 <= abs(value) < 10**19 and value == int(value):  # a card that a spreadsheet or a database holds as a number
+            written = redactor.text(str(int(value)), found)
+            return value if written == str(int(value)) else written
         case _:
             return value
 
 
 def _redacted_text(text: str, redactor: Redactor, found: Counter[str]) -> str:
-    """The text without what must not be kept. Text that is JSON, as a call's arguments are, stays JSON: what is taken out of it becomes a string."""
+    """The text without what must not be kept. Text that is JSON, as a call's arguments are, stays JSON: what is taken out of it becomes a string;
+    and it is read as what it says, since escapes may hide a number."""
     passages: Counter[str] = Counter()
     plain = redactor.text(text, passages)
+    if text.lstrip()[:1] in ("{", "[") and (passages or "\\" in text):
+        said: Counter[str] = Counter()
+        try:
+            left = redacted(json.loads(text, parse_float=_finite), redactor, said)
+            plain, passages = json.dumps(left, ensure_ascii=False), said
+        except (ValueError, RecursionError):
+            pass  # it is no JSON after all
     if not passages:
         return text
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            tree = json.loads(text)
-        except (ValueError, RecursionError):
-            tree = None
-        if tree is not None:
-            passages.clear()
-            plain = json.dumps(_redacted_numbers(tree, redactor, passages), ensure_ascii=False)
     found.update(passages)
     return plain
 
 
-def _redacted_numbers(tree: Any, redactor: Redactor, found: Counter[str]) -> Any:
-    """``redacted``, for whole numbers and names of fields too."""
-    match tree:
-        case dict():
-            return {_redacted_text(name, redactor, found): _redacted_numbers(each, redactor, found) for name, each in tree.items()}
-        case list():
-            return [_redacted_numbers(each, redactor, found) for each in tree]
-        case int() if not isinstance(tree, bool):
-            written = redactor.text(str(tree), found)
-            return tree if written == str(tree) else written
-        case _:
-            return redacted(tree, redactor, found)
+def _finite(written: str) -> float | str:
+    """A number of JSON; as text where it is too large for one, since "Infinity" is no JSON."""
+    return number if math.isfinite(number := float(written)) else written
 
 
 def _digits(text: str) -> str:
@@ -190,7 +202,7 @@ def _matches(pattern: re.Pattern[str], holds: Callable[[str], bool] = bool) -> C
 
 _RULES: dict[Kind, tuple[Callable[[str], bool], Callable[[str], Iterator[tuple[int, int]]]]] = {
     "keys": (lambda text: any(map(text.__contains__, _KEYS_BEGIN)), _matches(_KEY)),
-    "emails": (lambda text: "@" in text, _matches(_EMAIL)),
+    "emails": (lambda text: "@" in text or "%40" in text, _matches(_EMAIL)),
     "cards": (_has_digits, find_cards),
     "phones": (_has_digits, _matches(_PHONE, _is_phone)),
 }

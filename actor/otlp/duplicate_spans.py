@@ -5,7 +5,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
-from actor.otlp.otlp_wire import Span
+from actor.otlp.reported_span import Span
 from streams.core.events import Episode
 
 

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 
 import structlog
 import uvicorn
@@ -19,8 +20,10 @@ from actor.api_keys import KeyGate, Keys, tenant_of
 from actor.capture.capture_middleware import read_body
 from actor.capture.redaction import redacted, redacted_episode, redactor_of
 from actor.otlp.duplicate_spans import Call, SeenCalls, merged
+from actor.otlp.older_conventions import by_todays_names
 from actor.otlp.otlp_settings import OtlpSettings
-from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, TooLarge, accepted, read_spans, refusal, unpacked
+from actor.otlp.otlp_wire import JSON, PROTOBUF, TooLarge, accepted, read_spans, refusal, unpacked
+from actor.otlp.reported_span import Span
 from actor.otlp.span_episodes import episodes_of, kind_of
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
@@ -64,9 +67,16 @@ class Receiver:
         An export that is sent again makes episodes of the same ids, which the join drops.
         """
         told: list[Call | tuple[Span, InvalidEvent]] = []
-        for place, span in enumerate(spans):
+        for place, span in enumerate(map(by_todays_names, spans)):
+            if span.unreadable is not None:
+                told.append((span, InvalidEvent("invalid", f"the span cannot be read: {span.unreadable}")))
+                continue
             if (kind := kind_of(span)) != "answer":
                 self._metrics.add("tidemill_otlp_spans_total", result=kind)
+                if kind == "unknown_operation":
+                    log.info(
+                        "a span is no answer that we know", operation=str(span.attributes.get("gen_ai.operation.name"))[:100], name=span.name[:100]
+                    )
                 continue
             try:
                 told.append(replace(self._told_by(span, tenant), place=place))
@@ -121,7 +131,8 @@ class Receiver:
         except TooLarge:
             return self._too_large(content_type, too_large)
         except InvalidEvent as error:
-            self._letter(packed, error)
+            # Its bytes are not kept: what cannot be read can be neither redacted nor searched for people who are erased later.
+            self._letter(b"", InvalidEvent(error.reason, f"{error}; {len(packed)} bytes, SHA-256 {sha256(packed).hexdigest()}"))
             return Response(refusal(content_type, str(error)), 400, media_type=content_type)
         except OutboxFull:
             full = "the outbox is full: Kafka has been away for long; send it again later"

@@ -2,7 +2,7 @@
 
 Source: semantic conventions for generative AI, "Inference" spans with the content on attributes (``gen_ai.input.messages``,
 ``gen_ai.output.messages``, ``gen_ai.system_instructions``), as a JSON string or structured. A message that has OpenAI's
-``content`` in place of ``parts`` is understood too. Conventions before 1.37, which put the content into events, are not.
+``content`` in place of ``parts`` is understood too. ``older_conventions`` brings other names into this form first.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from actor.capture.client_request import Api
 from actor.doors.feedback_door import without_prefix
-from actor.otlp.otlp_wire import Span
+from actor.otlp.reported_span import Span
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode
 from streams.core.person_ids import plain_id, whole_text
@@ -46,11 +46,15 @@ NO_CONTENT = (
 )
 
 
-def kind_of(span: Span) -> Literal["answer", "captured", "other"]:
-    """``captured``: an actor of ours gave that answer and has kept it, with its tokens."""
+def kind_of(span: Span) -> Literal["answer", "captured", "unknown_operation", "other"]:
+    """``captured``: an actor of ours gave that answer and has kept it, with its tokens. ``unknown_operation``: an operation that the conventions do
+    not have, of a span without an answer."""
     operation = span.attributes.get("gen_ai.operation.name")
-    if operation not in ANSWERS and (operation in NO_ANSWERS or "gen_ai.output.messages" not in span.attributes):
+    operation = None if operation is None else str(operation)
+    if operation in NO_ANSWERS:
         return "other"
+    if operation not in ANSWERS and "gen_ai.output.messages" not in span.attributes:
+        return "other" if operation is None else "unknown_operation"
     return "captured" if CAPTURED.fullmatch(str(span.attributes.get("gen_ai.response.id", ""))) else "answer"
 
 
@@ -83,7 +87,7 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
         "sampling": {ours: told[f"gen_ai.request.{theirs}"] for theirs, ours in SAMPLING.items() if f"gen_ai.request.{theirs}" in told},
         "error": error,
         "started_at": _time(span.started_ns),
-        "ended_at": _time(span.ended_ns),
+        "ended_at": _time(max(span.started_ns, span.ended_ns) if span.ended_ns else 0),  # a clock that was set back meanwhile costs no answer
     }
     several, reasons = len(answers) > 1, _reasons(told.get("gen_ai.response.finish_reasons"))
     episodes = []

@@ -4,7 +4,6 @@ import json
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import PydanticSerializationError
 
 from streams.core.errors import InvalidEvent
 from streams.core.person_ids import whole_text
@@ -29,12 +28,17 @@ class Event(BaseModel):
         return str(getattr(self, fields[0])) if len(fields) == 1 else "/".join([str(getattr(self, field)) for field in fields])
 
     def encode(self) -> bytes:
-        """UTF-8 JSON without the fields that are null. Half a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD."""
+        """UTF-8 JSON without the fields that are null. Half a surrogate pair, which UTF-8 cannot carry, becomes U+FFFD. Raises InvalidEvent for
+        what is nested too deeply."""
         try:
             return self.__pydantic_serializer__.to_json(self, exclude_none=True)  # model_dump_json makes a str of these very bytes
-        except PydanticSerializationError:
+        except ValueError:  # pydantic's own for text is one
+            pass
+        try:
             whole = type(self).model_validate(whole_text(self.model_dump(exclude_none=True)))
             return whole.__pydantic_serializer__.to_json(whole, exclude_none=True)
+        except (ValueError, RecursionError) as error:
+            raise InvalidEvent("invalid", f"{type(self).__name__}: cannot be written as JSON ({type(error).__name__}): nested too deeply?") from None
 
     @classmethod
     def decode(cls, raw: bytes | None) -> Self:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from streams.core.errors import Refused
 from streams.core.event_decoding import Event as Event
 from streams.core.person_ids import key_id_of, masked, people_of, person_key, plain_id
 from streams.core.person_ids import person_of as person_of
@@ -137,6 +138,8 @@ class Feedback(Event):
         given = {field for field in set(_CARRIES.values()) if getattr(self, field) is not None}
         if given != {needed}:
             raise ValueError(f"kind {self.kind.value} needs exactly the field '{needed}', got {sorted(given) or 'none'}")
+        if self.over == self.episode_id or self.retracts == self.feedback_id:
+            raise ValueError(f"a {self.kind.value} needs another {'episode' if self.over else 'feedback_id'} than its own")
         return self
 
 
@@ -339,7 +342,9 @@ class Erasure(Event):
 
     @classmethod
     def of(cls, user_id: str, requested_by: str, at: datetime) -> Self:
-        """The erasure of whom agents call ``user_id``."""
+        """The erasure of whom agents call ``user_id``. Raises Refused where that names nobody, or all who have no name."""
+        if (plain := plain_id(user_id)) is None or plain == ANONYMOUS:
+            raise Refused(f"{user_id!r} names " + ("nobody" if plain is None else "all people without a name: retract single feedback instead"))
         person, *older = people_of(user_id)
         key = person_key()
         told = {} if key is None else {"key_id": key_id_of(key), "unsalted": masked(person, older[0], key)}

@@ -80,7 +80,7 @@ TABLE: tuple[Metric, ...] = (
     # actor
     Metric("tidemill_episodes_captured_total", "counter", "actor", "Answers captured as episodes.", ("outcome",)),
     Metric("tidemill_capture_skipped_total", "counter", "actor", "Answers that were not recorded as episodes.", ("reason",)),
-    Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans received over OTLP: an answer, an answer that an actor captured already, told_twice (another span told of the same call), other, refused; exports that were too_large.", ("result",)),
+    Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans received over OTLP: an answer, an answer that an actor captured already, told_twice (another span told of the same call), unknown_operation, other, refused; exports that were too_large.", ("result",)),
     Metric("tidemill_redactions_total", "counter", "actor", "Passages removed from episodes and feedback before they were recorded.", ("kind",)),
     Metric("tidemill_feedback_received_total", "counter", "actor", "Feedback accepted over HTTP.", ("kind",)),
     Metric("tidemill_outbox_depth", "gauge", "actor", "Events in the outbox that wait for Kafka."),

@@ -19,10 +19,18 @@ MOST_CHARACTERS = 200
 """Ids longer than this are replaced by their SHA-256. Cutting them would make one person of two."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _HALF = re.compile(r"[\ud800-\udfff]")
+_NAMES = (
+    rb"(?:user_?id|user|safety_identifier|user\.id|enduser\.(?:pseudo\.)?id|gen_ai\.user(?:\.id)?|x-tidemill-user"
+    rb"|traceloop\.association\.properties\.user_id)"
+)
 _NAMED = re.compile(
-    rb'"(?:user_?id|user|safety_identifier|user\.id|enduser\.(?:pseudo\.)?id|gen_ai\.user(?:\.id)?|x-tidemill-user)"\s*:\s*(?:"((?:[^"\\]|\\.)*)"?|(-?\d+))',
+    rb"([\"'])" + _NAMES + rb"\1\s*(?::|,\s*\1value\1\s*:\s*\{\s*\1\w{1,20}\1\s*:)\s*"  # a field; or an attribute of OTLP's JSON
+    rb"(?:\"((?:[^\"\\]|\\.)*)\"?|'((?:[^'\\]|\\.)*)'?|(-?\d+))",
     re.IGNORECASE,
 )
+_ESCAPED = re.compile(rb'\\(["\\/])')
+_NESTED = 6
+"""So deep JSON inside texts of JSON is read for names."""
 
 
 def plain_id(value: object) -> str | None:
@@ -107,15 +115,29 @@ def masked(person: str, other: str, key: bytes) -> str:
 
 
 def people_in(raw: bytes) -> set[str]:
-    """Everybody whom JSON names, whole or cut off, by their ids in the one form: as agents, clients and telemetry name who asks."""
-    found = set()
-    unquoted = raw.replace(b'\\"', b'"') if b'\\"' in raw else b""  # JSON inside a text of JSON, as telemetry's attributes are
-    for text in (raw, unquoted):
-        for quoted, number in _NAMED.findall(text):
-            try:
-                named = json.loads(number or b'"' + quoted + b'"')
-            except ValueError:
-                named = quoted.decode(errors="replace")
-            if (plain := plain_id(named)) is not None:
-                found.add(plain)
+    """Everybody whom JSON names, whole or cut off, by their ids in the one form: as agents, clients and telemetry name who asks. Also in JSON inside
+    a text of JSON, as telemetry's attributes are, and in what Python prints of a dict."""
+    found: set[str] = set()
+    for _ in range(_NESTED):
+        for _, quoted, printed, number in _NAMED.findall(raw):
+            found |= {plain for named in _readings(quoted or printed, number) if (plain := plain_id(named)) is not None}
+        if b'\\"' not in raw:
+            break
+        raw = _ESCAPED.sub(rb"\1", raw)
+    return found
+
+
+def _readings(quoted: bytes, number: bytes) -> set[Any]:
+    """What a value in JSON says; where escapes are left in it, also what these say."""
+    try:
+        found = {json.loads(number or b'"' + quoted + b'"')}
+    except ValueError:
+        return {(number or quoted).decode(errors="replace")}
+    named = next(iter(found))
+    while isinstance(named, str) and "\\" in named:
+        try:
+            named = json.loads(f'"{named}"')
+        except ValueError:
+            break
+        found.add(named)
     return found

@@ -82,7 +82,7 @@ def context_from_header(value: str | None) -> Headers:
 
 def context_as_text(headers: Headers) -> str:
     """The trace context as text, to store beside an event; empty without one."""
-    return next((value.decode("latin-1") for name, value in headers if name == TRACEPARENT), "")
+    return next((value.decode("latin-1") for name, value in headers if name == TRACEPARENT and value), "")  # Kafka's headers may be null
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from streams.core.metrics import Metrics
 from streams.core.topics import Topic
 from streams.core.traces import Headers
 from streams.kafka.client_errors import translated_errors
+from streams.kafka.header_names import read_any_header_names
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
 
@@ -41,6 +42,7 @@ class Consumer:
         self._metrics, self._part, self._grouped, self._settings = metrics, part, group is not None, settings
         self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without a timeout it tries for ever
         self._ask_timeout_ms = int(settings.request_timeout_s * 1000)
+        read_any_header_names()
         with connecting(self._settings):
             self._consumer = kafka.KafkaConsumer(
                 **settings.client_options(),

@@ -22,6 +22,8 @@ from streams.kafka.topic_admin import batch_limits
 
 RECORD_OVERHEAD_BYTES = 100
 """Of a batch and its one record, rounded up."""
+ASK_ABOVE_BYTES = 16 << 10
+"""Before a record of this size is sent, the cluster is asked how much its topics take, once a minute at most."""
 BATCH_BYTES = 128 << 10
 """Size of a batch to one partition. Each batch costs a request, and kafka-python's default of 16 KiB holds only eight episodes."""
 
@@ -58,7 +60,8 @@ class Producer:
         self._on_ended: dict[str, _Ended] = {}
         self._counts: dict[str, tuple[int, float]] = {}
         self._limits: dict[str, int] = {}
-        """Bytes that a batch may have, by topic, once a topic has refused a record that we allow."""
+        """Bytes that a batch may have, by topic, once they were asked for."""
+        self._limits_until_s = 0.0
         self._renewing = threading.Lock()
         self._producer = self._connect()
 
@@ -84,8 +87,14 @@ class Producer:
         with self._renewing:
             if self._producer is broken:
                 broken.close(timeout=0)
-                self._limits = batch_limits(self._settings)
+                self._limits, self._limits_until_s = batch_limits(self._settings), time.monotonic() + 60
                 self._producer = self._connect()
+
+    def _know_limits(self) -> None:
+        """Ask how much topics take. A record that its topic refuses would make the client give up all that it has in hand."""
+        if self._settings.compression is None and time.monotonic() >= self._limits_until_s:
+            with self._renewing:
+                self._limits, self._limits_until_s = batch_limits(self._settings), time.monotonic() + 60
 
     def send(self, topic: Topic[Any], event: Event, headers: Headers = ()) -> Callable[[], RecordPlace]:
         return self.send_raw(topic.name, event.key.encode(), event.encode(), headers)
@@ -96,9 +105,9 @@ class Producer:
     def send_raw(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Callable[[], RecordPlace]:
         """Start sending encoded bytes, as the outbox stores them.
 
-        Where a topic takes less than ``kafka.max_message_bytes``, the broker refuses a record after it was sent, and the client gives up all that
-        it has in hand. So the returned function sends its record again where that has happened, and raises InvalidEvent (``too_large``) for the
-        one that was the cause.
+        Where a topic takes less than ``kafka.max_message_bytes`` and we were not told, the broker refuses a record after it was sent, and the
+        client gives up all that it has in hand. So the returned function sends its record again where that has happened, and raises InvalidEvent
+        (``too_large``) for the one that was the cause.
         """
         producer, future = self._start(topic, key, value, headers)
 
@@ -119,7 +128,9 @@ class Producer:
 
     def _start(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> tuple[Any, Any]:
         """The client that sends it, and its future."""
-        size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"") + sum(len(name) + len(given) + 10 for name, given in headers)
+        size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"") + sum(len(name) + len(given or b"") + 10 for name, given in headers)
+        if size > ASK_ABOVE_BYTES:
+            self._know_limits()
         if size > min(self._settings.max_message_bytes, self._limits.get(topic, size)):
             raise self._too_large(topic, value)
         producer = self._producer

@@ -65,6 +65,7 @@ class Spool:
         self.has_room = True
 
     def put(self, topic: Topic[Any], event: Event, headers: Any = ()) -> bool:
+        event.encode()  # as the outbox does
         if not self.has_room:
             return False
         if isinstance(event, Episode):

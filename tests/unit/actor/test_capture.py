@@ -7,6 +7,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from actor.adapters.request_routing import Route, draw
+from streams.core.events import Episode
 from tests.support.captured import CHAT, Script, World, breaking, left_alone, refusing, streaming, streaming_late, whole
 
 
@@ -88,6 +89,40 @@ async def test_who_declines_capture_is_answered_all_the_same_and_leaves_no_episo
     assert b"x-tidemill-episode" not in dict(start["headers"])
     assert world.spool.episodes == []
     assert world.metrics.value("tidemill_capture_skipped_total", reason="declined") == 1
+
+
+@pytest.mark.parametrize("said", [
+    (b"off", b"on"), (b"on", b"off"), (b"on, off",), (b"OFF ",), (b"false",), (b"0",), (b"no",), (b'"off"',),
+])  # fmt: skip
+async def test_who_declines_once_has_declined_however_it_is_written_and_whatever_a_proxy_adds(said: tuple[bytes, ...]) -> None:
+    world = World(whole)
+    await world.post(CHAT, raw_headers=tuple((b"x-tidemill-capture", each) for each in said))
+    assert world.spool.episodes == []
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="declined") == 1
+
+
+@pytest.mark.parametrize("script", [whole, streaming, streaming_late])
+@pytest.mark.parametrize("depth", [149, 160, 220, 400])
+async def test_what_is_nested_too_deeply_is_answered_and_counted_and_named_by_no_header(script: Script, depth: int) -> None:
+    """Events cannot be written at 255 levels, nor read at 200."""
+    world = World(script, changes={"max_request_bytes": 10_000})
+    deep = b'{"a":' * depth + b"1" + b"}" * depth
+    raw = json.dumps(CHAT)[:-1].encode() + b', "tools": [{"type": "function", "function": {"name": "f", "parameters": ' + deep + b"}}]}"
+    start, *_ = await world.post(raw)
+    kept = len(world.spool.episodes)
+    assert (start["status"], world.metrics.value("tidemill_capture_skipped_total", reason="invalid")) == (200, 1 - kept)
+    assert (b"x-tidemill-episode" in dict(start["headers"])) == (kept == 1)
+    assert world.metrics.value("tidemill_episodes_captured_total", outcome="completed") == kept
+    for episode in world.spool.episodes:
+        assert Episode.decode(episode.encode()) == episode
+
+
+async def test_numbers_that_json_cannot_hold_leave_json() -> None:
+    world = World(whole)
+    await world.post(json.dumps(CHAT)[:-1].encode() + b', "tools": [{"type": "function", "maximum": NaN, "top": 1e999, "big": ' + b"9" * 400 + b"}]}")
+    (episode,) = world.spool.episodes
+    assert json.loads(episode.encode(), parse_constant=lambda name: pytest.fail(name))["tools"][0]["maximum"] is None
+    assert Episode.decode(episode.encode()).tools[0]["big"] == int("9" * 400)
 
 
 async def test_the_content_length_is_that_of_the_rewritten_body() -> None:

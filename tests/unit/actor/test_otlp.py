@@ -3,19 +3,23 @@
 import base64
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import zstandard
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
 
 from actor.api_keys import Key, new_key, write_keys
 from actor.otlp.otlp_receiver import Receiver
 from actor.otlp.otlp_settings import OtlpSettings
-from actor.otlp.otlp_wire import JSON, PROTOBUF, Span, read_spans
+from actor.otlp.otlp_wire import JSON, PROTOBUF, read_spans
+from actor.otlp.reported_span import Span
 from actor.otlp.span_episodes import episodes_of, kind_of
 from streams.core.clock import FixedClock
 from streams.core.errors import InvalidEvent
@@ -234,12 +238,13 @@ async def test_what_must_not_be_kept_is_taken_out_of_episodes_and_of_what_is_set
 
 
 @pytest.mark.parametrize(("body", "content_type"), [(b"{", JSON), (b'{"resourceSpans": 7}', JSON), (b"\xff\xff", PROTOBUF), (b"[]", JSON)])
-async def test_what_is_no_export_is_refused_and_kept_with_the_reason(door: Door, body: bytes, content_type: str) -> None:
+async def test_what_is_no_export_is_refused_with_the_reason_and_its_words_are_not_kept(door: Door, body: bytes, content_type: str) -> None:
     told = await door.post(body, content_type)
     assert told.status_code == 400
     (letter,) = door.spool.kept
     assert isinstance(letter, DeadLetter)
-    assert (letter.reason, base64.b64decode(letter.record_base64)) == ("not_otlp", body)
+    assert (letter.reason, letter.record_base64) == ("not_otlp", "")  # nobody could redact it, nor find in it whom an erasure means
+    assert f"{len(body)} bytes, SHA-256 {sha256(body).hexdigest()}" in letter.message
 
 
 async def test_a_full_outbox_asks_the_exporter_to_come_again() -> None:
@@ -256,8 +261,8 @@ async def test_an_export_that_unpacks_to_too_much_is_refused() -> None:
 
 
 async def test_a_sender_without_a_key_does_not_come_in(tmp_path: Path) -> None:
-    key, sha256 = new_key()
-    write_keys(tmp_path / "keys.json", [Key(sha256=sha256, tenant="acme", scopes=("talk",))])
+    key, hashed = new_key()
+    write_keys(tmp_path / "keys.json", [Key(sha256=hashed, tenant="acme", scopes=("talk",))])
     door = Door(keys_file=tmp_path / "keys.json")
     assert (await door.post(as_json(CHAT), JSON)).status_code == 401
     assert (await door.post(as_json(CHAT), JSON, authorization=f"Bearer {key}")).status_code == 200
@@ -398,3 +403,147 @@ async def test_every_member_of_a_gzip_is_read(door: Door) -> None:
     whole = as_protobuf(CHAT)
     answer = await door.post(gzip.compress(whole[:100]) + gzip.compress(whole[100:]), content_encoding="gzip")
     assert (answer.status_code, len(episodes(door))) == (200, 1)
+
+
+def tree_of(*attributes: dict[str, Any]) -> Any:
+    return json.loads(as_json(*attributes))
+
+
+def spans_in(tree: Any) -> list[Any]:
+    found: list[Any] = tree["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    return found
+
+
+OTHERS = [CHAT, CHAT | {"gen_ai.response.id": "last"}]
+
+
+@pytest.mark.parametrize("broken", [
+    7, None, "x", [], {}, {"startTimeUnixNano": "soon"}, {"startTimeUnixNano": {}}, {"endTimeUnixNano": 1e400}, {"endTimeUnixNano": -5},
+    {"startTimeUnixNano": "99999999999999999999999999"}, {"attributes": 7}, {"attributes": [7, {}, {"key": 7}, {"key": "x"}]}, {"events": 7},
+])  # fmt: skip
+async def test_a_span_that_is_none_is_set_aside_alone(door: Door, broken: Any) -> None:
+    tree = tree_of(*OTHERS)
+    right = {**spans_in(tree)[0], "traceId": "ef" * 16}
+    spans_in(tree).insert(1, right | broken if isinstance(broken, dict) and broken else broken)
+    told = await door.post(json.dumps(tree).encode(), JSON)
+    assert told.status_code == 200
+    assert {"77", "last"} <= {event.episode_id for event in door.spool.kept if isinstance(event, Episode)}
+    others = [event for event in door.spool.kept if isinstance(event, DeadLetter)]
+    counted = door.metrics.value("tidemill_otlp_spans_total", result="other") + door.metrics.value("tidemill_otlp_spans_total", result="told_twice")
+    assert len(others) + counted == 1 or len([event for event in door.spool.kept if isinstance(event, Episode)]) == 3, "somewhere it is counted"
+
+
+@pytest.mark.parametrize("value", [
+    {"intValue": "12.5"}, {"intValue": 10**30}, {"intValue": "x"}, {"boolValue": "yes"}, {"stringValue": 5}, {"doubleValue": "NaN"},
+    {"doubleValue": {}},
+    {"bytesValue": "é"}, {"arrayValue": 7}, {"kvlistValue": {"values": {}}}, {"strangeValue": 1}, 7, None, {"stringValue": "x \ud83d"},
+])  # fmt: skip
+async def test_an_attribute_of_any_shape_costs_no_answer(door: Door, value: Any) -> None:
+    tree = tree_of(CHAT)
+    spans_in(tree)[0]["attributes"].insert(0, {"key": "http.header", "value": value})
+    assert (await door.post(json.dumps(tree).encode(), JSON)).json() == {}
+    assert [type(event) for event in door.spool.kept] == [Episode]
+
+
+@pytest.mark.parametrize("content_type", [JSON, PROTOBUF])
+async def test_a_character_that_is_cut_in_its_bytes_costs_no_span(door: Door, content_type: str) -> None:
+    """As exporters do that cut attributes by their bytes; protobuf's own reader refuses the whole export."""
+    marked = CHAT | {"http.header": "caf\u00e9!"}
+    body = (as_json if content_type == JSON else as_protobuf)(marked, *OTHERS[1:])
+    body = body.replace(b"caf\\u00e9!", b"caf\xc3").replace("caf\u00e9!".encode(), b"caf\xc3\xc3!")
+    assert b"\xc3" in body
+    assert (await door.post(body, content_type)).status_code == 200
+    assert [event.key for event in door.spool.kept] == ["77", "last"]
+
+
+@pytest.mark.parametrize(("written", "read"), [
+    ("ab" * 16, "ab" * 16), ("AB" * 16, "ab" * 16), (base64.b64encode(b"\xab" * 16).decode(), "ab" * 16), ("7", None), (7, None), (None, None),
+    ("", ""),
+])  # fmt: skip
+def test_ids_of_spans_are_read_as_exporters_write_them(written: Any, read: str | None) -> None:
+    tree = tree_of(CHAT)
+    spans_in(tree)[0]["traceId"] = written
+    (found,) = read_spans(json.dumps(tree).encode(), JSON)
+    assert found.trace_id == read if read is not None else len(found.trace_id) == 32
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [
+    ("gzip", gzip.compress), ("deflate", zlib.compress), ("zstd", zstandard.compress), ("identity", bytes),
+])  # fmt: skip
+async def test_exports_are_read_in_every_compression_that_collectors_use(door: Door, encoding: str, pack: Any) -> None:
+    packed = pack(as_protobuf(CHAT))
+    assert (await door.post(packed, content_encoding=encoding)).status_code == 200
+    assert [event.key for event in door.spool.kept] == ["77"]
+    if encoding != "identity":
+        assert (await door.post(packed[:-9], content_encoding=encoding)).status_code == 400
+        assert (await Door(max_request_bytes=2048).post(pack(b"0" * 100_000), content_encoding=encoding)).status_code == 413
+    assert (await door.post(packed, content_encoding="br")).status_code == 400
+
+
+def numbered(kind: str, message: str = "", parts: str = "") -> dict[str, Any]:
+    """Attributes as OpenLLMetry and OpenInference number them."""
+    asked, answered = ("llm.input_messages", "llm.output_messages") if message else ("gen_ai.prompt", "gen_ai.completion")
+    return {
+        f"{asked}.1.{message}content": "Tell me about tea.", f"{asked}.1.{message}role": "user",
+        f"{asked}.0.{message}role": "system", f"{asked}.0.{message}content": "Be brief.",
+        f"{answered}.0.{message}role": "assistant", f"{answered}.0.{message}content": "It is good.",
+        f"{answered}.0.{message}tool_calls.0.{parts}name": "brew", f"{answered}.0.{message}tool_calls.0.{parts}arguments": '{"cups": 2}',
+    }  # fmt: skip
+
+
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me about tea."}
+BREW = {"id": "c1", "type": "function", "function": {"name": "brew", "arguments": '{"cups": 2}'}}
+ANSWER = {"role": "assistant", "content": "It is good.", "tool_calls": [BREW]}
+OLDER: dict[str, tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {
+    "openllmetry": ({"llm.request.type": "chat", "traceloop.association.properties.user_id": "u-1"} | numbered("x"), []),
+    "openinference": ({"openinference.span.kind": "LLM", "user.id": "u-1"} | numbered("x", "message.", "tool_call.function."), []),
+    "before 1.28": ({"gen_ai.operation.name": "chat", "user.id": "u-1", "gen_ai.prompt": json.dumps([SYSTEM, USER]),
+                     "gen_ai.completion": json.dumps([ANSWER])}, []),
+    "one event each": ({"gen_ai.operation.name": "chat", "user.id": "u-1"}, [
+        ("gen_ai.system.message", {"content": "Be brief."}), ("gen_ai.user.message", {"content": "Tell me about tea."}),
+        ("gen_ai.choice", {"index": 0, "finish_reason": "stop", "message": json.dumps(ANSWER)})]),
+    "events' content": ({"gen_ai.operation.name": "chat", "user.id": "u-1"}, [
+        ("gen_ai.system.message", {"gen_ai.event.content": json.dumps(SYSTEM)}), ("gen_ai.user.message", {"gen_ai.event.content": json.dumps(USER)}),
+        ("gen_ai.choice", {"gen_ai.event.content": json.dumps({"message": ANSWER, "finish_reason": "stop"})})]),
+    "events of both sides": ({"gen_ai.operation.name": "chat", "user.id": "u-1"}, [
+        ("gen_ai.content.prompt", {"gen_ai.prompt": json.dumps([SYSTEM, USER])}),
+        ("gen_ai.content.completion", {"gen_ai.completion": json.dumps([ANSWER])})]),
+    "today's names on an event": ({"gen_ai.operation.name": "chat", "user.id": "u-1"}, [
+        ("gen_ai.client.inference.operation.details", {
+            "gen_ai.input.messages": json.dumps([SYSTEM, USER]), "gen_ai.output.messages": json.dumps([ANSWER])})]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("convention", OLDER)
+async def test_spans_of_older_and_other_conventions_are_answers_too(door: Door, convention: str) -> None:
+    told, events = OLDER[convention]
+    tree = tree_of(told)
+    spans_in(tree)[0]["events"] = [
+        {"name": name, "attributes": [{"key": key, "value": {"stringValue": str(value)}} for key, value in each.items()]} for name, each in events
+    ]
+    assert (await door.post(json.dumps(tree).encode(), JSON)).json() == {}
+    (episode,) = door.spool.kept
+    assert isinstance(episode, Episode)
+    assert [(message.role, message.text) for message in episode.messages] == [("system", "Be brief."), ("user", "Tell me about tea.")]
+    assert (episode.answer, episode.user_id) == ("It is good.", "u-1")
+    assert [call["function"] for call in episode.tool_calls] == [BREW["function"]]
+
+
+async def test_an_operation_that_nobody_knows_is_counted_apart_where_it_carries_no_answer(door: Door) -> None:
+    silent = {"gen_ai.operation.name": "acompletion", "gen_ai.request.model": "m"}
+    assert (await door.post(as_json(silent, {"http.method": "GET"}, CHAT | {"gen_ai.operation.name": "acompletion"}), JSON)).json() == {}
+    assert [door.metrics.value("tidemill_otlp_spans_total", result=result) for result in ("unknown_operation", "other", "answer")] == [1, 1, 1]
+
+
+def test_a_clock_that_was_set_back_during_an_answer_costs_no_answer() -> None:
+    (episode,) = episodes_of(Span("a", "b", "chat", CHAT, 3_000_000_000, 2_000_000_000), "default", "default")
+    assert episode.started_at == episode.ended_at
+
+
+async def test_whom_a_letter_of_a_broken_span_names_is_found(door: Door) -> None:
+    tree = tree_of({"user.id": "jos\u00e9"})
+    spans_in(tree)[0]["startTimeUnixNano"] = "soon"
+    await door.post(json.dumps(tree).encode(), JSON)
+    (letter,) = door.spool.kept
+    assert isinstance(letter, DeadLetter)
+    assert letter.people == (person_of("jos\u00e9"),)

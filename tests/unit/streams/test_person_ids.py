@@ -2,13 +2,15 @@
 
 import json
 import unicodedata
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.core.events import ANONYMOUS, Episode, Feedback
+from streams.core.errors import Refused
+from streams.core.events import ANONYMOUS, Episode, Erasure, Feedback
 from streams.core.person_ids import MOST_CHARACTERS, header_text, people_in, person_of, plain_id
 
 ANY_TEXT = st.text(st.characters(), max_size=400)  # halves of surrogate pairs among them
@@ -69,6 +71,24 @@ def test_two_long_ids_that_differ_at_the_end_are_two_people() -> None:
 @pytest.mark.parametrize("named", [
     b'{"user_id": "u-77"}', b'{"user_id" : 42, "user": "u-77"}', b'{"attributes": {"user.id": "u-77"}}', b'{"enduser.id":"u-77"}',
     b'{"gen_ai.user": "u-77"}', b'{"safety_identifier": "u-77"}', b'{"body": "{\\"user_id\\": \\"u-77\\"}"}', b'{"text": "cut off", "user_id": "u-77',
+    b'{"key": "user.id", "value": {"stringValue": "u-77"}}', b'{"key":"enduser.id","value":{"string_value":"u-77"',  # OTLP's JSON
+    b"metadata: {'user_id': 'u-77'}", b'{"m": "{\'user\': \'u-77\'}"}',  # what Python prints of a dict
+    json.dumps({"a": json.dumps({"b": json.dumps({"user_id": "u-77"})})}).encode(),
 ])  # fmt: skip
 def test_people_are_found_however_a_record_names_them(named: bytes) -> None:
     assert "u-77" in people_in(named)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30), st.integers(0, 3))
+def test_people_are_found_in_json_inside_texts_of_json(name: str, levels: int) -> None:
+    document = json.dumps({"user_id": name})
+    for _ in range(levels):
+        document = json.dumps({"metadata": document})
+    if (plain := plain_id(name)) is not None:
+        assert plain in people_in(document.encode())
+
+
+def test_who_is_nobody_or_everybody_without_a_name_cannot_be_erased() -> None:
+    for user in ("", " \n", "\x00", ANONYMOUS, f" {ANONYMOUS}\n"):
+        with pytest.raises(Refused, match=r"nobody|without a name"):
+            Erasure.of(user, "operator", datetime.now(UTC))
