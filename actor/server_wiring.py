@@ -12,6 +12,7 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import NoSignalServer, create_server_socket
 
 from actor.adapters.adapter_loader import AdapterLoader
+from actor.adapters.engine_pulse import EnginePulse, watch_engine
 from actor.adapters.request_routing import Router
 from actor.adapters.serving_engine import ServingEngine
 from actor.api_keys import KeyGate, Keys
@@ -23,7 +24,9 @@ from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Redactor
 from actor.capture.sampled_logprobs import leave_out_text
 from actor.capture.server_paths import ServerPaths
+from actor.capture.setting_names import SettingNames
 from actor.doors.http_doors import Doors
+from actor.doors.stop_replies import StopReplies
 from actor.settings import ActorSettings
 from streams.core.errors import Unavailable
 from streams.core.part_context import PartContext
@@ -41,6 +44,8 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
     app = build_app(args, tasks, engine.model_config)
     await init_app_state(engine, app.state, args, tasks)
     leave_out_text()
+    pulse = EnginePulse(settings.hang_s)
+    watch_engine(engine, pulse)
     wrap_engine(engine)
 
     outbox = Outbox(context.state / "outbox.sqlite", lambda: Producer(context.kafka, context.metrics, "tidemill-actor"), context.metrics, "actor",
@@ -58,15 +63,18 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
         publisher.erase_person,
     )
 
+    def ill() -> list[str]:
+        return ["engine"] if engine.errored or not engine.is_running or pulse.hangs else []
+
     def unready() -> list[str]:
-        missing = [] if engine.is_running and not engine.errored else ["engine"]
-        return missing + ([] if follower.caught_up.is_set() else ["adapters"])
+        waits = [] if follower.caught_up.is_set() else ["adapters"]
+        return [*(["stopping"] if context.stopping.is_set() else []), *ill(), *waits]
 
     # Around the whole stack: building the app has made it already, and what vLLM's own layers answer is seen too.
-    stack = ServerPaths(app.middleware_stack or app.build_middleware_stack())
+    stack = ServerPaths(SettingNames(app.middleware_stack or app.build_middleware_stack()))
     captured = Capture(stack, settings, router, publisher, conversations, context.clock, replica, follower.request_load)
-    doors = Doors(captured, settings, publisher, conversations, context.metrics, context.clock, context.policy, unready, context.health)
-    app.middleware_stack = KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors
+    doors = Doors(captured, settings, publisher, conversations, context.metrics, context.clock, context.policy, unready, context.health, ill)
+    app.middleware_stack = StopReplies(KeyGate(doors, Keys(settings.keys_file)) if settings.keys_file else doors)
     follower.start()
     try:
         await _serve_http(app, engine, follower, settings, context)
@@ -88,6 +96,8 @@ async def _serve_http(app: Any, engine: Any, follower: AdapterLoader, settings: 
     while not (context.stopping.is_set() or serving.done() or died or follower.ended.done()):
         await asyncio.sleep(STOP_POLL_S)
         died = engine.errored
+    if not (died or serving.done() or follower.ended.done()):  # /readyz has said "stopping" since the signal
+        await asyncio.sleep(settings.stop_delay_s)
     server.should_exit = True
     await serving
     if follower.ended.done():

@@ -37,6 +37,8 @@ from streams.outbox.outbox import Outbox
 TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
 REFUSED_FOR_S = 60.0
+HANGS_S = 120.0
+"""Seconds that a turn of the loop may take besides loading adapters."""
 REPEAT_S = 600.0
 """Seconds between repeated attestations of a replica; much less than ``promotion.replica_memory_h``."""
 log = structlog.get_logger()
@@ -121,6 +123,7 @@ class AdapterLoader:
     def _run(self) -> None:
         try:
             while not self._context.stopping.is_set():
+                self._beat()
                 try:
                     self._follow()
                 except (Unavailable, AttestationFailed) as error:  # the latter: the engine is too busy to unload or switch
@@ -135,6 +138,7 @@ class AdapterLoader:
         consumer = Consumer(self._context.kafka, [*self._chooser.topics, ERASURES], "actor", self._context.metrics)
         try:
             while not self._context.stopping.is_set():
+                self._beat()
                 for record in consumer.poll(0.0 if self._requested.qsize() else self._settings.poll_s):
                     self._note(record.topic, record.value, record.headers)
                 if consumer.measure_lag() == 0:
@@ -150,6 +154,10 @@ class AdapterLoader:
                     shutil.rmtree(self._adapter_folder(name), ignore_errors=True)
         finally:
             consumer.close()
+
+    def _beat(self) -> None:
+        """A turn may load and attest as many adapters as fit the engine, each in ``load_timeout_s``."""
+        self._context.health.heartbeat("adapters", HANGS_S + self._settings.load_timeout_s * self._settings.max_loras)
 
     def _note(self, topic: str, value: bytes | None, headers: Headers = ()) -> None:
         if value is None:
@@ -221,6 +229,8 @@ class AdapterLoader:
         metrics, now_s, adapter = self._context.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
         age_s = (self._context.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
         metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._context.policy)
+        usage = shutil.disk_usage(self._context.state)
+        metrics.set("tidemill_disk_free_ratio", usage.free / usage.total, part="actor")
         metrics.add("tidemill_actor_device_seconds_total", now_s - self._reported_s)  # one device: the engine is not distributed
         self._reported_s = now_s
 

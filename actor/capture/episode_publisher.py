@@ -115,6 +115,7 @@ class EpisodePublisher:
             return False
         self._count(found)
         self._metrics.add("tidemill_episodes_captured_total", outcome=episode.outcome.value)
+        self._metrics.observe("tidemill_answer_seconds", max(0.0, (episode.ended_at - episode.started_at).total_seconds()))
         with self._lock:
             self._recent[episode.episode_id] = episode
             while len(self._recent) > self._remembered:

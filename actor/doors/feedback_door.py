@@ -18,6 +18,8 @@ AHEAD = timedelta(days=1)
 KNOWN_FIELDS = frozenset({*Feedback.model_fields, "conversation_id"})
 WORDS = ("comment", "correction")
 ANSWER_PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
+OWN_PREFIX = "ep-"
+"""Every id that an actor gives begins with it."""
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
         fields["kind"] = kinds.pop()
     episode_id, conversation_id = fields.get("episode_id"), fields.pop("conversation_id", None)
     if isinstance(episode_id, str):
-        fields["episode_id"] = without_prefix(episode_id)
+        fields["episode_id"] = one_episode(without_prefix(episode_id))
     elif episode_id is None and (named := plain_id(conversation_id)) is not None:
         if (found := last(named)) is None:
             raise InvalidEvent("unknown_conversation", "this replica remembers no answer of that conversation: send the episode_id")
@@ -76,6 +78,14 @@ def read_feedback(given: dict[str, Any], user: str | None, now: datetime, last: 
     if feedback.at > now + AHEAD:
         raise InvalidEvent("invalid", f"at lies in the future ({feedback.at.isoformat()}): is that clock right? Leave it out for now")
     return feedback
+
+
+def one_episode(episode_id: str) -> str:
+    """The same id. Raises InvalidEvent for the header ``x-tidemill-episode`` of an answer with several choices, which lists an id for each."""
+    ids = [part.strip() for part in episode_id.split(",")]
+    if len(ids) > 1 and all(part.startswith(OWN_PREFIX) for part in ids):
+        raise InvalidEvent("invalid", f"episode_id lists {len(ids)} episodes, one for each choice of the answer: send the one that was judged")
+    return episode_id
 
 
 def without_prefix(answer_id: str) -> str:

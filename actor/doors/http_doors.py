@@ -24,6 +24,7 @@ from streams.core.person_ids import header_text, plain_id
 
 EPISODES_PATH = "/v1/episodes/"
 REMEMBERED_FEEDBACK = 20_000
+UNKNOWN = "this replica does not know that episode (another may, or it may still come): the feedback counts once the episode is on the log"
 STATUS = {"unknown_conversation": 404, "other": 409}
 """HTTP status by reason, for feedback that cannot be used; otherwise 400."""
 
@@ -32,11 +33,13 @@ class Doors:
     """Answers its own paths and passes all other requests on."""
 
     def __init__(self, app: ASGIApp, settings: ActorSettings, publisher: EpisodePublisher, conversations: Conversations, metrics: Metrics,
-                 clock: Clock, policy: str, unready: Callable[[], list[str]], health: Health | None = None) -> None:  # fmt: skip
-        """``unready``: what is missing before this replica should get traffic; empty when it is ready. ``health`` names the run."""
+                 clock: Clock, policy: str, unready: Callable[[], list[str]], health: Health | None = None,
+                 ill: Callable[[], list[str]] = list) -> None:  # fmt: skip
+        """``unready``: what is missing before this replica should get traffic; empty when it is ready. ``ill``: what is dead or hangs, beside the
+        loops that ``health`` knows. ``health`` also names the run."""
         self._health = health or Health()
         self._app, self._settings, self._publisher, self._conversations = app, settings, publisher, conversations
-        self._metrics, self._clock, self._unready = metrics, clock, unready
+        self._metrics, self._clock, self._unready, self._ill = metrics, clock, unready, ill
         self._given, self._pages, self._document = FeedbackIdempotency(REMEMBERED_FEEDBACK), chat_pages(policy), document()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +50,9 @@ class Doors:
             case "POST", "/v1/feedback":
                 await self._feedback(scope, receive, send)
             case "GET", "/healthz":
-                await reply(send, 200, self._health.named({"status": "alive"}))
+                hanging = [*self._ill(), *self._health.hanging()]
+                status = "hanging" if hanging else "alive"
+                await reply(send, 503 if hanging else 200, self._health.named({"status": status, "hanging": hanging}))
             case "GET", "/readyz":
                 missing = self._unready()
                 status = "waiting" if missing else "ready"
@@ -85,7 +90,7 @@ class Doors:
                 if (told := plain_id(headers.get(header))) is not None:
                     given.setdefault(name, told)
             if (episode_id := self._given.seen(tenant, given)) is not None:
-                return 202, {"feedback_id": given["feedback_id"], "episode_id": episode_id}
+                return 202, self._taken(given["feedback_id"], episode_id)
             events = read_all(given, None, self._clock.now(), lambda named: self._conversations.last(tenant, named))
         except InvalidEvent as error:
             return STATUS.get(error.reason, 400), _error(str(error))
@@ -93,11 +98,17 @@ class Doors:
         episode = self._publisher.find(feedback.episode_id)
         if episode is not None and episode.tenant != tenant:
             return 404, _error("no episode of that id")
+        if episode is None and (first := self._publisher.find(f"{feedback.episode_id}-0")) is not None and first.tenant == tenant:
+            return 400, _error(f"that answer has several choices, each an episode of its own: send {first.episode_id} for the first")
         for event in events:
             if not await asyncio.wrap_future(self._publisher.publish_feedback(event)):
                 return 503, _error("the outbox is full because Kafka has been unavailable for long; send it again later")
         self._given.note(tenant, given, feedback)
-        return 202, {"feedback_id": feedback.feedback_id, "episode_id": feedback.episode_id}
+        return 202, self._taken(feedback.feedback_id, feedback.episode_id)
+
+    def _taken(self, feedback_id: str, episode_id: str) -> dict[str, Any]:
+        hint = {} if self._publisher.find(episode_id) is not None else {"hint": UNKNOWN}
+        return {"feedback_id": feedback_id, "episode_id": episode_id, **hint}
 
     def _episode(self, episode_id: str, tenant: str) -> tuple[int, dict[str, Any]]:
         if (episode := self._publisher.find(episode_id)) is None or episode.tenant != tenant:

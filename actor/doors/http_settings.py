@@ -27,8 +27,12 @@ class HttpSettings(SettingsSection):
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may send feedback from a browser, such as ``https://shop.example``, besides the actor's own page. Requests that do
     not come from a browser have no origin."""
+    stop_delay_s: float = Field(default=0.0, ge=0, le=600)
+    """After a stop, new requests are taken for this long while ``/readyz`` already answers 503, so that a balancer can take this replica out."""
     drain_s: float = Field(default=5.0, ge=0, le=600)
-    """After a stop, running answers may go on for this long."""
+    """After that, running answers may go on for this long. What is then left gets an error with status 503."""
+    hang_s: float = Field(default=300.0, gt=0, le=86_400)
+    """``/healthz`` answers 503 when the engine has answers to make and no token came for this long."""
 
     @model_validator(mode="after")
     def _replica_fits(self) -> Self:

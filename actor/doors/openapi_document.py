@@ -40,7 +40,7 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/feedback": {"post": _operation(
                 _FEEDBACK, "feedback",
-                {202: ("Taken; it goes to the log at once or when Kafka is back.", _object(feedback_id="string", episode_id="string"))},
+                {202: ("Taken; it goes to the log at once or when Kafka is back. `hint`: this replica does not know the episode.", _TAKEN)},
                 {400: "It cannot be used, and why.", 404: "No such episode of this tenant, or no answer in that conversation on this replica.",
                  403: "A page of another origin sent it (actor.allowed_origins), or the key's scopes do not reach here.",
                  409: "This feedback_id was used for something else.", 413: "Larger than actor.max_feedback_bytes.",
@@ -52,7 +52,8 @@ def document() -> dict[str, Any]:
                 {200: ("The episode.", {"$ref": "#/components/schemas/Episode"})}, {404: "Not on this replica, too long ago, or of another tenant."},
                 parameters=[{"name": "episode_id", "in": "path", "required": True, "schema": {"type": "string"}}],
             )},
-            "/healthz": {"get": _operation("The process lives.", None, {200: ("Alive.", _ALIVE)}, {})},
+            "/healthz": {"get": _operation("Whether the engine and the adapter loader make progress.", None,
+                                           {200: ("They do.", _ALIVE), 503: ("One is dead or hangs: restart it.", _ALIVE)}, {})},
             "/readyz": {"get": _operation("Whether this replica should get traffic.", None, {200: ("Yes.", _READY), 503: ("Not yet.", _READY)}, {})},
             "/metrics": {"get": _operation("Prometheus' text format.", "operate", {200: ("The metrics.", None)}, {}, media_type="text/plain")},
             "/chat": {"get": _operation("A page to talk to the policy.", None, {200: ("The page.", None)}, {}, media_type="text/html")},
@@ -98,14 +99,24 @@ def _object(**properties: str) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": {name: {"type": kind} for name, kind in properties.items()}}
 
 
+_TAKEN = _object(feedback_id="string", episode_id="string")
+_TAKEN["properties"]["hint"] = {"type": "string"}
 _RUN = {"type": "string", "description": "Names the run that this replica belongs to, where it has a name."}
-_ALIVE = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}, "run_id": _RUN}}
+_ALIVE = {
+    "type": "object",
+    "required": ["status", "hanging"],
+    "properties": {
+        "status": {"enum": ["alive", "hanging"]},
+        "hanging": {"type": "array", "items": {"enum": ["engine", "adapters"]}},
+        "run_id": _RUN,
+    },
+}
 _READY = {
     "type": "object",
     "required": ["status", "missing"],
     "properties": {
         "status": {"enum": ["ready", "waiting"]},
-        "missing": {"type": "array", "items": {"enum": ["engine", "adapters"]}},
+        "missing": {"type": "array", "items": {"enum": ["stopping", "engine", "adapters"]}},
         "run_id": _RUN,
     },
 }

@@ -70,6 +70,7 @@ class Promoter:
         self._settings, self._trials, self._context = settings, trials, context
         self.observed = PromotionEvidence(context.policy, settings.prompts_kept)
         topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES, ERASURES]
+        context.metrics.add("tidemill_promotion_trials_total", 0)  # a rate over the first trial needs a start value
         self._producer = Producer(context.kafka, context.metrics, "tidemill-promoter")
         self._consumer = Consumer(context.kafka, topics, "promoter", context.metrics)
         partitions = [key for key in self._consumer.positions() if key[0] == EPISODES.name]
@@ -127,6 +128,7 @@ class Promoter:
         })  # fmt: skip
         self._producer.publish(PROMOTIONS, event)
         self._context.metrics.add("tidemill_promotions_total", move=event.move)
+        self._context.metrics.add("tidemill_promotion_trials_total", float(event.move == "candidate"))
         for gate in move.evidence.get("gates", ()):
             self._context.metrics.add("tidemill_promotion_gates_total", gate=gate["gate"], result="passed" if gate["passed"] else "failed")
             for rule, found in gate.get("rules", {}).items():

@@ -13,6 +13,7 @@ import click
 from pydantic import AwareDatetime, BaseModel
 from pydantic.fields import FieldInfo
 
+from infra.cli.exit_codes import ExitCode
 from infra.cli.main import main as command
 from infra.settings.config import PREFIX, Settings
 from streams.core.events import Artifact, Calibration, Event, Evidence, Media, Message, Vote, person_of
@@ -130,7 +131,7 @@ def settings() -> str:
 
 def commands() -> str:
     """The page of commands: the help text of each."""
-    out = [f"{HEAD}# Commands\n\nExit status: 0 done, 1 a problem that you can fix (one line says which), 2 wrong usage.\n"]
+    out = [f"{HEAD}# Commands\n", "| exit status | |\n|---|---|", *(f"| {code.value} | {code.sentence} |" for code in ExitCode), ""]
     for name, one in _commands("tidemill", command):
         with click.Context(one, info_name=name, terminal_width=110, max_content_width=110) as context:
             out.append(f"## {name}\n\n```\n{one.get_help(context)}\n```\n")
@@ -142,6 +143,8 @@ def _commands(name: str, one: click.Command) -> Iterator[tuple[str, click.Comman
     yield name, one
     if isinstance(one, click.Group):
         for below, command_below in sorted(one.commands.items()):
+            if command_below.hidden:
+                continue
             yield from _commands(f"{name} {below}", command_below)
 
 

@@ -1,11 +1,14 @@
 """``tidemill dashboards …``: Grafana dashboards and Prometheus rules. ``tidemill console``: the web page for operators."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from infra.cli.shared_options import settings_options
+from infra.cli.shared_options import settings_options, warn
+
+if TYPE_CHECKING:
+    from infra.settings.run_choice import RunChoice
 
 
 @click.group()
@@ -36,37 +39,35 @@ def write(folder: Path) -> None:
 
 @dashboards.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--host", default=None, help="Name of the parts' machine for a Prometheus elsewhere. Default: by metrics_host and actor.host.")
+@click.option("--runbooks", default="docs/runbooks", show_default=True, help="URL or folder of the runbooks, for runbook_url.")
 @settings_options
-def alerts(folder: Path, config: str | None, overrides: tuple[str, ...]) -> None:
+def alerts(folder: Path, host: str | None, runbooks: str, choice: "RunChoice") -> None:
     """Write Prometheus' alert rules and, if metrics_port is set, a prometheus.yml that scrapes all parts."""
     from dashboards.alerts.alert_rules import write
-    from infra.local.part_process import metrics_targets, ray_metrics_port
-    from infra.settings.config import load
+    from infra.local.part_process import LOOPBACK, metrics_targets, ray_metrics_port
 
-    settings = load(config, overrides)
+    settings = choice.of_run(warn)
     ray = ray_metrics_port(settings)
-    for path in write(folder, metrics_targets(settings), {"ray": f"127.0.0.1:{ray}"} if ray else {}):
+    for path in write(folder, metrics_targets(settings, host), {"ray": f"{host or LOOPBACK}:{ray}"} if ray else {}, runbooks):
         click.echo(str(path))
 
 
 @click.command()
 @settings_options
-def console(config: str | None, overrides: tuple[str, ...]) -> None:
+def console(choice: "RunChoice") -> None:
     """Serve the console: the ring, curves, adapters, episodes, dead letters. With an operator key it can also replay, promote and roll back."""
     from dashboards.console.console_process import run_console
     from infra.local.part_logs import log_json
     from infra.operate.explain_episode import Explainer
     from infra.operate.learning_needs import learning_of
-    from infra.operate.ring_status import of_run
-    from infra.settings.config import load
 
     log_json("console")
-    settings = load(config, overrides)
-    running = of_run(settings)
+    running = choice.of_run(warn)
     explainer = Explainer(running)
 
     def explain(episode_id: str) -> dict[str, Any]:
         return explainer.explain(episode_id).as_dict()
 
-    run_console(settings.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True), explain,
+    run_console(running.console, running.kafka, running.promotion.mode == "gated", lambda line: click.echo(line, err=True), explain,
                 lambda facts: learning_of(running, facts))  # fmt: skip

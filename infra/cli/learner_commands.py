@@ -1,13 +1,20 @@
 """``tidemill learner …``: rebuild adapters from their recipes. ``tidemill upcycle``: make a mixture-of-experts base from a dense model."""
 
+import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from infra.cli.shared_options import settings_options
+from infra.cli.exit_codes import ExitCode
+from infra.cli.shared_options import settings_options, warn
 from streams.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from infra.settings.run_choice import RunChoice
 
 
 @click.group()
@@ -17,12 +24,12 @@ def learner() -> None:
 
 @learner.command()
 @click.argument("adapter")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for each adapter.")
 @settings_options
-def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Rebuild ADAPTER (such as default@7) and all adapters before it, step by step, and compare each bit for bit; exits 1 when one differs."""
+def replay(adapter: str, as_json: bool, choice: "RunChoice") -> None:
+    """Rebuild ADAPTER (such as default@7) and all adapters before it, step by step, and compare each bit for bit; exits 3 when one differs."""
     from infra.local.part_process import artifact_store, base_folder, lake_uri
     from infra.machine.machine_probe import as_the_run_computes
-    from infra.settings.config import load
     from learner.ring.adapter_replay import ancestry
     from learner.ring.adapter_replay import replay as again
     from streams.core.topics import ADAPTERS
@@ -30,16 +37,19 @@ def replay(adapter: str, config: str | None, overrides: tuple[str, ...]) -> None
 
     if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
         raise ConfigError(f"{adapter!r} is not the name of an adapter: write policy@version, such as default@7")
-    settings = as_the_run_computes(load(config, overrides))
+    settings = as_the_run_computes(choice.of_run(warn))
     known = [event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)]
     chain = ancestry(known, int(named.group(2)))
     equal = True
     for one in again(chain, artifact_store(settings), base_folder(settings.policy), settings.reward):
         equal &= one.equal
+        if as_json:
+            click.echo(json.dumps(asdict(one) | {"equal": one.equal}))
+            continue
         verdict = "equal" if one.equal else f"NOT EQUAL: replayed {one.replayed[:12]}"
         click.echo(f"{one.name}  step {one.step}  weights {one.published[:12]}  {verdict}")
     if not equal:
-        sys.exit(1)
+        sys.exit(ExitCode.FAULT_FOUND)
 
 
 @click.command()

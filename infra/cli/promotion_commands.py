@@ -2,14 +2,17 @@
 
 import getpass
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from infra.cli.shared_options import settings_options
+from infra.cli.confirmation import Confirmation, confirm_options
+from infra.cli.shared_options import json_option, settings_options, since_until, warn
 
 if TYPE_CHECKING:
     from infra.settings.config import Settings
+    from infra.settings.run_choice import RunChoice
 
 
 def _user() -> str:
@@ -24,16 +27,18 @@ REASON = click.option("--reason", default=None, help="Why; recorded on the log."
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True)
+@since_until("trials that moved")
+@json_option
 @settings_options
-def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) -> None:
+def promotions(since: datetime | None, until: datetime | None, as_json: bool, choice: "RunChoice") -> None:
     """Show production, the current trial, and all trials: how each ended, its uplift with interval, and what it cost."""
     from actor.promotion.adapter_standing import fold
     from infra.operate.promotion_history import history, read_adapters, read_promotions, standing_as_dict
 
-    settings = _settings(config, overrides)
+    settings = choice.of_run(warn)
     events = read_promotions(settings)
     standing, trials = fold(settings.policy.name, events), history(settings.policy.name, events, read_adapters(settings))
+    trials = [each for each in trials if (since is None or each.moves[-1].at >= since) and (until is None or each.moves[-1].at < until)]
     if as_json:
         click.echo(json.dumps(standing_as_dict(standing, trials), indent=1))
         return
@@ -55,35 +60,44 @@ def promotions(as_json: bool, config: str | None, overrides: tuple[str, ...]) ->
 
 @click.command()
 @click.argument("adapter")
-@click.option("--now", "at_once", is_flag=True, help="Directly to production, without gates.")
+@click.option("--now", "at_once", is_flag=True, help="Directly to production, without gates, once you confirm.")
 @BY
 @REASON
+@confirm_options()
 @settings_options
-def promote(adapter: str, at_once: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
+def promote(adapter: str, at_once: bool, by: str, reason: str | None, confirmation: Confirmation, choice: "RunChoice") -> None:
     """Put ADAPTER (such as default@7) on trial now, instead of at night; with --now directly into production."""
-    from infra.operate.promotion_history import read_adapters
+    from infra.operate.promotion_history import read_adapters, refuse_void
     from streams.core.errors import ConfigError
 
-    settings = _settings(config, overrides)
+    settings = choice.of_run(warn)
     if adapter not in {version.name for version in read_adapters(settings)}:
         raise ConfigError(f"{adapter} was never published")
+    if at_once or confirmation.dry_run:
+        deed = f"serve {adapter} to everybody, past all gates" if at_once else f"put {adapter} on trial"
+        refuse_void(settings, adapter, "promoted" if at_once else "candidate", by)
+        if not confirmation.given(deed):
+            return
     _write(settings, adapter, "promoted" if at_once else "candidate", by, reason or "by hand")
 
 
 @click.command()
 @BY
 @REASON
+@confirm_options()
 @settings_options
-def approve(by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
-    """Approve the adapter that was better in canary and awaits approval: it is promoted."""
+def approve(by: str, reason: str | None, confirmation: Confirmation, choice: "RunChoice") -> None:
+    """Approve the adapter that was better in canary and awaits approval: it is promoted once you confirm."""
     from actor.promotion.adapter_standing import fold
     from infra.operate.promotion_history import read_promotions
     from streams.core.errors import ConfigError
 
-    settings = _settings(config, overrides)
+    settings = choice.of_run(warn)
     trial = fold(settings.policy.name, read_promotions(settings)).trial
     if trial is None or not trial.awaits_approval:
         raise ConfigError("no adapter awaits approval; see `tidemill promotions`")
+    if not confirmation.given(f"serve {trial.adapter} to everybody"):
+        return
     _write(settings, trial.adapter, "promoted", by, reason or "approved", evidence=dict(trial.evidence))
 
 
@@ -93,13 +107,13 @@ def approve(by: str, reason: str | None, config: str | None, overrides: tuple[st
 @BY
 @REASON
 @settings_options
-def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: str | None, overrides: tuple[str, ...]) -> None:
+def rollback(to: str | None, trial: bool, by: str, reason: str | None, choice: "RunChoice") -> None:
     """Roll production back to the adapter before it, or --to another; this also ends the current trial. With --trial, end only the trial."""
     from actor.promotion.adapter_standing import fold
     from infra.operate.promotion_history import read_promotions
     from streams.core.errors import ConfigError
 
-    settings = _settings(config, overrides)
+    settings = choice.of_run(warn)
     standing = fold(settings.policy.name, read_promotions(settings))
     if trial:
         if standing.trial is None:
@@ -110,14 +124,6 @@ def rollback(to: str | None, trial: bool, by: str, reason: str | None, config: s
     if standing.production is None:
         raise ConfigError("the base is in production: there is nothing to go back to")
     _write(settings, standing.production, "rolled_back", by, reason or "by hand", to=to)
-
-
-def _settings(config: str | None, overrides: tuple[str, ...]) -> "Settings":
-    # Imported when a command runs, so that a missing package does not break other commands.
-    from infra.operate.ring_status import of_run
-    from infra.settings.config import load
-
-    return of_run(load(config, overrides))
 
 
 def _write(settings: "Settings", adapter: str, move: str, by: str, reason: str, **fields: Any) -> None:

@@ -18,7 +18,7 @@ from infra.local.broker_access import ADMIN, BrokerAccess
 from infra.local.broker_settings import BrokerSettings
 from infra.local.kafka_jars import cache_folder, kafka_jars
 from infra.local.startable import Startable
-from infra.preparation.child_runs import die_with_parent
+from infra.preparation.child_runs import ChildRun, die_with_parent, run_child
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.listening_socket import listening_socket
 from streams.kafka import KafkaSettings, kafka_answers
@@ -96,8 +96,8 @@ class Broker(Startable):
                    f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}", "-cp", f"{jars}/*"]  # fmt: skip
         if not (self._folder / "data" / "meta.properties").exists():
             done = self._format(command, ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(config)])
-            if done.returncode:
-                raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.stderr or done.stdout).strip()[-500:]}")
+            if done.status:
+                raise ConfigError(f"Kafka cannot format {self._folder / 'data'}: {(done.err or done.out).strip()[-500:]}")
         self._command = [*command, "kafka.Kafka", str(config)]
 
     def reserve_port(self) -> None:
@@ -155,14 +155,14 @@ class Broker(Startable):
             os.close(self._lock)
             self._lock = None
 
-    def _format(self, command: list[str], arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    def _format(self, command: list[str], arguments: list[str]) -> ChildRun:
         """Pass the arguments in a file: they hold passwords, and every user of the machine can read a command line."""
         words = [*command[1:], *arguments, *(self._access.format_arguments() if self._access else ())]
         file = self._folder / "format.arguments"
         file.touch(mode=0o600)
         file.write_text("\n".join(f'"{word}"' for word in words))
         try:
-            return subprocess.run([command[0], f"@{file}"], capture_output=True, text=True, check=False)
+            return run_child([command[0], f"@{file}"], os.environ, self._broken_off)
         finally:
             file.unlink()
 

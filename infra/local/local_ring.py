@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from infra.local.core_plan import core_plan
 from infra.local.embedded_broker import Broker, free_port
-from infra.local.part_process import parts
+from infra.local.part_process import in_url, parts
 from infra.local.part_states import LOCK_FILE, STATES_FILE, write_states
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
@@ -36,6 +36,7 @@ from infra.machine.base_shape import shape_of
 from infra.machine.machine_probe import machine_rates, resolved
 from infra.machine.machine_rates import MachineRates
 from infra.machine.usable_cores import usable_cores
+from infra.operate.restart_requests import requested
 from infra.preparation.base_preparation import prepared_base
 from infra.preparation.preparations import Preparations
 from infra.settings.config import Settings, secrets_as_environment, to_toml
@@ -44,6 +45,10 @@ from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
 from streams.kafka import create_topics, kafka_answers
 
+STOP_S = 30.0
+"""Longest wait for a part to stop, beyond the time that an actor may take to finish its answers."""
+HASTY_STOP_S, HASTY_CHILDREN_S, HASTY_KAFKA_S = 3.0, 1.0, 3.0
+"""The same for a ring that answers nobody yet: its parts may be importing or loading, where no signal reaches them, and have nothing to finish."""
 MEASURE_EVERY_S = 10.0
 """Seconds between two measurements of all processes' memory, which take a while themselves."""
 Sizing = Callable[[Settings, MachineRates], Settings]
@@ -68,7 +73,11 @@ class Ring(Startable):
         self._told_states: dict[str, str] = {}
         self._waiting_parts: tuple[str, ...] = ()
         """Parts that wait for the actor."""
+        self._restarting: set[str] = set()
+        """Parts with a request for a restart that has begun."""
         self._actor_started_s = 0.0
+        self._served = False
+        """True once the actor has been ready: from then on a stop lets every part finish."""
         self.peak_memory_mib = 0.0
         self.cpu_s: dict[str, float] = {}
         """Processor time of each part in seconds, as last measured."""
@@ -79,7 +88,7 @@ class Ring(Startable):
     @property
     def base_url(self) -> str:
         """Where OpenAI clients find the actor."""
-        return f"http://{self.settings.actor.host}:{self.settings.actor.port}/v1"
+        return f"http://{in_url(self.settings.actor.host)}:{self.settings.actor.port}/v1"
 
     def start(self) -> None:
         """Prepare, and start the parts that do not wait for the actor; ``check`` starts the others. Raises ConfigError when a port is taken."""
@@ -87,6 +96,8 @@ class Ring(Startable):
         folder = self.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(folder)
+        for asked in requested(folder):  # of an earlier ring
+            asked.unlink(missing_ok=True)
         if self.settings.actor.port == 0:
             self._set("actor", port=free_port())
         self._say("preparing Apache Kafka and the base, and measuring this machine")
@@ -168,13 +179,16 @@ class Ring(Startable):
             self._start_parts(*names)
 
     def stop(self) -> None:
-        """Stop the parts against the data flow, and Kafka last."""
+        """Stop the parts against the data flow, and Kafka last. A ring whose actor was never ready stops within seconds."""
         self._preparations.break_off()
         self._waiting_parts = ()
-        for group in STOP_ORDER:
-            self.processes.stop(*group)
+        if self._served:
+            for group in STOP_ORDER:
+                self.processes.stop(*group, timeout_s=STOP_S + self.settings.actor.stop_delay_s + self.settings.actor.drain_s)
+        else:
+            self.processes.stop_all(HASTY_STOP_S, HASTY_CHILDREN_S)
         if self._broker is not None:
-            self._broker.stop()
+            self._broker.stop(STOP_S if self._served else HASTY_KAFKA_S)
             self._broker = None
         if self._lock is not None:
             (self.settings.run_folder / STATES_FILE).unlink(missing_ok=True)
@@ -187,6 +201,7 @@ class Ring(Startable):
             self._keep_kafka(self._broker)
         for sentence in self.processes.check():
             self._say(sentence)
+        self._restart_requested()
         self._start_after_actor()
         self._tell_states()
         if not self._keeps_going:
@@ -200,6 +215,19 @@ class Ring(Startable):
         self.cpu_s |= self.processes.cpu_s()
         if self._broker is not None and self._broker.pid:
             self.cpu_s["Kafka"] = cpu_s(self._broker.pid)
+
+    def _restart_requested(self) -> None:
+        """Restart the parts that ``tidemill restart`` asked for. A request is deleted when its part runs anew."""
+        for asked in requested(self.settings.run_folder):
+            name = asked.name
+            if name not in self.processes.states():
+                asked.unlink(missing_ok=True)
+            elif name not in self._restarting:
+                self._restarting.add(name)
+                self.processes.begin_restart(name, STOP_S + self.settings.actor.drain_s)
+            elif not self.processes.restarting(name):
+                self._restarting.discard(name)
+                asked.unlink(missing_ok=True)
 
     def _tell_states(self) -> None:
         """Write for ``tidemill status`` which parts run and which are in a crash loop."""
@@ -229,9 +257,11 @@ class Ring(Startable):
         """True when this ring's own actor takes traffic. The run id tells it from another actor on the same port."""
         try:
             answer = httpx.get(f"{self.base_url.removesuffix('/v1')}/readyz", timeout=2)
-            return answer.status_code == 200 and answer.json().get("run_id") == self.settings.run_id
+            ready = answer.status_code == 200 and answer.json().get("run_id") == self.settings.run_id
         except (httpx.HTTPError, ValueError, AttributeError):
             return False
+        self._served = self._served or ready
+        return ready
 
     def await_actor(self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Wait until the actor takes traffic. Raises Unavailable after ``timeout_s``, or when the actor is in a crash loop."""

@@ -1,6 +1,9 @@
 """Runs one part as a process: builds its context from the settings, serves its metrics, and runs its loop until it is stopped."""
 
+import shutil
+import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +31,7 @@ LOOPS = {
 WITHOUT_BASE = ("streams", "otlp")
 """Parts that do not need the policy's weights."""
 PROBE_S = 15.0
+LOOPBACK = "127.0.0.1"
 
 
 def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event]) -> None:
@@ -38,10 +42,11 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
     adopt_person_key(settings)
     context = make_context(role, settings, stopping)
     context.metrics.start_at_zero(role)
+    context.metrics.set("tidemill_start_time_seconds", time.time(), part=role)
     if role != "actor":  # the actor has its own HTTP server, and forks: it must not start a thread before that
         port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
         context.health.mark_missing("kafka", *LOOPS[role])
-        log.info("metrics", role=role, port=serve(context.metrics, context.health, port))
+        log.info("metrics", role=role, host=settings.metrics_host, port=serve(context.metrics, context.health, port, settings.metrics_host))
         threading.Thread(target=probe_kafka, args=(role, context), name="probe", daemon=True).start()
         if not await_kafka(settings.kafka, stopping):
             return
@@ -63,8 +68,15 @@ def probe_kafka(role: str, context: PartContext) -> None:
         except ConfigError:  # Kafka refuses our login
             answers = False
         context.metrics.set("tidemill_kafka_up", float(answers), part=role)
+        context.metrics.set("tidemill_disk_free_ratio", free_ratio(context.state), part=role)
         (context.health.mark_present if answers else context.health.mark_missing)("kafka")
         context.stopping.wait(PROBE_S)
+
+
+def free_ratio(folder: Path) -> float:
+    """Free part of the disk that holds the folder."""
+    usage = shutil.disk_usage(folder)
+    return usage.free / usage.total if usage.total else 0.0
 
 
 def make_context(role: str, settings: Settings, stopping: threading.Event) -> PartContext:
@@ -90,12 +102,21 @@ def parts(settings: Settings) -> tuple[str, ...]:
     return ("streams", "reward", "actor", "learner", *promoter, *critic, *otlp)
 
 
-def metrics_targets(settings: Settings) -> dict[str, str]:
-    """``host:port`` of every part's ``/metrics``, by ``metrics_port``; the actor serves it on its API port. Empty when ``metrics_port`` is 0."""
+def metrics_targets(settings: Settings, host: str | None = None) -> dict[str, str]:
+    """``host:port`` of every part's ``/metrics``, by ``metrics_port``; the actor serves it on its API port. Empty when ``metrics_port`` is 0.
+    ``host``: the machine's name for a Prometheus elsewhere; None: by the addresses on which the parts listen."""
     if not settings.metrics_port:
         return {}
     ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if role in parts(settings)}
-    return {role: f"127.0.0.1:{port}" for role, port in ports.items()} | {"actor": f"{settings.actor.host}:{settings.actor.port}"}
+    actor = {"actor": f"{host or in_url(settings.actor.host, socket.gethostname())}:{settings.actor.port}"}
+    return {role: f"{host or in_url(settings.metrics_host, socket.gethostname())}:{port}" for role, port in ports.items()} | actor
+
+
+def in_url(host: str, for_all: str = LOOPBACK) -> str:
+    """What a URL names for a server that listens on ``host``. ``for_all``: stands for all addresses; by default for clients on this machine."""
+    if host in ("0.0.0.0", "::"):
+        return for_all
+    return f"[{host}]" if ":" in host else host
 
 
 def ray_metrics_port(settings: Settings) -> int:
@@ -107,7 +128,7 @@ def ray_metrics_port(settings: Settings) -> int:
 
 def actor_url(settings: Settings) -> str:
     """The base URL of the actors' OpenAI API."""
-    return settings.promotion.actor_url or f"http://{settings.actor.host}:{settings.actor.port}/v1"
+    return settings.promotion.actor_url or f"http://{in_url(settings.actor.host)}:{settings.actor.port}/v1"
 
 
 def artifacts_uri(settings: Settings) -> str:
@@ -138,10 +159,12 @@ def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
     # A part's modules are imported only when it runs: streams do not need torch, the learner does not need the vLLM server.
     if role == "streams":
         from streams.join import join_loop as joiner
+        from streams.join import ledger_watch
         from streams.lake import lake_loop as lake
 
         def join_and_lake(context: PartContext) -> None:
             in_lake = settings.lake.model_copy(update={"uri": lake_uri(settings)})
+            threading.Thread(target=ledger_watch.run, args=(settings.join, context), name="ledger", daemon=True).start()
             side_by_side(context, lambda: joiner.run(settings.join, context), lambda: lake.run(in_lake, context, settings.join))
 
         return join_and_lake

@@ -18,11 +18,18 @@ def write_states(run_folder: Path, states: Mapping[str, str]) -> None:
     incoming.rename(run_folder / STATES_FILE)
 
 
+def ring_runs(run_folder: Path) -> bool:
+    """True when a ring on this machine uses the folder."""
+    try:
+        return psutil.pid_exists(int((run_folder / LOCK_FILE).read_text()))
+    except (OSError, ValueError):
+        return False
+
+
 def states_of(run_folder: Path) -> dict[str, str]:
     """State of each part by name, as the running ring wrote it; empty when no ring runs in this folder."""
     try:
-        runs = psutil.pid_exists(int((run_folder / LOCK_FILE).read_text()))
-        states = json.loads((run_folder / STATES_FILE).read_text()) if runs else {}
+        states = json.loads((run_folder / STATES_FILE).read_text()) if ring_runs(run_folder) else {}
     except (OSError, ValueError):
         return {}
     return {str(name): str(state) for name, state in states.items()} if isinstance(states, dict) else {}

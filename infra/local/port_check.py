@@ -3,12 +3,10 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from infra.local.part_process import PORT_OFFSET, parts, ray_metrics_port
+from infra.local.part_process import LOOPBACK, PORT_OFFSET, parts, ray_metrics_port
 from infra.settings.config import Settings
 from streams.core.errors import ConfigError
 from streams.core.listening_socket import listening_socket
-
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ def ports_of(settings: Settings) -> list[PlannedPort]:
     planned = [PlannedPort("actor.host:actor.port", s.actor.host, s.actor.port), PlannedPort("reward.web_port", LOOPBACK, s.reward.web_port)]
     if s.metrics_port:
         offsets = {role: offset for role, offset in PORT_OFFSET.items() if role in parts(s)}
-        planned += [PlannedPort(f"metrics_port + {offset} ({role})", LOOPBACK, s.metrics_port + offset) for role, offset in offsets.items()]
+        planned += [PlannedPort(f"metrics_port + {offset} ({role})", s.metrics_host, s.metrics_port + offset) for role, offset in offsets.items()]
     if not s.learner.ray_address:
         named = "learner.ray_metrics_port" if s.learner.ray_metrics_port else f"metrics_port + {len(PORT_OFFSET)} (Ray)"
         planned.append(PlannedPort(named, LOOPBACK, ray_metrics_port(s)))

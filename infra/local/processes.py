@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from infra.preparation.child_runs import die_with_parent
+from infra.settings.config import without_settings
 
 RESTARTS = 3
 """A part that dies after this many restarts is in a crash loop."""
@@ -68,6 +69,10 @@ class PartProcess:
     process: subprocess.Popen[bytes] | None = None
     deaths: DeathRecord = field(default_factory=DeathRecord)
     started_at_s: float = 0.0
+    killed_at_s: float | None = None
+    """While it is restarted on request: when it is killed unless it has stopped by then."""
+    family: list[psutil.Process] = field(default_factory=list)
+    """Its children when the restart was requested."""
 
 
 class Processes:
@@ -79,14 +84,27 @@ class Processes:
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None, niceness: int = 0) -> None:
-        """Run ``tidemill <arguments>`` as the part ``name``. ``niceness``: 0 (highest priority) to 19."""
-        self.start_command(name, [sys.executable, "-P", "-m", "infra.cli", *arguments], environment, niceness)
+        """Run ``tidemill <arguments>`` as the part ``name``. ``niceness``: 0 (highest priority) to 19. ``arguments`` name a file of all
+        settings, so variables that set some are not passed on: they would override it."""
+        command = [sys.executable, "-P", "-m", "infra.cli", *arguments]
+        self._start(PartProcess(name, command, {**without_settings(os.environ), **(environment or {})}, self._log(name), niceness))
 
     def start_command(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, niceness: int = 0) -> None:
         """Run any command as the part ``name``."""
-        part = PartProcess(name, command, {**os.environ, **(environment or {})}, self._logs / f"{name}.log", niceness)
-        self._parts[name] = part
-        self._launch(part)
+        self._start(PartProcess(name, command, {**os.environ, **(environment or {})}, self._log(name), niceness))
+
+    def begin_restart(self, name: str, timeout_s: float = 30.0) -> None:
+        """Ask a part to stop; ``check`` starts it again once it has, at the latest ``timeout_s`` later. Not counted as a death."""
+        part = self._parts[name]
+        part.killed_at_s = self._clock_s() + timeout_s
+        part.deaths.again_at_s = None
+        if part.process is not None and part.process.poll() is None:
+            part.family = _family(part.process.pid)[1:]
+            part.process.terminate()
+
+    def restarting(self, name: str) -> bool:
+        """True from ``begin_restart`` until the part runs again."""
+        return name in self._parts and self._parts[name].killed_at_s is not None
 
     def check(self) -> list[str]:
         """Record deaths, and restart the parts that are due. Returns one sentence per death."""
@@ -109,24 +127,28 @@ class Processes:
         started = {part.name: part.deaths.in_all - (part.deaths.again_at_s is not None) for part in self._parts.values()}
         return {name: count for name, count in started.items() if count}
 
-    def stop(self, *names: str, timeout_s: float = 30.0) -> None:
-        """Send SIGTERM to these parts at the same time and wait. After ``timeout_s``, SIGKILL to a part and its children."""
+    def stop(self, *names: str, timeout_s: float = 30.0, children_s: float = 5.0) -> None:
+        """Send SIGTERM to these parts at the same time and wait. After ``timeout_s``, SIGKILL to a part; after ``children_s`` more, to what is
+        left of its children."""
         parts = [self._parts.pop(name) for name in names if name in self._parts]
         running = [(part.process, _family(part.process.pid)) for part in parts if part.process is not None]
         for process, _ in running:
             process.terminate()
         deadline_s = time.monotonic() + timeout_s
+        left: list[psutil.Process] = []
         for process, family in running:
             try:
                 process.wait(max(0.1, deadline_s - time.monotonic()))
             except subprocess.TimeoutExpired:
+                left += _family(process.pid)[1:]  # those of the last seconds too; once it is dead nobody knows them as its children
                 process.kill()
                 process.wait()
-            _end(family)
+            left += family
+        _end(left, children_s)
 
-    def stop_all(self, timeout_s: float = 30.0) -> None:
+    def stop_all(self, timeout_s: float = 30.0, children_s: float = 5.0) -> None:
         """Stop all parts at the same time."""
-        self.stop(*self._parts, timeout_s=timeout_s)
+        self.stop(*self._parts, timeout_s=timeout_s, children_s=children_s)
 
     def memory_mib(self) -> float:
         """Current memory of all parts and their children in MiB (proportional set size)."""
@@ -136,8 +158,17 @@ class Processes:
         """Processor time of each part so far, with its children, in seconds."""
         return {part.name: cpu_s(part.process.pid) for part in self._parts.values() if part.process is not None}
 
+    def _log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def _start(self, part: PartProcess) -> None:
+        self._parts[part.name] = part
+        self._launch(part)
+
     def _checked(self, part: PartProcess) -> list[str]:
         now_s = self._clock_s()
+        if part.killed_at_s is not None:
+            return self._restarted(part, now_s)
         if part.process is not None and part.deaths.again_at_s is None and (status := part.process.poll()) is not None:
             pause_s = part.deaths.died(now_s - part.started_at_s, now_s)
             if part.deaths.lately == RESTARTS + 1:
@@ -147,6 +178,16 @@ class Processes:
         if part.deaths.due(now_s):
             self._launch(part)
         return []
+
+    def _restarted(self, part: PartProcess, now_s: float) -> list[str]:
+        if part.process is not None and part.process.poll() is None:
+            if now_s >= (part.killed_at_s or 0.0):
+                part.process.kill()
+            return []
+        _end(part.family, 1.0)
+        part.killed_at_s, part.family = None, []
+        self._launch(part)
+        return [f"{part.name} was restarted on request"]
 
     def _launch(self, part: PartProcess) -> None:
         with part.log.open("ab") as out:
@@ -210,12 +251,12 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _end(family: Sequence[psutil.Process]) -> None:
-    """End the remaining children of a part: SIGTERM, then SIGKILL."""
+def _end(family: Sequence[psutil.Process], timeout_s: float) -> None:
+    """End the remaining children of parts: SIGTERM, then SIGKILL."""
     left = [process for process in family if process.is_running()]
     for process in left:
         _signal(process, hard=False)
-    _, alive = psutil.wait_procs(left, timeout=5)
+    _, alive = psutil.wait_procs(left, timeout=timeout_s)
     for process in alive:
         _signal(process, hard=True)
     psutil.wait_procs(alive, timeout=5)

@@ -4,6 +4,12 @@ import signal
 import threading
 from types import FrameType
 
+from streams.core.errors import TidemillError
+
+
+class StopRequested(TidemillError):
+    """Somebody asked to stop before it was done: stop cleanly."""
+
 
 def stop_on_signal() -> threading.Event:
     """An event that SIGTERM and SIGINT set."""

@@ -7,12 +7,13 @@ from functools import partial
 import click
 
 from infra.local.local_ring import Ring, Sizing
-from infra.local.stop_signals import stop_on_signal
+from infra.local.part_process import in_url, metrics_targets
+from infra.local.stop_signals import StopRequested, stop_on_signal
 from infra.machine.step_prediction import sized_for
-from infra.operate.learning_needs import learning_of
+from infra.operate.learning_needs import learning_of, progress_file
 from infra.operate.log_watch import LogWatch
 from infra.settings.config import Settings
-from streams.core.errors import Unavailable
+from infra.settings.run_choice import RESOLVED
 
 START_TIMEOUT_S = 600.0
 AGAIN_S = 30.0
@@ -39,32 +40,62 @@ def step_sizing(settings: Settings) -> Sizing | None:
     return partial(sized_for, minutes=settings.learner.step_minutes, steps=1) if settings.learner.step_minutes else None
 
 
+def learner_runs(settings: Settings) -> bool:
+    """True once this run's learner has loaded its base: it deletes the file of its progress when it starts, and writes it from then on."""
+    try:
+        return progress_file(settings).stat().st_mtime >= (settings.run_folder / RESOLVED).stat().st_mtime
+    except OSError:
+        return False
+
+
+def ready_text(settings: Settings) -> str:
+    """What a ring says when its actor takes requests: every address, whether the learner is ready, and how to begin."""
+    actor, console = f"http://{in_url(settings.actor.host)}:{settings.actor.port}", settings.console
+    others = {role: address for role, address in metrics_targets(settings).items() if role != "actor"}
+    rows = {
+        "OpenAI API": f"{actor}/v1   (model {settings.policy.name!r})",
+        "chat": f"{actor}/chat",
+        "console": f"http://{in_url(console.host)}:{console.port}/   once `tidemill console` runs",
+        "metrics": f"{actor}/metrics" + (f", {', '.join(f'{role} {address}' for role, address in others.items())}" if others else
+                                         "   (set metrics_port for those of the other parts)"),
+        "Kafka": str(settings.kafka.bootstrap_servers),
+        "run folder": str(settings.run_folder),
+        "learner": "ready" if learner_runs(settings) else "still starting; a line says when it is ready",
+    }  # fmt: skip
+    return f"""
+Ready.
+
+{chr(10).join(f"  {name:<12}{told}" for name, told in rows.items())}
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{actor}/v1", api_key="none")
+  print(client.chat.completions.create(model="{settings.policy.name}", messages=[{{"role": "user", "content": "Hello!"}}]))
+
+  curl {actor}/v1/feedback -H 'content-type: application/json' -d '{{"episode_id": "EPISODE", "thumb": "up"}}'
+
+EPISODE is the answer's header x-tidemill-episode. Ctrl-C stops everything."""
+
+
 def run_up(settings: Settings) -> None:
     """Run until SIGINT or SIGTERM. Dead parts are restarted, Kafka too. A crash loop is reported, and the other parts go on."""
     stopping = stop_on_signal()
 
     def stop_early() -> None:
         if stopping.is_set():
-            raise Unavailable("stopped before the actor was ready")
+            raise StopRequested("stopped before the actor was ready; nothing is left running")
 
     with Ring(settings, lambda line: click.echo(line, err=True), keeps_going=True, sizing=step_sizing(settings), meanwhile=stop_early) as ring:
         click.echo("starting vLLM (ten seconds to a minute)", err=True)
         ring.await_actor(START_TIMEOUT_S, stop_early)
-        click.echo(f"""
-The ring turns. Kafka: {ring.settings.kafka.bootstrap_servers}   run folder: {ring.settings.run_folder}
-
-  from openai import OpenAI
-  client = OpenAI(base_url="{ring.base_url}", api_key="none")
-  print(client.chat.completions.create(model="{ring.settings.policy.name}", messages=[{{"role": "user", "content": "Hello!"}}]))
-
-  curl {ring.base_url}/feedback -H 'content-type: application/json' -d '{{"episode_id": "EPISODE", "kind": "thumb", "thumb": "up"}}'
-
-EPISODE is the answer's header x-tidemill-episode. Ctrl-C stops everything.""")
+        click.echo(ready_text(ring.settings))
         watch = LogWatch(ring.settings.kafka, ring.settings.gated_policy)
         watch.start()
-        serving, learning = "base", LearningLines()
+        serving, learning, starting = "base", LearningLines(), True
         while not stopping.wait(2.0):
             ring.check()
+            if starting and learner_runs(ring.settings):
+                starting = False
+                click.echo("the learner is ready")
             if watch.caught_up and (line := learning.worth_saying(learning_of(ring.settings, watch.facts))):
                 click.echo(f"learning: {line}")
             if watch.facts.serving != serving:

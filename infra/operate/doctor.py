@@ -7,7 +7,7 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
@@ -15,9 +15,11 @@ import psutil
 
 from infra.local.embedded_broker import java_binary
 from infra.local.kafka_jars import KAFKA_VERSION, cache_folder, locked_checksums, verify
+from infra.local.part_process import in_url
 from infra.machine.machine_probe import known_choice
-from infra.operate.ring_status import Status, of_run, status_now
-from infra.settings.config import Settings, load
+from infra.operate.ring_status import Status, status_now
+from infra.settings.config import Settings
+from infra.settings.run_choice import NoRun, RunChoice
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
 from streams.join.log_retention import window_outlives
 from streams.kafka import kafka_answers, retentions, topic_differences
@@ -44,15 +46,15 @@ class DoctorFinding:
         return f"{'ok ' if self.ok else 'FIX'}  {self.name:<14} {self.sentence}{fix}"
 
 
-def examine(config: str | None, overrides: Sequence[str]) -> list[DoctorFinding]:
+def examine(choice: RunChoice) -> list[DoctorFinding]:
     """All findings, in the order in which to fix them."""
     findings = [_python(), _packages(), _memory(), _disk(), _plugin()]
     try:
-        settings = load(config, overrides)
+        settings = choice.load("laptop")
     except ConfigError as error:
         return [*findings, DoctorFinding("settings", False, str(error), "see docs/reference/settings.md")]
-    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_machine, _java, _kafka, _port, _ring)
-    return [*findings, DoctorFinding("settings", True, "resolve"), *(check(settings) for check in checks)]
+    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_machine, _java, _kafka, _port)
+    return [*findings, DoctorFinding("settings", True, "resolve"), *(check(settings) for check in checks), _ring(choice)]
 
 
 def _python() -> DoctorFinding:
@@ -143,18 +145,23 @@ def _port(settings: Settings) -> DoctorFinding:
 def _actor_missing(settings: Settings) -> list[str] | None:
     """What the actor on that port waits for. None when no Tidemill actor listens there."""
     try:
-        told = httpx.get(f"http://{settings.actor.host}:{settings.actor.port}/readyz", timeout=3).json()
+        told = httpx.get(f"http://{in_url(settings.actor.host)}:{settings.actor.port}/readyz", timeout=3).json()
         return [str(name) for name in told["missing"]]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None
 
 
-def _ring(settings: Settings) -> DoctorFinding:
+def _ring(choice: RunChoice) -> DoctorFinding:
     """Problems in the facts that ``tidemill status`` shows."""
-    running = of_run(settings)
+    try:
+        running = choice.of_run()
+    except NoRun as none:
+        return DoctorFinding("ring", choice.run is None, str(none), "start it, or name another run")
+    except ConfigError as error:
+        return DoctorFinding("ring", False, str(error), "correct the settings, or name another run with --run")
     try:
         if running.kafka.bootstrap_servers is None or not kafka_answers(running.kafka):
-            return DoctorFinding("ring", True, "not running (by run_folder and kafka.bootstrap_servers)")
+            return DoctorFinding("ring", True, f"not running (run folder {running.run_folder})")
         status = status_now(running)
     except (ConfigError, Unavailable) as error:
         return DoctorFinding("ring", False, str(error), "tidemill topics --create, or start the ring")

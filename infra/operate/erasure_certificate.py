@@ -1,7 +1,6 @@
 """Requests an erasure, and makes its certificate: what each part removed, which versions had learned from it, what is still to do."""
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -74,16 +73,6 @@ def ask(kafka: KafkaSettings, user_id: str, requested_by: str) -> Erasure:
     finally:
         producer.close()
     return erasure
-
-
-def await_certificate(kafka: KafkaSettings, policy: str, erasure: Erasure, timeout_s: float) -> Certificate:
-    """The certificate, as soon as it is complete or at the timeout."""
-    until = time.monotonic() + timeout_s
-    while True:
-        found = certificate(kafka, policy, erasure)
-        if found.complete or time.monotonic() > until:
-            return found
-        time.sleep(0.5)
 
 
 def newest_erasure(kafka: KafkaSettings, user_id: str) -> Erasure | None:

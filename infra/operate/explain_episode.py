@@ -1,6 +1,7 @@
 """Explains an answer's score from the lake and the artifact store, for ``tidemill reward explain`` and the console."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,9 @@ class Explained:
 class Explainer:
     """Explains episodes, one at a time. Backbone and features of labels are kept between calls. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, say: Callable[[str], None] = lambda line: None) -> None:
+        """``say`` hears what is being done, several times a second at most, and an empty line at the end."""
+        self._say = say
         self._settings, self._lake = as_the_run_computes(settings), Lake(lake_uri(settings))
         self._artifacts = artifact_store(settings)
         self._busy = threading.Lock()
@@ -61,22 +64,28 @@ class Explainer:
         try:
             return self._explained(episode_id, number)
         finally:
+            self._say("")
             self._busy.release()
 
     def _explained(self, episode_id: str, number: int | None) -> Explained:
+        self._say("loading what computes features")
         from reward.evaluation.score_explanation import explain
         from reward.evaluation.version_replay import episode_of, published_model, versions_of
 
+        self._say(f"looking for {episode_id} in the lake")
         episode = episode_of(self._lake, episode_id)
         versions = [v for v in versions_of(self._lake, self._settings.policy.name) if number in (None, v.version)]
         if not versions:
             raise ConfigError("the lake holds no reward-model version" + (f" {number}" if number else ""))
         version = versions[-1]
         if self._reached is None or self._reached[0] != version.version:
+            self._say("loading the base")
             replay = self._replay()
-            replay.reach(version)
+            self._say(f"reading the labels that version {version.version} learned from")
+            replay.reach(version, lambda done, of: self._say(f"computing features: {done:,} of {of:,} labels"))
             self._reached = (version.version, replay)
         refitter = self._reached[1].refitter
+        self._say("computing features of the answer, and what each label changed")
         features_D = refitter.features.features([(episode.messages, episode.answer)])[0]
         said = explain(published_model(version, self._artifacts), refitter.weighted(), refitter.recipe(), features_D)
         return Explained(episode.episode_id, episode.adapter, version.version, said)

@@ -126,14 +126,7 @@ def _read(settings: Settings, topic: Any) -> list[Any]:
 def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str, **fields: Any) -> tuple[AdapterStanding, float]:
     """Publish an operator's move. Returns the new state, and the seconds until Kafka acknowledged. Raises ConfigError, with the reason, for a
     move that every reader would treat as void."""
-    if by == TIDEMILL:
-        raise ConfigError(f"--by {by} is reserved for the promoter: give your own name")
-    event = Promotion.model_validate({
-        "promotion_id": new_id("pr"), "policy": settings.policy.name, "adapter": adapter, "move": move, "by": by, "reason": reason,
-        "at": datetime.now(UTC), **fields,
-    })  # fmt: skip
-    if (refusal := fold(settings.policy.name, read_promotions(settings)).refusal(event)) is not None:
-        raise ConfigError(f"{adapter} cannot be {move}: {refusal}")
+    event = _checked(settings, adapter, move, by, reason, fields)
     producer = Producer(settings.kafka, Metrics(), "tidemill-operator")
     try:
         began = time.monotonic()
@@ -142,6 +135,24 @@ def write_move(settings: Settings, adapter: str, move: str, by: str, reason: str
     finally:
         producer.close()
     return fold(settings.policy.name, read_promotions(settings)), took_s
+
+
+def refuse_void(settings: Settings, adapter: str, move: str, by: str) -> None:
+    """Raises ConfigError where ``write_move`` would, and writes nothing."""
+    _checked(settings, adapter, move, by, "", {})
+
+
+def _checked(settings: Settings, adapter: str, move: str, by: str, reason: str, fields: Mapping[str, Any]) -> Promotion:
+    """The move as an event that no reader treats as void. Raises ConfigError."""
+    if by == TIDEMILL:
+        raise ConfigError(f"--by {by} is reserved for the promoter: give your own name")
+    event = Promotion.model_validate({
+        "promotion_id": new_id("pr"), "policy": settings.policy.name, "adapter": adapter, "move": move, "by": by, "reason": reason,
+        "at": datetime.now(UTC), **fields,
+    })  # fmt: skip
+    if (refusal := fold(settings.policy.name, read_promotions(settings)).refusal(event)) is not None:
+        raise ConfigError(f"{adapter} cannot be {move}: {refusal}")
+    return event
 
 
 def standing_as_dict(standing: AdapterStanding, trials: Sequence[TrialHistory]) -> dict[str, Any]:

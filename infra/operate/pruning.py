@@ -80,6 +80,10 @@ class Pruning:
     unneeded: Mapping[str, int]
     kept: Mapping[str, int]
 
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``: sizes in bytes."""
+        return {"unneeded": dict(self.unneeded), "kept": dict(self.kept)}
+
     def __str__(self) -> str:
         """For a terminal."""
         lines = [f"{path:<60}{size / 1e6:>10.1f} MB" for path, size in self.unneeded.items()]

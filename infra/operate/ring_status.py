@@ -13,8 +13,7 @@ from infra.local.part_states import parts_line, states_of
 from infra.machine.machine_probe import known_choice
 from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogFacts, LogWatch
-from infra.settings.config import Settings, load_over
-from infra.settings.person_key import adopt_person_key
+from infra.settings.config import Settings
 from streams.join.ledger import Ledger, read_ledger
 
 LEDGER_EVERY = 6
@@ -32,11 +31,13 @@ class Status:
     """Precision, threads and layout of the parts on this machine, one sentence each."""
     parts: dict[str, str] = field(default_factory=dict)
     """State of each part by name, from ``up`` on this machine; empty when the ring does not run here."""
+    run_folder: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         facts, model = self.facts, self.facts.reward_models[-1] if self.facts.reward_models else None
         return {
+            "run_folder": self.run_folder,
             "labels": len(facts.labels),
             "votes": facts.thumbs,
             "reward_model": {"version": model.version, **model.calibration.model_dump()} if model else None,
@@ -60,6 +61,7 @@ class Status:
             model_line = f"v{model['version']}, accuracy {model['accuracy']:.0%} on {model['labels']} unseen labels, ECE {model['ece']:.3f}"
         refused = "".join(f"\n                {name}: {reason}" for name, reason in told["adapters_refused"].items())
         return "\n".join([
+            f"run             {self.run_folder}",
             f"serving         {told['serving']}",
             f"learning        {self.learning}",
             *([f"parts           {parts_line(self.parts)}"] if self.parts else []),
@@ -74,29 +76,20 @@ class Status:
         ])  # fmt: skip
 
 
-def of_run(settings: Settings) -> Settings:
-    """The given settings over those of the run in ``run_folder``, whose embedded broker may have chosen its port."""
-    resolved = settings.run_folder / "config.toml"
-    if settings.kafka.bootstrap_servers is None and resolved.exists():
-        settings = load_over(resolved, settings)
-    adopt_person_key(settings)
-    return settings
-
-
 def made(facts: LogFacts, ledger: Ledger, settings: Settings) -> Status:
     """The status of the run in ``run_folder``: facts from the log and from this machine."""
-    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(settings.run_folder))
+    run = settings.run_folder
+    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(run), str(run))
 
 
 def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
     """The ledger of records that arrived from ``since`` (inclusive) to ``until`` (exclusive)."""
-    return read_ledger(of_run(settings).kafka, since, until)
+    return read_ledger(settings.kafka, since, until)
 
 
 def follow_status(settings: Settings, show: Callable[[Status], None], stopping: threading.Event, every_s: float = 5.0) -> None:
     """Show the status repeatedly until ``stopping`` is set. The ledger reads all topics, so it is renewed only every ``LEDGER_EVERY`` times.
     Raises Unavailable when Kafka does not answer."""
-    settings = of_run(settings)
     watch, turn = LogWatch(settings.kafka, settings.gated_policy), 0
     watch.start()
     ledger = read_ledger(settings.kafka)
@@ -112,7 +105,6 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
 
 def status_now(settings: Settings) -> Status:
     """Read the log to its end."""
-    settings = of_run(settings)
     watch = LogWatch(settings.kafka, settings.gated_policy)
     watch.start()
     watch.stop()

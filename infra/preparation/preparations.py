@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Set
 
 POLL_S = 0.1
+BREAK_OFF_S = 5.0
+"""Longest wait for cancelled jobs. What is left asks a Kafka that does not answer, and ends with the process."""
 
 
 class Preparations:
@@ -54,10 +56,11 @@ class Preparations:
             raise
 
     def break_off(self) -> None:
-        """Cancel all jobs, and wait until they have ended."""
+        """Cancel all jobs, and wait for at most ``BREAK_OFF_S`` until they have ended."""
         self.broken_off.set()
+        until_s = time.monotonic() + BREAK_OFF_S
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until_s - time.monotonic()))
 
     def _raise_failure(self) -> None:
         if self._failures:

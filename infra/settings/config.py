@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from dashboards.console.console_settings import ConsoleSettings
 from infra.local.broker_settings import BrokerSettings
 from infra.operate.prune_settings import PruneSettings
 from infra.settings.policy_settings import PolicySettings
-from infra.settings.text_values import is_service_link, values_of
+from infra.settings.setting_path import meant
+from infra.settings.text_values import is_service_link, rebased, values_of
 from infra.simulated_people.people_settings import PeopleSettings
 from learner.settings import LearnerSettings
 from reward.settings import RewardSettings
@@ -49,8 +50,11 @@ class Settings(BaseSettings):
     artifacts_uri: str | None = None
     """Folder or URI (``file://``, ``s3://``, ``gs://``) of the artifacts. None: ``artifacts`` in the run's folder."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """First of seven loopback ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp, and the
+    """First of seven ports for ``/metrics``, ``/healthz`` and ``/readyz``: streams, reward, learner, promoter, critic, otlp, and the
     learner's Ray, in this order. 0: free ones. The actor serves them on its own port."""
+    metrics_host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
+    """Address on which they listen. ``0.0.0.0`` for a container or a Prometheus elsewhere: nothing asks for a key there, so keep it off the internet.
+    Ray's port is not bound by it."""
     policy: PolicySettings = PolicySettings()
     signing: SigningSettings = SigningSettings()
     kafka: KafkaSettings = KafkaSettings()
@@ -86,19 +90,34 @@ class Settings(BaseSettings):
         return (init_settings,)  # ``load`` merges the sources: a TOML table and a variable may set the same section
 
 
-def load(config: str | Path | None = None, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Settings:
+def load(
+    config: str | Path | None = None, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None, paths_from: Path | None = None
+) -> Settings:
     """The resolved settings. ``config``: a file, or a shipped configuration (demo, laptop, gpu); ``overrides`` are ``section.key=value``.
+    ``paths_from``: the folder from which relative paths in ``config`` count, ``run_folder`` included; None: the working folder.
 
     Raises ConfigError that names the key, the problem, and where to fix it.
     """
-    tree = _toml(config) if config is not None else {}
-    _merge(tree, _from_environment(os.environ if environment is None else environment))
+    tree: dict[str, Any] = {}
+    for _, layer in layers(config, overrides, environment, paths_from):
+        _merge(tree, layer)
+    return _resolved(tree, config)
+
+
+def layers(
+    config: str | Path | None, overrides: Sequence[str], environment: Mapping[str, str] | None = None, paths_from: Path | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sources of ``load``, each a name and a tree, weakest first. Raises ConfigError."""
+    if config is not None:
+        found = _toml(config)
+        default = {"run_folder": str(Settings.model_fields["run_folder"].default)}
+        yield str(config), found if paths_from is None else rebased(Settings, default | found, paths_from)
+    yield from _from_environment(os.environ if environment is None else environment)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {override!r}: write section.key=value")
-        _merge(tree, nested(key.split("."), value))
-    return _resolved(tree, config)
+        yield f"--set {key}", nested(key.split("."), value)
 
 
 def load_over(config: Path, settings: Settings) -> Settings:
@@ -112,8 +131,14 @@ def _resolved(tree: dict[str, Any], config: str | Path | None) -> Settings:
     try:
         return Settings(**tree)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_input=False, include_url=False))
+        problems = "; ".join(_told(problem) for problem in error.errors(include_input=False, include_url=False))
         raise ConfigError(f"settings{f' ({config})' if config else ''}: {problems}") from None
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    """One problem that pydantic found; for a key that is not a setting, with what it may have meant."""
+    path = ".".join(map(str, problem["loc"]))
+    return f"{path}: {problem['msg']}{meant(Settings, path) if problem['type'] == 'extra_forbidden' else ''}"
 
 
 def shipped() -> list[str]:
@@ -124,6 +149,12 @@ def shipped() -> list[str]:
 def to_toml(settings: Settings) -> str:
     """The settings as TOML, without unset keys and without secrets."""
     return tomli_w.dumps(_plain(settings.model_dump(exclude_none=True)))
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that set no setting. For a child process that gets all settings in a file: variables would override the file, and with it
+    the flags of the command line."""
+    return {name: value for name, value in environment.items() if not _is_setting(name, value)}
 
 
 def secrets_as_environment(settings: Settings) -> dict[str, str]:
@@ -150,17 +181,21 @@ def _toml(config: str | Path) -> dict[str, Any]:
         raise ConfigError(f"--config {config}: {error}") from None
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """TIDEMILL_SECTION__KEY variables as a tree. A variable that names no setting is an error; variables that Kubernetes adds are ignored."""
-    tree: dict[str, Any] = {}
+def _from_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """TIDEMILL_SECTION__KEY variables as trees. A variable that names no setting is an error; variables that Kubernetes adds are ignored."""
     for name, value in environment.items():
-        if not name.upper().startswith(PREFIX) or name.upper() in NOT_SETTINGS or is_service_link(name, value):
+        if not _is_setting(name, value):
             continue
         keys = name[len(PREFIX) :].lower().split("__")
         if keys[0] not in Settings.model_fields:
-            raise ConfigError(f"environment variable {name} names no setting; sections are {', '.join(sorted(Settings.model_fields))}")
-        _merge(tree, nested(keys, value))
-    return tree
+            near = meant(Settings, ".".join(keys))
+            raise ConfigError(f"environment variable {name} names no setting{near}; sections are {', '.join(sorted(Settings.model_fields))}")
+        yield f"variable {name}", nested(keys, value)
+
+
+def _is_setting(name: str, value: str) -> bool:
+    """True for a variable that sets a setting, or tries to."""
+    return name.upper().startswith(PREFIX) and name.upper() not in NOT_SETTINGS and not is_service_link(name, value)
 
 
 def nested(keys: Sequence[str], value: str) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Converts settings that arrive as text (``--set``, environment), and recognises variables that are not ours."""
+"""Converts settings that arrive as text (``--set``, environment) or from a file elsewhere, and recognises variables that are not ours."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -38,6 +39,30 @@ def values_of(settings: type[BaseModel], keys: Sequence[str], value: str) -> Any
     return value
 
 
+def rebased(settings: type[BaseModel], tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """``tree`` with its relative paths counted from ``folder``: settings of the type Path, and those called ``uri`` that name no scheme."""
+    found = dict(tree)
+    for key, value in tree.items():
+        if (field := settings.model_fields.get(key)) is None:
+            continue
+        kinds, model, words = parts_of(field.annotation), section_of(field.annotation), words_of(field.annotation)
+        if isinstance(value, Mapping) and model is not None:
+            found[key] = rebased(model, value, folder)
+        elif isinstance(value, str) and value not in words and (Path in kinds or (key.endswith("uri") and "://" not in value)):
+            found[key] = str(folder / value)
+    return found
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds; None for a plain setting."""
+    return next((kind for kind in parts_of(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def words_of(annotation: Any) -> list[Any]:
+    """The values that a field names one by one."""
+    return [word for kind in parts_of(annotation) if get_origin(kind) is Literal for word in get_args(kind)]
+
+
 def _kind_at(settings: type[BaseModel], keys: Sequence[str]) -> Any:
     """The container type (``tuple``, ``dict``, …) of a setting that holds several values; None for any other."""
     model: Any = settings
@@ -45,18 +70,16 @@ def _kind_at(settings: type[BaseModel], keys: Sequence[str]) -> Any:
         field = model.model_fields.get(key)
         if field is None:
             return None
-        kinds = list(_parts(field.annotation))
-        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        kinds = list(parts_of(field.annotation))
         if depth == len(keys) - 1:
             return next((get_origin(kind) or kind for kind in kinds if (get_origin(kind) or kind) in (*_LISTS, dict)), None)
-        if not models:
+        if (model := section_of(field.annotation)) is None:
             return None
-        model = models[0]
     return None
 
 
-def _parts(annotation: Any) -> Sequence[Any]:
+def parts_of(annotation: Any) -> Sequence[Any]:
     """The members of a union, without ``Annotated``."""
     if get_origin(annotation) in (Union, UnionType):
-        return [part for member in get_args(annotation) for part in _parts(member)]
-    return _parts(get_args(annotation)[0]) if get_origin(annotation) is Annotated else [annotation]
+        return [part for member in get_args(annotation) for part in parts_of(member)]
+    return parts_of(get_args(annotation)[0]) if get_origin(annotation) is Annotated else [annotation]

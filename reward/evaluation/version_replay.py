@@ -4,12 +4,13 @@ A version is a function of the labels below its offsets, the settings and the fe
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from reward.features.featurizer import Features
+from reward.fit.buffer_entry import BufferEntry
 from reward.fit.label_entries import labels_and_tombstones, short_hash
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
@@ -24,6 +25,9 @@ from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Record
 from streams.lake.parquet_lake import Lake
+
+TOLD_EVERY = 8
+"""Labels between two words of progress."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ class Replay:
         records = lake.records(LABELS)
         self._waiting = [record_without(record, without, evidence) for record in records] if without else list(records)
 
-    def reach(self, version: RewardModelVersion) -> None:
-        """Read every label that the version had seen. Raises ConfigError when the lake or the settings are not those that it was made with."""
+    def reach(self, version: RewardModelVersion, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+        """Read every label that the version had seen. ``progress`` hears how many of how many have their features.
+        Raises ConfigError when the lake or the settings are not those that it was made with."""
         if version.backbone_fingerprint != self._features.fingerprint:
             raise ConfigError(f"version {version.version} was fitted on other features: another base, or other [reward] settings of the features")
         seen = version.offsets.get(LABELS.name, {})
@@ -78,7 +83,12 @@ class Replay:
         known = [record for record in self._waiting if record.offset < seen.get(record.partition, 0)]
         self._waiting = [record for record in self._waiting if record.offset >= seen.get(record.partition, 0)]
         read, gone = labels_and_tombstones(known, _label)
-        self.refitter.absorb(self.refitter.prepare([label for label, *_ in read if label.policy == self._policy]), gone)
+        labels = [label for label, *_ in read if label.policy == self._policy]
+        entries: list[BufferEntry] = []
+        for start in range(0, len(labels), TOLD_EVERY):
+            progress(start, len(labels))
+            entries += self.refitter.prepare(labels[start : start + TOLD_EVERY])
+        self.refitter.absorb(entries, gone)
 
     def rebuild(self, version: RewardModelVersion, artifacts: ArtifactStore) -> Rebuilt:
         """Rebuild the version and compare it with the published one."""

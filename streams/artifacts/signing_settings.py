@@ -18,7 +18,7 @@ def decode_key(text: str) -> bytes:
     except binascii.Error:
         raw = b""
     if len(raw) != KEY_BYTES:
-        raise ValueError(f"an Ed25519 key is {KEY_BYTES} bytes in base64; `tidemill keygen` makes a pair")
+        raise ValueError(f"an Ed25519 key is {KEY_BYTES} bytes in base64; `tidemill keys signing` makes a pair")
     return raw
 
 

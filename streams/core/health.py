@@ -1,11 +1,13 @@
 """Health of a part: alive while its loops send heartbeats, ready while nothing that it needs is missing. Served beside its metrics."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from streams.core.errors import ConfigError
 from streams.core.metrics import Metrics
 
 
@@ -52,7 +54,8 @@ class Health:
 
 
 def serve(metrics: Metrics, health: Health, port: int = 0, host: str = "127.0.0.1") -> int:
-    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` on a thread of their own. Port 0: a free one. Returns the port."""
+    """Serve ``/metrics``, ``/healthz`` and ``/readyz`` on a thread of their own. Port 0: a free one. Returns the port. Raises ConfigError when
+    the address cannot be listened on."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -80,7 +83,11 @@ def serve(metrics: Metrics, health: Health, port: int = 0, host: str = "127.0.0.
         def log_message(self, format: str, *args: object) -> None:
             return
 
-    server = ThreadingHTTPServer((host, port), Handler)
+    kind = type("MetricsServer", (ThreadingHTTPServer,), {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET})
+    try:
+        server = kind((host, port), Handler)
+    except OSError as error:
+        raise ConfigError(f"metrics_host and metrics_port: {host}:{port} cannot be listened on: {error.strerror or error}") from None
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)

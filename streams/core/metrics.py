@@ -40,6 +40,10 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_thumb_to_label_seconds", "histogram", "streams", "Time from a person's feedback to its label."),
     Metric("tidemill_lake_rows_total", "counter", "streams", "Rows written to the lake.", ("topic",)),
     Metric("tidemill_lake_failures_total", "counter", "streams", "Writes to the lake that failed and were retried."),
+    Metric("tidemill_ledger_missing_records", "gauge", "streams", "Records of the last hours (join.ledger_span_h) that the join has read past and that are nowhere.", ("topic",)),
+    Metric("tidemill_erasure_open_seconds", "gauge", "streams", "Age of the oldest erasure that join, lake or learner has not reported; 0: none."),
+    Metric("tidemill_start_time_seconds", "gauge", "streams", "When the part's process started, in seconds since 1970.", ("part",)),
+    Metric("tidemill_disk_free_ratio", "gauge", "streams", "Free part of the disk with the part's state.", ("part",)),
     # reward
     Metric("tidemill_reward_labels_seen_total", "counter", "reward", "Labels added to the replay buffer."),
     Metric("tidemill_reward_buffer_labels", "gauge", "reward", "Labels in the replay buffer."),
@@ -79,6 +83,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_adapters_published_total", "counter", "learner", "Adapters published."),
     # actor
     Metric("tidemill_episodes_captured_total", "counter", "actor", "Answers captured as episodes.", ("outcome",)),
+    Metric("tidemill_answer_seconds", "histogram", "actor", "Time from a request to the end of its answer, of captured answers."),
     Metric("tidemill_capture_skipped_total", "counter", "actor", "Answers that were not recorded as episodes.", ("reason",)),
     Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans received over OTLP: an answer, an answer that an actor captured already, told_twice (another span told of the same call), unknown_operation, other, refused; exports that were too_large.", ("result",)),
     Metric("tidemill_redactions_total", "counter", "actor", "Passages removed from episodes and feedback before they were recorded.", ("kind",)),
@@ -97,6 +102,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_canary_difference", "gauge", "actor", "Mean verdict on the canary minus production's: estimate, and the low and high bound of its interval.", ("policy", "bound")),
     Metric("tidemill_promotion_served_seconds", "histogram", "actor", "Time from the decision of a promotion or roll-back to this replica serving accordingly."),
     Metric("tidemill_critic_verdicts_total", "counter", "actor", "Episodes that the critic judged, by signal; `none` when it was unsure.", ("verdict",)),
+    Metric("tidemill_promotion_trials_total", "counter", "actor", "Candidates that the promoter put on trial."),
     Metric("tidemill_promotions_total", "counter", "actor", "Promotion events written by the promoter.", ("move",)),
     Metric("tidemill_promotion_gates_total", "counter", "actor", "Gates passed and failed by candidates.", ("gate", "result")),
     Metric("tidemill_serving_version", "gauge", "actor", "Version of the adapter that is production here; 0: the base.", ("policy",)),

@@ -72,6 +72,11 @@ class JoinSettings(EvidenceSettings):
     expire_every_s: float = Field(default=5.0, gt=0, le=3600)
     """Seconds between two searches for episodes and feedback that have expired."""
 
+    ledger_every_s: float = Field(default=900.0, ge=0, le=86_400)
+    """Seconds between two counts of the ledger, whose result is a metric; a large log is counted less often. 0: never."""
+    ledger_span_h: float = Field(default=2.0, gt=0, le=720)
+    """A count covers what arrived within so many hours. `tidemill ledger` covers everything."""
+
     @property
     def window(self) -> timedelta:
         """The window as a span of time."""

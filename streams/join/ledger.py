@@ -101,8 +101,11 @@ class LedgerEntry(NamedTuple):
         return self.identity[1] if self.identity else ""
 
 
-def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
+def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: datetime | None = None, read_from: datetime | None = None) -> Ledger:
     """The ledger as of now, of records that arrived from ``since`` (included) to ``until`` (not included). Raises Unavailable.
+
+    ``read_from``: earlier records are not even read. Their effects on later ones are then unknown, which hides a loss at most: feedback on an
+    earlier episode counts as pending, and labels and dead letters of later records are later themselves.
 
     Causes are read before their effects, so that the ledger balances at any moment: everything before the join's offsets has its label in what is
     read after them.
@@ -110,14 +113,14 @@ def read_ledger(settings: KafkaSettings, since: datetime | None = None, until: d
     metrics, forgotten = Metrics(), Forgotten()
     erasures = end_offsets(settings, ERASURES, metrics)
     read_erasures(read_to_end(settings, ERASURES, "ledger", metrics), forgotten)
-    feedback = list(ledger_entries(read_to_end(settings, FEEDBACK, "ledger", metrics), forgotten))
-    episodes = list(ledger_entries(read_to_end(settings, EPISODES, "ledger", metrics), forgotten))
+    feedback = list(ledger_entries(read_to_end(settings, FEEDBACK, "ledger", metrics, read_from), forgotten))
+    episodes = list(ledger_entries(read_to_end(settings, EPISODES, "ledger", metrics, read_from), forgotten))
     passed = committed_offsets(settings, GROUP)
-    labels = read_to_end(settings, LABELS, "ledger", metrics)
-    letters = read_to_end(settings, DEAD_LETTERS, "ledger", metrics)
+    labels = read_to_end(settings, LABELS, "ledger", metrics, read_from)
+    letters = read_to_end(settings, DEAD_LETTERS, "ledger", metrics, read_from)
     ledger = balance(episodes, feedback, labels, letters, passed, since, until)
     if end_offsets(settings, ERASURES, metrics) != erasures:  # a new erasure deleted labels while we read: start again
-        return read_ledger(settings, since, until)
+        return read_ledger(settings, since, until, read_from)
     return ledger
 
 

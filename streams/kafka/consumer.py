@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import kafka
@@ -116,6 +117,14 @@ class Consumer:
             for key, offset in positions.items():
                 self._consumer.seek(partitions[key], max(offset, first[partitions[key]]))
 
+    def first_since(self, time: datetime) -> dict[tuple[str, int], int]:
+        """The offset of the first record that arrived at ``time`` or later, by partition; the end where there is none."""
+        with translated_errors("ask", self._settings):
+            places = list(self._consumer.assignment())
+            ends = self._consumer.end_offsets(places)
+            found = self._consumer.offsets_for_times(dict.fromkeys(places, int(time.timestamp() * 1000)))
+        return {(p.topic, p.partition): found[p].offset if found.get(p) is not None else ends[p] for p in places}
+
     def commit(self, positions: Mapping[tuple[str, int], int] | None = None) -> bool:
         """Commit, after the effects are durable. False when it failed, as after a rebalance: the new owner then repeats the work."""
         if not self._grouped:
@@ -155,10 +164,13 @@ class Consumer:
         return [kafka.TopicPartition(topic, number) for number in sorted(numbers)]
 
 
-def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: Metrics) -> Iterator[Record]:
-    """Every record of a topic from its beginning to the end that it has now: what is written meanwhile is left out."""
+def read_to_end(settings: KafkaSettings, topic: Topic[Any], part: str, metrics: Metrics, since: datetime | None = None) -> Iterator[Record]:
+    """Every record of a topic from its beginning to the end that it has now: what is written meanwhile is left out. ``since``: begin with what
+    arrived at this time."""
     consumer = Consumer(settings, [topic], part, metrics)
     try:
+        if since is not None:
+            consumer.seek(consumer.first_since(since))
         ends = {place: end for place, (first, end) in consumer.bounds(consumer.positions()).items() if first < end}
         while any(consumer.positions()[place] < end for place, end in ends.items()):
             records = consumer.poll(timeout_s=1.0, max_records=5000)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.operate.erasure_certificate import ask, await_certificate, certificate
+from infra.operate.erasure_certificate import ask, certificate
 from learner.ring.log_feed import LogFeed
 from learner.settings import LearnerSettings
 from reward.evaluation.version_replay import Replay, versions_of
@@ -118,7 +118,7 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
 
             erasure = ask(kafka, HER, "operator")
             wait_for(lambda: feed.read() or certificate(kafka, "default", erasure).complete)
-            found = await_certificate(kafka, "default", erasure, 0)
+            found = certificate(kafka, "default", erasure)
             assert found.removed["lake (files)"]["episodes"] == 1
             assert found.removed["lake (files)"]["feedback"] == OTHERS + 4
             assert found.removed["learner (prompts)"] == {"prompts": 1}

@@ -10,6 +10,7 @@ import pytest
 from infra.local.broker_access import ADMIN, BrokerAccess
 from infra.local.embedded_broker import Broker, BrokerSettings
 from infra.operate.doctor import examine
+from infra.settings.run_choice import RunChoice
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Message
@@ -140,7 +141,8 @@ def test_a_wrong_password_and_no_password_are_told_apart_from_a_broker_that_is_a
     assert "wrong" not in str(refused.value)
     monkeypatch.setenv("TIDEMILL_KAFKA__SASL_PASSWORD", "wrong")
     known = wrong.model_dump(exclude={"sasl_password"}, exclude_defaults=True)
-    findings = {each.name: each for each in examine(None, [f"run_folder={tmp_path}", *(f"kafka.{key}={value}" for key, value in known.items())])}
+    choice = RunChoice(overrides=(f"run_folder={tmp_path}", *(f"kafka.{key}={value}" for key, value in known.items())))
+    findings = {each.name: each for each in examine(choice)}
     assert not findings["kafka"].ok
     assert "refused the login of tidemill-actor" in findings["kafka"].sentence
     away = wrong.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})

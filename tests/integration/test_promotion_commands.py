@@ -96,7 +96,10 @@ def test_what_is_held_back_on_the_production_before_is_told(desk: Desk) -> None:
 def test_promote_puts_on_trial_and_only_with_now_into_production(desk: Desk) -> None:
     assert desk.type("promote", f"{desk.policy}@2", "--by", "ann").exit_code == 0
     assert desk.told["trial"]["adapter"] == f"{desk.policy}@2"
-    assert desk.type("promote", f"{desk.policy}@3", "--now", "--by", "ann", "--reason", "urgent").exit_code == 0
+    for more, status in ((("--dry-run",), 0), ((), 2)):
+        assert desk.type("promote", f"{desk.policy}@3", "--now", *more).exit_code == status
+        assert desk.told["production"] is None, "nothing was written"
+    assert desk.type("promote", f"{desk.policy}@3", "--now", "--yes", "--by", "ann", "--reason", "urgent").exit_code == 0
     told = desk.told
     assert (told["production"], told["trial"]) == (f"{desk.policy}@3", None)
     assert (told["trials"][-1]["by"], told["trials"][-1]["reason"]) == ("ann", "urgent")
@@ -104,7 +107,7 @@ def test_promote_puts_on_trial_and_only_with_now_into_production(desk: Desk) -> 
 
 def test_a_rollback_goes_one_back_or_where_it_is_told_to(desk: Desk) -> None:
     for version in (1, 2, 3):
-        desk.type("promote", f"{desk.policy}@{version}", "--now")
+        desk.type("promote", f"{desk.policy}@{version}", "--now", "--yes")
     said = desk.type("rollback")
     assert f"in production: {desk.policy}@2" in said.output
     assert f"in production: {desk.policy}@3" in desk.type("rollback", "--to", f"{desk.policy}@3").output
@@ -113,7 +116,7 @@ def test_a_rollback_goes_one_back_or_where_it_is_told_to(desk: Desk) -> None:
 
 
 def test_the_trial_alone_may_be_ended(desk: Desk) -> None:
-    desk.type("promote", f"{desk.policy}@1", "--now")
+    desk.type("promote", f"{desk.policy}@1", "--now", "--yes")
     desk.machine(2, "candidate", "shadow", "canary", canary_share=0.1)
     assert desk.type("rollback", "--trial").exit_code == 0
     told = desk.told
@@ -127,7 +130,7 @@ def test_only_what_has_shown_itself_better_can_be_approved(desk: Desk) -> None:
     text = desk.type("promotions").output
     assert "awaits approval" in text
     assert '"uplift": 0.12' in text
-    assert desk.type("approve", "--by", "ann").exit_code == 0
+    assert desk.type("approve", "--yes", "--by", "ann").exit_code == 0
     told = desk.told
     assert told["production"] == f"{desk.policy}@1"
     assert (told["trials"][0]["by"], told["trials"][0]["labels_spent"]) == ("ann", 240)
@@ -143,7 +146,7 @@ REFUSED: list[tuple[Callable[[Desk], list[str]], str]] = [
 
 
 def test_what_would_be_void_is_refused_with_its_reason_and_not_written(desk: Desk) -> None:
-    desk.type("promote", f"{desk.policy}@1", "--now")
+    desk.type("promote", f"{desk.policy}@1", "--now", "--yes")
     before = desk.told
     for words, reason in REFUSED:
         said = desk.type(*words(desk))

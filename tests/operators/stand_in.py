@@ -17,7 +17,7 @@ def move(metrics: Metrics, part: str) -> None:
             elif row.kind == "histogram":
                 metrics.observe(row.name, 0.2, **labels)
             elif row.name != "tidemill_reward_drift_alarm":  # which the test raises
-                metrics.set(row.name, float(not row.name.endswith("_alarm")), **labels)
+                metrics.set(row.name, float(not row.name.endswith(("_alarm", "_tripped"))), **labels)
 
 
 if __name__ == "__main__":

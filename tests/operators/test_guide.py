@@ -153,7 +153,7 @@ def test_on_one_machine(swaps: dict[str, str], tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, swaps)
     actor, console, prometheus = (swaps[name] if name != "8000" else swaps["127.0.0.1:8000"] for name in ("8000", "8090", "9090"))
     (ring,) = TOML.findall(ONE_MACHINE)
-    (tmp_path / "ring.toml").write_text(terminal.swapped(ring) + f"\n[console]\nport = {console}\n")
+    (tmp_path / "tidemill.toml").write_text(terminal.swapped(ring) + f"\n[console]\nport = {console}\n")
     try:
         for line in commands(ONE_MACHINE):
             if line.startswith("tidemill promote"):
@@ -181,7 +181,7 @@ def test_on_one_machine(swaps: dict[str, str], tmp_path: Path) -> None:
 
 def _published(terminal: Terminal) -> bool:
     """An adapter is on the log; where there is none, people talk on."""
-    status = subprocess.run(["bash", "-c", terminal.swapped(".venv/bin/tidemill status --json --config ring.toml")], cwd=terminal.folder, text=True,
+    status = subprocess.run(["bash", "-c", terminal.swapped(".venv/bin/tidemill status --json")], cwd=terminal.folder, text=True,
                             capture_output=True, env=os.environ | TINY, check=True)  # fmt: skip
     if json.loads(status.stdout)["adapters_published"]:
         return True
@@ -197,7 +197,7 @@ def _people_talk(terminal: Terminal) -> None:
 
 
 def _moves(terminal: Terminal) -> str:
-    done = subprocess.run(["bash", "-c", ".venv/bin/tidemill promotions --json --config ring.toml"], cwd=terminal.folder, text=True,
+    done = subprocess.run(["bash", "-c", ".venv/bin/tidemill promotions --json"], cwd=terminal.folder, text=True,
                           capture_output=True, env=os.environ | TINY, check=True)  # fmt: skip
     return done.stdout
 

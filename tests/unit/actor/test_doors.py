@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from actor.doors.openapi_document import document
 from actor.settings import ActorSettings
 from streams.core.clock import FixedClock
 from streams.core.events import Episode, Feedback
+from streams.core.health import Health
 from streams.core.metrics import Metrics
 from tests.support.captured import Spool
 
@@ -39,14 +41,16 @@ class House:
     """The doors, with one episode of tenant acme behind them, and vLLM's stand-in that knows nothing."""
 
     def __init__(self, spool: Spool | None = None, missing: tuple[str, ...] = (), keys: Path | None = None, largest: int = 2000,
-                 origins: tuple[str, ...] = ()) -> None:  # fmt: skip
+                 origins: tuple[str, ...] = (), ill: Sequence[str] = ()) -> None:  # fmt: skip
         settings = ActorSettings(max_feedback_bytes=largest, allowed_origins=origins)
         self.spool, conversations = spool or Spool(), Conversations(10)
-        publisher = EpisodePublisher(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
+        self.publisher = publisher = EpisodePublisher(self.spool, Metrics(), settings, Rules(("emails",)))  # type: ignore[arg-type]
+        self.health = Health()
         publisher.publish(Episode.model_validate({"episode_id": "ep-1", "tenant": "acme", "messages": [{"role": "user", "content": "I am a@b.co"}],
                                             "started_at": NOW, "ended_at": NOW}))  # fmt: skip
         conversations.note("acme", ConversationPlace("cv-1"), [("ep-1", "", ())])
-        doors = Doors(self._inside, settings, publisher, conversations, Metrics(), FixedClock(NOW), "default", lambda: list(missing))
+        doors = Doors(self._inside, settings, publisher, conversations, Metrics(), FixedClock(NOW), "default", lambda: list(missing),
+                      self.health, lambda: list(ill))  # fmt: skip
         self.app = KeyGate(doors, Keys(keys)) if keys else doors
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,6 +94,8 @@ def check(method: str, path: str, status: int, headers: dict[str, str], body: by
     ("POST", "/v1/feedback", b"x" * 3000, 413),
     ("GET", "/v1/episodes/ep-1", None, 200),
     ("GET", "/v1/episodes/ep-2", None, 404),
+    ("POST", "/v1/feedback", {"episode_id": "ep-2", "thumb": "up"}, 202),
+    ("POST", "/v1/feedback", {"episode_id": "ep-1-0,ep-1-1", "thumb": "up"}, 400),
     ("GET", "/healthz", None, 200),
     ("GET", "/readyz", None, 200),
     ("GET", "/metrics", None, 200),
@@ -225,3 +231,38 @@ async def test_a_field_that_is_not_known_is_named() -> None:
     assert found[0] == 400
     assert "'comment', 'stars'" in json.loads(found[2])["error"]["message"]
     check("POST", "/v1/feedback", *found)
+
+
+async def test_feedback_on_an_unknown_episode_is_taken_with_a_hint_also_when_it_is_sent_again() -> None:
+    house = House()
+    for _ in range(2):
+        status, _, body = await house.ask("POST", "/v1/feedback", {"episode_id": "ep-elsewhere", "thumb": "up"}, idempotency_key="try-1")
+        told = json.loads(body)
+        assert (status, told["episode_id"]) == (202, "ep-elsewhere")
+        assert "once the episode is on the log" in told["hint"]
+    _, _, body = await house.ask("POST", "/v1/feedback", THUMB)
+    assert "hint" not in json.loads(body)
+
+
+async def test_an_id_that_means_several_episodes_is_refused_with_what_to_send() -> None:
+    house = House()
+    house.publisher.publish(Episode.model_validate({"episode_id": "ep-7-0", "tenant": "acme", "messages": [{"role": "user", "content": "Hi"}],
+                                                    "started_at": NOW, "ended_at": NOW}))  # fmt: skip
+    for given, told in (("ep-7-0,ep-7-1", "lists 2 episodes"), ("chatcmpl-ep-7-0, ep-7-1", "lists 2 episodes"), ("chatcmpl-ep-7", "send ep-7-0")):
+        status, _, body = await house.ask("POST", "/v1/feedback", {"episode_id": given, "thumb": "up"})
+        assert (status, told in json.loads(body)["error"]["message"]) == (400, True), body
+    status, _, _ = await house.ask("POST", "/v1/feedback", {"episode_id": "order-7, second try", "thumb": "up"})
+    assert status == 202, "an agent elsewhere chooses its ids"
+    status, _, _ = await house.ask("POST", "/v1/feedback", {"episode_id": "ep-7", "thumb": "up"}, tenant="other")
+    assert status == 202, "another tenant learns nothing of it"
+
+
+async def test_healthz_names_what_is_dead_or_hangs() -> None:
+    ill: list[str] = []
+    house = House(ill=ill)
+    assert (await house.ask("GET", "/healthz"))[0] == 200
+    house.health.heartbeat("adapters", -1.0)
+    ill.append("engine")
+    found = await house.ask("GET", "/healthz")
+    check("GET", "/healthz", *found)
+    assert (found[0], json.loads(found[2])) == (503, {"status": "hanging", "hanging": ["engine", "adapters"]})

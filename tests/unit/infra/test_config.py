@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from infra.demo.demo import seed_overrides
-from infra.operate.ring_status import of_run
 from infra.settings.config import load, secrets_as_environment, shipped, to_toml
+from infra.settings.run_choice import of_run
 from streams.core.errors import ConfigError
 from streams.core.settings_section import SettingsSection
 

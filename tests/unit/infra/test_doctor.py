@@ -10,6 +10,7 @@ from infra.build.reference_pages import EXAMPLES
 from infra.operate.doctor import examine, faults
 from infra.operate.log_watch import LogFacts
 from infra.operate.ring_status import Status
+from infra.settings.run_choice import RunChoice
 from streams.core.topics import ATTESTATIONS, REWARD_MODELS
 from streams.join.ledger import Ledger
 
@@ -40,5 +41,5 @@ def test_a_refused_adapter_and_an_alarm_of_the_reward_model_are_told_with_their_
 
 def test_a_package_that_is_imported_already_is_there_whatever_its_module_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faust", ModuleType("faust"))  # as Faust leaves itself: without a spec, which find_spec refuses to look at
-    (packages,) = [finding for finding in examine(None, [f"run_folder={tmp_path}"]) if finding.name == "packages"]
+    (packages,) = [finding for finding in examine(RunChoice(overrides=(f"run_folder={tmp_path}",))) if finding.name == "packages"]
     assert packages.ok

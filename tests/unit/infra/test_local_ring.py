@@ -108,7 +108,7 @@ class BrokerOfTests:
         self._events, self._fails, self.bootstrap_servers, self.pid = events, fails, "127.0.0.1:1", None
 
     def __getattr__(self, name: str) -> Callable[[], bool]:
-        def noted() -> bool:
+        def noted(*_: object) -> bool:
             self._events.append(f"kafka {name}")
             if name == self._fails:
                 raise Unavailable(f"Kafka cannot {name}")

@@ -18,7 +18,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.S) for li
 @pytest.fixture
 def at_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the guide's settings file in it."""
-    for name, settings in zip(("ring.toml", "cluster.toml"), re.findall(r"```toml\n(.*?)```", GUIDE, re.S), strict=True):
+    for name, settings in zip(("tidemill.toml", "cluster.toml"), re.findall(r"```toml\n(.*?)```", GUIDE, re.S), strict=True):
         (tmp_path / name).write_text(settings)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -30,17 +30,17 @@ def test_every_command_and_option_of_the_guide_exists(line: str, monkeypatch: py
         monkeypatch.setenv(name, "as the guide sets it")
     command: click.Command = main
     words = shlex.split(line)[1:]
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and ((words[:1] and words[0] in command.commands) or not command.invoke_without_command):
         command = command.commands[words.pop(0)]
     command.make_context(command.name, words, resilient_parsing=False)
 
 
 def test_the_settings_of_the_guide_load_and_their_ports_are_those_it_asks(at_a_folder: Path) -> None:
-    settings = load("ring.toml", (), {})
+    settings = load("tidemill.toml", (), {})
     ports = {settings.metrics_port, settings.actor.port}
     assert {int(port) for port in re.findall(r"curl http://127.0.0.1:(\d+)/", GUIDE)} == ports
     assert f"http://127.0.0.1:{settings.console.port}/" in GUIDE
-    for name in ("ring.toml", "cluster.toml"):
+    for name in ("tidemill.toml", "cluster.toml"):
         assert CliRunner().invoke(main, ["config", "--config", name]).exit_code == 0
 
 

@@ -14,7 +14,7 @@ import pytest
 from infra.local import local_ring
 from infra.local.core_plan import core_plan
 from infra.local.local_ring import Ring, lock_run
-from infra.local.part_process import parts
+from infra.local.part_process import in_url, metrics_targets, parts
 from infra.local.part_states import parts_line, states_of
 from infra.local.port_check import check_ports, ports_of
 from infra.local.processes import LONGEST_PAUSE_S, QUIET_S, RESTARTS, DeathRecord, Processes
@@ -177,6 +177,22 @@ def test_the_ports_that_are_checked_are_those_of_the_parts_that_run() -> None:
         "metrics_port + 6 (Ray)": 9106,
     }
     check_ports(load("laptop", ("actor.port=0",), {}))
+    everywhere = load("laptop", ("metrics_port=9100", "metrics_host=0.0.0.0"), {})
+    assert {one.host for one in ports_of(everywhere) if "metrics_port" in one.setting and "Ray" not in one.setting} == {"0.0.0.0"}
+
+
+def test_scrape_targets_follow_the_address_that_metrics_listen_on() -> None:
+    def targets(*overrides: str, host: str | None = None) -> dict[str, str]:
+        return metrics_targets(load("laptop", ("metrics_port=9100", *overrides), {}), host)
+
+    assert targets() == {"streams": "127.0.0.1:9100", "reward": "127.0.0.1:9101", "learner": "127.0.0.1:9102", "actor": "127.0.0.1:8000"}
+    assert targets("metrics_host=10.0.0.7")["streams"] == "10.0.0.7:9100"
+    assert targets("metrics_host=fd00::7")["streams"] == "[fd00::7]:9100"
+    anywhere = ("metrics_host=0.0.0.0", "actor.host=0.0.0.0")
+    assert targets(*anywhere)["learner"] == f"{socket.gethostname()}:9102"
+    assert targets(*anywhere)["actor"] == f"{socket.gethostname()}:8000"
+    assert set(targets(*anywhere, host="ring-1").values()) == {"ring-1:9100", "ring-1:9101", "ring-1:9102", "ring-1:8000"}
+    assert in_url("0.0.0.0") == in_url("::") == "127.0.0.1", "for a client on this machine"
 
 
 def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
@@ -191,6 +207,40 @@ def test_stopping_a_part_ends_its_children_too(tmp_path: Path) -> None:
     assert psutil.pid_exists(grandchild)
     ours.stop_all(timeout_s=5)
     assert not psutil.pid_exists(grandchild) or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_part_that_hears_no_signal_is_killed_with_the_children_it_made_meanwhile(tmp_path: Path) -> None:
+    """As one that loads a model in a library's own code."""
+    ours = Processes(tmp_path)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    hears = f"""
+import signal, subprocess, sys, time
+def more(*_):
+    print(subprocess.Popen([sys.executable, "-c", {deaf!r}]).pid, flush=True)
+signal.signal(signal.SIGTERM, more)
+print(subprocess.Popen([sys.executable, "-c", {deaf!r}]).pid, flush=True)
+while True:
+    time.sleep(600)
+"""
+    ours.start_command("deaf", (sys.executable, "-c", hears))
+    log = tmp_path / "deaf.log"
+    wait_for(lambda: log.read_text().endswith("\n"), 20)
+    ours.stop_all(timeout_s=2, children_s=0.2)
+    made = [int(pid) for pid in log.read_text().split()]
+    assert len(made) == 2, "one before the stop, one because of it"
+    assert [pid for pid in made if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_only_a_ring_that_has_answered_somebody_gives_its_parts_time_to_finish(served: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring, waits = Ring(load("laptop", (f"run_folder={tmp_path}", "actor.drain_s=20", "actor.stop_delay_s=7"), {}), print), list[float]()
+    monkeypatch.setattr(ring.processes, "stop", lambda *_, timeout_s, children_s=5.0: waits.append(timeout_s))
+    if served:
+        answer = httpx.Response(200, json={"status": "ready", "missing": [], "run_id": ring.settings.run_id})
+        monkeypatch.setattr(local_ring.httpx, "get", lambda *_, **__: answer)
+        assert ring.actor_ready()
+    ring.stop()
+    assert waits == ([local_ring.STOP_S + 27] * len(local_ring.STOP_ORDER) if served else [local_ring.HASTY_STOP_S])
 
 
 def test_a_part_has_its_niceness_in_the_rings_own_session_where_it_counts(tmp_path: Path) -> None:

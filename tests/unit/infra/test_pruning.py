@@ -1,5 +1,6 @@
 """Pruning keeps whatever may still be needed, and deletes nothing where the log cannot say what that is."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -162,8 +163,10 @@ def test_the_command_shows_first_deletes_when_told_and_refuses_what_it_cannot_re
 
     monkeypatch.setattr(pruning, "read_to_end", log)
     options = ["prune", *(part for each in (f"run_folder={ring.folder}", "kafka.bootstrap_servers=nobody:1", *FEW) for part in ("--set", each))]
-    shown = CliRunner().invoke(main, options)
+    shown = CliRunner().invoke(main, [*options, "--dry-run"])
     assert shown.exit_code == 0
+    asked = CliRunner().invoke(main, options)
+    assert (asked.exit_code, "Add --yes to delete 1 artifacts" in asked.output) == (2, True), "nobody can be asked here"
     assert "adapters/default/1-abc1" in shown.output
     assert "1 artifacts are not needed" in shown.output
     assert len(ring.store.below("adapters/default")) == 3
@@ -173,5 +176,6 @@ def test_the_command_shows_first_deletes_when_told_and_refuses_what_it_cannot_re
     assert f"{PROMOTIONS.name}/0/7 cannot be read" in refused.output
     assert len(ring.store.below("adapters/default")) == 3
     broken.clear()
-    assert CliRunner().invoke(main, [*options, "--delete"]).exit_code == 0
+    assert json.loads(CliRunner().invoke(main, [*options, "--dry-run", "--json"]).stdout)["unneeded"].keys() == {"adapters/default/1-abc1"}
+    assert CliRunner().invoke(main, [*options, "--yes"]).exit_code == 0
     assert sorted(ring.store.below("adapters/default")) == ["adapters/default/2-abc2", "adapters/default/3-abc3"]

@@ -89,9 +89,9 @@ def test_replay_proves_a_version_equal_and_exits_0(run_folder: Path, tiny_base: 
     assert result.output.rstrip().endswith("equal")
 
 
-def test_other_settings_make_another_model_and_exit_1(run_folder: Path, tiny_base: Path) -> None:
+def test_other_settings_make_another_model_and_exit_3(run_folder: Path, tiny_base: Path) -> None:
     result = tidemill(run_folder, tiny_base, "replay", "--set", "reward.l2=9")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "NOT EQUAL" in result.output
 
 

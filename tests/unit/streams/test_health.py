@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from streams.core.errors import ConfigError
 from streams.core.health import Health, serve
 from streams.core.metrics import Metrics
 
@@ -55,6 +56,16 @@ def test_a_loop_that_hangs_makes_the_part_neither_alive_nor_ready_until_it_turns
     assert ask(port, "/readyz")[0] == 503
     health.heartbeat("join", 60)
     assert (ask(port, "/healthz")[0], ask(port, "/readyz")[0]) == (200, 200)
+
+
+def test_it_listens_where_it_is_told_and_a_taken_address_is_an_error_that_names_the_settings() -> None:
+    port = serve(Metrics(), Health(), host="127.0.0.2")
+    with urllib.request.urlopen(f"http://127.0.0.2:{port}/healthz", timeout=5) as answer:
+        assert answer.status == 200
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5)
+    with pytest.raises(ConfigError, match=f"metrics_host and metrics_port: 127.0.0.2:{port} cannot be listened on"):
+        serve(Metrics(), Health(), port, "127.0.0.2")
 
 
 def test_metrics_are_beside_it_and_nothing_else(served: tuple[int, Health, Metrics, Hands]) -> None:

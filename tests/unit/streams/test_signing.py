@@ -83,13 +83,13 @@ def test_the_same_content_put_again_with_a_key_becomes_signed(tmp_path: Path, fo
 
 def test_a_key_that_is_none_is_refused_and_never_repeated() -> None:
     for setting in ("signing.private_key=c2hvcnQ=", "signing.private_key=***"):
-        with pytest.raises(ConfigError, match="32 bytes in base64; `tidemill keygen` makes a pair") as refused:
+        with pytest.raises(ConfigError, match="32 bytes in base64; `tidemill keys signing` makes a pair") as refused:
             load(None, (setting,), {})
         assert "c2hvcnQ" not in str(refused.value)
 
 
 def test_a_new_pair_is_told_as_settings_that_load_and_the_private_key_reaches_no_file() -> None:
-    said = CliRunner().invoke(main, ["keygen"]).output
+    said = CliRunner().invoke(main, ["keys", "signing"]).output
     secret = said.split("PRIVATE_KEY=")[1].splitlines()[0]
     trusted = tomllib.loads(said[said.index("[signing]") :])["signing"]["trusted_keys"]
     settings = load(None, (), {"TIDEMILL_SIGNING__PRIVATE_KEY": secret})
