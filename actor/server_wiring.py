@@ -24,8 +24,8 @@ from actor.capture.media_store import MediaStore
 from actor.capture.redaction import Redactor
 from actor.capture.sampled_logprobs import leave_out_text
 from actor.capture.server_paths import ServerPaths
-from actor.capture.setting_names import SettingNames
 from actor.doors.http_doors import Doors
+from actor.doors.setting_names import SettingNames
 from actor.doors.stop_replies import StopReplies
 from actor.settings import ActorSettings
 from streams.core.errors import Unavailable

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from actor.capture.setting_names import LARGEST_BYTES, SETTINGS, SettingNames, in_our_words
+from actor.doors.setting_names import LARGEST_BYTES, SETTINGS, SettingNames, in_our_words
 from actor.settings import ActorSettings
 from actor.vllm_server import arguments
 from streams.artifacts.artifact_store import ArtifactStore
