@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from streams.core.events import Erased, Label
-from streams.core.part_context import PartContext
 from streams.core.topics import ERASED, LABELS
 from streams.erasure.erasure_follower import ErasureRequest
 from streams.erasure.forgotten_people import Forgotten, record_without
@@ -17,18 +16,7 @@ from streams.join.feedback_join import FeedbackJoin
 from streams.join.join_settings import EvidenceSettings
 from streams.join.sqlite_state import EPOCH, PartitionState
 from streams.join.stale_label_repair import raise_erasure_rank
-from streams.kafka import Producer, Record, read_to_end
-
-
-def labels_naming(forgotten: Forgotten, context: PartContext) -> dict[int, dict[str, Record]]:
-    """By partition and episode: the newest label, where it names an erased person. Reads the whole topic once."""
-    found: dict[int, dict[str, Record]] = {}
-    for record in read_to_end(context.kafka, LABELS, "join", context.metrics):
-        episode_id, partition = (record.key or b"").decode(errors="replace"), found.setdefault(record.partition, {})
-        partition.pop(episode_id, None)
-        if forgotten.names(record.value):
-            partition[episode_id] = record
-    return found
+from streams.kafka import Producer, Record
 
 
 def erase_from_partition(

@@ -11,10 +11,10 @@ from streams.core.errors import Unavailable
 from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK, LABELS
 from streams.erasure.erasure_follower import ErasureFollower
-from streams.join.join_erasure import labels_naming
 from streams.join.join_settings import JoinSettings
 from streams.join.log_retention import remembered
 from streams.join.partition_processor import PartitionProcessor
+from streams.join.people_eraser import PeopleEraser
 from streams.kafka import Consumer, Producer, retentions
 from streams.kafka.dead_letters import DeadLetters
 
@@ -38,6 +38,7 @@ class JoinSession:
         self._consumer = Consumer(context.kafka, [EPISODES, FEEDBACK], "join", context.metrics, group=GROUP)
         self._remembered = remembered(settings, retentions(context.kafka))
         self.parts: dict[int, PartitionProcessor] = {}
+        self._eraser = PeopleEraser(self._erasures, context)
         self._told: dict[tuple[str, int], int] = {}
         self._refused, self._expire_at_s = 0, 0.0
 
@@ -45,7 +46,7 @@ class JoinSession:
         """Fold a batch, and make it durable. Raises Unavailable."""
         settings, context, now_s = self._settings, self._context, self._context.clock.monotonic_s()
         context.health.heartbeat("join", TURN_S)
-        records = self._consumer.poll(0.5, settings.batch_records)
+        records = self._consumer.poll(0.0 if self._eraser.is_scanning else 0.5, settings.batch_records)
         if (owned := self._consumer.take_assignment()) is not None:
             self._own({partition for _, partition in owned})
             return
@@ -69,15 +70,12 @@ class JoinSession:
             if self._consumer.commit(self._places()):  # no other member has taken over: one that does so later writes after these ends
                 for (_, number), (_, end) in ends.items():
                     self.parts[number].repair_labels(end, self._producer)
-        self._erasures.poll()
-        if forgetting := [part for part in current if part.erasures_due]:
-            labels = labels_naming(self._erasures.forgotten, context)
-            for part in forgetting:
-                part.erase_people(labels.get(part.number, {}).values(), self._producer)
+        self._eraser.turn(current, self._producer)
 
     def close(self) -> None:
         """Leave the group. What was not committed will be folded again."""
         self._close_parts()
+        self._eraser.drop_scan()
         self._erasures.close()
         self._consumer.close()
         self._producer.close(timeout_s=2.0)  # everything committed is acknowledged already; the rest is sent again
@@ -88,6 +86,7 @@ class JoinSession:
         for number in sorted(numbers):
             self.parts[number] = PartitionProcessor(number, self._settings, self._context, self._letters, self._erasures, self._remembered)
         self._consumer.seek({key: offset for part in self.parts.values() for key, offset in part.start(self._consumer).items()})
+        self._eraser.drop_scan()
         self._told, self._refused = {}, 0
         log.info("the join owns partitions", partitions=sorted(self.parts), catches_up=[n for n, part in self.parts.items() if part.catching_up])
 

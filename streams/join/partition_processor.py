@@ -172,15 +172,16 @@ class PartitionProcessor:
         """True while there are erasures that this partition has not carried out."""
         return self.reached[ERASURES.name].next < self._erasures.end
 
-    def erase_people(self, labels: Iterable[Record], producer: Producer) -> None:
-        """Carry out all new erasures, in the state and in ``labels`` (the newest on the log that name these people). Commits everything folded."""
-        asked = self._erasures.since(self.reached[ERASURES.name].next)
+    def erase_people(self, labels: Iterable[Record], erasures_end: int, producer: Producer) -> None:
+        """Carry out the new erasures before this offset, in the state and in ``labels`` (the newest on the log that name these people). Commits
+        everything folded."""
+        asked = [each for each in self._erasures.since(self.reached[ERASURES.name].next) if each.offset < erasures_end]
         removal = erase_from_partition(self.store, self._join, self._erasures.forgotten, labels, self._settings)
         end = removal.publish(producer)
         self.commit()
         self.store.wipe_log()
         removal.report(asked, self.number, end, producer, self._context.clock.now())
-        self.reached[ERASURES.name] = Reached(self._erasures.end)
+        self.reached[ERASURES.name] = Reached(max(erasures_end, self.reached[ERASURES.name].next))
         self.commit()
         log.info("people erased", partition=self.number, people=len(asked), **removal.removed)
 
