@@ -14,6 +14,14 @@ class RewardSettings(FeatureSettings, HeadFitSettings, VoteSettings, UpdaterSett
     """The streaming reward model: frozen backbone, ensemble of heads, replay buffer."""
 
     @model_validator(mode="after")
+    def _other_kinds_name_their_folder(self) -> Self:
+        if self.backbone_kind != "language_model" and self.backbone is None:
+            raise ValueError(
+                f"reward.backbone_kind = {self.backbone_kind} needs reward.backbone, the folder of that model: the policy's base is a language model"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _first_version_fits_the_buffer(self) -> Self:
         if self.min_labels > self.buffer_labels:
             raise ValueError(f"reward.min_labels = {self.min_labels} never fits into reward.buffer_labels = {self.buffer_labels}")

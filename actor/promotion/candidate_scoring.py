@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 
 from reward.evaluation.calibration import brier_losses
-from reward.features.featurizer import Features, Featurizer, Pair
+from reward.features.featurizer import Features, Pair
+from reward.features.part_features import features_of_part
 from reward.fit.label_entries import opening_of
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
@@ -51,7 +52,7 @@ class RewardJudge:
 
     def _backbone(self) -> Features:
         if self._features is None:
-            self._features = Featurizer.for_part(self._context.base, self._settings)
+            self._features = features_of_part(self._context.base, self._settings)
         return self._features
 
     def _load(self, version: RewardModelVersion) -> RewardModel:

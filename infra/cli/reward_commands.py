@@ -144,10 +144,10 @@ def _replay(settings: "Settings", without: str | None = None) -> "Replay":
 
     from infra.local.part_process import base_folder
     from reward.evaluation.version_replay import Replay
-    from reward.features.featurizer import Featurizer
+    from reward.features.part_features import features_of_part
     from streams.erasure.forgotten_people import Forgotten
 
     torch.set_num_threads(settings.reward.threads)  # as the updater does: other threads, other last bits
-    featurizer = Featurizer.for_part(base_folder(settings.policy), settings.reward)
+    featurizer = features_of_part(base_folder(settings.policy), settings.reward)
     person = None if without is None else Forgotten.as_if_absent(without)
     return Replay(_lake(settings), settings.policy.name, settings.reward, featurizer, person, settings.join, settings.kafka.partitions)

@@ -14,7 +14,7 @@ from streams.lake.parquet_lake import Lake
 if TYPE_CHECKING:  # torch and transformers take seconds to import; they are imported at the first question
     from reward.evaluation.score_explanation import Explanation
     from reward.evaluation.version_replay import Replay
-    from reward.features.featurizer import Featurizer
+    from reward.features.feature_store import PartFeatures
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Explainer:
         self._settings, self._lake = as_the_run_computes(settings), Lake(lake_uri(settings))
         self._artifacts = artifact_store(settings)
         self._busy = threading.Lock()
-        self._featurizer: Featurizer | None = None
+        self._featurizer: PartFeatures | None = None
         self._reached: tuple[int, Replay] | None = None
 
     def explain(self, episode_id: str, number: int | None = None) -> Explained:
@@ -94,9 +94,9 @@ class Explainer:
         import torch
 
         from reward.evaluation.version_replay import Replay
-        from reward.features.featurizer import Featurizer
+        from reward.features.part_features import features_of_part
 
         if self._featurizer is None:
             torch.set_num_threads(self._settings.reward.threads)  # as the updater does: the number of threads changes the last bits
-            self._featurizer = Featurizer.for_part(base_folder(self._settings.policy), self._settings.reward)
+            self._featurizer = features_of_part(base_folder(self._settings.policy), self._settings.reward)
         return Replay(self._lake, self._settings.policy.name, self._settings.reward, self._featurizer, partitions=self._settings.kafka.partitions)

@@ -17,7 +17,7 @@ from learner.ring.adapter_recipe import AdapterRecipe
 from learner.rollouts.rollout_engines import TransformersEngine, make_engine
 from learner.runs.learner_process import RewardScorer
 from learner.runs.trainer import Trainer
-from reward.features.featurizer import Featurizer
+from reward.features.part_features import features_of_part
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint, sha256_of
@@ -62,7 +62,7 @@ def replay(chain: Sequence[AdapterVersion], store: ArtifactStore, base: Path, re
         torch.set_num_threads(recipes[0].threads)
         policy = Policy(base, recipes[0].settings)
         trainer = Trainer(policy, make_engine(policy, recipes[0].settings), recipes[0].settings)
-        featurizer = Featurizer.for_part(base, reward)
+        featurizer = features_of_part(base, reward)
         if featurizer.fingerprint != recipes[0].features:
             raise ConfigError("the reward model's features differ: use the [reward] settings of the run, such as its config.toml")
         models: dict[str, RewardModel] = {}

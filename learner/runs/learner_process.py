@@ -25,7 +25,8 @@ from learner.runs.idle_priority import lower_priority
 from learner.runs.step_progress import PROGRESS_FILE, StepTeller
 from learner.runs.trainer import Prompt, StepResult, Trainer
 from learner.settings import LearnerSettings
-from reward.features.featurizer import Featurizer
+from reward.features.featurizer import Features
+from reward.features.part_features import features_of_part
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
 from streams.core.errors import BadArtifact
@@ -47,7 +48,7 @@ class StepReport:
 class RewardScorer:
     """The newest reward model's lower confidence bound, in [0, 1]: answers about which it is unsure get less."""
 
-    def __init__(self, featurizer: Featurizer, model: RewardModel) -> None:
+    def __init__(self, featurizer: Features, model: RewardModel) -> None:
         self._featurizer, self._model = featurizer, model
 
     def __call__(self, pairs: Sequence[tuple[Prompt, str]]) -> list[float]:
@@ -82,7 +83,7 @@ class LearnerProcess:
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings, teller)
         step = checkpoint.load(self._trainer, state / "checkpoints")
         self._notebook = StepHistory(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
-        self._featurizer = Featurizer.for_part(base, reward)
+        self._featurizer = features_of_part(base, reward)
         self._reward: tuple[Path, RewardModel] | None = None
         self._last: StepResult | None = None
         self._exported: dict[str, Tensor] | None = None

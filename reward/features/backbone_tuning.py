@@ -78,6 +78,8 @@ def tune(backbone: Path, labels: Sequence[Label], settings: RewardSettings, reci
 
     ``out`` is written whether or not it is better: see ``Tuned.better``.
     """
+    if settings.backbone_kind != "language_model":
+        raise ConfigError(f"reward.backbone_kind = {settings.backbone_kind}: only a language_model can be tuned")
     if out.exists():
         raise ConfigError(f"{out} exists already: name a new folder")
     known = sorted((label for label in labels if label.verdict is not None), key=lambda label: (label.newest_feedback_at, label.episode_id))

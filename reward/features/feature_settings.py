@@ -14,11 +14,20 @@ class FeatureSettings(SettingsSection):
     backbone: Path | None = None
     """Folder of the model that the features come from (``tidemill reward tune`` writes one). None: the dense model of the policy's base. Another
     backbone means other features: the updater then reads all labels again."""
+    backbone_kind: Literal["language_model", "reward_model", "embedding"] = "language_model"
+    """What the folder holds. ``language_model``: its states are features. ``reward_model``: a sequence classifier with one output, as reward models
+    are published (its output and the answer's length are the features). ``embedding``: an encoder whose token states are pooled."""
+    pooling: Literal["mean", "first", "last"] = "mean"
+    """How an ``embedding`` backbone's states become one vector: the mean over tokens, the first token (BERT's CLS) or the last. Its model card says
+    which."""
+    backbone_batch: int = Field(default=8, ge=1, le=4096)
+    """Pairs that run together on a ``reward_model`` or ``embedding`` backbone; on a GPU, more are faster. Batches change the last bits: 1 where
+    versions must be rebuilt bit for bit."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of the frozen backbone. Features are float32 either way. ``auto``: in a ring on one machine the faster one there, by a short
     measurement at the start; bfloat16 for parts that run apart, since all of them need the same features."""
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    """Device of the backbone."""
+    """Device of the backbone, to which it is moved once."""
     threads: int = Field(default=1, ge=1, le=256)
     """Processor threads of the updater. On a machine shared with learner and actor, more than one costs more in waiting than it gains."""
     max_prompt_tokens: int = Field(default=256, ge=8, le=100_000)
@@ -27,6 +36,9 @@ class FeatureSettings(SettingsSection):
     """Of a longer answer, only the first tokens are used."""
     feature_cache_pairs: int = Field(default=4096, ge=0, le=1_000_000)
     """Prompts with answers whose features are kept in memory (about 4 kB each). The least recently used one is dropped first."""
+    feature_store_pairs: int = Field(default=20_000, ge=0, le=100_000_000)
+    """Prompts with answers whose features the updater keeps in a file (features.sqlite3, by content), so that a restart or reading all labels again
+    computes none of them twice. The oldest are dropped first; an erasure empties the file. 0: no file."""
     mean_layer_ratio: float = Field(default=0.27, gt=0, le=1)
     """Depth of the layer whose mean over the answer is used, as a share of the backbone's layers."""
     last_layer_ratio: float = Field(default=0.67, gt=0, le=1)

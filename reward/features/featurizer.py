@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,11 +71,6 @@ class Featurizer:
         self._prefix: tuple[tuple[int, ...], Any] | None = None
         self._lock = Lock()
 
-    @classmethod
-    def for_part(cls, base: Path, settings: RewardSettings) -> Self:
-        """The featurizer on the backbone that the settings name, or on the dense model of this base."""
-        return cls(settings.backbone_of(base), settings)
-
     @property
     def blocks(self) -> tuple[tuple[int, float], ...]:
         relation = tuple((size, RELATION_GAIN * (size / RELATIONS) ** 0.5) for size in (COVERAGES, 1, FORMS - 1))
@@ -123,7 +118,7 @@ class Featurizer:
         asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
         mean_H, last_H = self.two_states(self._states(tuple(self._prompt_ids(messages)), tuple(answer_ids)), 0)
         words_H = self._words(answer_ids[:-1])
-        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + _form(whole_ids), device=words_H.device)
+        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + form_of(whole_ids), device=words_H.device)
         row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
         return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
 
@@ -181,8 +176,7 @@ class Featurizer:
 
     def _ids(self, text: str, special: bool = False) -> list[int]:
         """Tokens of a text. Only our own rendering may contain special tokens; in a person's text they are ordinary characters."""
-        whole = text.encode(errors="replace").decode()  # JSON lets half a surrogate pair through, the tokenizer does not
-        ids: list[int] = self._tokenizer(whole, add_special_tokens=False, split_special_tokens=not special).input_ids
+        ids: list[int] = self._tokenizer(whole_characters(text), add_special_tokens=False, split_special_tokens=not special).input_ids
         return ids
 
     def _render(self, messages: Sequence[Message]) -> str:
@@ -218,7 +212,12 @@ def load_model(backbone: Path, **arguments: Any) -> Any:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _form(ids: Sequence[int]) -> list[float]:
+def whole_characters(text: str) -> str:
+    """The text without half surrogate pairs: JSON lets them through, tokenizers do not."""
+    return text.encode(errors="replace").decode()
+
+
+def form_of(ids: Sequence[int]) -> list[float]:
     """Length and repetition of the whole answer, beyond ``max_answer_tokens`` too: people see all of it."""
     return [math.log1p(len(ids)), len(ids) / 50, len(set(ids)) / max(1, len(ids))]
 

@@ -1,7 +1,7 @@
 """Makes the replay buffer's entry of a label: features, channel verdicts, weights, and the slices that it belongs to."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,23 +16,44 @@ from streams.kafka import Record
 SPOKEN = frozenset({FeedbackKind.THUMB, FeedbackKind.RATING, FeedbackKind.CORRECTION, FeedbackKind.COMPARISON})
 
 
-def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> BufferEntry:
-    """The entry of a label, still without a prediction of the current model."""
+def entries_of(labels: Sequence[Label], features: Features, vote_weight: Callable[[Label], float] = lambda _: 1.0) -> list[BufferEntry]:
+    """The entries of labels, still without a prediction of the current model. All their features are asked for at once: some backbones compute many
+    together in the time of one."""
+    bare = [_without_features(label, vote_weight) for label in labels]
+    texts = [
+        [] if entry.verdict is None and not corrections and not entry.over else [label.answer, *corrections]
+        for label, (entry, corrections) in zip(labels, bare, strict=True)
+    ]
+    pairs = [(label.messages, answer) for label, answers in zip(labels, texts, strict=True) for answer in answers]
+    if not pairs:
+        return [entry for entry, _ in bare]
+    rows_ND = features.features(pairs).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
+    parts = rows_ND.split([len(answers) for answers in texts])
+    return [
+        replace(entry, features_D=part_ND[0], corrections=tuple(part_ND[1:])) if len(part_ND) else entry
+        for (entry, _), part_ND in zip(bare, parts, strict=True)
+    ]
+
+
+def _without_features(label: Label, vote_weight: Callable[[Label], float]) -> tuple[BufferEntry, list[str]]:
+    """The entry of a label without features, and the corrected answers that count in it."""
     said, weights = channel_verdicts(label)
     corrections = [vote.text for vote in label.votes if vote.kind is FeedbackKind.CORRECTION and vote.text]
     over = tuple(vote.over for vote in label.votes if vote.kind is FeedbackKind.COMPARISON and vote.over)
-    bare = BufferEntry(
+    of_correction, of_comparison = weights.get(Channel.CORRECTIONS, 0.0), weights.get(Channel.COMPARISONS, 0.0)
+    entry = BufferEntry(
         episode_id=label.episode_id,
         verdict=verdict_in(said),
         feedback_count=len(label.feedback_ids),
         newest_feedback_at=label.newest_feedback_at,
         features_D=None,
+        over=over if of_comparison else (),
         voters=_voters(label),
         evidence=said,
         ratings=tuple(
             sorted(round(v.value * 4) + 1 for v in newest_votes(label.votes).values() if v.kind is FeedbackKind.RATING and v.value is not None)
         ),
-        pair_weights=(weights.get(Channel.CORRECTIONS, 0.0), weights.get(Channel.COMPARISONS, 0.0)),
+        pair_weights=(of_correction, of_comparison),
         vote_weight=vote_weight(label),
         adapter=label.adapter,
         words=len(label.answer.split()),
@@ -42,11 +63,7 @@ def entry_of(label: Label, features: Features, vote_weight: Callable[[Label], fl
         opening=opening_of(label),
         erasures=label.erasures,
     )
-    corrections, over = (corrections if bare.pair_weights[0] else []), (over if bare.pair_weights[1] else ())
-    if bare.verdict is None and not corrections and not over:
-        return bare
-    features_ND = features.features([(label.messages, answer) for answer in (label.answer, *corrections)]).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
-    return replace(bare, features_D=features_ND[0], corrections=tuple(features_ND[1:]), over=over)
+    return entry, corrections if of_correction else []
 
 
 class ReadLabel(NamedTuple):

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import structlog
 
-from reward.features.featurizer import Featurizer
+from reward.features.part_features import features_of_part
 from reward.fit.buffer_entry import BUFFER_LAYOUT, BufferEntry
 from reward.fit.label_entries import ReadLabel, labels_and_tombstones
 from reward.settings import RewardSettings
@@ -56,7 +56,7 @@ class BatchSteps:
 
     def __init__(self, settings: RewardSettings, context: PartContext) -> None:
         self._context = context
-        self._featurizer = featurizer = Featurizer.for_part(context.base, settings)
+        self._featurizer = featurizer = features_of_part(context.base, settings, context.state)
         self._producer = Producer(context.kafka, context.metrics, "tidemill-reward")
         self._dead = DeadLetters(self._producer, context.clock, context.metrics, "reward")
         self._versions = VersionPublisher(settings, context, self._producer, featurizer.fingerprint)

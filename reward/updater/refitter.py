@@ -10,7 +10,7 @@ from reward.evaluation.version_evaluator import Evaluation, evaluate
 from reward.features.featurizer import Features
 from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import FitRecipe, Rows, fit
-from reward.fit.label_entries import entry_of
+from reward.fit.label_entries import entries_of
 from reward.fit.replay_buffer import ReplayBuffer
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
@@ -65,7 +65,7 @@ class Refitter:
     def prepare(self, labels: Sequence[Label], unseen: bool = True) -> list[BufferEntry]:
         """Entries of the labels, each with the published model's prediction if that model has not seen the label. Slow; on any thread."""
         weigh = self._propensity.weight_of if self._propensity else (lambda _: 1.0)
-        entries = [entry_of(label, self.features, weigh) for label in labels]
+        entries = entries_of(labels, self.features, weigh)
         return self.predicted(entries) if unseen else entries
 
     def absorb(self, entries: Sequence[BufferEntry], gone: Sequence[str] = ()) -> dict[str, bytes | None]:

@@ -36,7 +36,7 @@ def test_it_writes_a_backbone_that_differs_where_it_was_tuned_and_comes_out_the_
     assert "embed_tokens.weight" in same
     assert any("layers.0" in name for name in set(first) - same)
     assert not [name for name in set(first) - same if "layers.1" in name]  # the features do not run through it
-    old, new = Featurizer(base, SETTINGS), Featurizer.for_part(tiny_base, SETTINGS.model_copy(update={"backbone": tmp_path / "a"}))
+    old, new = Featurizer(base, SETTINGS), Featurizer(tmp_path / "a", SETTINGS)
     assert new.fingerprint != old.fingerprint
     pair, (words, _), *_ = [(labels[0].messages, labels[0].answer)], *old.blocks
     assert torch.equal(new.features(pair)[:, :words], old.features(pair)[:, :words])

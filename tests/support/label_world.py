@@ -45,7 +45,7 @@ class LabelWorld:
             pytest.MonkeyPatch.context() as clients,
             patch.object(batch_steps, "committed_offsets", lambda *_: dict(self.taken)),
             patch.object(batch_steps, "end_offsets", lambda *_: self.ends()),
-            patch.object(batch_steps.Featurizer, "for_part", lambda *_: self._features),
+            patch.object(batch_steps, "features_of_part", lambda *_: self._features),
         ):
             install(clients, self.log)
             steps = BatchSteps(self.settings, self.context)
