@@ -6,6 +6,9 @@ from pydantic import Field
 
 from streams.core.settings_section import SettingsSection
 
+HEAD_ROWS = 1024
+"""Tokens that the output head takes at a time: enough for full speed; a vocabulary's worth of numbers for each is a large table."""
+
 
 class ComputeSettings(SettingsSection):
     """Precision, threads and memory."""

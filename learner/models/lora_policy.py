@@ -35,9 +35,6 @@ from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Message
 
 """Name of the shared experts' module in DeepSeek's layers."""
-HEAD_ROWS = 1024
-"""Tokens that the output head takes at a time where activations are computed again: a vocabulary's worth of numbers for each is the most
-memory that a step needs."""
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -91,11 +88,9 @@ class Policy:
         for module in self._peft.modules():
             split |= _factor(module, mesh, self._factors, settings.packs_weights)
             _factor_linear(module, self._factors)
-        self._head, self._head_rows = self._of_targets, 1 << 40
         head = self.causal_lm.lm_head
         self._packed_head = FrozenStack(head.weight[None], packs=True) if settings.packs_weights and head.bias is None else None
         if settings.recompute_activations:
-            self._head, self._head_rows = partial(_recomputed, self._of_targets), HEAD_ROWS
             for layer in self.causal_lm.model.layers:
                 layer.forward = partial(_recomputed, layer.forward)
         self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
@@ -132,9 +127,9 @@ class Policy:
     def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
         """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""
         hidden_KH = self._hidden(packed)
-        parts = zip(hidden_KH.split(self._head_rows), packed.target_K.split(self._head_rows), strict=True)
-        logprobs, entropies = zip(*(self._head(hidden, target, temperature) for hidden, target in parts), strict=True)
-        return TokenStats(packed.spread(torch.cat(logprobs)), packed.spread(torch.cat(entropies)), hidden_KH.detach())
+        head = self.causal_lm.lm_head
+        logprobs_K, entropy_K = TokenScores.apply(hidden_KH, head.weight, head.bias, packed.target_K, temperature)
+        return TokenStats(packed.spread(logprobs_K), packed.spread(entropy_K), hidden_KH.detach())
 
     def distributions(self, packed: Packed, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the whole vocabulary at every output token, [K, V], in nats."""
@@ -149,12 +144,6 @@ class Policy:
             layout=packed.layout,
         ).last_hidden_state
         return hidden_RNH.flatten(0, 1)[packed.source_K]
-
-    def _of_targets(self, hidden_KH: Tensor, target_K: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability of each token and entropy of the distribution that it comes from, [K] each."""
-        head = self.causal_lm.lm_head
-        found: tuple[Tensor, Tensor] = TokenScores.apply(hidden_KH, head.weight, head.bias, target_K, temperature)
-        return found
 
     def next_logits(self, **inputs: Any) -> Tensor:
         """Logits of what follows each row's last token, [B, V]; arguments as of the transformers model, whose cache they fill.

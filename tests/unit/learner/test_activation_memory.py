@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_training_step import ASKED, SETTINGS, says_e, trainer
 
-from learner.models import lora_policy as policy_module
+from learner.models import output_head
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
 from learner.settings import LearnerSettings
@@ -36,7 +36,7 @@ def update(base: Path, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
 
 
 def test_what_is_computed_again_gives_the_same_gradients_and_is_not_kept(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_module, "HEAD_ROWS", 3)  # of 10 output tokens: the head takes four turns
+    monkeypatch.setattr(output_head, "HEAD_ROWS", 3)  # of 10 output tokens: the head takes four turns
     plain, kept = update(tiny_base, recompute=False)
     again, kept_less = update(tiny_base, recompute=True)
     assert plain.keys() == again.keys()
