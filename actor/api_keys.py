@@ -19,10 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from actor.asgi_replies import reply
+from actor.rollout_requests import is_rollout
 from streams.core.errors import ConfigError
 from streams.core.events import Name, Sha256
 
-ScopeName = Literal["talk", "feedback", "assign", "operate"]
+ScopeName = Literal["talk", "feedback", "assign", "rollout", "operate"]
 OPEN = frozenset({"/healthz", "/readyz", "/chat", "/chat/chat.css", "/chat/chat.js", "/tidemill/openapi.json"})
 """Paths that need no key: load balancers have none, and the chat page and the OpenAPI document hold nothing secret (the page asks for a key)."""
 TENANT = "tidemill.tenant"
@@ -42,7 +43,7 @@ class Key(BaseModel):
     tenant: Name
     scopes: Annotated[tuple[ScopeName, ...], Field(min_length=1)]
     """``talk``: ask for answers. ``feedback``: give feedback and see the tenant's recent episodes. ``assign``: the conversations and people that it
-    names decide on which side of a canary an answer falls. ``operate``: metrics and all else, ``assign`` too."""
+    names decide on which side of a canary an answer falls. ``rollout``: a learner's rollouts. ``operate``: metrics and all else, ``assign`` too."""
     requests_per_minute: int = Field(default=600, ge=1, le=10_000_000)
     """Sustained rate. A burst may have two seconds' worth of requests, and at least ten."""
 
@@ -158,7 +159,7 @@ class KeyGate:
             await self._app(scope, receive, send)
             return
         authorization = next((value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"authorization"), None)
-        found = self._keys.admit(authorization, needed_for(scope["path"]))
+        found = self._keys.admit(authorization, needed_for(scope["path"], is_rollout(scope)))
         if isinstance(found, Key):
             await self._app({**scope, TENANT: found.tenant, SCOPES: found.scopes}, receive, send)
         elif scope["type"] == "websocket":
@@ -167,11 +168,12 @@ class KeyGate:
             await reply(send, found.status, {"error": {"message": found.message, "type": "invalid_request_error"}}, found.headers)
 
 
-def needed_for(path: str) -> ScopeName:
-    """The scope that a key needs for this path."""
+def needed_for(path: str, rollout: bool = False) -> ScopeName:
+    """The scope that a key needs for this path; ``rollout``: the request says that it asks for a learner's rollouts."""
     if path == "/v1/feedback" or path.startswith("/v1/episodes/"):
         return "feedback"
-    return "talk" if path.startswith("/v1/") else "operate"
+    talk: ScopeName = "rollout" if rollout else "talk"
+    return talk if path.startswith("/v1/") else "operate"
 
 
 def tenant_of(scope: Any) -> str:

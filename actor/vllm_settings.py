@@ -24,8 +24,11 @@ class VllmSettings(SettingsSection):
     """Memory for the key-value cache on a CPU."""
     cpu_threads: int = Field(default=0, ge=0, le=1024)
     """Threads for matrix products on a CPU. 0: as many as are fastest on this machine, as for ``dtype``."""
-    enforce_eager: bool = True
-    """Do not compile the model at the start. On a CPU with LoRA vLLM never compiles; on a GPU False is faster once it is up."""
+    gpu_memory_ratio: float = Field(default=0.9, gt=0, le=1)
+    """Part of a GPU's memory that vLLM uses, weights, adapters and key-value cache together. Smaller where the learner computes on the same GPU."""
+    enforce_eager: bool | Literal["auto"] = "auto"
+    """Do not compile the model and record no CUDA graphs at the start. ``auto``: true on a CPU, where vLLM with LoRA never compiles; false on a GPU,
+    where answers are faster for a longer start."""
     max_loras: int = Field(default=4, ge=2, le=64)
     """Adapters that one batch may mix: production, the one before it, and new ones."""
     max_rank: Literal[8, 16, 32, 64, 128, 256] = 16
@@ -36,6 +39,9 @@ class VllmSettings(SettingsSection):
     """Level of vLLM's own log."""
     engine_metrics: bool = True
     """Serve vLLM's own metrics (``vllm:…``) on ``/metrics`` too."""
+    vllm_args: tuple[str, ...] = ()
+    """Further arguments of vLLM's server, as on its command line: ``["--tensor-parallel-size=2", "--quantization=fp8"]``. Read by vLLM's own parser
+    before a model is loaded; what another setting decides is refused with that setting's name."""
     tool_call_parser: str | None = None
     """Name of vLLM's parser that turns the model's text into tool calls. None: only tool calls that vLLM forces."""
 

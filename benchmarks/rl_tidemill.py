@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.rl_task import Curve, Task, prompt, true_reward
 from learner.models.lora_policy import Policy
-from learner.rollouts.rollout_engines import make_engine
+from learner.rollouts.engine_choice import make_engine
 from learner.runs.trainer import Prompt, Trainer
 
 

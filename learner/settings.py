@@ -39,6 +39,15 @@ class LearnerSettings(
     def _the_layout_fits_the_work(self) -> Self:
         if self.model_parallel > 1 and self.engine == "vllm":
             raise ValueError("learner.engine = vllm holds a whole base on one device; with learner.model_parallel above 1 use transformers")
+        if self.engine == "actor":
+            if self.temperature != 1.0:
+                raise ValueError(f"learner.engine = actor samples at temperature 1 only (learner.temperature = {self.temperature:g}):"
+                                 " actors tell the log-probabilities before temperature")  # fmt: skip
+            if self.publish_every - 1 > self.max_policy_lag:
+                raise ValueError(f"learner.engine = actor samples with published adapters: learner.publish_every = {self.publish_every} must be"
+                                 f" at most learner.max_policy_lag + 1 = {self.max_policy_lag + 1}")  # fmt: skip
+            if self.replay_routing:
+                raise ValueError("learner.replay_routing needs learner.engine = transformers: actors do not tell what their routers chose")
         if self.sample_ahead and (self.max_policy_lag == 0 or self.model_parallel > 1):
             raise ValueError("learner.sample_ahead needs learner.max_policy_lag of at least 1 and an undivided base (learner.model_parallel = 1)")
         if self.advantage == "gae" and self.workers > self.model_parallel:

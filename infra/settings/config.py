@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     metrics_host: str = Field(default="127.0.0.1", min_length=1, max_length=253)
     """Address on which they listen. ``0.0.0.0`` for a container or a Prometheus elsewhere: nothing asks for a key there, so keep it off the internet.
     Ray's port is not bound by it."""
+    refuse_too_large: bool = True
+    """Refuse to start a ring that by arithmetic does not fit into memory (infra/planner/ring_memory.py). False: try it."""
     policy: PolicySettings = PolicySettings()
     signing: SigningSettings = SigningSettings()
     kafka: KafkaSettings = KafkaSettings()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from learner.rollouts.published_adapters import PublishedAdapter, note_published
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import fingerprint, sha256_of
 from streams.core.events import AdapterVersion, RewardModelVersion
@@ -35,6 +36,8 @@ class AdapterPublisher:
         self._newest = newest.version if newest else 0
         self.parent_step = newest.step if newest else 0
         """The step of the last published adapter, from which the next one continues."""
+        if newest:
+            self._tell_engine(newest)
 
     def publish(
         self, exported: Exported, reward_model: RewardModelVersion, began_at: datetime | None = None, follows: Headers = ()
@@ -67,9 +70,14 @@ class AdapterPublisher:
         )
         self._producer.publish(ADAPTERS, event, told)
         self._newest, self.parent_step = version, exported.step
+        self._tell_engine(event)
         self._context.metrics.add("tidemill_adapters_published_total")
         self._context.metrics.observe("tidemill_reward_model_to_adapter_seconds", (event.created_at - reward_model.created_at).total_seconds())
         return event
+
+    def _tell_engine(self, event: AdapterVersion) -> None:
+        """For rollouts by actors (``learner.engine = "actor"``): which adapter is of which step."""
+        note_published(self._context.state, PublishedAdapter(event.name, event.step, event.artifact.sha256))
 
 
 def newest_adapter(context: PartContext) -> AdapterVersion | None:

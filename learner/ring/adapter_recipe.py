@@ -19,6 +19,7 @@ RECIPE = "recipe.json"
 OF_THE_LOOP = frozenset({
     "prompts_kept", "prompts_needed", "judged_kept", "judged_per_step", "max_steps", "publish_every", "checkpoint_every", "probes",
     "ray_address", "ray_num_cpus", "ray_num_gpus", "ray_object_store_bytes", "worker_timeout_s",
+    "rollout_url", "rollout_key", "rollout_requests", "rollout_timeout_s", "rollout_patience_s",
 })  # fmt: skip
 """Settings that decide which steps are taken and where they run, not the result of a step."""
 

@@ -14,7 +14,8 @@ import torch
 
 from learner.models.lora_policy import ADAPTER_FILES, Policy
 from learner.ring.adapter_recipe import AdapterRecipe
-from learner.rollouts.rollout_engines import TransformersEngine, make_engine
+from learner.rollouts.engine_choice import make_engine
+from learner.rollouts.rollout_engines import TransformersEngine
 from learner.runs.learner_process import RewardScorer
 from learner.runs.trainer import Trainer
 from reward.features.part_features import features_of_part

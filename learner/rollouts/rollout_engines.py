@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import structlog
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -19,8 +18,6 @@ from transformers import DynamicCache
 from learner.models.lora_policy import Policy
 from learner.settings import LearnerSettings
 from streams.core.errors import ConfigError
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -234,16 +231,6 @@ def seed_of(seed: int, prompt: int) -> int:
     """The seed of one prompt's samples in one step, below 2^62. vLLM adds the sample's number to it, and steps' seeds follow each other too:
     without a hash, rollouts of one step would be those of the step before."""
     return int.from_bytes(hashlib.sha256(f"{seed} {prompt}".encode()).digest()[:8], "big") >> 2
-
-
-def make_engine(policy: Policy, settings: LearnerSettings) -> RolloutEngine:
-    """The engine that the settings choose."""
-    on_vllm = policy.device.type == "cuda" and settings.model_parallel == 1
-    wanted = settings.engine if settings.engine != "auto" else ("vllm" if on_vllm else "transformers")
-    log.info("engine_starting", engine=wanted)
-    if wanted == "vllm":
-        return VllmEngine(policy, settings)
-    return TransformersEngine(Policy(policy.base, settings, policy.device) if settings.sample_ahead else policy)
 
 
 def _written_down(policy: Policy) -> AbstractContextManager[list[Tensor]]:

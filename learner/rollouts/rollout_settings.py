@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from streams.core.settings_section import SettingsSection
 
@@ -10,8 +10,19 @@ from streams.core.settings_section import SettingsSection
 class RolloutSettings(SettingsSection):
     """Rollouts: which engine samples, how many answers, how long, how old."""
 
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
-    """The engine that samples. ``auto``: vLLM on a GPU, transformers on a CPU (measured to be the faster of the two there)."""
+    engine: Literal["auto", "vllm", "transformers", "actor"] = "auto"
+    """The engine that samples. ``auto``: vLLM in the learner's process on a GPU, transformers on a CPU (measured to be the faster of the two there).
+    ``actor``: the actors' own vLLM over HTTP, with published adapters: the base lies on the engine's device once, and people come first."""
+    rollout_url: str | None = None
+    """With ``engine = "actor"``: base URL of the actors' API. None: the actor of this ring."""
+    rollout_key: SecretStr | None = None
+    """With ``engine = "actor"``: an API key with the scope ``rollout``, where the actors require keys. Set it by the environment."""
+    rollout_requests: int = Field(default=64, ge=1, le=4096)
+    """With ``engine = "actor"``: requests at the same time, each for the rollouts of one prompt."""
+    rollout_timeout_s: float = Field(default=600.0, gt=0)
+    """With ``engine = "actor"``: longest wait for one request. People come first, so a busy actor may take long."""
+    rollout_patience_s: float = Field(default=1800.0, gt=0)
+    """With ``engine = "actor"``: the step is given up, and begun again, when actors fail, or serve no adapter that is young enough, for so long."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts sampled in one step. The rollouts of one prompt form a group and are compared with each other."""
     samples_per_prompt: int = Field(default=4, ge=2)

@@ -18,7 +18,8 @@ from learner.distributed.process_mesh import ALONE, join
 from learner.models.lora_policy import Policy
 from learner.ring.adapter_recipe import AdapterRecipe, StepHistory, TakenStep
 from learner.ring.labelled_answers import LabelledAnswer, advised
-from learner.rollouts.rollout_engines import Rollout, make_engine
+from learner.rollouts.engine_choice import make_engine
+from learner.rollouts.rollout_engines import Rollout
 from learner.runs import checkpoint
 from learner.runs.adapter_probes import probes_of
 from learner.runs.idle_priority import lower_priority
@@ -80,7 +81,7 @@ class LearnerProcess:
             self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)
         self._policy = Policy(base, settings, device, self._mesh)
         teller = StepTeller(lambda progress: progress.write(state / PROGRESS_FILE)) if self._mesh.leads else None
-        self._trainer = Trainer(self._policy, make_engine(self._policy, settings), settings, teller)
+        self._trainer = Trainer(self._policy, make_engine(self._policy, settings, state), settings, teller)
         step = checkpoint.load(self._trainer, state / "checkpoints")
         self._notebook = StepHistory(checkpoint.taken_steps(state / "checkpoints"), resumed_at=step)
         self._featurizer = features_of_part(base, reward)

@@ -19,9 +19,11 @@ from infra.demo import skills_kept as skills
 from learner.models.base_cache import prepare_base
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
+from learner.rollouts.actor_rollouts import ActorEngine
+from learner.rollouts.published_adapters import PublishedAdapter, note_published
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint
-from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Event, Feedback
+from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Event, Feedback, Message
 from streams.core.metrics import Metrics
 from streams.core.topics import ADAPTERS, ATTESTATIONS, EPISODES, FEEDBACK, Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
@@ -253,7 +255,8 @@ class Maker:
 
     def __init__(self, served: Served, folder: Path) -> None:
         settings = LearnerSettings(dtype="float32", rank=8)
-        self._served, self._folder, self._settings = served, folder, settings
+        self._served, self.folder, self._settings = served, folder, settings
+        self._made: dict[int, tuple[AdapterVersion, Artifact]] = {}
         self._policy = Policy(served.base, settings)
         self._prompt = self._policy.tokenizer.apply_chat_template(HELLO, add_generation_prompt=True, return_dict=False)
 
@@ -265,7 +268,7 @@ class Maker:
         probe = self._probe(spoil_probes)
         if spoil_weights is not None:
             self._draw(version, spoil_weights)
-        folder = self._folder / str(version)
+        folder = self.folder / str(version)
         self._policy.save_adapter(folder)
         (folder / "probes.json").write_text(json.dumps({"probes": [probe]}))
         artifact = self._served.store.put(folder, f"adapters/{POLICY}/{version}")
@@ -273,7 +276,15 @@ class Maker:
             policy=POLICY, version=version, artifact=artifact, base_fingerprint=fingerprint(self._served.base), rank=8, targets=self._policy.targets,
             reward_model_version=1, step=version, created_at=datetime.now(UTC),
         )  # fmt: skip
+        self._made[version] = event, artifact
         return event, artifact
+
+    def announced(self, version: int) -> tuple[AdapterVersion, Artifact]:
+        """One that was published before; published and attested now where a test runs alone."""
+        if version not in self._made:
+            self.send(self.publish(version)[0])
+            self._served.attestation(self._made[version][0].name)
+        return self._made[version]
 
     def _draw(self, seed: int, size: Callable[[str], float]) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -373,6 +384,35 @@ def test_in_one_batch_the_base_answers_as_the_base_and_the_adapter_as_itself(ser
         thread.join()
     assert alone[0] != alone[1]
     assert [together["base"], together[POLICY]] == alone
+
+
+def test_a_learner_samples_here_with_its_adapters_own_logprobs_and_leaves_no_episode(served: Served, maker: Maker, tmp_path: Path) -> None:
+    event, artifact = maker.announced(1)
+    note_published(tmp_path, PublishedAdapter(event.name, 1, artifact.sha256))
+    settings = LearnerSettings(dtype="float32", engine="actor", rollout_url=f"{served.http.base_url}/v1")
+    engine, before = ActorEngine(settings, tmp_path), served.metric('tidemill_engine_tokens_total{kind="output",work="rollouts"}')
+    policy = Policy(served.base, settings)
+    policy.load_adapter(maker.folder / "1")
+    prompts = [policy.prompt_ids([Message(role="user", content=text)]) for text in ("Say hello to the sea.", "And to a hill.")]
+    captured = served.metric('tidemill_capture_skipped_total{reason="rollout"}')
+    with Talkers(served):  # people ask meanwhile, and are served
+        engine.adopt(policy, 1)
+        rollouts = engine.sample(prompts, 3, 10, 1.0, seed=5)
+        again = engine.sample(prompts, 3, 10, 1.0, seed=5)
+    engine.close()
+    assert [rollout.prompt_ids for rollout in rollouts] == [prompt for prompt in prompts for _ in range(3)]
+    assert {rollout.policy_version for rollout in rollouts} == {1}
+    assert len({rollout.output_ids for rollout in rollouts}) > 3
+    same = [one.output_ids == two.output_ids for one, two in zip(again, rollouts, strict=True)]
+    assert sum(same) >= 5, "the seed decides; at most rounding in another batch moves one"
+    packed = pack([Branches(rollout.prompt_ids, (rollout.output_ids,)) for rollout in rollouts], policy.eos_id)
+    with torch.no_grad():
+        own = policy.stats(packed).logprobs_BT[packed.mask_BT]
+    told = torch.tensor([logprob for rollout in rollouts for logprob in rollout.behaviour_logprobs])
+    torch.testing.assert_close(told, own, atol=2e-3, rtol=0)
+    tokens = sum(len(rollout.output_ids) for rollout in (*rollouts, *again))
+    assert served.metric('tidemill_engine_tokens_total{kind="output",work="rollouts"}') == before + tokens
+    assert served.metric('tidemill_capture_skipped_total{reason="rollout"}') == captured + 4
 
 
 def test_skills_kept_are_loglikelihoods_of_the_base_and_of_what_is_served(served: Served) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from learner.models.base_cache import prepare_base
 from learner.models.lora_policy import Policy
-from learner.rollouts.rollout_engines import Rollout, make_engine
+from learner.rollouts.engine_choice import make_engine
+from learner.rollouts.rollout_engines import Rollout
 from learner.runs.adapter_probes import probes_of
 from learner.runs.trainer import Trainer
 from learner.settings import LearnerSettings

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 from actor.settings import ActorSettings
-from actor.vllm_server import arguments, environment
-from streams.artifacts.artifact_store import ArtifactStore
-from streams.core.part_context import PartContext
-from streams.kafka import KafkaSettings
+from actor.vllm_arguments import arguments, environment
 
 FETCH = """
 import json, sys
@@ -37,7 +34,6 @@ PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAD
 
 def test_nobody_on_this_machine_is_asked_for_a_picture(tmp_path: Path) -> None:
     settings = [ActorSettings(), ActorSettings(media_hosts=("media.example.com",))]
-    context = PartContext(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -46,7 +42,7 @@ def test_nobody_on_this_machine_is_asked_for_a_picture(tmp_path: Path) -> None:
         local = [f"http://{host}:{port}/" for host in ("127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "media.example.com@127.0.0.1")]
         urls = [*local, f"http://127.0.0.1:{port}/#media.example.com", "file:///etc/passwd", PIXEL]
         variables = {**os.environ, **environment(settings[0]), "PYTHONPATH": str(Path(__file__).parents[2])}
-        given = json.dumps([[arguments(each, context) for each in settings], urls])
+        given = json.dumps([[arguments(each, tmp_path, "default") for each in settings], urls])
         done = subprocess.run(
             [sys.executable, "-P", "-c", FETCH], input=given, env=variables, text=True, capture_output=True, timeout=300, check=True
         )

@@ -21,6 +21,7 @@ HOMES = {
     "google": ("actor/otlp/otlp_wire.py",),
     "vllm": (
         "actor/vllm_server.py",
+        "actor/vllm_arguments.py",
         "actor/server_wiring.py",
         "actor/adapters/",
         "actor/capture/sampled_logprobs.py",

@@ -192,6 +192,9 @@ def test_every_path_needs_a_scope_and_only_an_operator_reaches_what_is_not_the_a
     assert needed_for("/v1/models") == needed_for("/v1/chat/completions") == "talk"
     assert needed_for("/v1/episodes/x") == needed_for("/v1/feedback") == "feedback"
     assert needed_for("/metrics") == needed_for("/tokenize") == needed_for("/") == needed_for("/V1/chat/completions") == "operate"
+    assert needed_for("/v1/completions", rollout=True) == "rollout"
+    assert needed_for("/v1/feedback", rollout=True) == "feedback"  # no header opens another door
+    assert needed_for("/metrics", rollout=True) == "operate"
     assert tenant_of({}) == "default"
     assert tenant_of({TENANT: "acme"}) == "acme"
 

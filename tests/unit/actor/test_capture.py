@@ -125,6 +125,37 @@ async def test_numbers_that_json_cannot_hold_leave_json() -> None:
     assert Episode.decode(episode.encode()).tools[0]["big"] == int("9" * 400)
 
 
+@pytest.mark.parametrize("asked", [{}, {"priority": -5}])
+async def test_a_learners_rollout_comes_after_people_and_is_no_episode(asked: dict[str, int]) -> None:
+    world = World(whole)
+    world.router.add("default@7", "b" * 64)
+    start, _ = await world.post({"model": "default@7", "prompt": [1, 2, 3], **asked}, "/v1/completions", rollout="12")
+    assert json.loads(world.bodies[0])["priority"] == 1
+    assert dict(start["headers"])[b"x-tidemill-adapter"] == b"default@7"
+    assert dict(start["headers"])[b"x-tidemill-adapter-sha256"] == b"b" * 64
+    assert world.spool.episodes == []
+    assert world.metrics.value("tidemill_capture_skipped_total", reason="rollout") == 1
+
+
+async def test_a_person_cannot_push_ahead_of_others() -> None:
+    world = World(whole)
+    await world.post({**CHAT, "priority": -5})
+    assert "priority" not in json.loads(world.bodies[0])
+
+
+async def test_what_the_engine_does_for_people_and_for_rollouts_is_counted_apart() -> None:
+    world = World(whole)
+    await world.post(CHAT)
+    for _ in range(2):
+        await world.post({"model": "base", "prompt": [1, 2, 3]}, "/v1/completions", rollout="0")
+    counted = {
+        (work, kind): world.metrics.value("tidemill_engine_tokens_total", work=work, kind=kind)
+        for work in ("people", "rollouts")
+        for kind in ("prompt", "output")
+    }
+    assert counted == {("people", "prompt"): 3, ("people", "output"): 3, ("rollouts", "prompt"): 6, ("rollouts", "output"): 6}
+
+
 async def test_the_content_length_is_that_of_the_rewritten_body() -> None:
     lengths: list[int] = []
 

@@ -101,6 +101,8 @@ def test_a_misspelled_variable_still_fails_and_a_setting_of_that_name_still_coun
     ("learner.attention_targets", "q_proj,v_proj", ("q_proj", "v_proj")), ("learner.attention_targets", '["q_proj"]', ("q_proj",)),
     ("actor.media_hosts", '["a.example.com", "b.example.com"]', ("a.example.com", "b.example.com")), ("otlp.redact", "emails", ("emails",)),
     ("actor.redact", "", ()), ("actor.redact", "emails, cards", ("emails", "cards")),
+    ("actor.vllm_args", "--tensor-parallel-size=2, --quantization=fp8", ("--tensor-parallel-size=2", "--quantization=fp8")),
+    ("actor.vllm_args", '["--kv-transfer-config", "{\\"a\\": 1, \\"b\\": 2}"]', ("--kv-transfer-config", '{"a": 1, "b": 2}')),
     ("critic.rubric", '["Is it kind, and short?"]', ("Is it kind, and short?",)),
 ])  # fmt: skip
 def test_lists_are_set_by_a_flag_and_by_a_variable_alike(key: str, value: str, expected: tuple[str, ...]) -> None:

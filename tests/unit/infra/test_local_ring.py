@@ -14,12 +14,13 @@ from infra.local.local_ring import Ring
 from infra.local.part_states import states_of
 from infra.local.start_order import AFTER_ACTOR, AFTER_ACTOR_WAIT_S
 from infra.machine.machine_choice import MachineChoice
+from infra.preparation import engine_arguments
 from infra.preparation.base_preparation import prepared_base
-from infra.preparation.child_runs import run_child
+from infra.preparation.child_runs import ChildRun, run_child
 from infra.preparation.preparations import Preparations
 from infra.settings.config import Settings, load
 from infra.settings.policy_settings import PolicySettings
-from streams.core.errors import Unavailable
+from streams.core.errors import ConfigError, Unavailable
 from tests.support.running import wait_for
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -128,6 +129,7 @@ class StartOfTests:
         self.ring = Ring(settings, self.said.append, keeps_going=True, meanwhile=self._look)
         self.meanwhile: Callable[[], None] = lambda: None
         monkeypatch.setattr(local_ring, "Broker", lambda *_, **__: BrokerOfTests(self.events, kafka_fails))
+        monkeypatch.setattr(local_ring, "check_memory", lambda *_: ())  # what is free here is not the point
         monkeypatch.setattr(local_ring, "create_topics", lambda _: self.events.append("topics"))
         monkeypatch.setattr(local_ring, "resolved", lambda settings, broken_off: MachineChoice(settings, ("measured",)))
         monkeypatch.setattr(local_ring, "prepared_base", lambda _, broken_off: self.make_base(broken_off))
@@ -209,6 +211,15 @@ def test_a_base_that_fails_ends_the_start_and_stops_kafka(tmp_path: Path, monkey
         pass
     assert start.parts == []
     assert start.events[-1] == "kafka stop"
+
+
+def test_an_argument_that_vllm_refuses_ends_the_start_before_any_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = StartOfTests(tmp_path, monkeypatch, overrides=("actor.vllm_args=--tensr-parallel-size=2",))
+    refusal = "actor.vllm_args: vLLM refuses them: unrecognized arguments: --tensr-parallel-size=2"
+    monkeypatch.setattr(engine_arguments, "run_child", lambda *_: ChildRun(1, "", f"a warning\n{refusal}\n"))
+    with pytest.raises(ConfigError, match=refusal), start.ring:
+        pass
+    assert start.parts == []
 
 
 def test_an_interrupted_start_leaves_no_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

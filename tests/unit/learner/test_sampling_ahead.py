@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from test_training_step import ASKED, SETTINGS, prompts, says_e
 
 from learner.models.lora_policy import Policy
-from learner.rollouts.rollout_engines import TransformersEngine, make_engine
+from learner.rollouts.engine_choice import make_engine
+from learner.rollouts.rollout_engines import TransformersEngine
 from learner.runs.trainer import Trainer
 from learner.settings import LearnerSettings
 
