@@ -1,7 +1,7 @@
 """How fast the streams are, beside the limits in the same run: ``make bench-streams``.
 
 Publish is set beside kafka-python sending ready bytes with the same options; join and label beside a plain Faust agent with Records and
-a table on the same records (benchmarks/faust_join.py); the lake beside pyarrow writing the same rows. Absolute figures are of the machine
+a table on the same records (benchmarks/faust_join.py); the lake beside pyarrow writing the same rows and columns. Absolute figures are of the machine
 they were taken on; the ratios are what is promised.
 """
 
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ from streams.core.part_context import PartContext
 from streams.core.topics import EPISODES, FEEDBACK, LABELS, Topic
 from streams.join import join_loop as joiner
 from streams.join.join_settings import JoinSettings
-from streams.kafka import Consumer, KafkaSettings, Producer, create_topics, end_offsets
+from streams.kafka import Consumer, KafkaSettings, Producer, Record, create_topics, end_offsets
 from streams.kafka.producer import BATCH_BYTES
 from streams.lake.parquet_lake import Lake
 
@@ -67,7 +67,7 @@ def main() -> None:
         settings = KafkaSettings(bootstrap_servers=broker.bootstrap_servers)
         create_topics(settings)
         figures = [*publishing(settings, episodes, feedback), *joining(settings, Path(folder), options.events)]
-        figures += lake(settings, Path(folder), options.events)
+        figures += lake(consumed(settings, figures, options.events), Path(folder))
     by_name = {figure.name: figure for figure in figures}
     ratios = {
         "publish": by_name["publish"].per_second / by_name["raw kafka-python"].per_second,
@@ -188,18 +188,26 @@ def joining(settings: KafkaSettings, folder: Path, count: int) -> list[Figure]:
     return [*figures, Figure("plain Faust agent", told["events"], told["seconds"], told["cpu_seconds"] / told["events"] * 1e6)]
 
 
-def lake(settings: KafkaSettings, folder: Path, count: int) -> list[Figure]:
-    """Writing records as Parquet, beside pyarrow writing the same rows; and replay of the episodes from it."""
-    consumer, records, figures = Consumer(settings, [EPISODES], "bench", Metrics()), [], []
+def consumed(settings: KafkaSettings, figures: list[Figure], count: int) -> list[Record]:
+    """All episodes on the log."""
+    consumer, records = Consumer(settings, [EPISODES], "bench", Metrics()), list[Record]()
     with timed(figures, "consume", count):
         while consumer.measure_lag():
             records += consumer.poll(1.0, 5000)
     consumer.close()
-    by_partition = [[r for r in records if r.partition == partition] for partition in range(settings.partitions)]
+    return records
+
+
+def lake(records: Sequence[Record], folder: Path) -> list[Figure]:
+    """Writing records as Parquet, beside pyarrow writing the same rows with the fields of their events; and replay of the episodes from it."""
+    count, figures = len(records), list[Figure]()
+    by_partition = [[r for r in records if r.partition == partition] for partition in sorted({r.partition for r in records})]
     store = Lake(str(folder / "lake"))
     with timed(figures, "raw pyarrow", count):
         for number, rows in enumerate(by_partition):
-            table = pyarrow.table({name: [getattr(row, name) for row in rows] for name in ("offset", "timestamp_ms", "key", "value")})
+            taken = [{name: getattr(row, name) for name in ("offset", "timestamp_ms", "key", "value")} for row in rows]
+            told = [EPISODES.decode(row.value).model_dump(exclude={"sampling", "redacted"}) for row in rows]  # Parquet has no empty struct
+            table = pyarrow.Table.from_pylist([record | event for record, event in zip(taken, told, strict=True)])
             pyarrow.parquet.write_table(table, folder / f"raw-{number}.parquet", compression="zstd")
     with timed(figures, "lake write", count):
         for rows in by_partition:

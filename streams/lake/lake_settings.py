@@ -17,6 +17,12 @@ class LakeSettings(SettingsSection):
     """A file is written when its oldest row has waited for this long."""
     flush_bytes: int = Field(default=64 << 20, ge=1 << 16, le=4 << 30)
     """Everything is written when this many bytes are waiting over all topics. Limits the memory."""
+    compact_every_s: float | None = Field(default=600.0, gt=0, le=86_400)
+    """How often files are looked at for merging: a file each minute is too small for other tools. None: never merged."""
+    compact_files: int = Field(default=30, ge=2, le=10_000)
+    """So many neighbouring files of a topic, partition and day are merged into one. An hour after a day's end, however few are left."""
+    compact_bytes: int = Field(default=64 << 20, ge=1 << 16, le=1 << 30)
+    """A merged file has at most about so many bytes; larger files stay as they are. A merge takes so much memory."""
     keep_days: int | None = Field(default=None, ge=7, le=36_500)
     """Episodes, feedback and dead letters older than this many days are deleted. None: kept for ever. Labels, versions and promotions are always
     kept: replaying a version needs them."""

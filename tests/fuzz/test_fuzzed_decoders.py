@@ -38,6 +38,8 @@ from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 from streams.kafka import Record
+from streams.lake.event_columns import OUT_OF_RANGE
+from streams.lake.lake_layout import LakeLayout
 from streams.lake.parquet_lake import Lake
 from streams.outbox.sqlite_spool import Spool, SpooledEvent
 from tests.fuzz.inputs import as_bytes, damaged, raw, spoiled
@@ -200,6 +202,28 @@ def test_entries_of_the_replay_buffer(value: bytes) -> None:
         assert BufferEntry.decode(value).stratum
     except InvalidEvent:
         return
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.short_name)
+@given(data=st.data())
+def test_columns_of_the_lake(topic: Topic[Any], data: st.DataObject) -> None:
+    """Whatever is on the log, each row has its bytes, and the columns of its event or the reason why it has none."""
+    values = data.draw(st.lists(raw(EXAMPLES_JSON[topic.short_name]), min_size=1, max_size=5))
+    (batch,) = LakeLayout(topic).batches([Record(topic.name, 0, offset, 0, None, value) for offset, value in enumerate(values)])
+    for row, value in zip(batch.to_pylist(), values, strict=True):
+        assert row["value"] == value
+        event, reason = decoded(topic, value)
+        assert row["invalid_reason"] == reason or (reason is None and row["invalid_reason"] == OUT_OF_RANGE)
+        told = {field: getattr(event, field) for field in topic.event.key_fields} if event and row["invalid_reason"] is None else {}
+        assert told.items() <= row.items()
+
+
+def decoded(topic: Topic[Any], value: bytes) -> tuple[Any, str | None]:
+    """The event, or the reason why there is none."""
+    try:
+        return topic.decode(value), None
+    except InvalidEvent as error:
+        return None, error.reason
 
 
 LAKE_RECORDS = [Record(EPISODES.name, 0, offset, 1_767_225_600_000 + offset, b"ep", b"{}") for offset in range(10)]

@@ -19,8 +19,8 @@ from streams.join.feedback_join import DEFAULT_EVIDENCE, EpisodeState, KnownEpis
 from streams.join.join_settings import JoinSettings
 from streams.join.sqlite_state import PartitionState
 from streams.kafka import Record
-from streams.lake import lake_loop
 from streams.lake.lake_erasure import LakeErasure
+from streams.lake.lake_session import carry_out_erasures
 from streams.lake.lake_settings import LakeSettings
 from streams.lake.parquet_lake import Lake
 from tests.support.simulated_clients import at, install, producer
@@ -83,7 +83,7 @@ def test_each_lake_answers_for_itself(tmp_path: Path, monkeypatch: pytest.Monkey
         settings = LakeSettings(name=name)
         context = PartContext(at("test"), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path, clock=FixedClock(NOW))
         lake = LakeErasure(Lake(str(tmp_path / f"lake-{name}")), context.artifacts, DEFAULT_EVIDENCE, where=settings.reports_as)
-        lake_loop._catch_up(lake, context)
+        carry_out_erasures(lake, context)
     reports = log.events(ERASED)
     assert sorted((each.part, each.where) for each in reports) == [("lake", "files"), ("lake", "files of archive")]
 

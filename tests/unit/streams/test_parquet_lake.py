@@ -83,7 +83,7 @@ def test_what_a_killed_writer_left_is_neither_read_nor_counted_and_is_swept(tmp_
     (folder / "README.txt").write_bytes(b"not ours")
     assert lake.positions(EPISODES) == {0: 1}
     assert offsets(lake) == [(0, 0)]
-    lake.delete_unfinished(EPISODES)
+    lake.tidy(EPISODES)
     assert sorted(p.name for p in folder.iterdir()) == ["000-000000000000-000000000000.parquet", "README.txt"]
 
 
@@ -151,7 +151,7 @@ def test_a_place_that_cannot_be_opened_is_a_setting_to_change() -> None:
 def test_the_file_is_plain_parquet_for_other_tools(tmp_path: Path) -> None:
     (written,) = Lake(str(tmp_path)).write(EPISODES, [record(0), record(1)])
     table = pyarrow.parquet.read_table(written.path, partitioning=None)
-    assert table.column_names == ["offset", "timestamp", "key", "value"]
+    assert table.column_names[:6] == ["offset", "timestamp", "key", "value", "partition", "invalid_reason"]
     assert table.column("timestamp")[0].as_py() == T0
 
 
