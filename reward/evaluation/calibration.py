@@ -33,11 +33,19 @@ def calibration(chances_N: Tensor, verdicts_N: Tensor) -> Calibration:
 
 
 def area_under_curve(chances_N: Tensor, good_N: Tensor) -> float | None:
-    """AUC: probability that a good label was predicted above a bad one, ties counted half (Mann and Whitney 1947). None unless there are both."""
-    good, bad = chances_N[good_N], chances_N[~good_N]
-    if not len(good) or not len(bad):
+    """AUC: probability that a good label was predicted above a bad one, ties counted half (Mann and Whitney 1947). None unless there are both.
+
+    By ranks: each good label beats the bad ones below its chance, and half of those at it. Comparing all pairs would take memory for each pair.
+    """
+    good, bad = int(good_N.sum()), int((~good_N).sum())
+    if not good or not bad:
         return None
-    return float((torch.sign(good[:, None] - bad[None, :]).double().mean() + 1) / 2)
+    levels_U, at_N = torch.unique(chances_N, return_inverse=True)  # sorted
+    nothing_U = torch.zeros(len(levels_U), dtype=torch.float64)
+    good_U = nothing_U.index_add(0, at_N, good_N.double())
+    bad_U = nothing_U.index_add(0, at_N, (~good_N).double())
+    below_U = bad_U.cumsum(0) - bad_U
+    return float((good_U * (below_U + bad_U / 2)).sum() / (good * bad))
 
 
 def expected_calibration_error(chances_N: Tensor, verdicts_N: Tensor) -> float:

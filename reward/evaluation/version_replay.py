@@ -4,7 +4,7 @@ A version is a function of the labels below its offsets, the settings and the fe
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,8 +67,7 @@ class Replay:
         self._policy, self._features = policy, features
         self.refitter = Refitter(settings, features, propensity=propensity, partitions=partitions)
         self._ends = lake.positions(LABELS)
-        records = lake.records(LABELS)
-        self._waiting = [record_without(record, without, evidence) for record in records] if without else list(records)
+        self._labels = {partition: _LabelsInOrder(lake, partition, without, evidence) for partition in sorted(self._ends)}
 
     def reach(self, version: RewardModelVersion, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Read every label that the version had seen. ``progress`` hears how many of how many have their features.
@@ -80,15 +79,17 @@ class Replay:
             if self._ends.get(partition, 0) < end:
                 ends = self._ends.get(partition, 0)
                 raise ConfigError(f"version {version.version} has seen labels up to offset {end} of partition {partition}, the lake ends at {ends}")
-        known = [record for record in self._waiting if record.offset < seen.get(record.partition, 0)]
-        self._waiting = [record for record in self._waiting if record.offset >= seen.get(record.partition, 0)]
-        read, gone = labels_and_tombstones(known, _label)
+        read, gone = labels_and_tombstones(self.take(seen), _label)
         labels = [label for label, *_ in read if label.policy == self._policy]
         entries: list[BufferEntry] = []
         for start in range(0, len(labels), TOLD_EVERY):
             progress(start, len(labels))
             entries += self.refitter.prepare(labels[start : start + TOLD_EVERY])
         self.refitter.absorb(entries, gone)
+
+    def take(self, ends: Mapping[int, int]) -> list[Record]:
+        """The labels' records below these offsets by partition that were not taken before, one partition after the other."""
+        return [record for partition, labels in self._labels.items() for record in labels.below(ends.get(partition, 0))]
 
     def rebuild(self, version: RewardModelVersion, artifacts: ArtifactStore) -> Rebuilt:
         """Rebuild the version and compare it with the published one."""
@@ -97,6 +98,24 @@ class Replay:
         features_ND = self.refitter.buffer.rows().thumbs_ND
         apart_N = (model.score(features_ND).mean_N - published.score(features_ND).mean_N).abs()
         return Rebuilt(version.version, version.labels, published.checksum(), model.checksum(), float(apart_N.mean()), float(apart_N.max()))
+
+
+class _LabelsInOrder:
+    """One partition of the lake's labels, read only as far as it is asked for: all labels there ever were need not be in memory."""
+
+    def __init__(self, lake: Lake, partition: int, without: Forgotten | None, evidence: EvidenceSettings) -> None:
+        records = lake.records(LABELS, partition=partition)
+        self._left = (record_without(record, without, evidence) for record in records) if without else records
+        self._next: Record | None = None
+
+    def below(self, end: int) -> list[Record]:
+        """The next records, up to offset ``end`` (not included)."""
+        found = []
+        while (record := self._next if self._next is not None else next(self._left, None)) is not None and record.offset < end:
+            found.append(record)
+            self._next = None
+        self._next = record
+        return found
 
 
 def published_model(version: RewardModelVersion, artifacts: ArtifactStore) -> RewardModel:

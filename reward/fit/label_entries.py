@@ -77,16 +77,14 @@ class ReadLabel(NamedTuple):
 def labels_and_tombstones(records: Iterable[Record], decode: Callable[[Record], Label | None]) -> tuple[list[ReadLabel], tuple[str, ...]]:
     """The labels in these records, in order, and the episodes whose label was deleted by a tombstone. ``decode`` gives None for unreadable
     records."""
-    read: list[ReadLabel] = []
-    gone: dict[str, None] = {}
-    for record in records:
+    found: list[tuple[int, ReadLabel]] = []
+    gone: dict[str, int] = {}
+    for number, record in enumerate(records):
         if record.value is None:
-            episode_id = (record.key or b"").decode(errors="replace")
-            read = [each for each in read if each.label.episode_id != episode_id]
-            gone[episode_id] = None
+            gone[(record.key or b"").decode(errors="replace")] = number
         elif (label := decode(record)) is not None:
-            read.append(ReadLabel(label, record.partition, record.offset))
-    return read, tuple(gone)
+            found.append((number, ReadLabel(label, record.partition, record.offset)))
+    return [read for number, read in found if number > gone.get(read.label.episode_id, -1)], tuple(gone)
 
 
 def short_hash(text: str) -> str:
