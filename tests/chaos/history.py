@@ -26,7 +26,7 @@ def history(chance: random.Random, episodes: int, begin: datetime) -> list[Episo
             carries: dict[str, object] = {
                 FeedbackKind.THUMB: {"thumb": chance.choice(["up", "down"])},
                 FeedbackKind.RATING: {"rating": chance.randint(1, 5)},
-                FeedbackKind.RETRACTION: {"retracts": f"fb-{number}-{chance.randint(0, 3)}"},
+                FeedbackKind.RETRACTION: {"retracts": f"fb-{number}-{(given + chance.randint(1, 3)) % 4}"},
             }[kind]
             user_id, moment = chance.choice(["ann", "bob"]), at + timedelta(seconds=chance.randint(0, 9))
             near.append(

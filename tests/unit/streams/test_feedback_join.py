@@ -278,7 +278,7 @@ def histories(draw: st.DrawFn) -> list[Episode | Feedback]:
     for number in range(draw(st.integers(0, 12))):
         carries = draw(KINDS)
         if carries == "retract":
-            carries = {"retracts": f"f{draw(st.integers(0, 12))}"}
+            carries = {"retracts": f"f{draw(st.integers(0, 12).filter(number.__ne__))}"}
         events.append(
             feedback(
                 f"f{number}",
