@@ -10,6 +10,8 @@ from typing import Any, Final, NoReturn
 from actor.adapters.request_routing import BASE
 from actor.process_forks import EXPERT_LAYOUT
 from actor.settings import ActorSettings
+from reward.families.base_folder import family_in
+from reward.families.known_families import lora_modules_of
 from streams.core.errors import ConfigError
 
 NOWHERE = "nowhere.invalid"
@@ -69,7 +71,6 @@ def environment(settings: ActorSettings) -> dict[str, str]:
 def arguments(settings: ActorSettings, base: Path, policy: str, on_gpu: bool = False) -> list[str]:
     """The actor's own part of vLLM's command line."""
     from actor.adapters.placed_tensors import EXTENSION
-    from actor.adapters.vllm_cpu_lora import LORA_MODULES
 
     flags: dict[str, object] = {
         "--model": base,
@@ -90,7 +91,7 @@ def arguments(settings: ActorSettings, base: Path, policy: str, on_gpu: bool = F
     if on_gpu:
         flags["--gpu-memory-utilization"] = settings.gpu_memory_ratio
     words = [str(word) for flag, value in flags.items() for word in (flag, value)]
-    words += ["--served-model-name", BASE, policy, "--enable-lora", "--lora-target-modules", *LORA_MODULES]
+    words += ["--served-model-name", BASE, policy, "--enable-lora", "--lora-target-modules", *lora_modules_of(family_in(base))]
     words += ["--disable-uvicorn-access-log"]
     words += ["--allowed-media-domains", *(settings.media_hosts or (NOWHERE,))]  # an empty list would mean everywhere
     if not settings.engine_metrics:

@@ -166,7 +166,7 @@ def answer(line: Connection, base: Path, adapters: Path | None, threads: int) ->
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from actor.adapters.vllm_cpu_lora import LORA_MODULES
+    from reward.families.mixtral_family import MIXTRAL
 
     lora: dict[str, Any] = {}
     if adapters is not None:
@@ -175,7 +175,7 @@ def answer(line: Connection, base: Path, adapters: Path | None, threads: int) ->
             "max_loras": SLOTS + 1,
             "max_lora_rank": MAX_RANK,
             "max_cpu_loras": 2 * SLOTS,
-            "lora_target_modules": [*LORA_MODULES],
+            "lora_target_modules": [*MIXTRAL.lora_modules],
         }
     llm = LLM(model=str(base), dtype="bfloat16", max_model_len=512, enforce_eager=True, disable_log_stats=True, enable_prefix_caching=False, **lora)
     requests = {name: LoRARequest(name, n, str(adapters / name)) for n, name in enumerate(_names(), 1)} if adapters is not None else {}

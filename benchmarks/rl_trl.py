@@ -14,6 +14,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.rl_task import Curve, Task, prompt, true_reward
 from infra.simulated_people.simulated_questions import SimulatedQuestion
+from learner.models.lora_settings import AUTO
+from reward.families.model_family import ATTENTION, FUSED
 
 
 def main(task: Task, base: Path, out: Path) -> None:
@@ -41,7 +43,8 @@ def main(task: Task, base: Path, out: Path) -> None:
         for q in step
     ]
     settings = task.learner()
-    targets = [f"mlp.experts.{name}" for name in settings.expert_targets]
+    asked = ((settings.attention_targets, ATTENTION), (settings.expert_targets, FUSED))
+    attention, experts = (own if names == AUTO else names for names, own in asked)
     config = GRPOConfig(
         output_dir=str(out.parent / "trl"), seed=task.seed, use_cpu=True, bf16=True, gradient_checkpointing=False, max_steps=task.steps,
         per_device_train_batch_size=task.prompts * task.samples, num_generations=task.samples, max_completion_length=task.tokens,
@@ -50,7 +53,7 @@ def main(task: Task, base: Path, out: Path) -> None:
     )  # fmt: skip
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=task.rank, lora_alpha=task.alpha, lora_dropout=0.0,
-        target_modules=list(settings.attention_targets), target_parameters=targets,
+        target_modules=list(attention), target_parameters=[f"mlp.experts.{name}" for name in experts],
     )  # fmt: skip
     trainer = GRPOTrainer(
         model=str(base),

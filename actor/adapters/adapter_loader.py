@@ -4,7 +4,6 @@ A replica has no state of its own. It serves the newest adapter that passes atte
 the promotions say (``"gated"``): production, the adapter on trial, and the rollback target.
 """
 
-import json
 import math
 import shutil
 import threading
@@ -20,10 +19,12 @@ from typing import Protocol
 import structlog
 
 from actor.adapters.adapter_choice import GatedAdapter, NewestAdapter
+from actor.adapters.adapter_shape import check_shape
 from actor.adapters.attestation import AdapterProbes, AttestationProbe, Verdict, judge, read_probes
-from actor.adapters.placed_tensors import WEIGHTS, PlacedTensors, check_exported, told
+from actor.adapters.placed_tensors import PlacedTensors, check_exported, told
 from actor.adapters.request_routing import BASE, Route
 from actor.settings import ActorSettings
+from reward.families.base_folder import family_in
 from streams.artifacts.artifact_store import fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import AdapterVersion, Attestation, Erased, Erasure, Event
@@ -34,7 +35,6 @@ from streams.core.traces import Headers, trace_in_logs
 from streams.kafka import Consumer
 from streams.outbox.outbox import Outbox
 
-TARGETS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"})
 RETRY_S = 2.0
 REFUSED_FOR_S = 60.0
 HANGS_S = 120.0
@@ -78,6 +78,7 @@ class AdapterLoader:
         self._settings, self._context, self._engine, self._outbox, self._replica = settings, context, engine, outbox, replica
         self._folder, self._erase_person = context.state / "adapters", erase_person
         self._fingerprint: str | None = None
+        self._family = family_in(context.base)
         self._route = Route()
         self._loaded: dict[str, AdapterVersion] = {}
         self._reported_s = self._repeated_s = time.monotonic()
@@ -308,7 +309,7 @@ class AdapterLoader:
         if adapter.base_fingerprint != self._fingerprint:
             raise BadArtifact(f"{adapter.name} was trained on base {adapter.base_fingerprint[:12]}…, this replica serves {self._fingerprint[:12]}…")
         folder = self._context.artifacts.fetch(adapter.artifact, self._adapter_folder(adapter.name))
-        check_shape(folder, adapter, self._settings.max_rank)
+        check_shape(folder, adapter, self._family, self._settings.max_rank)
         return folder
 
     def _load_and_compare(self, adapter: AdapterVersion, folder: Path, known: AdapterProbes) -> Verdict:
@@ -350,20 +351,3 @@ class AdapterLoader:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def check_shape(folder: Path, adapter: AdapterVersion, max_rank: int) -> None:
-    """Check that rank and targets match the event and this replica's limits. Raises BadArtifact."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_bytes())
-        rank = config["r"]
-        largest = max([rank, *(config.get("rank_pattern") or {}).values()])
-        targets = frozenset(config.get("target_modules") or ()) | frozenset(config.get("target_parameters") or ())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadArtifact(f"{adapter.name}: adapter_config.json cannot be read: {error!r}") from None
-    if not (folder / WEIGHTS).is_file():
-        raise BadArtifact(f"{adapter.name} has no {WEIGHTS}")
-    if rank != adapter.rank or not 1 <= rank <= largest <= max_rank:
-        raise BadArtifact(f"{adapter.name} has rank {rank} (up to {largest}), its event says {adapter.rank}, actor.max_rank = {max_rank}")
-    if strange := {target for target in targets if target not in TARGETS}:
-        raise BadArtifact(f"{adapter.name} changes {sorted(map(str, strange))}, this replica serves LoRA on {sorted(TARGETS)} only")

@@ -10,7 +10,7 @@ Shapes: ``T`` tokens of a batch, ``S`` adapter slots, ``R`` rank, ``C`` columns 
 token, ``P`` pairs of token and expert, ``H`` hidden, ``I`` intermediate, ``O`` outputs. A slot of -1 means that the token has no adapter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +123,31 @@ class ExpertLora:
     down_b: Tensor
 
 
+def swiglu(gate_up_PJ: Tensor) -> Tensor:
+    """``silu(gate) * up``; all of gate stands before all of up."""
+    gate, up = gate_up_PJ.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
+
+
+def clamped_swiglu(gate_up_PJ: Tensor, slope: float = 1.702, limit: float = 7.0) -> Tensor:
+    """gpt-oss' gate; gate and up take turns."""
+    gate, up = gate_up_PJ[:, ::2].clamp(max=limit), gate_up_PJ[:, 1::2].clamp(-limit, limit)
+    return (up + 1) * gate * torch.sigmoid(gate * slope)
+
+
+@dataclass(frozen=True)
+class Gating:
+    """What experts do between and beside their products."""
+
+    activate: Callable[[Tensor], Tensor] = swiglu
+    gate_up_bias_EJ: Tensor | None = None
+    down_bias_EH: Tensor | None = None
+
+    def biases(self, expert: int) -> tuple[Tensor | None, Tensor | None]:
+        """Of one expert's two products."""
+        return tuple(None if bias is None else bias[expert] for bias in (self.gate_up_bias_EJ, self.down_bias_EH))  # type: ignore[return-value]
+
+
 def experts(
     input_TH: Tensor,
     gate_up: Sequence[FrozenWeight],
@@ -131,8 +156,9 @@ def experts(
     experts_TK: Tensor,
     lora: ExpertLora | None = None,
     mix: Mix | None = None,
+    gating: Gating | None = None,
 ) -> Tensor:
-    """The weighted sum of each token's experts (SwiGLU, as in Mixtral), with the token's own adapter on each expert. Returns (T, H).
+    """The weighted sum of each token's experts (SwiGLU, as in Mixtral, without another ``gating``), with its own adapter on each. Returns (T, H).
 
     ``gate_up`` and ``down`` hold one weight for each expert. Pairs are sorted by expert, so that each expert takes two matrix products for
     any batch.
@@ -144,6 +170,7 @@ def experts(
     x_PH = input_TH[rows_P]
     own = mix.of(rows_P) if mix is not None else None
     adapted = _Adapted(lora) if lora is not None and own is not None else None
+    gating = gating or Gating()
     answers = []
     start = 0
     for expert, found in enumerate(torch.bincount(chosen_P, minlength=len(down)).tolist()):
@@ -152,21 +179,17 @@ def experts(
         pairs = slice(start, start + found)
         start += found
         x = x_PH[pairs]
+        of_gate_up, of_down = gating.biases(expert)
         if adapted is None or own is None:
-            active = _swiglu(gate_up[expert].times(x))
-            answers.append(down[expert].times(active))
+            active = gating.activate(gate_up[expert].times(x, bias_O=of_gate_up))
+            answers.append(down[expert].times(active, bias_O=of_down))
         else:
             mine = own.between(pairs)
-            active = _swiglu(gate_up[expert].times(x, adapted.gate_up(expert, x, mine)))
-            answers.append(down[expert].times(active, adapted.down(expert, active, mine)))
+            active = gating.activate(gate_up[expert].times(x, adapted.gate_up(expert, x, mine), of_gate_up))
+            answers.append(down[expert].times(active, adapted.down(expert, active, mine), of_down))
     total = torch.zeros(tokens, input_TH.shape[1], dtype=torch.float32, device=input_TH.device)
     total.index_add_(0, rows_P, torch.cat(answers).float() * weights_TK.reshape(-1)[order_P].float()[:, None])
     return total.to(input_TH.dtype)
-
-
-def _swiglu(gate_up_PJ: Tensor) -> Tensor:
-    gate, up = gate_up_PJ.chunk(2, dim=-1)
-    return functional.silu(gate).mul_(up)
 
 
 class _Adapted:

@@ -2,8 +2,9 @@
 
 vLLM calls ``register`` in each of its processes (entry point group ``vllm.general_plugins``). It fixes four problems of vLLM 0.32:
 
-- Everywhere: PEFT names a Mixtral's experts ``mlp.experts`` (transformers 5), vLLM ``block_sparse_moe.experts``. vLLM silently drops
-  weights with unknown names, so an adapter on attention and experts would be served as one on attention only.
+- Everywhere: vLLM takes the experts of most mixtures for one module each and refuses PEFT's, which are fused; and it silently drops weights with
+  names that it does not know, such as a Mixtral's ``mlp.experts`` (transformers 5), so that such an adapter would be served without its experts.
+  What each family needs stands in its record (reward/families).
 - On a CPU: with LoRA on, vLLM picks the Triton expert kernel, which a CPU lacks.
 - On a CPU: its LoRA gathers weights per token, and uses the *last* adapter for tokens without an adapter when a batch mixes both.
 - On a CPU: it adds LoRA to a product that is already rounded to bfloat16, which loses half of a small adapter.
@@ -16,12 +17,11 @@ from typing import Any
 
 import torch
 
-from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Mix, experts, linear_lora, mix_of
+from actor.adapters.mixed_lora_products import ExpertLora, FrozenWeight, Gating, Mix, clamped_swiglu, experts, linear_lora, mix_of, swiglu
 from actor.process_forks import EXPERT_LAYOUT, PARENT, die_with_parent
+from reward.families.known_families import family_of
+from reward.families.model_family import ModelFamily
 from reward.features.frozen_product import can_pack
-
-LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "experts")
-"""Modules that vLLM should wrap for LoRA (``lora_target_modules``). By default it also wraps the output head, which costs time at every token."""
 
 
 def register() -> None:
@@ -30,7 +30,7 @@ def register() -> None:
 
     if os.environ.get(PARENT) == str(os.getppid()):
         die_with_parent()
-    _name_experts_as_peft_does()
+    _take_peft_by_family()
     if not current_platform.is_cpu():
         return
     _spare_the_inspection()
@@ -55,13 +55,33 @@ def register() -> None:
     _round_linear_layers_once()
 
 
-def _name_experts_as_peft_does() -> None:
-    """Let a Mixtral take PEFT's fused experts: gate and up in one tensor, under the name that transformers gives them."""
-    from vllm.model_executor.models.mixtral import MixtralForCausalLM
+def _take_peft_by_family() -> None:
+    """Have vLLM take PEFT's names and fused experts on every family, when it makes a model ready for LoRA."""
+    from vllm.lora.model_manager import LoRAModelManager
+
+    init = LoRAModelManager.__init__
+    if getattr(init, "takes_peft", False):
+        return
+
+    def init_for_peft(self: Any, model: Any, *args: Any, **named: Any) -> None:
+        take_peft(model, family_of(model.config.model_type))
+        init(self, model, *args, **named)
+
+    init_for_peft.takes_peft = True  # type: ignore[attr-defined]
+    LoRAModelManager.__init__ = init_for_peft
+
+
+def take_peft(model: Any, family: ModelFamily | None) -> None:
+    """Tell a vLLM model what its family needs so that PEFT's adapters load."""
     from vllm.model_executor.models.utils import WeightsMapper
 
-    MixtralForCausalLM.hf_to_vllm_mapper |= WeightsMapper(orig_to_new_substr={".mlp.experts.": ".block_sparse_moe.experts."})
-    MixtralForCausalLM.is_3d_moe_weight = True
+    if family is None:
+        return
+    if family.vllm.marks_experts_fused:
+        model.is_3d_moe_weight = True
+    if family.vllm.renames:
+        mapper = getattr(model, "hf_to_vllm_mapper", None) or WeightsMapper()
+        model.hf_to_vllm_mapper = mapper | WeightsMapper(orig_to_new_substr=dict(family.vllm.renames))
 
 
 def _spare_the_inspection() -> None:
@@ -142,7 +162,7 @@ def _mixing_experts() -> type:
 
         @staticmethod
         def _supports_activation(activation: Any) -> bool:
-            return activation == MoEActivation.SILU
+            return activation in (MoEActivation.SILU, MoEActivation.SWIGLUOAI)
 
         @staticmethod
         def _supports_parallel_config(moe_parallel_config: Any) -> bool:
@@ -156,11 +176,13 @@ def _mixing_experts() -> type:
                 if kept[0].packed:  # vLLM asks for the shape alone: the packed copy is the only one
                     weight.data = weight.new_empty(1).expand(weight.shape)
 
-        def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, *_: Any, **__: Any) -> None:
+        def apply(self, output: Any, hidden_states: Any, w1: Any, w2: Any, topk_weights: Any, topk_ids: Any, activation: Any,
+                  *_: Any, **__: Any) -> None:  # fmt: skip
+            gating = Gating(clamped_swiglu if activation == MoEActivation.SWIGLUOAI else swiglu, self.w1_bias, self.w2_bias)
             context = self._lora_context
             lora, mix = None, context.punica_wrapper.mix if context is not None else None
             if mix is not None:
                 lora = ExpertLora(context.w13_lora_a_stacked, context.w13_lora_b_stacked, context.w2_lora_a_stacked[0], context.w2_lora_b_stacked[0])
-            output.copy_(experts(hidden_states, self._gate_up, self._down, topk_weights, topk_ids.long(), lora, mix))
+            output.copy_(experts(hidden_states, self._gate_up, self._down, topk_weights, topk_ids.long(), lora, mix, gating))
 
     return MixingLoRAExperts

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -81,13 +82,20 @@ def topics(create: bool, acls: bool, principals: str, as_json: bool, choice: "Ru
 
 
 @click.command()
+@click.option("--base", "base", default=None, type=click.Path(path_type=Path, file_okay=False), help="Check this folder of a base instead.")
 @json_option
 @settings_options
-def doctor(as_json: bool, choice: "RunChoice") -> None:
-    """Check this machine and the ring, and say for each problem how to fix it. Exits 1 when there is one."""
-    from infra.operate.doctor import examine
+def doctor(base: Path | None, as_json: bool, choice: "RunChoice") -> None:
+    """Check this machine and the ring, and say for each problem how to fix it. With --base: what works with a base, before anything starts. Exits
+    1 when there is a problem."""
+    if base is not None:
+        from infra.operate.doctor_base import examine_base
 
-    findings = examine(choice)
+        findings = examine_base(base, choice.load("laptop"))
+    else:
+        from infra.operate.doctor import examine
+
+        findings = examine(choice)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -14,6 +14,7 @@ from infra.machine.machine_probe import resolved_for_part
 from infra.settings.config import Settings
 from infra.settings.person_key import adopt_person_key
 from infra.settings.policy_settings import PolicySettings
+from reward.families.base_folder import read_base
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.artifacts.signing import Signing
 from streams.core.errors import ConfigError
@@ -147,9 +148,9 @@ def lake_uri(settings: Settings) -> str:
 
 
 def base_folder(policy: PolicySettings) -> Path:
-    """The folder of the base. A named base is created on first use and cached."""
+    """The folder of the base. A named base is created on first use and cached. Raises ConfigError for a folder that no part could load."""
     if isinstance(policy.base, Path):
-        return policy.base
+        return read_base(policy.base).folder
     from learner.models.base_cache import prepare_base
 
     return prepare_base(policy.base, cache_folder() / "bases", policy.experts, policy.experts_per_token)

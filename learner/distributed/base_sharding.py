@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from learner.distributed.process_mesh import Mesh
+from reward.families.model_family import ATTENTION
 from streams.core.errors import ConfigError
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 PLAN = "layers.*.self_attn."
 HARMLESS = {"q_norm", "k_norm"}
 """Parts of attention that work on one head at a time, if transformers' own plan says so."""
@@ -38,10 +38,13 @@ def split_attention(model: Any, mesh: Mesh) -> set[int]:
     return split
 
 
-def split_experts(experts: Any, mesh: Mesh) -> None:
-    """Keep this process's experts of one layer. Raises ConfigError when they do not divide evenly."""
+def split_experts(experts: Any, mesh: Mesh, factored: bool) -> None:
+    """Keep this process's experts of one layer. Raises ConfigError when they do not divide evenly, or are computed by transformers' own code
+    (not ``factored``), which wants all of them."""
     if mesh.model_size == 1:
         return
+    if not factored:
+        raise ConfigError(f"learner.model_parallel = {mesh.model_size}: this base's experts ({type(experts).__name__}) cannot be split, set it to 1")
     count = experts.gate_up_proj.shape[0]
     if count % mesh.model_size:
         raise ConfigError(f"learner.model_parallel = {mesh.model_size} does not divide this base's {count} experts")

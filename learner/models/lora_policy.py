@@ -19,22 +19,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from learner.distributed.base_sharding import split_attention, split_experts
 from learner.distributed.process_mesh import ALONE, Mesh
-from learner.models.attention import ATTENTION
+from learner.models.base_loading import is_fused, load_base, packed_states
 from learner.models.expert_lora import Factors, FrozenStack, experts_forward, thin
-from learner.models.lora_targets import SHARED, checked_targets, module_targets, parameter_targets
+from learner.models.lora_targets import SHARED, targets_of
 from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
 from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
+from reward.families.base_folder import read_base
 from reward.features.frozen_product import product
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Message
 
-"""Name of the shared experts' module in DeepSeek's layers."""
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -57,16 +57,17 @@ class Policy:
     def __init__(self, base: Path, settings: LearnerSettings, device: torch.device | str = "cpu", mesh: Mesh = ALONE) -> None:
         self.base, self.mesh = base, mesh
         self.device = torch.device(device)
+        read_base(base)  # says in a sentence what transformers would say in a traceback
         self.tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(base), dtype=getattr(torch, settings.precision), attn_implementation=ATTENTION, local_files_only=True
-        )
-        self.targets = checked_targets(model, settings)
-        fused = parameter_targets(settings)
+        loaded = load_base(base, settings)
+        loaded.facts.check_tokens(len(self.tokenizer) - 1)
+        model, self.family = loaded.model, loaded.family
+        self.lora_targets = targets_of(model, settings, loaded.family)
+        fused = self.lora_targets.parameters
         own_rank = fused if settings.expert_rank else []
         config = LoraConfig(
             task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0,
-            target_modules=module_targets(settings),
+            target_modules=self.lora_targets.modules,
             target_parameters=fused, rank_pattern=dict.fromkeys(own_rank, settings.expert_rank),
             alpha_pattern=dict.fromkeys(own_rank, settings.alpha * settings.expert_rank / settings.rank),
         )  # fmt: skip
@@ -81,12 +82,12 @@ class Policy:
         """The adapter's weights by name: all that is trained."""
         split = split_attention(self.causal_lm, mesh)
         for module in self._peft.modules():
-            if _is_fused(experts := _innermost(getattr(module, "experts", None))):
-                split_experts(experts, mesh)
+            if is_fused(experts := _innermost(getattr(module, "experts", None))):
+                split_experts(experts, mesh, id(experts) in loaded.factored)
         self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
         self._factors: list[Factors] = []
         for module in self._peft.modules():
-            split |= _factor(module, mesh, self._factors, settings.packs_weights)
+            split |= _factor(module, mesh, self._factors, settings.packs_weights, loaded.factored)
             _factor_linear(module, self._factors)
         head = self.causal_lm.lm_head
         self._packed_head = FrozenStack(head.weight[None], packs=True) if settings.packs_weights and head.bias is None else None
@@ -95,7 +96,12 @@ class Policy:
                 layer.forward = partial(_recomputed, layer.forward)
         self.whole = frozenset(name for name, weight in self.parameters.items() if id(weight) not in split)
         """Names of the adapter's weights on parts of the base that every process of a row holds."""
-        self.routing = RouterChoices(self.causal_lm) if settings.replay_routing else None
+        self.routing = RouterChoices(self.causal_lm, loaded.family) if settings.replay_routing else None
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of all that carries an adapter."""
+        return self.lora_targets.names
 
     @property
     def hidden_size(self) -> int:
@@ -136,14 +142,7 @@ class Policy:
         return torch.log_softmax(self.causal_lm.lm_head(self._hidden(packed)).float() / temperature, dim=-1)
 
     def _hidden(self, packed: Packed) -> Tensor:
-        hidden_RNH = self.causal_lm.model(
-            input_ids=packed.ids_RN,
-            attention_mask=packed.visible_RNN[:, None],
-            position_ids=packed.positions_RN,
-            use_cache=False,
-            layout=packed.layout,
-        ).last_hidden_state
-        return hidden_RNH.flatten(0, 1)[packed.source_K]
+        return packed_states(self.causal_lm, packed)
 
     def next_logits(self, **inputs: Any) -> Tensor:
         """Logits of what follows each row's last token, [B, V]; arguments as of the transformers model, whose cache they fill.
@@ -232,7 +231,9 @@ class Policy:
 
 
 def _group(module_name: str) -> str:
-    return "shared experts" if SHARED in module_name else "experts" if ".experts" in module_name else "attention"
+    if SHARED in module_name:
+        return "shared experts"
+    return "experts" if ".experts" in module_name else "mlp" if ".mlp." in module_name else "attention"
 
 
 def _recomputed(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
@@ -247,21 +248,16 @@ def _innermost(module: Any) -> Any:
     return module
 
 
-def _is_fused(experts: Any) -> bool:
-    """True for the experts of one layer in transformers' layout: all in one parameter for each projection."""
-    return isinstance(experts, torch.nn.Module) and {"gate_up_proj", "down_proj"} <= {name for name, _ in experts.named_parameters(recurse=False)}
-
-
-def _factor(module: Any, mesh: Mesh, made: list[Factors], packs: bool) -> set[int]:
-    """Give fused experts, PEFT's wrapper around them or not, the factored forward of ``learner/models/expert_lora.py``. Returns the ids of
-    their adapter; its factors are added to those ``made``."""
+def _factor(module: Any, mesh: Mesh, made: list[Factors], packs: bool, factored: frozenset[int]) -> set[int]:
+    """Give those ``factored`` experts that carry an adapter, or are split, the forward of ``learner/models/expert_lora.py``; PEFT and transformers
+    compute all others. Returns the ids of their adapter; its factors are added to those ``made``."""
     outer: Any = getattr(module, "experts", None)
     layers: dict[str, ParamWrapper] = {}
     experts: Any = outer
     while isinstance(experts, ParamWrapper):
         layers[experts.parameter_name] = experts
         experts = experts.base_layer
-    if not layers and (mesh.model_size == 1 or not _is_fused(experts)):
+    if id(experts) not in factored or (not layers and mesh.model_size == 1):
         return set()
     gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj, packs), FrozenStack(experts.down_proj, packs)
     first = mesh.model_rank * len(experts.gate_up_proj)

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from streams.core.settings_section import SettingsSection
 
+AUTO = ("auto",)
+"""Targets that the base's family decides (reward/families)."""
+
 
 class LoraSettings(SettingsSection):
     """The adapter: rank, scale, and where it attaches."""
@@ -17,10 +20,12 @@ class LoraSettings(SettingsSection):
     (alpha / rank) does not change."""
     alpha: float = Field(default=16.0, gt=0)
     """Scale of the adapter: its product is multiplied by alpha / rank."""
-    attention_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    """Attention modules that carry an adapter. A name that matches nothing is an error."""
-    expert_targets: tuple[str, ...] = ("gate_up_proj", "down_proj")
-    """Fused parameters of the routed experts that carry an adapter. A name that matches nothing is an error."""
+    attention_targets: tuple[str, ...] = AUTO
+    """Modules that carry an adapter, of attention or (``gate_proj``, ``up_proj``, ``down_proj``) of a dense MLP. ``auto``: all of the base's
+    attention that vLLM can serve. A name that matches nothing is an error."""
+    expert_targets: tuple[str, ...] = AUTO
+    """Fused parameters of the routed experts that carry an adapter. ``auto``: all that a base of a known family has (``gate_up_proj``,
+    ``down_proj``); none of a dense or an unknown one. A name that matches nothing is an error."""
     shared_targets: tuple[str, ...] = ()
     """Modules of the shared experts that carry an adapter, for a base that has shared experts (DeepSeek: gate_proj, up_proj, down_proj). A name
     that matches nothing is an error."""

@@ -6,7 +6,7 @@ Shapes: ``R`` rows, ``N`` tokens a row (padded), ``B`` rollouts, ``T`` output to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,8 +25,24 @@ class Layout:
     output_there_BT: Tensor
     row_B: Tensor
     """The row whose prompt each output continues."""
+    stem_B: Tensor
+    """How many tokens the prompt of each output has."""
     visible_BTM: Tensor
     """True where an output's token may attend: to its prompt (the first P columns) and to the earlier tokens of its own output."""
+    stem_visible_PP: Tensor | None = None
+    """The same for a prompt's tokens, [P, P]; None: each sees all before it."""
+
+    def windowed(self, window: int | None) -> "Layout":
+        """The same, where a token sees only the ``window`` tokens up to itself."""
+        width = self.stem_RP.shape[1]
+        if window is None or window >= width + self.output_BT.shape[1]:
+            return self
+        stem_P, step_T = torch.arange(width, device=self.stem_B.device), torch.arange(self.output_BT.shape[1], device=self.stem_B.device)
+        own_BT = self.stem_B[:, None] + step_T
+        keys_BM = torch.cat([stem_P.expand(len(own_BT), -1), own_BT], dim=1)
+        near_BTM = own_BT[:, :, None] - keys_BM[:, None] < window
+        back_PP = stem_P[:, None] - stem_P
+        return replace(self, visible_BTM=self.visible_BTM & near_BTM, stem_visible_PP=(back_PP >= 0) & (back_PP < window))
 
 
 @dataclass(frozen=True)
@@ -121,6 +137,7 @@ def _layout(rows: Sequence[Branches], width: int, mask_BT: Tensor) -> Layout | N
         output_BT=(first_B[:, None] + step_T).clamp(max=len(rows) * width - 1),
         output_there_BT=mask_BT,
         row_B=row_B,
+        stem_B=stems[row_B],
         visible_BTM=torch.cat([seen_BTP, own_BTT], dim=-1),
     )
 

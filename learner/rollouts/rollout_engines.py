@@ -158,6 +158,8 @@ class VllmEngine:
     def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
         if settings.replay_routing:
             raise ConfigError("learner.replay_routing = true needs learner.engine = transformers: what vLLM's routers chose is not read yet")
+        if problem := policy.lora_targets.unserved(policy.family):
+            raise ConfigError(f"learner.engine = vllm: {problem}")
         # Read when vllm is imported: one process for engine and trainer, and as many threads as the trainer has.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -179,7 +181,7 @@ class VllmEngine:
         self._llm = LLM(
             model=str(policy.base), dtype=settings.precision, enable_lora=True, max_loras=1,
             max_lora_rank=_lora_rank(max(settings.rank, settings.expert_rank)),
-            lora_target_modules=[*settings.attention_targets, *(["experts"] if settings.expert_targets else [])],
+            lora_target_modules=policy.lora_targets.vllm_modules,
             max_model_len=settings.max_prompt_tokens + settings.max_output_tokens, enforce_eager=on_cpu, logprobs_mode="processed_logprobs",
             max_num_seqs=settings.prompts_per_step * settings.samples_per_prompt, seed=settings.seed, disable_log_stats=True,
             gpu_memory_utilization=settings.engine_gpu_ratio, enable_sleep_mode=self._sleeps,

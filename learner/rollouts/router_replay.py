@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from learner.models.sequence_packing import Branches, Packed
+from reward.families.model_family import ModelFamily, RouterRule
 from streams.core.errors import ConfigError
 
 FREE: Final = -1
@@ -46,8 +47,9 @@ RULES: Final[tuple[Rule, ...]] = ((_softmax, _to_one), (_softmax, _as_they_are),
 class RouterChoices:
     """Records and replays the choices of a transformers model's routers."""
 
-    def __init__(self, causal_lm: Any) -> None:
-        self._gates: list[Any] = [module for name, module in causal_lm.named_modules() if name.endswith(".mlp.gate")]
+    def __init__(self, causal_lm: Any, family: ModelFamily | None = None) -> None:
+        gate = (family.router if family and family.router else RouterRule()).module
+        self._gates: list[Any] = [module for name, module in causal_lm.named_modules() if name.endswith(f".{gate}")]
         if not self._gates:
             raise ConfigError("learner.replay_routing = true, but this base has no routers: set it to false")
         self._rule: Rule | None = None

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from reward.families.base_folder import family_in
 from streams.core.settings_section import SettingsSection
 
 
@@ -12,8 +13,8 @@ class FeatureSettings(SettingsSection):
     """Features: the frozen backbone and what is taken from it."""
 
     backbone: Path | None = None
-    """Folder of the model that the features come from (``tidemill reward tune`` writes one). None: the dense model of the policy's base. Another
-    backbone means other features: the updater then reads all labels again."""
+    """Folder of the model that the features come from (``tidemill reward tune`` writes one). None: the dense model in the folder ``dense`` of the
+    policy's base, or the base itself where that is dense. Another backbone means other features: the updater then reads all labels again."""
     backbone_kind: Literal["language_model", "reward_model", "embedding"] = "language_model"
     """What the folder holds. ``language_model``: its states are features. ``reward_model``: a sequence classifier with one output, as reward models
     are published (its output and the answer's length are the features). ``embedding``: an encoder whose token states are pooled."""
@@ -50,5 +51,8 @@ class FeatureSettings(SettingsSection):
         return "bfloat16" if self.dtype == "auto" else self.dtype
 
     def backbone_of(self, base: Path) -> Path:
-        """The folder of ``backbone``; without one, the dense model of the policy's base."""
-        return self.backbone or base / "dense"
+        """The folder of ``backbone``; without one, the dense model of the policy's base, or the base itself if it is dense."""
+        if self.backbone is not None or (base / "dense").is_dir():
+            return self.backbone or base / "dense"
+        family = family_in(base)
+        return base if family is not None and family.experts is None else base / "dense"

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from reward.families.base_folder import read_base
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import fingerprint
 from streams.core.errors import ConfigError
@@ -195,7 +196,8 @@ class Featurizer:
 def load_trunk(backbone: Path, settings: RewardSettings, dtype: str) -> tuple[Any, int, int]:
     """The layers of the backbone that the features use, and the numbers of the mean and the last layer. Raises ConfigError."""
     if not (backbone / "config.json").is_file():
-        raise ConfigError(f"{backbone} holds no model for the reward features (no config.json)")
+        raise ConfigError(f"{backbone} holds no model for the reward features (no config.json): set reward.backbone to a small dense model's folder")
+    read_base(backbone, "reward.backbone")
     config = AutoConfig.from_pretrained(str(backbone), local_files_only=True)
     mean_layer, last_layer = (max(1, round(config.num_hidden_layers * ratio)) for ratio in (settings.mean_layer_ratio, settings.last_layer_ratio))
     config.num_hidden_layers = max(mean_layer, last_layer)  # higher layers are neither loaded nor run

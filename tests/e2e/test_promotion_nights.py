@@ -43,6 +43,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, EPISODES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import KafkaSettings, Producer, read_to_end
+from tests.support.adapter_files import adapter_weights
 
 PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
 SUBJECTS = (
@@ -148,7 +149,7 @@ class Town:
         name, source = f"{self.policy}@{version}", self._folder / f"made-{version}"
         source.mkdir()
         (source / "adapter_config.json").write_text(json.dumps({"r": 8, "target_modules": ["q_proj"]}))
-        (source / "adapter_model.safetensors").write_bytes(b"weights")
+        (source / "adapter_model.safetensors").write_bytes(adapter_weights())
         (source / "probes.json").write_text(json.dumps({"probes": [PROBE]}))
         self._producer.publish(ADAPTERS, AdapterVersion(
             policy=self.policy, version=version, artifact=self._store.put(source, f"adapters/{version}"), rank=8, step=version, targets=("q_proj",),

@@ -27,6 +27,7 @@ from streams.join import join_loop as joiner
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, Record, read_to_end
 from streams.outbox.outbox import Outbox
+from tests.support.adapter_files import adapter_weights
 from tests.unit.actor.test_adapter_loader import CONFIG, PROBE, Engine
 from tests.unit.reward.test_refitter import SMALL, CountedLetters
 
@@ -91,7 +92,7 @@ def test_one_trace_leads_from_the_question_to_the_adapter_that_was_loaded(kafka_
         made = tmp_path / "made"
         made.mkdir()
         (made / "adapter_config.json").write_text(json.dumps(CONFIG))
-        (made / "adapter_model.safetensors").write_bytes(b"weights")
+        (made / "adapter_model.safetensors").write_bytes(adapter_weights())
         (made / "probes.json").write_text(json.dumps({"probes": [PROBE]}))
         (refitted,) = world.wait_for(REWARD_MODELS)
         publisher = AdapterPublisher(LearnerSettings(), learner, world.producer)

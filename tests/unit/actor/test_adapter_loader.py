@@ -22,8 +22,10 @@ from streams.core.events import AdapterVersion, Artifact, Attestation, Event, Pr
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
 from streams.kafka import KafkaSettings
+from tests.support.adapter_files import A, B, adapter_weights
 
 PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
+WEIGHTS = adapter_weights()
 CONFIG = {"r": 8, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
 
 
@@ -98,7 +100,7 @@ class World:
         self.context = PartContext(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
         self.follower = AdapterLoader(ActorSettings(), self.context, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
 
-    def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = b"weights", norms: dict[str, float] | None = None,
+    def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = WEIGHTS, norms: dict[str, float] | None = None,
                 **changes: Any) -> AdapterVersion:  # fmt: skip
         source = self.folder / f"made-{version}-{weights[-16:].hex()}"
         source.mkdir()
@@ -409,7 +411,7 @@ def _refused(world: World) -> AdapterVersion:
 
 
 def _emptied(world: World) -> AdapterVersion:
-    return world.publish(1, weights=save({"lora_A": torch.ones(4), "lora_B": torch.zeros(9)}), norms={"lora_A": 2.0, "lora_B": 3.0})
+    return world.publish(1, weights=adapter_weights(b=0.0), norms={A: 2.0, B: 3.0})
 
 
 def _partial(world: World) -> AdapterVersion:
@@ -433,9 +435,14 @@ BAD: dict[str, tuple[Spoil, str]] = {
         "up to 512",
     ),
     "a rank that is not its event's": (lambda world: world.publish(1, rank=4), "its event says 4"),
-    "a target that is not served": (lambda world: world.publish(1, config=CONFIG | {"target_modules": ["lm_head"]}), "lm_head"),
+    "a target that is not served": (
+        lambda world: world.publish(
+            1, weights=save({A: torch.ones(1, 4), "base_model.model.model.layers.0.mlp.gate.lora_A.weight": torch.ones(1, 4)})
+        ),
+        "mlp.gate.lora_A.weight: this replica serves LoRA on",
+    ),
     "an engine that refuses it": (_refused, "cannot load"),
-    "a tensor that was emptied": (_emptied, "1 of 2 tensors differ from the learner's export: lora_B"),
+    "a tensor that was emptied": (_emptied, "1 of 2 tensors differ from the learner's export: model.layers.0.self_attn.q_proj.lora_B"),
     "an engine that places a part of it": (_partial, "1 of 2 tensors did not take effect here: layers.0.mlp.experts.lora_B"),
     "an engine that does not answer": (_silent, "no answer"),
 }
@@ -456,7 +463,7 @@ def test_a_bad_adapter_is_refused_with_its_reason_and_the_old_one_goes_on(world:
 def _noisy(world: World, says_norms: bool = True) -> None:
     """A replica that answers so noisily that two probe tokens cannot tell the adapter from half of it."""
     world.engine.base, world.engine.answers["default@1"] = [-2.1, -0.9], [-1.1, -1.9]
-    world.publish(1, weights=save({"lora_A": torch.ones(4), "lora_B": torch.ones(9)}), norms={"lora_A": 2.0, "lora_B": 3.0} if says_norms else None)
+    world.publish(1, norms={A: 2.0, B: 3.0} if says_norms else None)
 
 
 def test_an_adapter_that_its_answers_prove_is_told_of_with_its_share_and_the_replicas_noise(world: World) -> None:
@@ -499,7 +506,7 @@ def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_pr
     gated.move("default@2", "rejected")
     gated.turn()
     del gated.follower._loaded["default@2"]  # as when it was swept
-    gated.publish(2, weights=b"of another run")
+    gated.publish(2, weights=adapter_weights(b=2.0))
     gated.move("default@2", "candidate")
     gated.turn()
     assert [event.passed for event in gated.spool.events] == [True, True, False]

@@ -1,4 +1,4 @@
-"""The policy on the mixtures of experts in the field: a random tiny model of each is trained, saved and read back by plain PEFT."""
+"""The policy on each family: a random tiny model is loaded, computes what transformers computes, is trained, saved and read back by plain PEFT."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, DeepseekV3Config, OlmoeConfig, PreTrainedConfig, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM
 
 from learner.models.lora_policy import Policy
 from learner.objectives.rollout_objective import RolloutObjective
@@ -16,39 +16,25 @@ from learner.settings import LearnerSettings
 from streams.core.errors import ConfigError
 from streams.core.events import Message
 from tests.support.processors import Claim
+from tests.support.tiny_models import CONFIGS, tiny_model
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "num_experts_per_tok": 2,
-}  # fmt: skip
-LATENT: dict[str, Any] = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
-SHAPES: dict[str, tuple[PreTrainedConfig, dict[str, Any]]] = {
-    "qwen3-moe": (Qwen3MoeConfig(**SHAPE, head_dim=16, moe_intermediate_size=48, num_experts=4), {}),
-    "olmoe": (OlmoeConfig(**SHAPE, num_experts=4), {}),
-    "deepseek-v3": (
-        DeepseekV3Config(
-            **{**SHAPE, **LATENT, "num_key_value_heads": 4}, moe_intermediate_size=48, n_routed_experts=4, n_shared_experts=1, n_group=1,
-            topk_group=1, first_k_dense_replace=1,
-        ),
-        {
-            "attention_targets": ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
-            "shared_targets": ("gate_proj", "up_proj", "down_proj"),
-        },
-    ),
-}  # fmt: skip
 SETTINGS = {"dtype": "float32", "max_output_tokens": 8, "samples_per_prompt": 4, "learning_rate": 0.02, "kl_coefficient": 0.0}
 ASKED = [(Message(role="user", content="What is tea?"),), (Message(role="user", content="Why do whales sing?"),)]
 
 
-@pytest.fixture(params=sorted(SHAPES))
+SHARED_TOO = {"shared_targets": ("gate_proj", "up_proj", "down_proj")}
+MIXTURES = ("deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen3_moe")
+
+
+@pytest.fixture
 def shaped(request: pytest.FixtureRequest, tiny_base: Path, tmp_path: Path) -> tuple[Path, LearnerSettings]:
-    config, targets = SHAPES[request.param]
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
-    AutoTokenizer.from_pretrained(str(tiny_base)).save_pretrained(tmp_path / "base")
-    return tmp_path / "base", LearnerSettings(**SETTINGS, **targets)
+    kind = request.param
+    return tiny_model(kind, tmp_path / "base", tiny_base, initializer_range=0.02), LearnerSettings(
+        **SETTINGS, **(SHARED_TOO if kind == "deepseek_v3" else {})
+    )
 
 
+@pytest.mark.parametrize("shaped", sorted(CONFIGS), indirect=True)
 def test_every_target_is_trained_and_the_adapter_is_what_plain_peft_reads_back(shaped: tuple[Path, LearnerSettings], tmp_path: Path) -> None:
     base, settings = shaped
     policy = Policy(base, settings)
@@ -79,6 +65,7 @@ def test_a_shared_target_that_matches_nothing_is_an_error(tiny_base: Path) -> No
 
 
 @pytest.mark.learning
+@pytest.mark.parametrize("shaped", ["deepseek_v3", "olmoe", "qwen3_moe"], indirect=True)
 def test_experts_that_the_engine_chose_are_replayed_so_that_a_router_that_flips_does_not_look_like_a_new_policy(
     shaped: tuple[Path, LearnerSettings], seed: int, claim: Claim
 ) -> None:
