@@ -16,7 +16,7 @@ from actor.process_forks import PARENT, fork_is_safe, forks_die_with_parent
 from actor.settings import ActorSettings
 from actor.vllm_arguments import arguments, environment, parsed
 from streams.core.errors import ConfigError
-from streams.core.listening_socket import listening_socket
+from streams.core.health import listening_socket
 from streams.core.part_context import PartContext
 from streams.kafka import await_kafka
 

@@ -269,6 +269,8 @@ class Capture:
             output_ids=tuple(choice.output_ids) if whole else (),
             output_logprobs=tuple(choice.logprobs) if whole else (),
             sampling=asked.sampling,
+            chat_template_kwargs=asked.chat_template_kwargs if asked.api != "completion" else {},
+            unrenderable=asked.unrenderable,
             outcome=_outcome(exchange, choice),
             error=exchange.error or (f"status {exchange.status}" if exchange.status >= 500 else None),
             started_at=exchange.started_at,

@@ -140,6 +140,26 @@ class ClientRequest:
         return tuple(tool for tool in tools if isinstance(tool, dict)) if isinstance(tools, list) else ()
 
     @property
+    def chat_template_kwargs(self) -> dict[str, Any]:
+        """What the chat template is told besides messages and tools; thinking follows from the effort where nothing else says it, as in vLLM."""
+        given, reasoning = self.body.get("chat_template_kwargs"), self.body.get("reasoning")
+        kwargs = dict(given) if isinstance(given, dict) else {}
+        effort = self.body.get("reasoning_effort") if self.api == "chat" else reasoning.get("effort") if isinstance(reasoning, dict) else None
+        told = {"documents": self.body.get("documents") if self.api == "chat" else None, "reasoning_effort": effort}
+        if effort is not None and "enable_thinking" not in kwargs:
+            told["enable_thinking"] = effort != "none"
+        return kwargs | {name: value for name, value in told.items() if value is not None and value != "auto"}
+
+    @property
+    def unrenderable(self) -> str | None:
+        """Why nobody can render its prompt again from messages, tools and ``chat_template_kwargs``."""
+        if self.body.get("chat_template"):
+            return "own_template"
+        if self.body.get("continue_final_message") or self.body.get("add_generation_prompt") is False:
+            return "continued"
+        return "truncated" if self.body.get("truncate_prompt_tokens") else None
+
+    @property
     def sampling(self) -> dict[str, Any]:
         return {name: self._read(name) for name in SAMPLING if self.body.get(name) is not None}
 

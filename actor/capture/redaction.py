@@ -130,7 +130,8 @@ def redacted_episode(episode: Episode, redactor: Redactor, found: Counter[str]) 
     """The redacted episode. The same object when there was nothing to remove."""
     before = found.total()
     said = [message.model_dump(exclude_unset=True) for message in episode.messages]
-    fields = redacted({"messages": said, "tools": episode.tools, "answer": episode.answer, "tool_calls": episode.tool_calls}, redactor, found)
+    given = {name: getattr(episode, name) for name in ("tools", "answer", "tool_calls", "chat_template_kwargs")}
+    fields = redacted({"messages": said, **given}, redactor, found)
     if found.total() == before:
         return episode
     hidden = {"prompt_ids": (), "output_ids": (), "output_logprobs": ()}

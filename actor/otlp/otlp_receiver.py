@@ -27,7 +27,7 @@ from actor.otlp.reported_span import Span
 from actor.otlp.span_episodes import episodes_of, kind_of
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
-from streams.core.listening_socket import listening_socket
+from streams.core.health import listening_socket
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES

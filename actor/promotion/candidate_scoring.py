@@ -10,7 +10,7 @@ import torch
 from reward.evaluation.calibration import brier_losses
 from reward.features.featurizer import Features, Pair
 from reward.features.part_features import features_of_part
-from reward.fit.label_entries import opening_of
+from reward.fit.label_entries import is_unreadable, opening_of
 from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import rise_of_mean
@@ -41,12 +41,12 @@ class RewardJudge:
         return [float(mean) for mean in model.score(self._backbone().features(pairs)).mean_N]
 
     def drifts(self, version: RewardModelVersion, labels: Sequence[Label]) -> bool:
-        known = [label for label in labels if label.verdict is not None]
+        known = [label for label in labels if label.verdict is not None and not is_unreadable(label)]
         if not known:
             return False
         model = self._load(version)
         folds_N = torch.tensor([fold_of(opening_of(label), len(model.fold_bias_F)) for label in known])
-        chances_N = model.unseen(self._backbone().features([(label.messages, label.answer) for label in known]), folds_N)
+        chances_N = model.unseen(self._backbone().features([(label.prompt, label.whole_answer) for label in known]), folds_N)
         losses_N = brier_losses(chances_N, torch.tensor([float(label.verdict or 0.0) for label in known]))
         return rise_of_mean(losses_N.tolist()).alarm
 

@@ -116,5 +116,7 @@ def _age(episode: Episode) -> tuple[datetime, str]:
 
 
 def _usable(episode: Episode) -> bool:
-    """True for a person's question in text. Questions that need tools cannot be asked again without running the tools."""
-    return bool(episode.messages) and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
+    """True for a person's question in text. Questions that need tools cannot be asked again without running the tools; others are asked again as
+    messages alone, under the base's own template."""
+    plain = episode.render_fault is None and not (episode.tools or episode.tool_calls or episode.chat_template_kwargs)
+    return bool(episode.messages) and episode.messages[-1].role == "user" and plain

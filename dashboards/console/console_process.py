@@ -12,7 +12,7 @@ from dashboards.console.console_settings import ConsoleSettings
 from dashboards.console.log_following import LogFollowing
 from streams.core.clock import SystemClock
 from streams.core.events import Event
-from streams.core.listening_socket import listening_socket
+from streams.core.health import listening_socket
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
 from streams.kafka import KafkaSettings, Producer, RecordPlace

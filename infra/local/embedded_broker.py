@@ -20,7 +20,7 @@ from infra.local.kafka_jars import cache_folder, kafka_jars
 from infra.local.startable import Startable
 from infra.preparation.child_runs import ChildRun, die_with_parent, run_child
 from streams.core.errors import ConfigError, Unavailable
-from streams.core.listening_socket import listening_socket
+from streams.core.health import listening_socket
 from streams.kafka import KafkaSettings, kafka_answers
 
 LOG4J = """<Configuration status="error"><Appenders><File name="file" fileName="{log}"><PatternLayout pattern="%d %p %c{{1}} %m%n"/></File>

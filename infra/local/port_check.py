@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from infra.local.part_process import LOOPBACK, PORT_OFFSET, parts, ray_metrics_port
 from infra.settings.config import Settings
 from streams.core.errors import ConfigError
-from streams.core.listening_socket import listening_socket
+from streams.core.health import listening_socket
 
 
 @dataclass(frozen=True)

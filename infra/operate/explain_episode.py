@@ -86,7 +86,7 @@ class Explainer:
             self._reached = (version.version, replay)
         refitter = self._reached[1].refitter
         self._say("computing features of the answer, and what each label changed")
-        features_D = refitter.features.features([(episode.messages, episode.answer)])[0]
+        features_D = refitter.features.features([(episode.prompt, episode.whole_answer)])[0]
         said = explain(published_model(version, self._artifacts), refitter.weighted(), refitter.recipe(), features_D)
         return Explained(episode.episode_id, episode.adapter, version.version, said)
 

@@ -32,6 +32,7 @@ from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
 from reward.families.base_folder import read_base
 from reward.features.frozen_product import product
+from streams.core.chat_prompt import call_names, has_media, template_inputs, with_messages
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import Message
 
@@ -113,22 +114,44 @@ class Policy:
         """The token that ends an answer, which also pads."""
         return int(self.tokenizer.eos_token_id)
 
-    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def prompt_ids(self, prompt: Sequence[Message]) -> tuple[int, ...]:
         """The prompt as the engine sees it: chat template and the opening of the answer.
 
-        Raises InvalidEvent (``template``) where the template refuses the messages: many want roles that take turns, or no system message.
+        Raises InvalidEvent: ``media`` where there is more than text, ``template`` where the template refuses the messages (many want roles that take
+        turns, or no system message).
         """
-        spoken = [{"role": message.role, "content": message.text} for message in messages]
+        return self._rendered(prompt, add_generation_prompt=True)
+
+    def _rendered(self, prompt: Sequence[Message], add_generation_prompt: bool) -> tuple[int, ...]:
+        if has_media(prompt):
+            raise InvalidEvent("media", "the prompt holds an image, a sound or a file, and the learner renders text alone")
+        turns, arguments = template_inputs(prompt)
         try:
-            return tuple(self.tokenizer.apply_chat_template(spoken, add_generation_prompt=True, return_dict=False))
+            return tuple(self.tokenizer.apply_chat_template(turns, add_generation_prompt=add_generation_prompt, return_dict=False, **arguments))
         except Exception as error:  # noqa: BLE001 - the boundary to a template's own program, which raises what it likes at messages from anybody
-            roles = ", ".join(message.role[:20] for message in messages[:8])
+            roles = ", ".join(message.role[:20] for message in list(prompt)[:8])
             raise InvalidEvent("template", f"the base's chat template refuses these roles ({roles}): {type(error).__name__}: {error}") from None
 
     def answer_ids(self, text: str, ended: bool, limit: int) -> tuple[int, ...]:
         """An answer's tokens, ``limit`` of them at most; with the end token when it ``ended`` and was not cut here."""
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), *([self.eos_id] if ended else [])]
         return tuple(ids[:limit])
+
+    def reply_ids(self, prompt: Sequence[Message], text: str, tool_calls: Sequence[dict[str, Any]], ended: bool, limit: int) -> tuple[int, ...]:
+        """The same for an answer with tool calls, whose tokens are those that the chat template writes for them after the prompt.
+
+        Raises InvalidEvent (``tool_calls``) where the template writes no calls, or another prompt before them.
+        """
+        if not tool_calls:
+            return self.answer_ids(text, ended, limit)
+        opened, spoken = self.prompt_ids(prompt), Message(role="assistant", content=text, tool_calls=tuple(tool_calls))
+        whole = self._rendered(with_messages(prompt, (*prompt, spoken)), add_generation_prompt=False)
+        written = whole[len(opened) :]
+        written = written[: written.index(self.eos_id)] if self.eos_id in written else written
+        said = self.tokenizer.decode(written)
+        if whole[: len(opened)] != opened or any(name not in said for name in call_names(tool_calls)):
+            raise InvalidEvent("tool_calls", "the base's chat template does not write these tool calls as an answer to their prompt")
+        return (*written, *([self.eos_id] if ended else []))[:limit]
 
     def stats(self, packed: Packed, temperature: float = 1.0) -> TokenStats:
         """Log-probabilities and entropies of the output tokens, under the adapter or (inside ``reference``) the base."""

@@ -15,21 +15,24 @@ from learner.settings import LearnerSettings
 class ThumbObjective:
     """The mean KTO loss over labelled answers with a verdict that is good or bad.
 
-    Good and bad ones count alike however many there are of each, as the paper advises. The reference point is the policy's distance from the
+    Good and bad ones count alike however many there are of each, as the paper advises. An answer that the verdict of a later one reaches has that
+    verdict's discounted weight. The reference point is the policy's distance from the
     base on answers to *other* questions of the same step (section 4.1), never negative, measured before the first update.
     """
 
     def __init__(self, policy: Policy, settings: LearnerSettings, labelled: Sequence[LabelledAnswer]) -> None:
         self._policy, self._settings = policy, settings
         self._rows = [
-            Branches(policy.prompt_ids(one.prompt), (policy.answer_ids(one.answer, one.ended, settings.judged_tokens),)) for one in labelled
+            Branches(policy.prompt_ids(one.prompt), (policy.reply_ids(one.prompt, one.answer, one.tool_calls, one.ended, settings.judged_tokens),))
+            for one in labelled
         ]
         self._passes = microbatches(self._rows, settings.microbatch_tokens)
         self._good_B = torch.tensor([bool(one.good) for one in labelled], device=policy.device)
-        good = int(self._good_B.sum())
-        alike = 0 < good < len(labelled)
-        self._good_weight = len(labelled) / (2 * good) if alike else 1.0
-        self._bad_weight = len(labelled) / (2 * (len(labelled) - good)) if alike else 1.0
+        self._weights_B = torch.tensor([one.weight for one in labelled], device=policy.device)
+        good, both = float(self._weights_B[self._good_B].sum()), float(self._weights_B.sum())
+        alike = 0 < good < both
+        self._good_weight = both / (2 * good) if alike else 1.0
+        self._bad_weight = both / (2 * (both - good)) if alike else 1.0
         with torch.no_grad(), policy.reference():
             self._reference = [self._logprobs(self._rows, numbers) for numbers in self._passes]
         self._kl = self._distance()
@@ -46,7 +49,7 @@ class ThumbObjective:
         for numbers, reference_B in zip(self._passes, self._reference, strict=True):
             s, good_B = self._settings, self._good_B[numbers]
             policy_B = self._logprobs(self._rows, numbers)
-            loss_B = losses.kto(policy_B, reference_B, good_B, self._kl, s.kto_beta, self._good_weight, self._bad_weight)
+            loss_B = losses.kto(policy_B, reference_B, good_B, self._kl, s.kto_beta, self._good_weight, self._bad_weight) * self._weights_B[numbers]
             (s.thumb_weight * loss_B.sum() / len(self._rows)).backward()
             passed(sum(self._rows[n].tokens for n in numbers))
             if self._updates == 0:

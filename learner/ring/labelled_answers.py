@@ -3,11 +3,15 @@
 from collections import OrderedDict
 from collections.abc import Sequence, Set
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from streams.core.events import FeedbackKind, Label, Message, Outcome
+from streams.core.chat_prompt import Prompt, content_key, whole_answer, with_messages
+from streams.core.events import FeedbackKind, Label, LedTurn, Message, Outcome
 
+ASKERS = frozenset({"user", "tool"})
+"""Roles that an answer replies to: a person, or a tool whose result came back."""
 REPLY_CHARACTERS = 1000
 """A person's next turn is cut here: the rest is mostly the next task, and beside the question it would not fit a step."""
 
@@ -18,18 +22,35 @@ class LabelledAnswer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     episode_id: str
-    prompt: tuple[Message, ...]
+    turn: int | None = None
+    """Of an earlier answer of the conversation: its place in the label's messages."""
+    prompt: Prompt
     answer: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
     ended: bool = True
     """False when the answer was truncated at the token limit: then it has no end token to learn."""
     verdict: float | None = Field(default=None, ge=0, le=1)
     """Mean of the thumbs and ratings: 0 bad, 1 good."""
+    weight: float = Field(default=1.0, gt=0, le=1)
+    """How much its verdict counts: below 1 where it was given to a later answer."""
     comments: tuple[str, ...] = ()
     """Oldest first."""
     correction: str | None = None
     """The newest correction: the whole answer as it should have been."""
     replies: tuple[str, ...] = ()
     """People's next turns in the conversation, oldest first. Empty unless ``learner.hindsight_replies``."""
+    led_by: tuple["LabelledAnswer", ...] = ()
+    """The earlier answers of its conversation that its verdict reaches, nearest first."""
+
+    @property
+    def name(self) -> tuple[str, int]:
+        """What tells it from all others."""
+        return self.episode_id, -1 if self.turn is None else self.turn
+
+    @property
+    def said(self) -> str:
+        """Question and answer, as a key. Clients send answers back without the space around them."""
+        return content_key((*self.prompt, Message(role="assistant", content=self.answer.strip(), tool_calls=self.tool_calls)))
 
     @property
     def good(self) -> bool | None:
@@ -53,16 +74,39 @@ class LabelledAnswer(BaseModel):
         corrections = [text for kind, text in said if kind is FeedbackKind.CORRECTION]
         found = cls(
             episode_id=label.episode_id,
-            prompt=label.messages,
+            prompt=label.prompt,
             answer=label.answer,
+            tool_calls=label.tool_calls,
             ended=label.outcome is Outcome.COMPLETED,
             verdict=label.verdict,
             comments=tuple(text for kind, text in said if kind is FeedbackKind.COMMENT),
             correction=corrections[-1] if corrections else None,
             replies=tuple(text[:REPLY_CHARACTERS] for kind, text in said if kind is FeedbackKind.REPLY) if with_replies else (),
         )
-        usable = bool(label.messages) and label.messages[-1].role == "user" and bool(label.answer.strip()) and label.outcome is not Outcome.FAILED
-        return found if usable and (found.good is not None or found.has_hindsight) else None
+        asked = bool(label.messages) and label.messages[-1].role in ASKERS and bool(label.whole_answer.strip())
+        usable = asked and label.outcome is not Outcome.FAILED and label.render_fault is None
+        if not usable or (found.good is None and not found.has_hindsight):
+            return None
+        before = (cls._led(label, each) for each in label.led_by) if found.good is not None else ()
+        return found.model_copy(update={"led_by": tuple(one for one in before if one is not None)})
+
+    @classmethod
+    def _led(cls, label: Label, led: LedTurn) -> "LabelledAnswer | None":
+        """An earlier answer with the label's verdict. None when it says nothing, or answers nobody."""
+        if led.message >= len(label.messages):  # a label may come from another writer
+            return None
+        before, spoken = label.messages[: led.message], label.messages[led.message]
+        if before[-1].role not in ASKERS or not whole_answer(spoken.text, spoken.tool_calls).strip():
+            return None
+        return cls(
+            episode_id=label.episode_id,
+            turn=led.message,
+            prompt=with_messages(label.prompt, before),
+            answer=spoken.text,
+            tool_calls=spoken.tool_calls or (),
+            verdict=label.verdict,
+            weight=led.weight,
+        )
 
 
 SAVED = TypeAdapter(list[LabelledAnswer])
@@ -74,23 +118,23 @@ class LabelledPool:
     def __init__(self, policy: str, kept: int, with_replies: bool = False) -> None:
         self._policy, self._kept, self._with_replies = policy, kept, with_replies
         self._answers: OrderedDict[str, LabelledAnswer] = OrderedDict()
-        self._uses: dict[str, int] = {}
+        self._uses: dict[tuple[str, int], int] = {}
 
     def __len__(self) -> int:
         return len(self._answers)
 
-    def update(self, label: Label) -> None:
-        """Store the label's answer, or remove it when its feedback was withdrawn."""
+    def update(self, label: Label) -> str | None:
+        """Store the label's answer, or remove it when its feedback was withdrawn. Returns why one with feedback cannot be learned from."""
         if label.policy != self._policy:
-            return
+            return None
         self.remove(label.episode_id)
         if (labelled := LabelledAnswer.of(label, self._with_replies)) is not None:
             self._add(labelled)
+        return label.render_fault if label.votes else None
 
     def remove(self, episode_id: str) -> None:
         """Remove an answer whose label was deleted."""
-        self._answers.pop(episode_id, None)
-        self._uses.pop(episode_id, None)
+        self._forget_uses(self._answers.pop(episode_id, None))
 
     def keep_only(self, episode_ids: Set[str]) -> int:
         """Remove all answers but these. Returns how many were removed."""
@@ -104,13 +148,27 @@ class LabelledPool:
 
         Where possible, half of them have comments or corrections, which say more than thumbs and next turns but are fewer.
         """
-        newest = list(reversed(self._answers.values()))
-        order = sorted(range(len(newest)), key=lambda n: (self._uses.get(newest[n].episode_id, 0), n))
+        newest = [one for whole in reversed(self._answers.values()) for one in (whole.model_copy(update={"led_by": ()}), *whole.led_by)]
+        reached = self._nearest(newest)
+        newest = [one for one in newest if one.turn is None or reached.get(one.said) == one.name]
+        order = sorted(range(len(newest)), key=lambda n: (self._uses.get(newest[n].name, 0), n))
         worded = [n for n in order if newest[n].has_words][: max(1, count // 2)]
         chosen = [newest[n] for n in (worded + [n for n in order if n not in set(worded)])[:count]]
         for one in chosen:
-            self._uses[one.episode_id] = self._uses.get(one.episode_id, 0) + 1
+            self._uses[one.name] = self._uses.get(one.name, 0) + 1
         return chosen
+
+    @staticmethod
+    def _nearest(newest: Sequence[LabelledAnswer]) -> dict[str, tuple[str, int]]:
+        """For each answer that only verdicts of later ones reach, the one whose verdict counts: the nearest, of equal ones the newest."""
+        if not any(one.turn is not None for one in newest):
+            return {}
+        own = {one.said for one in newest if one.turn is None and one.good is not None}
+        found: dict[str, LabelledAnswer] = {}
+        for one in newest:
+            if one.turn is not None and (said := one.said) not in own and (said not in found or found[said].weight < one.weight):
+                found[said] = one
+        return {said: one.name for said, one in found.items()}
 
     def save(self, path: Path) -> None:
         """Write the pool, oldest first; renamed into place."""
@@ -127,19 +185,25 @@ class LabelledPool:
     def _add(self, labelled: LabelledAnswer) -> None:
         self._answers[labelled.episode_id] = labelled
         while len(self._answers) > self._kept:
-            self._uses.pop(self._answers.popitem(last=False)[0], None)
+            self._forget_uses(self._answers.popitem(last=False)[1])
+
+    def _forget_uses(self, labelled: LabelledAnswer | None) -> None:
+        for one in () if labelled is None else (labelled, *labelled.led_by):
+            self._uses.pop(one.name, None)
 
 
-def advised(labelled: LabelledAnswer) -> tuple[Message, ...]:
-    """The prompt with the feedback beside the question, for the teacher of hindsight distillation.
+def advised(labelled: LabelledAnswer) -> Prompt:
+    """The prompt with the feedback beside the newest question, for the teacher of hindsight distillation.
 
     Only the clearest kind is used: a correction, otherwise the comments, otherwise the next turn.
     """
-    *before, question = labelled.prompt
     if labelled.correction:
         said = [f"A good answer is: {labelled.correction}"]
     elif labelled.comments:
         said = [f"Remember: {comment}" for comment in labelled.comments]
     else:
         said = [f"Once this was answered, the person said: {reply}" for reply in labelled.replies]
-    return (*before, Message(role=question.role, content="\n\n".join([question.text, *said])))
+    messages = list(labelled.prompt)
+    asked = max((n for n, message in enumerate(messages) if message.role == "user"), default=len(messages) - 1)  # after it may be results of tools
+    messages[asked] = Message(role=messages[asked].role, content="\n\n".join([messages[asked].text, *said]))
+    return with_messages(labelled.prompt, messages)

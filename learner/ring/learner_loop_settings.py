@@ -14,6 +14,8 @@ class LearnerLoopSettings(SettingsSection):
     """Most recent distinct prompts to draw from."""
     prompts_needed: int = Field(default=8, ge=1)
     """Distinct prompts needed before the first step."""
+    tool_prompts: bool = False
+    """Also sample prompts that offer tools, and those that end in a tool's result. The tools are not run: the reward model scores the call."""
     max_steps: int = Field(default=0, ge=0)
     """Stop after this many steps. 0: never."""
     step_minutes: float = Field(default=2.0, ge=0, le=1440)

@@ -38,7 +38,7 @@ class LogFeed:
         self._save_due = False
         self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_labels else [EPISODES]
         self._consumer = Consumer(context.kafka, [*self._pooled, REWARD_MODELS], "learner", context.metrics)
-        self.prompts = PromptPool(context.policy, settings.prompts_kept)
+        self.prompts = PromptPool(context.policy, settings.prompts_kept, settings.tool_prompts)
         known = {EPISODES.name: self.prompts.load(context.state / "prompts.json"), LABELS.name: True}
         self.labelled = LabelledPool(context.policy, settings.judged_kept, settings.hindsight_replies)
         if settings.learns_from_labels:
@@ -128,7 +128,7 @@ class LogFeed:
 
     def _add_prompt(self, episode: Episode, arrived_ms: int) -> None:
         if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
-            self.prompts.add(episode)
+            self._count_left_out(self.prompts.add(episode))
 
     def _drop_deleted_labels(self) -> None:
         """Drop answers whose labels are no more on the log: their tombstones may have gone before they were read. One pass over the labels."""
@@ -143,8 +143,12 @@ class LogFeed:
             self._save_due = True
         else:
             label = LABELS.decode(record.value)
-            self.labelled.update(label)
+            self._count_left_out(self.labelled.update(label))
             self._save_due |= label.erasures > 0
+
+    def _count_left_out(self, reason: str | None) -> None:
+        if reason is not None:
+            self._context.metrics.add("tidemill_learner_left_out_total", reason=reason)
 
     def _erase_people(self) -> None:
         """Erase the prompts of people who asked for it, on disk too, then report it; only once, however often the log is read."""

@@ -1,6 +1,5 @@
 """The prompts to train on: people's most recent distinct questions, up to a limit."""
 
-import json
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -8,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from learner.runs.trainer import Prompt
-from streams.core.events import Episode, Message, Outcome, person_of
+from streams.core.chat_prompt import Prompt, content_key
+from streams.core.events import Episode, Outcome, person_of
 
 NOBODY = "-"
 
@@ -17,7 +16,7 @@ NOBODY = "-"
 class Kept(BaseModel):
     """A prompt and the people who asked it."""
 
-    prompt: tuple[Message, ...]
+    prompt: Prompt
     askers: tuple[str, ...]
 
 
@@ -27,8 +26,9 @@ KEPT = TypeAdapter(list[Kept])
 class PromptPool:
     """The most recent distinct prompts of one policy. Asking again makes a prompt recent again."""
 
-    def __init__(self, policy: str, kept: int) -> None:
-        self._policy, self._kept = policy, kept
+    def __init__(self, policy: str, kept: int, with_tools: bool = False) -> None:
+        """``with_tools``: also prompts that offer tools, or that a tool's result ends."""
+        self._policy, self._kept, self._with_tools = policy, kept, with_tools
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._askers: dict[str, frozenset[str]] = {}
         """The people who asked each prompt, as hashes; ``NOBODY`` when it was asked without a user_id."""
@@ -36,11 +36,16 @@ class PromptPool:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def add(self, episode: Episode) -> None:
-        """Add the episode's prompt. Ignores failed answers, other policies, and turns that were not a person's."""
-        usable = episode.messages and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
-        if episode.policy == self._policy and episode.outcome is not Outcome.FAILED and usable:
-            self._add(episode.messages, frozenset({person_of(episode.user_id)} if episode.user_id is not None else {NOBODY}))
+    def add(self, episode: Episode) -> str | None:
+        """Add the episode's prompt. Ignores failed answers, other policies, and turns that were not a person's. Returns why a person's prompt
+        cannot be rendered again, where that is so."""
+        plain = episode.messages and episode.messages[-1].role == "user" and not episode.tools and not episode.tool_calls
+        usable = plain or (self._with_tools and episode.messages and episode.messages[-1].role in ("user", "tool"))
+        if episode.policy != self._policy or episode.outcome is Outcome.FAILED or not usable:
+            return None
+        if episode.render_fault is None:
+            self._add(episode.prompt, frozenset({person_of(episode.user_id)} if episode.user_id is not None else {NOBODY}))
+        return episode.render_fault
 
     def erase_person(self, person: str) -> int:
         """Remove prompts that only this person asked (SHA-256 of their user_id). Returns their number."""
@@ -72,7 +77,7 @@ class PromptPool:
         return True
 
     def _add(self, prompt: Prompt, askers: frozenset[str]) -> None:
-        key = json.dumps([(message.role, message.text) for message in prompt])
+        key = content_key(prompt)
         self._prompts[key] = prompt
         self._prompts.move_to_end(key)
         self._askers[key] = self._askers.get(key, frozenset()) | askers

@@ -17,7 +17,7 @@ from torch import Tensor
 from learner.distributed.process_mesh import ALONE, join
 from learner.models.lora_policy import Policy
 from learner.ring.adapter_recipe import AdapterRecipe, StepHistory, TakenStep
-from learner.ring.labelled_answers import LabelledAnswer, advised
+from learner.ring.labelled_answers import LabelledAnswer
 from learner.rollouts.engine_choice import make_engine
 from learner.rollouts.rollout_engines import Rollout
 from learner.runs import checkpoint
@@ -43,7 +43,7 @@ class StepReport:
     step: int
     metrics: dict[str, float]
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Prompts and labelled answers that could not be learned from, by reason: ``too_long``, or ``template`` (the chat template refuses them)."""
+    """Prompts and labelled answers that could not be learned from, by reason: ``too_long``, ``template`` (refuses it), ``tool_calls``, ``media``."""
 
 
 class RewardScorer:
@@ -111,16 +111,15 @@ class LearnerProcess:
         ``following``: the next step's prompts, which are sampled meanwhile."""
         left_out: Counter[str] = Counter()
 
-        def fit(*rendered: Prompt) -> bool:
-            reason = next((found for each in rendered if (found := self._trainer.why_not(each)) is not None), None)
+        def fits(reason: str | None) -> bool:
             left_out.update([reason] if reason is not None else [])
             return reason is None
 
-        fitting = [prompt for prompt in prompts if fit(prompt)]
+        fitting = [prompt for prompt in prompts if fits(self._trainer.why_not(prompt))]
         if not fitting:
             log.warning("no_prompt_fits", prompts=len(prompts), max_prompt_tokens=self._settings.max_prompt_tokens, left_out=dict(left_out))
             return StepReport(self._trainer.step_number, {}, dict(left_out))
-        told = tuple(one for one in labelled if fit(one.prompt, *([advised(one)] if one.has_hindsight else [])))
+        told = tuple(one for one in labelled if fits(self._trainer.why_not_labelled(one)))
         self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
                                         [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
         self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))

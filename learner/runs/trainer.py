@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +20,8 @@ from learner.ring.labelled_answers import LabelledAnswer, advised
 from learner.rollouts.rollout_engines import Rollout, RolloutEngine, Told, unheard
 from learner.runs.step_progress import StepTeller, tell_nobody
 from learner.settings import LearnerSettings
+from streams.core.chat_prompt import Prompt as Prompt
 from streams.core.errors import InvalidEvent, StalePolicy
-from streams.core.events import Message
-
-Prompt = tuple[Message, ...]
 
 
 class Scorer(Protocol):
@@ -149,15 +147,25 @@ class Trainer:
         return StepResult(self.step_number, tuple(rollouts), tuple(answers), tuple(rewards.tolist()), gaps, ahead is not None, metrics)
 
     def fits(self, prompt: Prompt) -> bool:
-        """True when the prompt is within ``max_prompt_tokens`` and the base's chat template takes it."""
+        """True when the prompt is within ``max_prompt_tokens`` and can be rendered."""
         return self.why_not(prompt) is None
 
-    def why_not(self, prompt: Prompt) -> Literal["too_long", "template"] | None:
-        """Why a prompt cannot be learned from; None where it can."""
+    def why_not(self, prompt: Prompt) -> str | None:
+        """Why a prompt cannot be learned from, as a countable word; None where it can."""
         try:
             return None if len(self.policy.prompt_ids(prompt)) <= self.settings.max_prompt_tokens else "too_long"
-        except InvalidEvent:
-            return "template"
+        except InvalidEvent as error:
+            return error.reason
+
+    def why_not_labelled(self, one: LabelledAnswer) -> str | None:
+        """The same for a labelled answer, whose prompt, words and tool calls must all be rendered."""
+        try:
+            if one.tool_calls:
+                self.policy.reply_ids(one.prompt, one.answer, one.tool_calls, one.ended, self.settings.judged_tokens)
+        except InvalidEvent as error:
+            return error.reason
+        rendered = (one.prompt, advised(one)) if one.has_hindsight else (one.prompt,)
+        return next((found for prompt in rendered if (found := self.why_not(prompt)) is not None), None)
 
     def _sample(self, prompts: Sequence[Prompt], step: int, told: Told = unheard) -> _Sampled:
         """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows draw from seeds of their own."""
@@ -215,7 +223,11 @@ class Trainer:
                 rewritten[told[n // s.hindsight_samples].episode_id].append(rollout.output_ids)
         return [
             tuple(rewritten.get(one.episode_id, ()))
-            or (self.policy.answer_ids(one.correction or one.answer, bool(one.correction) or one.ended, s.judged_tokens),)
+            or (
+                self.policy.answer_ids(one.correction, True, s.judged_tokens)
+                if one.correction
+                else self.policy.reply_ids(one.prompt, one.answer, one.tool_calls, one.ended, s.judged_tokens),
+            )
             for one in worded
         ]
 

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from reward.evaluation.calibration import calibration, log_loss
 from reward.features.featurizer import Features, Featurizer, load_model, load_trunk
+from reward.fit.label_entries import is_unreadable
 from reward.settings import RewardSettings
 from reward.updater.refitter import Refitter
 from streams.core.errors import ConfigError
@@ -82,7 +83,10 @@ def tune(backbone: Path, labels: Sequence[Label], settings: RewardSettings, reci
         raise ConfigError(f"reward.backbone_kind = {settings.backbone_kind}: only a language_model can be tuned")
     if out.exists():
         raise ConfigError(f"{out} exists already: name a new folder")
-    known = sorted((label for label in labels if label.verdict is not None), key=lambda label: (label.newest_feedback_at, label.episode_id))
+    known = sorted(
+        (label for label in labels if label.verdict is not None and not is_unreadable(label)),
+        key=lambda label: (label.newest_feedback_at, label.episode_id),
+    )
     held = math.ceil(len(known) * recipe.held_out)
     train, test = known[: len(known) - held], known[len(known) - held :]
     for part in (train, test):
@@ -107,7 +111,7 @@ def _trained(
         torch.manual_seed(recipe.seed)
         trunk = load_trunk(backbone, settings, "float32")[0].train()
         model = get_peft_model(trunk, LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules="all-linear"))
-        tokens = [old.tokens(label.messages, label.answer) for label in labels]
+        tokens = [old.tokens(label.prompt, label.whole_answer) for label in labels]
         verdicts_N = torch.tensor([label.verdict or 0.0 for label in labels], device=settings.device)
 
         def states(n: int) -> Tensor:
@@ -161,6 +165,6 @@ def _evaluate(features: Features, train: Sequence[Label], test: Sequence[Label],
     """Log loss and accuracy on ``test`` of a model fitted on ``train``."""
     refitter = Refitter(settings, features)
     refitter.absorb(refitter.prepare(train))
-    chances_N = refitter.fitted().score(features.features([(label.messages, label.answer) for label in test])).mean_N
+    chances_N = refitter.fitted().score(features.features([(label.prompt, label.whole_answer) for label in test])).mean_N
     verdicts_N = torch.tensor([label.verdict or 0.0 for label in test])
     return float(log_loss(chances_N, verdicts_N).mean()), calibration(chances_N, verdicts_N).accuracy

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reward.features.featurizer import Features, Pair
+from streams.core.chat_prompt import content_key as prompt_key
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS features (number INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB UNIQUE NOT NULL, row BLOB NOT NULL)"
 AT_ONCE = 500
@@ -123,7 +124,7 @@ class StoredFeatures:
 def content_key(fingerprint: str, pair: Pair) -> bytes:
     """SHA-256 of features' kind, messages and answer."""
     messages, answer = pair
-    parts = [fingerprint, *(part for message in messages for part in (message.role, message.text)), answer]
+    parts = [fingerprint, prompt_key(messages), answer]
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode(errors="replace")).digest()
 
 

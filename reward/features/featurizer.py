@@ -28,13 +28,14 @@ from transformers.utils import logging as transformers_logging
 from reward.families.base_folder import read_base
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import fingerprint
+from streams.core.chat_prompt import content_key, left_out, template_inputs
 from streams.core.errors import ConfigError
 from streams.core.events import Message
 
 Pair = tuple[Sequence[Message], str]
 COVERAGES, FORMS = 5, 3
 RELATIONS = COVERAGES + FORMS
-FEATURES_LAYOUT = 2
+FEATURES_LAYOUT = 3
 """Increase it whenever the features change: models fitted on another layout must not score these."""
 GAINS = (1.0, 0.4, 0.4)
 """Gain of each large block, chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
@@ -98,8 +99,7 @@ class Featurizer:
         return answer_TH[: max(1, len(answer_TH) - 1)].float().mean(0), states[self._last_layer][0, -1].float()
 
     def _one(self, messages: Sequence[Message], answer: str) -> Tensor:
-        said = (part for m in messages for part in (m.role, m.text))
-        key = hashlib.sha256("\x00".join((*said, answer)).encode(errors="replace")).digest()
+        key = hashlib.sha256(f"{content_key(messages)}\x00{answer}".encode(errors="replace")).digest()
         with self._lock:
             if (known := self._cache.get(key)) is not None:
                 self._cache.move_to_end(key)
@@ -182,15 +182,16 @@ class Featurizer:
 
     def _render(self, messages: Sequence[Message]) -> str:
         """The prompt, rendered by the backbone's chat template; as plain lines when there is none or it refuses these roles."""
-        turns: list[dict[str, Any]] = [{"role": m.role, "content": m.text} for m in messages]
+        turns, arguments = template_inputs(messages)
         if turns and self._tokenizer.chat_template is not None:
             try:
-                text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                text: str = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **arguments)
             except Exception:  # noqa: BLE001 - the boundary to a template's own program, which raises what it likes at messages from anybody
                 pass
             else:
-                return text
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns) + "\nassistant: "
+                return "\n".join([*left_out(messages, text), text])
+        lines = [f"{message.role}: {turn['content']}" for message, turn in zip(messages, turns, strict=True)]
+        return "\n".join([*left_out(messages, ""), *lines]) + "\nassistant: "
 
 
 def load_trunk(backbone: Path, settings: RewardSettings, dtype: str) -> tuple[Any, int, int]:

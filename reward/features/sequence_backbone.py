@@ -23,10 +23,11 @@ from transformers.utils import logging as transformers_logging
 from reward.features.featurizer import FORMS, RELATION_GAIN, RELATIONS, Pair, form_of, whole_characters
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import fingerprint
+from streams.core.chat_prompt import left_out, template_inputs
 from streams.core.errors import ConfigError
 from streams.core.events import Message
 
-SEQUENCE_LAYOUT = 1
+SEQUENCE_LAYOUT = 2
 """Increase it whenever these features change: models fitted on another layout must not score these."""
 ROOM_FOR_SPECIAL = 8
 """Tokens that a tokenizer may put around and between question and answer."""
@@ -93,7 +94,8 @@ class SequenceFeaturizer:
         asked = min(self._settings.max_prompt_tokens, max(1, room - len(self._ids(answer))))
         if self._scores and (ids := self._conversation_ids(messages, answer, asked)) is not None:
             return {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        question = self._last_tokens(whole_characters("\n".join(f"{message.role}: {message.text}" for message in messages)), asked)
+        lines = [*left_out(messages, ""), *(f"{message.role}: {message.text}" for message in messages)]
+        question = self._last_tokens(whole_characters("\n".join(lines)), asked)
         made = self._tokenizer(question, answer, truncation=True, max_length=self._most_tokens, split_special_tokens=True)
         return {name: list(made[name]) for name in self._tokenizer.model_input_names if name in made}
 
@@ -101,15 +103,16 @@ class SequenceFeaturizer:
         """The conversation by the chat template, its beginning cut; None where there is no template or it refuses these roles."""
         if not messages or self._tokenizer.chat_template is None:
             return None
-        turns: list[dict[str, Any]] = [{"role": message.role, "content": whole_characters(message.text)} for message in messages]
+        turns, arguments = template_inputs(messages)
         try:
             whole, opening = (
-                self._tokenizer.apply_chat_template(some, add_generation_prompt=more, tokenize=False)
+                self._tokenizer.apply_chat_template(some, add_generation_prompt=more, tokenize=False, **arguments)
                 for some, more in (([*turns, {"role": "assistant", "content": answer}], False), (turns, True))
             )
         except Exception:  # noqa: BLE001 - the boundary to a template's own program, which raises what it likes at messages from anybody
             return None
-        whole_ids, opening_ids = (self._ids(text, special=True) for text in (whole, opening))
+        told = left_out(messages, opening)
+        whole_ids, opening_ids = (self._ids(whole_characters("\n".join([*told, text])), special=True) for text in (whole, opening))
         return whole_ids[-(max(1, len(whole_ids) - len(opening_ids)) + asked) :]
 
     def _first_tokens(self, text: str, most: int) -> str:

@@ -14,13 +14,24 @@ from reward.fit.label_evidence import ChannelVerdict, is_good
 from streams.core.errors import InvalidEvent
 from streams.core.events import Channel
 
-BUFFER_LAYOUT = 4
+BUFFER_LAYOUT = 5
 """Increase it whenever an entry's encoding changes: the labels are then read again instead of entries that cannot be decoded."""
 BY_PEOPLE = frozenset({Channel.THUMBS.value, Channel.RATINGS.value})
 FEATURE_LIMIT = 6e4
 """Features are stored in half precision, whose largest number is 65504."""
 NAMELESS = "anonymous-"
 """How the voter of a label begins who gave no name: each such label has a voter of its own."""
+
+
+@dataclass(frozen=True)
+class LedAnswer:
+    """An earlier answer of the conversation, which the people's verdict reaches."""
+
+    said: str
+    """As ``BufferEntry.said``: an entry of its own with a person's verdict replaces it."""
+    weight: float
+    """Its part of the weight of the label's thumbs and ratings."""
+    features_D: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,8 @@ class BufferEntry:
     """The first question and the first answer of its conversation, as a hash. Empty: not known."""
     erasures: int = 0
     """How often a person was erased from the label."""
+    led: tuple[LedAnswer, ...] = ()
+    """Earlier answers that its verdict reaches."""
 
     def __post_init__(self) -> None:
         if self.verdict is not None and not self.evidence:
@@ -116,6 +129,7 @@ class BufferEntry:
         body["newest_feedback_at"] = self.newest_feedback_at.isoformat()
         body["features"] = None if self.features_D is None else _packed(self.features_D)
         body["corrections"] = [_packed(c) for c in self.corrections]
+        body["led"] = [[each.said, each.weight, _packed(each.features_D)] for each in self.led]
         return json.dumps(body).encode()
 
     @classmethod
@@ -127,6 +141,7 @@ class BufferEntry:
                 newest_feedback_at=datetime.fromisoformat(body["newest_feedback_at"]),
                 features_D=None if body["features"] is None else _unpacked(body["features"]),
                 corrections=tuple(_unpacked(c) for c in body["corrections"]),
+                led=tuple(LedAnswer(said, weight, _unpacked(features)) for said, weight, features in body["led"]),
                 **{name: _tuples(body[name]) for name in _PLAIN},
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from torch import Tensor
+
 from reward.evaluation.label_slices import language_of
-from reward.features.featurizer import Features
-from reward.fit.buffer_entry import FEATURE_LIMIT, NAMELESS, BufferEntry
+from reward.features.featurizer import Features, Pair
+from reward.fit.buffer_entry import FEATURE_LIMIT, NAMELESS, BufferEntry, LedAnswer
 from reward.fit.label_evidence import channel_verdicts, verdict_in
-from streams.core.events import ANONYMOUS, Channel, FeedbackKind, Label
+from streams.core.chat_prompt import whole_answer, with_messages
+from streams.core.events import ANONYMOUS, Channel, FeedbackKind, Label, LedTurn, Message
 from streams.join.feedback_channels import newest_votes
 from streams.kafka import Record
 
@@ -20,19 +23,44 @@ def entries_of(labels: Sequence[Label], features: Features, vote_weight: Callabl
     """The entries of labels, still without a prediction of the current model. All their features are asked for at once: some backbones compute many
     together in the time of one."""
     bare = [_without_features(label, vote_weight) for label in labels]
-    texts = [
-        [] if entry.verdict is None and not corrections and not entry.over else [label.answer, *corrections]
+    asked: list[list[Pair]] = [
+        [] if entry.verdict is None and not corrections and not entry.over else [(label.prompt, text) for text in (label.whole_answer, *corrections)]
         for label, (entry, corrections) in zip(labels, bare, strict=True)
     ]
-    pairs = [(label.messages, answer) for label, answers in zip(labels, texts, strict=True) for answer in answers]
-    if not pairs:
+    led = [_led_pairs(label) if pairs and entry.by_people else [] for label, pairs, (entry, _) in zip(labels, asked, bare, strict=True)]
+    everything = [pair for own, before in zip(asked, led, strict=True) for pair in (*own, *before)]
+    if not everything:
         return [entry for entry, _ in bare]
-    rows_ND = features.features(pairs).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
-    parts = rows_ND.split([len(answers) for answers in texts])
+    rows_ND = features.features(everything).clamp(-FEATURE_LIMIT, FEATURE_LIMIT).half()
+    parts = rows_ND.split([len(own) + len(before) for own, before in zip(asked, led, strict=True)])
     return [
-        replace(entry, features_D=part_ND[0], corrections=tuple(part_ND[1:])) if len(part_ND) else entry
-        for (entry, _), part_ND in zip(bare, parts, strict=True)
+        _with_features(entry, label, part_ND, len(own)) if len(part_ND) else entry
+        for (entry, _), label, part_ND, own in zip(bare, labels, parts, asked, strict=True)
     ]
+
+
+def _led_pairs(label: Label) -> list[Pair]:
+    """The earlier answers that the label's verdict reaches, each after its own prompt."""
+    return [(with_messages(label.prompt, label.messages[: each.message]), _answer_of(label.messages[each.message])) for each in _led_turns(label)]
+
+
+def _led_turns(label: Label) -> list[LedTurn]:
+    """Those of ``led_by`` that are there: a label may come from another writer."""
+    return [each for each in label.led_by if each.message < len(label.messages)]
+
+
+def _with_features(entry: BufferEntry, label: Label, rows_ND: Tensor, own: int) -> BufferEntry:
+    """The entry with its features: the first ``own`` rows are of its answer and its corrections, the others of earlier answers."""
+    turns = _led_turns(label) if len(rows_ND) > own else []
+    led = [
+        LedAnswer(_said(label.messages[: each.message], _answer_of(label.messages[each.message])), each.weight, row_D)
+        for each, row_D in zip(turns, rows_ND[own:], strict=True)
+    ]
+    return replace(entry, features_D=rows_ND[0], corrections=tuple(rows_ND[1:own]), led=tuple(led))
+
+
+def _answer_of(message: Message) -> str:
+    return whole_answer(message.text, message.tool_calls)
 
 
 def _without_features(label: Label, vote_weight: Callable[[Label], float]) -> tuple[BufferEntry, list[str]]:
@@ -56,14 +84,23 @@ def _without_features(label: Label, vote_weight: Callable[[Label], float]) -> tu
         pair_weights=(of_correction, of_comparison),
         vote_weight=vote_weight(label),
         adapter=label.adapter,
-        words=len(label.answer.split()),
+        words=len(label.whole_answer.split()),
         language=language_of(label.answer),
         tenant=label.tenant,
-        said=short_hash("\x00".join([*(message.text for message in label.messages), label.answer])),
+        said=_said(label.messages, label.whole_answer),
         opening=opening_of(label),
         erasures=label.erasures,
     )
-    return entry, corrections if of_correction else []
+    return (
+        (replace(entry, verdict=None, evidence=(), ratings=(), over=()), [])
+        if is_unreadable(label)
+        else (entry, corrections if of_correction else [])
+    )
+
+
+def is_unreadable(label: Label) -> bool:
+    """True when the answer is about something that the features cannot see: what is good to say of an image does not follow from words."""
+    return label.render_fault == "media"
 
 
 class ReadLabel(NamedTuple):
@@ -99,7 +136,12 @@ def opening_of(label: Label) -> str:
     asked = roles.index("user") if "user" in roles else 0
     answered = roles.index("assistant", asked) + 1 if "assistant" in roles[asked:] else None
     texts = [message.text for message in label.messages[:answered]]
-    return short_hash("\x00".join(texts if answered else [*texts, label.answer]))
+    return short_hash("\x00".join(texts if answered else [*texts, label.whole_answer]))
+
+
+def _said(messages: Sequence[Message], answer: str) -> str:
+    """Question and answer as a hash. Clients send answers back without the space around them."""
+    return short_hash("\x00".join([*(message.text for message in messages), answer.strip()]))
 
 
 def _voters(label: Label) -> tuple[str, ...]:

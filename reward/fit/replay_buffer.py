@@ -13,7 +13,7 @@ from datetime import datetime
 import torch
 from torch import Tensor
 
-from reward.fit.buffer_entry import BufferEntry
+from reward.fit.buffer_entry import BY_PEOPLE, BufferEntry, LedAnswer
 from reward.fit.head_fit import RATINGS, FitPart, Rows
 from reward.fit.reservoir import Reservoir, kind_of
 from reward.trust.voter_trust import critic_weight
@@ -103,6 +103,38 @@ class ReplayBuffer:
             pair_fold_keys=[self._entries[pair.episode_id].fold_key for pair in pairs],
         )
 
+    def with_led(self, rows: Rows) -> Rows:
+        """The rows, then one for each earlier answer that a verdict of people reaches, by the same people and as part of the same label.
+
+        An answer with a verdict of its own keeps that one. One that several verdicts reach takes the nearest: the one with the most weight.
+        """
+        own = {e.said for e in self.with_verdict(people_only=True)}
+        weights = dict(zip(rows.episodes, rows.weights_N.tolist(), strict=True))
+        found: dict[str, tuple[BufferEntry, LedAnswer]] = {}
+        for entry in sorted((self._entries[name] for name in rows.episodes), key=lambda e: e.age):
+            for each in entry.led:
+                if each.said not in own and (each.said not in found or found[each.said][1].weight <= each.weight):
+                    found[each.said] = (entry, each)
+        if not found:
+            return rows
+        led = [found[said] for said in sorted(found)]
+        numbers = {name: n for n, name in enumerate(rows.episodes)}
+        of_L = torch.tensor([numbers[entry.episode_id] for entry, _ in led])
+        verdicts = [people_verdict(entry) for entry, _ in led]
+        return replace(
+            rows,
+            thumbs_ND=torch.cat([rows.thumbs_ND, torch.stack([each.features_D.float() for _, each in led])]),
+            verdicts_N=torch.cat([rows.verdicts_N, torch.tensor([value for value, _ in verdicts], dtype=torch.float32)]),
+            weights_N=torch.cat([rows.weights_N, torch.tensor([weights[entry.episode_id] for entry, _ in led], dtype=torch.float32)]),
+            trust_N=torch.cat([rows.trust_N, rows.trust_N[of_L]]),
+            parts=[*rows.parts, *((FitPart(value, weight * each.weight),) for (value, weight), (_, each) in zip(verdicts, led, strict=True))],
+            episodes=[*rows.episodes, *(entry.episode_id for entry, _ in led)],
+            voters=[*rows.voters, *(entry.voters for entry, _ in led)],
+            newer_N=torch.cat([rows.newer_N, rows.newer_N[of_L]]),
+            complete_N=torch.cat([rows.complete_N, torch.zeros(len(led), dtype=torch.float64)]),  # they do not say how many answers are good
+            fold_keys=[*rows.fold_keys, *(entry.fold_key for entry, _ in led)],
+        )
+
     def _complete(self, entries: Sequence[BufferEntry]) -> Tensor:
         """1 for entries from the time in which their reservoir kept everything of their kind, otherwise 0; float64 ``[N]``."""
         since = {(number, kind): reservoir.complete_since(kind) for number, reservoir in enumerate(self._reservoirs) for kind in ("", "hint")}
@@ -158,6 +190,13 @@ def parts_of(entry: BufferEntry, critic_weight: float = 1.0) -> tuple[FitPart, .
     rating_weight = sum(w for channel, _, w in entry.evidence if channel == Channel.RATINGS)
     levels = len(entry.ratings) * (RATINGS - 1)
     return (*parts, *(FitPart(float(r > k), rating_weight / levels, level=k) for r in entry.ratings if rating_weight for k in range(1, RATINGS)))
+
+
+def people_verdict(entry: BufferEntry) -> tuple[float, float]:
+    """The verdict of thumbs and ratings together, and its weight. The entry has one."""
+    said = [(value, weight) for channel, value, weight in entry.evidence if channel in BY_PEOPLE]
+    weight = sum(weight for _, weight in said)
+    return sum(value * weight for value, weight in said) / weight, weight
 
 
 def _people_and_critic(entry: BufferEntry) -> tuple[float, float] | None:

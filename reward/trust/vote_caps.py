@@ -47,6 +47,7 @@ def capped_rows(buffer: ReplayBuffer, settings: RewardSettings) -> CappedRows:
         weights_N=rows.weights_N * combined_weights(of_labels) * little_N,
         pair_weights_P=rows.pair_weights_P * combined_weights(of_pairs) * little_P,
     )
+    weighed = buffer.with_led(weighed)  # after the rules that count labels: they are parts of a label, and only the cap on a person sums weights
     capped = person_capped(weighed, [entry.voters for entry in pairs], settings.person_share)
     return replace(capped, moved={**moved, **capped.moved})
 

@@ -9,7 +9,7 @@ import structlog
 
 from reward.features.part_features import features_of_part
 from reward.fit.buffer_entry import BUFFER_LAYOUT, BufferEntry
-from reward.fit.label_entries import ReadLabel, labels_and_tombstones
+from reward.fit.label_entries import ReadLabel, is_unreadable, labels_and_tombstones
 from reward.settings import RewardSettings
 from reward.trust.live_answers import LiveAnswers, report
 from reward.trust.vote_propensity import Propensity
@@ -121,6 +121,8 @@ class BatchSteps:
         if gone or any(label.erasures for label, *_ in read):
             self._featurizer.clear_cache()
             self._watch.remove(gone)
+        if unreadable := sum(is_unreadable(label) for label, *_ in read):
+            self._context.metrics.add("tidemill_reward_left_out_total", unreadable, reason="media")
         entries = [
             entry for unseen, some in groupby(read, self._is_unseen) for entry in self._refitter.prepare([label for label, *_ in some], unseen=unseen)
         ]

@@ -142,7 +142,9 @@ class Refitter:
         teach the heads again, changed nothing in ten attacked streams and cost a third of the refit."""
         s = self._settings
         judge = fit(rows, replace(self.recipe(), heads=0))
-        trust = trust_of_voters(rows.voters, rows.verdicts_N, judge.unseen(rows.thumbs_ND, rows.folds_N(s.folds)))
+        given = len(self.buffer.with_verdict())  # the rows after these are answers that a verdict only reaches
+        unseen_N = judge.unseen(rows.thumbs_ND, rows.folds_N(s.folds))
+        trust = trust_of_voters(rows.voters[:given], rows.verdicts_N[:given], unseen_N[:given])
         return replace(
             rows,
             weights_N=rows.weights_N * reliability_weights(rows.voters, trust) if s.weigh_reliability else rows.weights_N,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from streams.core.chat_prompt import PromptAndAnswer
 from streams.core.errors import Refused
 from streams.core.event_decoding import Event as Event
 from streams.core.person_ids import key_id_of, masked, people_of, person_key, plain_id
@@ -24,6 +25,7 @@ from streams.core.values import FeedbackKind as FeedbackKind
 from streams.core.values import Finite as Finite
 from streams.core.values import Id as Id
 from streams.core.values import Instant as Instant
+from streams.core.values import LedTurn as LedTurn
 from streams.core.values import Media as Media
 from streams.core.values import Message as Message
 from streams.core.values import Name as Name
@@ -43,7 +45,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{uuid.uuid4().hex}"
 
 
-class Episode(Event):
+class Episode(PromptAndAnswer, Event):
     """One answer of a deployed agent, with its conversation."""
 
     key_fields = ("episode_id",)
@@ -81,6 +83,11 @@ class Episode(Event):
     """Number of passages removed before the episode left the actor, by kind. A redacted episode has no token ids and no logprobs."""
     sampling: dict[str, Any] = {}
     """Temperature, top_p, max_tokens and so on, as the client asked for."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """What the chat template was told besides messages and tools, such as ``enable_thinking``."""
+    unrenderable: Name | None = None
+    """Why the prompt cannot be rendered again: ``own_template`` (the client's), ``continued`` (an answer that had begun), ``truncated``. None: it
+    can, or nothing is known of it."""
     outcome: Outcome = Outcome.COMPLETED
     error: str | None = None
     started_at: Instant
@@ -97,6 +104,11 @@ class Episode(Event):
         if self.ended_at < self.started_at:
             raise ValueError("ended_at lies before started_at")
         return self
+
+    @property
+    def render_fault(self) -> str | None:
+        """``unrenderable``, also where the messages (``media``) or the API (``completion``: raw text without a template) say it."""
+        return super().render_fault or ("completion" if self.api == "completion" else None)
 
 
 _CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "reply": "text",
@@ -143,7 +155,7 @@ class Feedback(Event):
         return self
 
 
-class Label(Event):
+class Label(PromptAndAnswer, Event):
     """The verdict on an episode from all feedback so far. A later label of the same episode replaces it."""
 
     key_fields = ("episode_id",)
@@ -160,9 +172,17 @@ class Label(Event):
     """How the adapter was chosen. A canary counts only what chance chose."""
     outcome: Outcome
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    chat_template_kwargs: dict[str, Any] = {}
+    unrenderable: Name | None = None
+    """Why the prompt cannot be rendered again: ``media``, ``completion``, ``own_template``, ``continued``, ``truncated``. The learner does not learn
+    from such an answer. None: it can, or the label is older than this field."""
     answer: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
     verdict: float | None = Field(default=None, ge=0, le=1)
     """Mean over people of their newest thumb or rating: 0 bad, 1 good. None: there is no such feedback (any more), or the label is censored."""
+    led_by: tuple[LedTurn, ...] = ()
+    """The answers before it in its conversation that the verdict reaches too, nearest first. Empty without a verdict."""
     votes: tuple[Vote, ...] = ()
     """The feedback that counts, by event time."""
     evidence: tuple[Evidence, ...] | None = None

@@ -91,3 +91,18 @@ def serve(metrics: Metrics, health: Health, port: int = 0, host: str = "127.0.0.
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return int(server.server_port)
+
+
+def listening_socket(host: str, port: int, section: str) -> socket.socket:
+    """A socket that a part listens on, bound before anything slow begins, and not yet listening; port 0 takes a free one.
+
+    Raises ConfigError, which names ``section``'s settings.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"{section}.host:{section}.port = {host}:{port} cannot be listened on: {error.strerror}") from None
+    return listening

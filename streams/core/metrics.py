@@ -48,6 +48,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_disk_free_ratio", "gauge", "streams", "Free part of the disk with the part's state.", ("part",)),
     # reward
     Metric("tidemill_reward_labels_seen_total", "counter", "reward", "Labels added to the replay buffer."),
+    Metric("tidemill_reward_left_out_total", "counter", "reward", "Labels that the reward model does not learn from: media (it reads text alone).", ("reason",)),
     Metric("tidemill_reward_buffer_labels", "gauge", "reward", "Labels in the replay buffer."),
     Metric("tidemill_reward_refit_seconds", "histogram", "reward", "Duration of one refit of the heads."),
     Metric("tidemill_reward_versions_total", "counter", "reward", "Refits by result: published, or why not.", ("result",)),
@@ -74,7 +75,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_learner_effective_sample_ratio", "gauge", "learner", "Effective sample size over sample size."),
     Metric("tidemill_learner_left_out_ratio", "gauge", "learner", "Part of the last step's tokens left out because engine and trainer disagree too much."),
     Metric("tidemill_learner_stale_rollouts_total", "counter", "learner", "Rollouts dropped because their policy was too old."),
-    Metric("tidemill_learner_left_out_total", "counter", "learner", "Prompts and labelled answers that a step could not learn from: too_long (learner.max_prompt_tokens), or template (the base's chat template refuses their roles).", ("reason",)),
+    Metric("tidemill_learner_left_out_total", "counter", "learner", "Prompts and labelled answers that were not learned from: too_long (learner.max_prompt_tokens), template (the base's chat template refuses them), tool_calls (it does not write them), or what cannot be rendered again: media, completion, own_template, continued, truncated.", ("reason",)),
     Metric("tidemill_learner_waiting_seconds_total", "counter", "learner", "Time spent waiting for prompts or a reward model."),
     Metric("tidemill_learner_waiting", "gauge", "learner", "1 while the learner waits for this: prompts, reward_model, or prompts_that_fit (short enough).", ("what",)),
     Metric("tidemill_learner_phase", "gauge", "learner", "1 for what the learner does now: waiting, rollout, score, or train.", ("phase",)),

@@ -140,6 +140,17 @@ class Evidence(BaseModel):
     feedback_ids: tuple[str, ...] = ()
 
 
+class LedTurn(BaseModel):
+    """An earlier answer of a label's conversation, which the label's verdict reaches with less weight."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    message: int = Field(ge=1)
+    """Its place in the label's messages, from 0."""
+    weight: float = Field(gt=0, le=1)
+    """Its part of the weight of the label's thumbs and ratings."""
+
+
 class Artifact(BaseModel):
     """A folder of files in the artifact store, written once."""
 

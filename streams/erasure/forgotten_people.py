@@ -78,9 +78,11 @@ def label_without(label: Label, forgotten: Forgotten, arrived_ms: int, settings:
     if not votes and not label.superseded:
         return None
     censored = label.outcome in CENSORED
+    verdict = None if censored else verdict_of(votes)
     return label.model_copy(update={
         "votes": votes,
-        "verdict": None if censored else verdict_of(votes),
+        "verdict": verdict,
+        "led_by": () if verdict is None else label.led_by,
         "evidence": () if censored else evidence_of(votes, settings),
         "first_feedback_at": min((v.at for v in votes), default=label.first_feedback_at),
         "newest_feedback_at": max((v.at for v in votes), default=label.newest_feedback_at),

@@ -7,8 +7,13 @@ people do), outcomes (what tools report), critic. The label keeps the channels a
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from streams.core.events import Channel, Evidence, FeedbackKind, Vote
+from streams.core.events import Channel, Evidence, FeedbackKind, LedTurn, Message, Vote
 from streams.join.join_settings import EvidenceSettings
+
+LEAST_CREDIT = 0.05
+"""Answers that a verdict would reach with less weight than this are left out, for each costs a pass of the reward model's backbone."""
+MOST_LED = 8
+"""Most earlier answers that a verdict reaches."""
 
 
 def newest_votes(votes: Iterable[Vote]) -> dict[str, Vote]:
@@ -35,6 +40,15 @@ def evidence_of(votes: Sequence[Vote], settings: EvidenceSettings) -> tuple[Evid
     ]
     weighed = [e.model_copy(update={"weight": e.weight * settings.channels[e.channel]}) for e in found if e is not None]
     return tuple(e for e in weighed if e.weight > 0)
+
+
+def led_turns(messages: Sequence[Message], discount: float) -> tuple[LedTurn, ...]:
+    """The answers in a conversation's messages that led to the one after them, nearest first; each weighs ``discount`` times the one after it."""
+    found: list[LedTurn] = []
+    for place in range(len(messages) - 1, 0, -1):
+        if messages[place].role == "assistant" and len(found) < MOST_LED and (weight := discount ** (len(found) + 1)) >= LEAST_CREDIT:
+            found.append(LedTurn(message=place, weight=weight))
+    return tuple(found)
 
 
 def _of_people(channel: Channel, votes: Sequence[Vote], share: float) -> Evidence | None:

@@ -11,14 +11,14 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Assignment, Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
 from streams.core.record_faults import blamed_on_record
-from streams.join.feedback_channels import evidence_of, newest_votes
+from streams.join.feedback_channels import evidence_of, led_turns, newest_votes
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
@@ -41,7 +41,11 @@ class KnownEpisode(BaseModel):
     assignment: Assignment | None = None
     outcome: Outcome
     messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    chat_template_kwargs: dict[str, Any] = {}
+    unrenderable: str | None = None
     answer: str
+    tool_calls: tuple[dict[str, Any], ...] = ()
     ended_at: Instant
 
 
@@ -154,7 +158,11 @@ class FeedbackJoin:
             assignment=episode.assignment,
             outcome=episode.outcome,
             messages=episode.messages,
+            tools=episode.tools,
+            chat_template_kwargs=episode.chat_template_kwargs,
+            unrenderable=episode.render_fault,
             answer=episode.answer,
+            tool_calls=episode.tool_calls,
             ended_at=episode.ended_at,
         )
         waiting, erasures = (standing.feedback, standing.erasures) if standing is not None else ((), 0)
@@ -331,6 +339,7 @@ def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback],
     votes = tuple(_vote(each) for each in counted)
     ids = {each.feedback_id for each in counted}
     censored = known.outcome in CENSORED
+    verdict = None if censored else verdict_of(votes)
     return Label(
         episode_id=episode_id,
         policy=known.policy,
@@ -341,8 +350,13 @@ def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback],
         assignment=known.assignment,
         outcome=known.outcome,
         messages=known.messages,
+        tools=known.tools,
+        chat_template_kwargs=known.chat_template_kwargs,
+        unrenderable=known.unrenderable,
         answer=known.answer,
-        verdict=None if censored else verdict_of(votes),
+        tool_calls=known.tool_calls,
+        verdict=verdict,
+        led_by=() if verdict is None else led_turns(known.messages, settings.turn_discount),
         votes=votes,
         evidence=() if censored else evidence_of(votes, settings),
         superseded=tuple(each.feedback_id for each in everything if each.feedback_id not in ids),

@@ -33,6 +33,9 @@ class EvidenceSettings(SettingsSection):
     """Signals from tools, from -1 to 1. The newest of each sender counts."""
     critic: dict[str, float] = Field(default=CRITIC)
     """Signals from a critic, from -1 to 1. The newest of each critic counts. They are never mixed with people's."""
+    turn_discount: float = Field(default=0.2, ge=0, le=1)
+    """A thumb or rating also counts for the answers before it in its conversation: this much for the nearest, its square for the one before that, and
+    so on; below 0.05 it counts nothing. An answer with a verdict of its own keeps that one. 0: only the answer itself."""
 
     @field_validator("channels", "implicit", "outcomes", "critic", mode="before")
     @classmethod

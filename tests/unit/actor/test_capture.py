@@ -366,3 +366,22 @@ async def test_a_client_that_may_not_choose_reaches_no_side_of_a_canary_by_the_n
     for name in chosen:
         await world.post({"messages": [{"role": "user", "content": f"and {name}?"}], "user": "bob"}, conversation=name, scopes=scopes)
     assert [episode.adapter for episode in world.spool.episodes[len(chosen) :]] == [first[name] for name in chosen]  # and stays where it was drawn
+
+
+@pytest.mark.parametrize(("path", "more", "kwargs", "fault"), [
+    ("/v1/chat/completions", {"chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False}, None),
+    ("/v1/chat/completions", {"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}, None),
+    ("/v1/chat/completions", {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
+     {"enable_thinking": False, "reasoning_effort": "high"}, None),
+    ("/v1/chat/completions", {"chat_template": "{{ messages }}"}, {}, "own_template"),
+    ("/v1/chat/completions", {"continue_final_message": True, "add_generation_prompt": False}, {}, "continued"),
+    ("/v1/chat/completions", {"truncate_prompt_tokens": 8}, {}, "truncated"),
+    ("/v1/responses", {"input": "hi", "reasoning": {"effort": "low"}}, {"reasoning_effort": "low", "enable_thinking": True}, None),
+    ("/v1/completions", {"prompt": "hi", "chat_template_kwargs": {"a": 1}}, {}, "completion"),
+])  # fmt: skip
+async def test_what_renders_the_prompt_again_is_kept(path: str, more: dict[str, object], kwargs: dict[str, object], fault: str | None) -> None:
+    """Thinking follows from the effort as in vLLM's build_chat_params."""
+    world = World(whole)
+    await world.post(CHAT | more, path)
+    (episode,) = world.spool.episodes
+    assert (episode.chat_template_kwargs, episode.render_fault) == (kwargs, fault)

@@ -108,6 +108,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "send", "arguments":
     {"answer": "I wrote to a@b.co"},
     {"tool_calls": [CALL]},
     {"tools": [{"type": "function", "function": {"name": "send", "description": "to a@b.co"}}]},
+    {"chat_template_kwargs": {"note": "to a@b.co"}},
 ], ids=str)  # fmt: skip
 def test_wherever_it_stands_in_an_episode_and_its_tokens_go_with_it(fields: dict[str, Any]) -> None:
     kept = redacted_episode(episode(**fields), Rules(KINDS), Counter())

@@ -14,10 +14,12 @@ from learner.objectives.hindsight_objective import HindsightObjective
 from learner.objectives.losses import distillation_kl
 from learner.objectives.thumb_objective import ThumbObjective
 from learner.ring.labelled_answers import LabelledAnswer, LabelledPool, advised
+from learner.ring.prompt_pool import PromptPool
 from learner.rollouts.rollout_engines import TransformersEngine
 from learner.runs.trainer import Prompt, Trainer
 from learner.settings import LearnerSettings
-from streams.core.events import Label, Message
+from streams.core.chat_prompt import ChatPrompt
+from streams.core.events import Episode, Label, Message
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
 SETTINGS = LearnerSettings(dtype="float32", max_output_tokens=6, samples_per_prompt=2, learning_rate=0.01, kl_coefficient=0.0)
@@ -191,3 +193,108 @@ def test_without_weights_nobody_is_asked_and_what_people_said_changes_no_bit(tin
     assert not SETTINGS.learns_from_labels
     with pytest.raises(ValidationError, match="nothing would be learned from"):
         LearnerSettings(rollout_weight=0.0)
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "brew", "arguments": '{"leaf": "oolong"}'}}
+TOOL = {"type": "function", "function": {"name": "brew", "parameters": {}}}
+TALK = (
+    Message(role="user", content="Brew some."),
+    Message(role="assistant", content="", tool_calls=(CALL,)),
+    Message(role="tool", content="done", tool_call_id="c"),
+)
+KNOWS_CALLS = """{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% if enable_thinking is defined %}<{{ enable_thinking }}>{% endif %}\
+{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_a_verdict_reaches_the_answers_that_led_to_it_until_it_is_withdrawn(tmp_path: Path) -> None:
+    pool = LabelledPool("default", kept=5)
+    talk = [m.model_dump(exclude_none=True) for m in (*TALK, Message(role="assistant", content="Done."), Message(role="user", content="Thanks!"))]
+    led = [{"message": 3, "weight": 0.5}, {"message": 1, "weight": 0.25}]
+    pool.update(label(1, {"kind": "thumb", "value": 0.0}, verdict=0.0, messages=talk, led_by=led, tools=[TOOL]))
+    assert [(one.turn, one.weight, one.good, len(one.prompt)) for one in pool.choose(9)] == [
+        (None, 1.0, False, 5),
+        (3, 0.5, False, 3),
+        (1, 0.25, False, 1),
+    ]
+    step = next(one for one in pool.choose(9) if one.turn == 1)
+    assert (step.tool_calls, step.prompt) == ((CALL,), ChatPrompt(TALK[:1], (TOOL,)))
+    pool.save(tmp_path / "judged.json")
+    again = LabelledPool("default", kept=5)
+    again.load(tmp_path / "judged.json")
+    assert [one.said for one in again.choose(9)] == [one.said for one in pool.choose(9)]
+    pool.update(label(2, {"kind": "thumb", "value": 1.0}, verdict=1.0, messages=talk[:3], answer="Done. ", tools=[TOOL]))
+    assert {(one.episode_id, one.turn, one.good) for one in pool.choose(9)} == {("ep-1", None, False), ("ep-1", 1, False), ("ep-2", None, True)}
+    pool.update(label(1))
+    assert {one.episode_id for one in pool.choose(9)} == {"ep-2"}
+    again.remove("ep-1")
+    assert again.choose(9) == []
+
+
+def test_an_answer_whose_prompt_cannot_be_rendered_again_is_not_taken_and_says_why() -> None:
+    pool = LabelledPool("default", kept=5)
+    thumb = {"kind": "thumb", "value": 1.0}
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "sha256:0"}}]}]
+    assert pool.update(label(1, thumb, verdict=1.0, messages=image)) == "media"
+    assert pool.update(label(2, thumb, verdict=1.0, unrenderable="own_template")) == "own_template"
+    assert pool.update(label(3, thumb, verdict=1.0, answer="", tool_calls=[CALL])) is None
+    assert pool.update(label(4, thumb, verdict=1.0, policy="other", unrenderable="own_template")) is None
+    assert [(one.episode_id, one.tool_calls) for one in pool.choose(9)] == [("ep-3", (CALL,))]
+
+
+def test_an_answer_with_calls_is_what_the_template_writes_after_the_prompt(tiny_base: Path) -> None:
+    policy = Policy(tiny_base, SETTINGS)
+    one = Trainer(policy, TransformersEngine(policy), SETTINGS)
+    asked = ChatPrompt(TALK[:1], (TOOL,), {"enable_thinking": False})
+    calling = labelled(1, "", prompt=asked, tool_calls=(CALL,), verdict=1.0)
+    assert one.why_not_labelled(calling) == "tool_calls"  # the tiny base's template writes none: it would be learned as an empty answer
+    policy.tokenizer.chat_template = KNOWS_CALLS
+    assert one.why_not_labelled(calling) is None
+    found = policy.reply_ids(asked, "", (CALL,), True, 999)
+    assert policy.tokenizer.decode(found) == '<tool_call>{"name": "brew", "arguments": {"leaf": "oolong"}}</tool_call><|im_end|>'
+    assert policy.reply_ids(asked, "", (CALL,), False, 999) == found[:-1]
+    assert policy.reply_ids(asked, "Yes.", (), True, 999) == policy.answer_ids("Yes.", True, 999)
+    said = policy.tokenizer.decode(policy.prompt_ids(asked))
+    assert said == "[brew]<False><|im_start|>user\nBrew some.<|im_end|>\n<|im_start|>assistant\n"
+    image = Message(role="user", content=({"type": "image_url", "image_url": {}},))
+    assert (one.why_not((image,)), one.why_not(TALK)) == ("media", None)
+
+
+def test_words_stand_beside_the_newest_question_also_where_a_tool_spoke_last() -> None:
+    told = advised(labelled(1, prompt=ChatPrompt(TALK, (TOOL,)), comments=("Use green tea.",)))
+    assert isinstance(told, ChatPrompt)
+    assert [m.text for m in told] == ["Brew some.\n\nRemember: Use green tea.", "", "done"]
+    assert told.tools == (TOOL,)
+
+
+def test_a_discounted_thumb_counts_as_much_less(tiny_base: Path) -> None:
+    policy = Policy(tiny_base, SETTINGS)
+    live = [labelled(n, "cold stones", verdict=0.0, weight=w) for n, w in enumerate((1.0, 0.25, 0.25))] + [labelled(9, "warm leaves", verdict=1.0)]
+    objective = ThumbObjective(policy, SETTINGS.model_copy(update={"thumb_weight": 1.0}), live)
+    objective.backward()
+    # no gain yet: each loss is its weights / 2. Weights sum to 2.5; good 2.5 / (2 * 1) = 1.25, bad 2.5 / (2 * 1.5) = 5/6: (1.25 + 1.5 * 5/6) / 2 / 4
+    assert objective.metrics()["thumb_loss"] == pytest.approx(2.5 / 8, abs=1e-4)
+    alone = ThumbObjective(policy, SETTINGS.model_copy(update={"thumb_weight": 1.0}), [live[1]])
+    alone.backward()
+    assert alone.metrics()["thumb_loss"] == pytest.approx(0.25 / 2, abs=1e-4)
+
+
+def test_the_pool_keeps_prompts_apart_that_are_rendered_differently(tmp_path: Path) -> None:
+    def asked(**fields: object) -> Episode:
+        return Episode.model_validate(
+            {"episode_id": "e", "messages": [{"role": "user", "content": "Tea?"}], "started_at": AT, "ended_at": AT} | fields
+        )
+
+    pool = PromptPool("default", 9)
+    assert [pool.add(asked()), pool.add(asked(chat_template_kwargs={"enable_thinking": False})), pool.add(asked())] == [None] * 3
+    assert pool.add(asked(api="completion")) == "completion"
+    assert pool.add(asked(messages=[{"role": "user", "content": [{"type": "image_url"}]}])) == "media"
+    assert pool.add(asked(tools=[TOOL])) is None
+    assert len(pool) == 2
+    pool.save(tmp_path / "prompts.json")
+    again = PromptPool("default", 9, with_tools=True)
+    assert again.load(tmp_path / "prompts.json")
+    again.add(asked(tools=[TOOL], messages=[m.model_dump(exclude_none=True) for m in TALK]))
+    assert sorted(isinstance(prompt, ChatPrompt) for prompt in again.choose(9, 0, 0)) == [False, True, True]
