@@ -11,7 +11,7 @@ from streams.core.errors import InvalidEvent
 from streams.core.events import Erased, Erasure, RewardModelVersion
 from streams.core.metrics import Metrics
 from streams.core.person_ids import people_of
-from streams.core.topics import ATTESTATIONS, DAY_MS, EPISODES, ERASED, ERASURES, FEEDBACK, LABELS, REWARD_MODELS, TOPICS
+from streams.core.topics import ATTESTATIONS, DAY_MS, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, LABELS, REWARD_MODELS, TOPICS
 from streams.erasure.erasure_follower import read_erased
 from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import DEFAULT_EVIDENCE
@@ -126,9 +126,9 @@ def on_the_log(kafka: KafkaSettings, erasure: Erasure, metrics: Metrics) -> dict
     """How many records that the erasure covers Kafka's own files still hold, by topic. Every reader passes them by; retention deletes them."""
     forgotten, found = Forgotten(), Counter[str]()
     forgotten.add(erasure, int(erasure.at.timestamp() * 1000))
-    for topic in (EPISODES, FEEDBACK):
+    for topic in (EPISODES, FEEDBACK, DEAD_LETTERS):
         for record in read_to_end(kafka, topic, "erase", metrics):
-            if forgotten.names(record.value) and record_without(record, forgotten, DEFAULT_EVIDENCE) is not record:
+            if record_without(record, forgotten, DEFAULT_EVIDENCE) is not record:
                 found[topic.short_name] += 1
     return dict(found)
 

@@ -178,8 +178,8 @@ def _toml(config: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--config {config}: no such file, and not one of the shipped {', '.join(shipped())}")
     try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {config}: {error}") from None
 
 

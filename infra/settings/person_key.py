@@ -24,7 +24,7 @@ def person_key_of(settings: Settings, make: bool = False) -> str | None:
     if make and settings.erasure.person_key_file is None and not path.exists():
         _write_new(path)
     try:
-        key = path.read_text().strip()
+        key = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         if settings.erasure.person_key_file is None and isinstance(error, FileNotFoundError):
             return None

@@ -1,14 +1,16 @@
 """The base of all events: frozen, with a Kafka key, encoded as JSON. Decoding foreign bytes gives an event or one InvalidEvent with its reason."""
 
 import json
-from typing import ClassVar, Literal, Self
+from functools import reduce
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from streams.core.errors import InvalidEvent
-from streams.core.person_ids import whole_text
+from streams.core.person_ids import as_utf_8, plain_id, whole_text
 
 _BOM = b"\xef\xbb\xbf"
+_IDS = frozenset({"episode_id", "feedback_id", "over", "retracts", "replies_to", "tool_call_id"})
 _FRAME = 5
 """Bytes that a schema registry's serialisers put before the JSON: a zero byte and the schema's number in four bytes."""
 
@@ -50,7 +52,8 @@ class Event(BaseModel):
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
-            if _reason(error) == "not_json" and (repaired := _with_whole_characters(raw)) is not None:
+            repaired = _with_whole_characters(raw) if _reason(error) == "not_json" else _with_written_ids(raw, error)
+            if repaired is not None:
                 return cls.decode(repaired)
             raise InvalidEvent(_reason(error), f"{cls.__name__}: {_summary(error)}{_hint(raw)}") from None
         except RecursionError:
@@ -60,14 +63,14 @@ class Event(BaseModel):
 
 
 def _bare(raw: bytes) -> bytes:
-    """The JSON itself, without a byte order mark or a schema registry's frame around it."""
+    """The JSON itself in UTF-8, without a byte order mark or a schema registry's frame around it."""
     if raw.startswith(_BOM):
         return raw[len(_BOM) :]
-    return raw[_FRAME:] if raw[0] == 0 and raw[_FRAME : _FRAME + 1] == b"{" else raw
+    return raw[_FRAME:] if raw[0] == 0 and raw[_FRAME : _FRAME + 1] == b"{" else as_utf_8(raw)
 
 
 def _hint(raw: bytes) -> str:
-    return "; the value begins with a schema registry's frame: send plain JSON" if raw[0] == 0 else ""
+    return "; the value begins with a schema registry's frame: send plain JSON" if raw[:1] == b"\0" else ""
 
 
 def _with_whole_characters(raw: bytes) -> bytes | None:
@@ -79,6 +82,19 @@ def _with_whole_characters(raw: bytes) -> bytes | None:
     except (ValueError, RecursionError):
         return None
     return json.dumps(whole_text(given), ensure_ascii=False).encode()
+
+
+def _with_written_ids(raw: bytes, error: ValidationError) -> bytes | None:
+    """JSON in which ids that are numbers, as databases give them, are text; None where that is not all that is wrong."""
+    problems = error.errors(include_url=False, include_context=False)
+    if not all(p["type"] == "string_type" and p["loc"][-1] in _IDS and type(p["input"]) is int for p in problems):
+        return None
+    tree: Any = json.loads(raw)
+    for problem in problems:
+        *path, name = problem["loc"]
+        holder = reduce(lambda inner, step: inner[step], path, tree)
+        holder[name] = plain_id(problem["input"])
+    return json.dumps(tree).encode()
 
 
 def _reason(error: ValidationError) -> str:

@@ -114,10 +114,21 @@ def masked(person: str, other: str, key: bytes) -> str:
     return bytes(a ^ b for a, b in zip(bytes.fromhex(other), mask, strict=True)).hex()
 
 
+def as_utf_8(raw: bytes) -> bytes:
+    """JSON in UTF-16 or UTF-32, as some platforms write text, in UTF-8; anything else as it is."""
+    if b"\x00" not in raw[:4] and raw[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        return raw
+    try:
+        return raw.decode(json.detect_encoding(raw)).encode()
+    except UnicodeError:
+        return raw
+
+
 def people_in(raw: bytes) -> set[str]:
     """Everybody whom JSON names, whole or cut off, by their ids in the one form: as agents, clients and telemetry name who asks. Also in JSON inside
     a text of JSON, as telemetry's attributes are, and in what Python prints of a dict."""
     found: set[str] = set()
+    raw = as_utf_8(raw)
     for _ in range(_NESTED):
         for _, quoted, printed, number in _NAMED.findall(raw):
             found |= {plain for named in _readings(quoted or printed, number) if (plain := plain_id(named)) is not None}
@@ -132,7 +143,7 @@ def _readings(quoted: bytes, number: bytes) -> set[Any]:
     try:
         found = {json.loads(number or b'"' + quoted + b'"')}
     except ValueError:
-        return {(number or quoted).decode(errors="replace")}
+        return {header_text(quoted), quoted.decode(errors="replace")} if quoted else set()
     named = next(iter(found))
     while isinstance(named, str) and "\\" in named:
         try:

@@ -121,8 +121,8 @@ def _letter_without(record: Record, forgotten: Forgotten) -> Record:
         raw = base64.b64decode(letter.record_base64)
     except (InvalidEvent, ValueError):
         return record
-    named = any(forgotten.covers_person(person, NEVER, record.timestamp_ms) for person in letter.people)
-    if not raw or not (named or _any_covered(raw, forgotten, record.timestamp_ms)):
+    named = any(forgotten.covers_person(person, letter.at, record.timestamp_ms) for person in letter.people)
+    if not raw or not (named or _any_covered(raw, forgotten, record.timestamp_ms, letter.at)):
         return record
     return _with_value(record, letter.model_copy(update={"record_base64": "", "people": ()}).encode())
 
@@ -139,8 +139,8 @@ def people_named(record: Record) -> set[str]:
     return people | {person for user_id in people_in(raw) for person in people_of(user_id)}
 
 
-def _any_covered(raw: bytes, forgotten: Forgotten, arrived_ms: int) -> bool:
-    return any(forgotten.covers(user_id, NEVER, arrived_ms) for user_id in people_in(raw))
+def _any_covered(raw: bytes, forgotten: Forgotten, arrived_ms: int, at: datetime = NEVER) -> bool:
+    return any(forgotten.covers(user_id, at, arrived_ms) for user_id in people_in(raw))
 
 
 def _with_value(record: Record, value: bytes | None) -> Record:

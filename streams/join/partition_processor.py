@@ -128,9 +128,10 @@ class PartitionProcessor:
         place = self.reached[record.topic]
         if record.offset < place.next or (self.catching_up and record.offset >= self._target[record.topic]):
             return
-        self.reached[record.topic] = Reached(record.offset + 1, max(place.arrived_ms, record.timestamp_ms))
+        arrived_ms = min(max(record.timestamp_ms, 0), LAST_MS)
+        self.reached[record.topic] = Reached(record.offset + 1, max(place.arrived_ms, arrived_ms))
         self._read_at, self.changed = self._context.clock.monotonic_s(), True
-        now = EPOCH + timedelta(milliseconds=min(max(record.timestamp_ms, 0), LAST_MS))
+        now = EPOCH + timedelta(milliseconds=arrived_ms)
         try:
             label = self._fold(record, now)
         except InvalidEvent as error:
@@ -153,7 +154,7 @@ class PartitionProcessor:
             if len(self._traced) > TRACED:
                 self._traced.popitem(last=False)
         if labelled is not None:
-            began = EPOCH + timedelta(milliseconds=record.timestamp_ms)
+            began = EPOCH + timedelta(milliseconds=min(max(record.timestamp_ms, 0), LAST_MS))
             follows = (record.headers, self._traced.get(labelled, ()))
             self._headers[labelled] = self._context.traces.record_span("join", min(began, now), now, follows, episode=labelled)
 

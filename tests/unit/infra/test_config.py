@@ -49,9 +49,15 @@ def test_every_default_of_a_plain_setting_can_be_given_as_a_flag() -> None:
 def test_a_missing_file_and_broken_toml_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file, and not one of the shipped demo, gpu, laptop, tiny"):
         load("nowhere", (), {})
-    (tmp_path / "bad.toml").write_text("people = [")
-    with pytest.raises(ConfigError, match=r"bad\.toml"):
-        load(tmp_path / "bad.toml", (), {})
+    for broken in (b"people = [", "run_folder = 'x'".encode("utf-16"), b"run_folder = 'caf\xe9'"):
+        (tmp_path / "bad.toml").write_bytes(broken)
+        with pytest.raises(ConfigError, match=r"bad\.toml"):
+            load(tmp_path / "bad.toml", (), {})
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf[people]\nseed = 3\n")
+    assert load(tmp_path / "bom.toml", (), {}).people.seed == 3
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -1,5 +1,6 @@
 """Many people are erased at once as each would be alone, in one pass; each lake answers for itself; the certificate says only what is true."""
 
+import base64
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from infra.operate import erasure_certificate
 from infra.operate.erasure_certificate import Certificate, certified, lakes_among
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import FixedClock
-from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Erased, Erasure, Feedback, RewardModelVersion
+from streams.core.events import AdapterVersion, Artifact, Attestation, DeadLetter, Episode, Erased, Erasure, Feedback, RewardModelVersion
 from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
-from streams.core.topics import ADAPTERS, ATTESTATIONS, EPISODES, ERASED, ERASURES, FEEDBACK, REWARD_MODELS
+from streams.core.topics import ADAPTERS, ATTESTATIONS, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, REWARD_MODELS
 from streams.erasure.erasure_follower import ErasureRequest
 from streams.join.feedback_join import DEFAULT_EVIDENCE, EpisodeState, KnownEpisode
 from streams.join.join_settings import JoinSettings
@@ -115,8 +116,11 @@ def test_had_nothing_is_not_said_of_somebody_who_is_on_the_log(monkeypatch: pyte
     for user, number in (("ann", 1), ("ann", 2), ("bob", 3)):
         producer().publish(EPISODES, Episode.model_validate({"episode_id": f"ep-{number}", "user_id": user, "messages": [], "started_at": NOW,
                                                              "ended_at": NOW}))  # fmt: skip
+    letter = DeadLetter(source_topic="otlp", source_partition=-1, source_offset=-1, reason="invalid", message="m", part="otlp", at=NOW,
+                        record_base64=base64.b64encode(b'{"user.id": "ann"}').decode())  # fmt: skip
+    producer().publish(DEAD_LETTERS, letter)
     found = erasure_certificate.on_the_log(at("test"), Erasure.of("ann", "operator", NOW), Metrics())
-    assert found == {"episodes": 2}
+    assert found == {"episodes": 2, "dead-letters": 1}
     told = str(Certificate("0" * 64, "now", {"lake (files)": {"episodes": 0}}, on_the_log=found))
     assert "had nothing" not in told
     assert "2 episodes" in told

@@ -97,6 +97,14 @@ def test_a_dead_letter_keeps_its_reason_and_loses_what_was_said() -> None:
     assert record_without(record(DEAD_LETTERS, letter), forgotten("bob"), DEFAULT_EVIDENCE).value == letter.encode()
 
 
+def test_a_letter_that_an_outbox_delivered_after_the_erasure_loses_what_was_set_aside_before_it() -> None:
+    letter = DeadLetter(source_topic="otlp", source_partition=-1, source_offset=-1, reason="invalid", message="m", part="otlp", at=T0,
+                        record_base64=base64.b64encode(b'{"user.id": "ann"}').decode(), people=(person_of("ann"),))  # fmt: skip
+    for at, kept in ((T0, False), (T0 + timedelta(hours=1), True)):
+        late = record(DEAD_LETTERS, letter.model_copy(update={"at": at}), ASKED_MS + 5000)
+        assert (record_without(late, forgotten("ann"), DEFAULT_EVIDENCE) is late) == kept
+
+
 def test_the_join_forgets_a_voter_and_an_asker() -> None:
     state = StatesInMemory()
     join = FeedbackJoin(state, JoinSettings(), lambda *_: None)

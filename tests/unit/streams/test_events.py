@@ -55,6 +55,7 @@ NO_EVENTS = {
     "no bytes": (b"", "empty"),
     "cut": (b"{", "not_json"),
     "not UTF-8": (b"\xff\xfe", "not_json"),
+    "a byte order mark alone": (b"\xef\xbb\xbf", "not_json"),
     "a list": (b"[]", "invalid"),
     "null": (b"null", "invalid"),
     "lists in lists": (b"[" * 100_000, "not_json"),
@@ -246,6 +247,22 @@ def test_half_an_emoji_costs_no_episode(place: str) -> None:
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\x00\x00\x00\x00\x07"])
 def test_a_byte_order_mark_and_a_schema_registrys_frame_are_read_past(before: bytes) -> None:
     assert Feedback.decode(before + raw(THUMB)) == Feedback.decode(raw(THUMB))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_text_in_two_or_four_bytes_a_character_is_read(encoding: str) -> None:
+    assert Feedback.decode(raw(THUMB).decode().encode(encoding)) == Feedback.decode(raw(THUMB))
+
+
+def test_ids_that_are_numbers_are_those_numbers_and_other_numbers_are_no_text() -> None:
+    read = Feedback.decode(raw(THUMB, episode_id=42, feedback_id=7, user_id=9))
+    assert (read.episode_id, read.feedback_id, read.user_id) == ("42", "7", "9")
+    said = [{"role": "tool", "content": "4 degrees", "tool_call_id": 7}]
+    episode = Episode.decode(raw(EPISODE, episode_id=42, replies_to=41, messages=said))
+    assert (episode.episode_id, episode.replies_to, episode.messages[0].tool_call_id) == ("42", "41", "7")
+    for wrong in ({"episode_id": True}, {"episode_id": 1.5}, {"episode_id": 10**300}, {"episode_id": 42, "thumb": 7}, {"text": 5}):
+        with pytest.raises(InvalidEvent):
+            Feedback.decode(raw(THUMB, **wrong))
 
 
 def test_what_is_framed_and_no_json_says_so() -> None:

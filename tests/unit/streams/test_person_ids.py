@@ -73,6 +73,7 @@ def test_two_long_ids_that_differ_at_the_end_are_two_people() -> None:
     b'{"gen_ai.user": "u-77"}', b'{"safety_identifier": "u-77"}', b'{"body": "{\\"user_id\\": \\"u-77\\"}"}', b'{"text": "cut off", "user_id": "u-77',
     b'{"key": "user.id", "value": {"stringValue": "u-77"}}', b'{"key":"enduser.id","value":{"string_value":"u-77"',  # OTLP's JSON
     b"metadata: {'user_id': 'u-77'}", b'{"m": "{\'user\': \'u-77\'}"}',  # what Python prints of a dict
+    '{"user_id": "u-77"}'.encode("utf-16"), '{"user_id": "u-77"}'.encode("utf-16-be"), '{"user_id": "u-77"}'.encode("utf-32-le"),
     json.dumps({"a": json.dumps({"b": json.dumps({"user_id": "u-77"})})}).encode(),
 ])  # fmt: skip
 def test_people_are_found_however_a_record_names_them(named: bytes) -> None:
@@ -92,3 +93,7 @@ def test_who_is_nobody_or_everybody_without_a_name_cannot_be_erased() -> None:
     for user in ("", " \n", "\x00", ANONYMOUS, f" {ANONYMOUS}\n"):
         with pytest.raises(Refused, match=r"nobody|without a name"):
             Erasure.of(user, "operator", datetime.now(UTC))
+
+
+def test_a_name_in_latin_1_is_that_of_the_command_line() -> None:
+    assert "jos\u00e9" in people_in('{"user_id": "jos\u00e9", "text": "cut'.encode("latin-1"))
