@@ -21,12 +21,12 @@ from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
-from actor.capture.redaction import Redactor
 from actor.capture.sampled_logprobs import leave_out_text
 from actor.capture.server_paths import ServerPaths
 from actor.doors.http_doors import Doors
 from actor.doors.setting_names import SettingNames
 from actor.doors.stop_replies import StopReplies
+from actor.redaction.redaction import Redactor
 from actor.settings import ActorSettings
 from streams.core.errors import Unavailable
 from streams.core.part_context import PartContext

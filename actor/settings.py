@@ -4,8 +4,8 @@ from actor.adapters.adapter_loader_settings import AdapterLoaderSettings
 from actor.adapters.attestation_settings import AttestationSettings
 from actor.capture.capture_settings import CaptureSettings
 from actor.capture.media_settings import MediaSettings
-from actor.capture.redaction_settings import RedactionSettings
 from actor.doors.http_settings import HttpSettings
+from actor.redaction.redaction_settings import RedactionSettings
 from actor.vllm_settings import VllmSettings
 from streams.outbox.outbox_settings import OutboxSettings
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import structlog
 
-from actor.capture.redaction import redactor_of
 from actor.process_forks import PARENT, fork_is_safe, forks_die_with_parent
+from actor.redaction.redaction import redactor_of
 from actor.settings import ActorSettings
 from actor.vllm_arguments import arguments, environment, parsed
 from streams.core.errors import ConfigError

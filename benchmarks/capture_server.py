@@ -23,8 +23,8 @@ from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
-from actor.capture.redaction import redactor_of
 from actor.doors.http_doors import Doors
+from actor.redaction.redaction import redactor_of
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import SystemClock

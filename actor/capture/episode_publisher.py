@@ -12,7 +12,7 @@ from threading import Lock
 import structlog
 
 from actor.capture.media_store import MediaStore, has_media
-from actor.capture.redaction import Redactor, Rules, redacted_episode, redacted_feedback
+from actor.redaction.redaction import Redactor, Rules, redacted_episode, redacted_feedback
 from actor.settings import ActorSettings
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode, Erasure, Feedback

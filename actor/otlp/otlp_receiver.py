@@ -18,13 +18,13 @@ from starlette.types import ASGIApp
 
 from actor.api_keys import KeyGate, Keys, tenant_of
 from actor.capture.capture_middleware import read_body
-from actor.capture.redaction import redacted, redacted_episode, redactor_of
 from actor.otlp.duplicate_spans import Call, SeenCalls, merged
 from actor.otlp.older_conventions import by_todays_names
 from actor.otlp.otlp_settings import OtlpSettings
 from actor.otlp.otlp_wire import JSON, PROTOBUF, TooLarge, accepted, read_spans, refusal, unpacked
 from actor.otlp.reported_span import Span
 from actor.otlp.span_episodes import episodes_of, kind_of
+from actor.redaction.redaction import redacted, redacted_episode, redactor_of
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent
 from streams.core.health import listening_socket

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from actor.capture.redaction_settings import RedactionSettings
+from actor.redaction.redaction_settings import RedactionSettings
 from streams.outbox.outbox_settings import OutboxSettings
 
 

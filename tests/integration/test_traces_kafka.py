@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from actor.adapters.adapter_loader import AdapterLoader
 from actor.capture.episode_publisher import EpisodePublisher
-from actor.capture.redaction import Rules
+from actor.redaction.redaction import Rules
 from actor.settings import ActorSettings
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
 from learner.settings import LearnerSettings

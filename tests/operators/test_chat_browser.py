@@ -23,8 +23,8 @@ from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
 from actor.capture.episode_publisher import EpisodePublisher
-from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
+from actor.redaction.redaction import Rules
 from actor.settings import ActorSettings
 from streams.core.clock import SystemClock
 from streams.core.metrics import Metrics

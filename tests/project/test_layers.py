@@ -31,7 +31,7 @@ HOMES = {
     "matplotlib": ("infra/demo/report_page.py",),
     "yaml": ("dashboards/alerts/alert_rules.py",),
 }
-FOLDERS = {"promotion": 0, "adapters": 1, "capture": 2, "doors": 3, "otlp": 4, "critic": 4}
+FOLDERS = {"redaction": 0, "promotion": 0, "adapters": 1, "capture": 2, "doors": 3, "otlp": 4, "critic": 4}
 """Of the actor. What stands beside them in ``actor/`` is either what all need or where they meet."""
 MEETING = ("actor/vllm_server.py", "actor/server_wiring.py")
 LOOPS = ("learner/ring/learner_loop.py", "streams/join/join_loop.py", "streams/join/join_session.py", "reward/updater/faust_app.py")

@@ -17,7 +17,7 @@ from actor.capture.capture_middleware import Capture
 from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
 from actor.capture.episode_publisher import EpisodePublisher
-from actor.capture.redaction import Rules
+from actor.redaction.redaction import Rules
 from actor.settings import ActorSettings
 from streams.core.clock import FixedClock
 from streams.core.events import Episode, Event, Feedback

@@ -16,8 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 from actor.api_keys import TENANT, Key, KeyGate, Keys, Refusal, needed_for, new_key, read_keys, tenant_of, write_keys
 from actor.capture.conversations import Conversations
 from actor.capture.episode_publisher import EpisodePublisher
-from actor.capture.redaction import Rules
 from actor.doors.http_doors import Doors
+from actor.redaction.redaction import Rules
 from actor.settings import ActorSettings
 from infra.cli.main import main
 from streams.core.clock import FixedClock

@@ -15,10 +15,10 @@ from starlette.types import Message, Receive, Scope, Send
 from actor.api_keys import OPEN, TENANT, Key, KeyGate, Keys, new_key, write_keys
 from actor.capture.conversations import ConversationPlace, Conversations
 from actor.capture.episode_publisher import EpisodePublisher
-from actor.capture.redaction import Rules
 from actor.doors.chat_page import FOLDER
 from actor.doors.http_doors import Doors
 from actor.doors.openapi_document import document
+from actor.redaction.redaction import Rules
 from actor.settings import ActorSettings
 from streams.core.clock import FixedClock
 from streams.core.events import Episode, Feedback

@@ -10,7 +10,7 @@ import pytest
 
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore, has_media
-from actor.capture.redaction import Rules
+from actor.redaction.redaction import Rules
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.errors import Unavailable

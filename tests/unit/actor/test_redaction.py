@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actor.capture.card_numbers import passes_luhn
-from actor.capture.redaction import KINDS, Presidio, Rules, redacted, redacted_episode, redacted_feedback, redactor_of
+from actor.redaction.card_numbers import passes_luhn
+from actor.redaction.redaction import KINDS, Presidio, Rules, redacted, redacted_episode, redacted_feedback, redactor_of
 from actor.settings import ActorSettings
 from streams.core.errors import ConfigError
 from streams.core.events import Episode, Feedback

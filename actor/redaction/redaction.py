@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from actor.capture.card_numbers import find_cards
-from actor.capture.folded_text import folded
-from actor.capture.redaction_settings import Kind, RedactionSettings
+from actor.redaction.card_numbers import find_cards
+from actor.redaction.folded_text import folded
+from actor.redaction.redaction_settings import Kind, RedactionSettings
 from streams.core.errors import ConfigError
 from streams.core.events import Episode, Feedback
 
