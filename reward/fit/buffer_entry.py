@@ -4,10 +4,11 @@ import base64
 import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from pydantic import AwareDatetime, ConfigDict, create_model
 from torch import Tensor
 
 from reward.fit.label_evidence import ChannelVerdict, is_good
@@ -136,24 +137,27 @@ class BufferEntry:
     def decode(cls, raw: bytes) -> "BufferEntry":
         """The inverse of ``encode``. Raises InvalidEvent on anything else."""
         try:
-            body = json.loads(raw)
+            stored: Any = _STORED.model_validate_json(raw)
             return cls(
-                newest_feedback_at=datetime.fromisoformat(body["newest_feedback_at"]),
-                features_D=None if body["features"] is None else _unpacked(body["features"]),
-                corrections=tuple(_unpacked(c) for c in body["corrections"]),
-                led=tuple(LedAnswer(said, weight, _unpacked(features)) for said, weight, features in body["led"]),
-                **{name: _tuples(body[name]) for name in _PLAIN},
+                newest_feedback_at=stored.newest_feedback_at,
+                features_D=None if stored.features is None else _unpacked(stored.features),
+                corrections=tuple(_unpacked(c) for c in stored.corrections),
+                led=tuple(LedAnswer(said, weight, _unpacked(features)) for said, weight, features in stored.led),
+                **{name: getattr(stored, name) for name in _PLAIN},
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidEvent("invalid", f"an entry of the replay buffer cannot be read: {type(error).__name__}") from None
 
 
 _PLAIN = ("episode_id", "verdict", "feedback_count", "over", "voters", "predicted", "evidence", "ratings", "pair_weights", "vote_weight", "adapter",
           "words", "language", "tenant", "said", "opening", "erasures")  # fmt: skip
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+_TYPES = get_type_hints(BufferEntry)
+_FIELDS: dict[str, Any] = {name: (_TYPES[name], ...) for name in _PLAIN}
+_STORED = create_model(
+    "_STORED", __config__=ConfigDict(allow_inf_nan=False), newest_feedback_at=(AwareDatetime, ...), features=(str | None, ...),
+    corrections=(tuple[str, ...], ...), led=(tuple[tuple[str, float, str], ...], ...), **_FIELDS,
+)  # fmt: skip
+"""The encoding, with the types of the fields above: what is read has them."""
 
 
 def _packed(features_D: Tensor) -> str:

@@ -8,7 +8,15 @@ from typing import Any
 import kafka
 import structlog
 from kafka.admin import ConfigResource, ConfigResourceType
-from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
+from kafka.errors import (
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NoError,
+    NotCoordinatorError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.topics import DAY_MS, TOPICS
@@ -124,16 +132,23 @@ def _numbers(settings: KafkaSettings, key: str) -> dict[str, int]:
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:
-    """Create the missing topics and return their names. Existing topics are not changed."""
+    """Create the missing topics and return the names of those that we made. Existing topics are not changed, nor those that somebody else makes at
+    the same time."""
     missing = [name for name, rows in topic_differences(settings).items() if rows == ["missing"]]
     if missing:
         admin = admin_client(settings)
         try:
             with translated_errors("create topics on", settings):
-                admin.create_topics({name: wanted_topics(settings)[name] for name in missing}, wait_for_metadata=True)
+                told = admin.create_topics({name: wanted_topics(settings)[name] for name in missing}, raise_errors=False)
+                results = {topic["name"]: for_code(topic["error_code"]) for topic in told["topics"]}
+                for name, result in results.items():
+                    if result not in (NoError, TopicAlreadyExistsError):
+                        raise result(name)
+                admin.wait_for_topics(missing)
         finally:
             admin.close()
-    return missing
+        return [name for name in missing if results[name] is NoError]
+    return []
 
 
 def _differences(wanted: dict[str, Any], found: dict[str, Any] | None, configs: dict[str, Any]) -> list[str]:
