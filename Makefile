@@ -28,8 +28,8 @@ demo: .venv/installed  ## Turn the whole ring once with simulated people and wri
 demo-tiny: .venv/installed  ## The same with a random 2-layer policy, for a quick look (about 4 minutes)
 	$(BIN)/tidemill demo --policy tiny --minutes 5 $(ARGS)
 
-test: .venv/installed  ## Every test: unit, contracts, integration (real Kafka, Faust, vLLM, Ray), project, one tiny demo end to end
-	$(RUN) pytest $(ARGS)
+test: .venv/installed  ## Every test, on two cores at a time: unit, contracts, integration (real Kafka, Faust, vLLM, Ray), project, one tiny demo end to end
+	$(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/installed  ## What takes long and rarely breaks: several learner processes, a tuned backbone, forks, the GPU benchmark on a CPU
 	$(RUN) pytest tests/slow $(ARGS)
@@ -52,7 +52,7 @@ chaos: .venv/installed  ## Killed outboxes, full disks, jumping clocks, broken n
 	test -e /usr/lib/*/faketime/libfaketimeMT.so.1 || apt-get install -y --no-install-recommends libfaketime
 	FUZZ_PROFILE=long $(RUN) pytest tests/simulation tests/chaos --timeout 1200 $(ARGS)
 
-soak: .venv/installed  ## 300,000 events through outbox, Kafka, join and lake: does memory stay flat? (five minutes at most; ARGS="--events 1000000")
+soak: .venv/installed  ## 300,000 events and 1 % poison through outbox, Kafka, join and lake: is memory flat, is nothing lost? (five minutes at most; ARGS="--events 1000000")
 	$(RUN) benchmarks.soak $(ARGS)
 
 lint: .venv/installed  ## ruff and mypy --strict

@@ -24,6 +24,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 for name in [name for name in os.environ if name.startswith("TIDEMILL_") and name not in ("TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA")]:
     del os.environ[name]  # settings of a ring that the user runs would reach every part that a test starts
 
+LONGEST_FIRST = ("e2e", "integration", "simulation", "fuzz", "contracts")
+
 # A run takes as many seconds as it takes on a busy machine, and what a strategy draws seldom is no fault of the code.
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # explaining a failure may take minutes
 settings.register_profile("everyday", max_examples=25, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck), phases=PHASES)
@@ -37,6 +39,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = secrets.randbelow(2**32)
     processors.pytest_configure(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `make test` takes: each may hold a Kafka, a vLLM and a learner (8 GiB). 0: this one alone."""
+    cores, gib = len(os.sched_getaffinity(0)), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    workers = min(cores, 4, int(gib // 8))
+    return workers if workers > 1 else 0
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With several processes the suites with long files come first, so that none of them is left to run alone at the end."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        order = {suite: n for n, suite in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").parts[0], len(order)))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
