@@ -98,6 +98,7 @@ class Ring(Startable):
         """Prepare, and start the parts that do not wait for the actor; ``check`` starts the others. Raises ConfigError when a port is taken, or when
         the ring does not fit into memory."""
         check_ports(self.settings)
+        _check_rank(self.settings)
         check_memory(self.settings, machine_memory())
         folder = self.settings.run_folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -316,3 +317,10 @@ def lock_run(folder: Path) -> IO[str]:
     handle.write(str(os.getpid()))
     handle.flush()
     return handle
+
+
+def _check_rank(settings: Settings) -> None:
+    """Raises ConfigError for adapters that every replica would refuse."""
+    if (rank := settings.learner.largest_rank) > settings.actor.max_rank:
+        limit = settings.actor.max_rank
+        raise ConfigError(f"learner.rank = {rank} is above actor.max_rank = {limit}: replicas would refuse every adapter; raise the latter")

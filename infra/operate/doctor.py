@@ -82,6 +82,11 @@ def _memory(settings: Settings) -> DoctorFinding:
     """Whether the ring fits into memory, by arithmetic."""
     if _actor_missing(settings) is not None:
         return DoctorFinding("memory", True, "the ring runs already")
+    return memory_finding(settings)
+
+
+def memory_finding(settings: Settings) -> DoctorFinding:
+    """Whether a ring with these settings fits into this machine, by arithmetic."""
     try:
         needs = needs_of(settings, machine_memory())
     except ConfigError as error:

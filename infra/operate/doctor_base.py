@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from infra.machine.base_shape import shape_in
-from infra.operate.doctor import DoctorFinding
+from infra.operate.doctor import DoctorFinding, memory_finding
 from infra.settings.config import Settings
 from learner.models.lora_settings import AUTO
-from reward.families.base_folder import BaseFolder, highest_token, memory_limit, read_base
+from reward.families.base_folder import BaseFolder, highest_token, read_base
 from reward.families.known_families import family_names
 from streams.core.errors import ConfigError
 
-BYTES = {"bfloat16": 2, "float32": 4}
 GIB = 2**30
 CONVERSATIONS: dict[str, list[dict[str, str]]] = {
     "a system message": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}],
@@ -32,8 +31,9 @@ def examine_base(folder: Path, settings: Settings) -> list[DoctorFinding]:
     except ConfigError as error:
         return [DoctorFinding("base", False, str(error), "docs/guides/base-models.md")]
     checks: tuple[Callable[[BaseFolder, Settings], DoctorFinding], ...] = (
-        _family, _experts, _targets, _rank, _learner_memory, _actor_memory, _reward, _tokenizer, _template,
+        _family, _experts, _targets, _rank, _memory, _reward, _tokenizer, _template,
     )  # fmt: skip
+    settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"base": folder})})
     return [check(facts, settings) for check in checks]
 
 
@@ -88,26 +88,14 @@ def _targets(facts: BaseFolder, settings: Settings) -> DoctorFinding:
 
 
 def _rank(facts: BaseFolder, settings: Settings) -> DoctorFinding:
-    largest = max(settings.learner.rank, settings.learner.expert_rank)
-    told = f"learner.rank = {largest}, actor.max_rank = {settings.actor.max_rank}"
-    return DoctorFinding("rank", largest <= settings.actor.max_rank, told, "raise actor.max_rank: replicas refuse larger adapters")
+    told = f"learner.rank = {settings.learner.largest_rank}, actor.max_rank = {settings.actor.max_rank}"
+    return DoctorFinding(
+        "rank", settings.learner.largest_rank <= settings.actor.max_rank, told, "raise actor.max_rank: replicas refuse larger adapters"
+    )
 
 
-def _learner_memory(facts: BaseFolder, settings: Settings) -> DoctorFinding:
-    return _memory("learner", facts.parameters * BYTES[settings.learner.precision], f"{settings.learner.precision}, activations come on top")
-
-
-def _actor_memory(facts: BaseFolder, settings: Settings) -> DoctorFinding:
-    dtype = settings.actor.dtype
-    width = BYTES.get(dtype, 2)
-    cache = settings.actor.kv_cache_gib * GIB
-    return _memory("actor", facts.parameters * width + cache, f"{dtype}, {settings.actor.kv_cache_gib} GiB of it for keys and values")
-
-
-def _memory(part: str, needed: int, how: str) -> DoctorFinding:
-    there = memory_limit()
-    told = f"{needed / GIB:.1f} GiB for the base ({how}); this machine has {there / GIB:.1f} GiB"
-    return DoctorFinding(f"{part} memory", needed < there, told, "use a smaller base, bfloat16, or a larger machine")
+def _memory(facts: BaseFolder, settings: Settings) -> DoctorFinding:
+    return memory_finding(settings)
 
 
 def _reward(facts: BaseFolder, settings: Settings) -> DoctorFinding:

@@ -30,6 +30,11 @@ class LoraSettings(SettingsSection):
     """Modules of the shared experts that carry an adapter, for a base that has shared experts (DeepSeek: gate_proj, up_proj, down_proj). A name
     that matches nothing is an error."""
 
+    @property
+    def largest_rank(self) -> int:
+        """The larger one of both ranks, which a replica must have room for."""
+        return max(self.rank, self.expert_rank)
+
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
         if not (self.attention_targets or self.expert_targets or self.shared_targets):

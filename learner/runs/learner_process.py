@@ -30,7 +30,7 @@ from reward.features.featurizer import Features
 from reward.features.part_features import features_of_part
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
-from streams.core.errors import BadArtifact
+from streams.core.errors import BadArtifact, ConfigError
 from streams.core.events import Artifact
 
 log = structlog.get_logger()
@@ -80,6 +80,8 @@ class LearnerProcess:
         if place is not None:
             self._mesh = join(place.meeting_place, place.rank, place.size, settings.model_parallel, device, settings.worker_timeout_s)
         self._policy = Policy(base, settings, device, self._mesh)
+        if problem := self._policy.lora_targets.unserved(self._policy.family):
+            raise ConfigError(f"{problem} (actors would refuse every adapter)")
         teller = StepTeller(lambda progress: progress.write(state / PROGRESS_FILE)) if self._mesh.leads else None
         self._trainer = Trainer(self._policy, make_engine(self._policy, settings, state), settings, teller)
         step = checkpoint.load(self._trainer, state / "checkpoints")

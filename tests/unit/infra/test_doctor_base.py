@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from infra.cli.main import main
-from infra.operate import doctor_base
+from infra.operate import doctor
 from infra.operate.doctor_base import examine_base
+from infra.planner.machine_memory import MachineMemory
 from infra.settings.config import load
 from tests.support.tiny_models import tiny_model
 
@@ -22,6 +23,11 @@ def told(folder: Path, *overrides: str) -> dict[str, tuple[bool, str]]:
     return {finding.name: (finding.ok, str(finding)) for finding in examine_base(folder, load(None, overrides))}
 
 
+@pytest.fixture(autouse=True)
+def large_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "machine_memory", lambda: MachineMemory(64 << 30))
+
+
 @pytest.fixture(scope="module")
 def qwen3_moe(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model("qwen3_moe", tmp_path_factory.mktemp("doctor"), tiny_base)
@@ -32,7 +38,7 @@ def test_a_mixture_is_told_with_its_experts_targets_and_memory_and_what_is_missi
     assert "Qwen3-MoE (qwen3_moe), 0.01 billion parameters" in found["base"][1]
     assert "4 experts, 2 a token; the learner computes them in factored form" in found["experts"][1]
     assert "q_proj, k_proj, v_proj, o_proj, experts' gate_up_proj, experts' down_proj" in found["targets"][1]
-    assert {name for name, (ok, _) in found.items() if not ok} == {"reward"}
+    assert {name for name, (ok, _) in found.items() if not ok} == {"reward", "memory"}
     assert "set reward.backbone to a small dense model's folder" in found["reward"][1]
     assert all(ok for ok, _ in told(qwen3_moe, f"reward.backbone={tiny_base / 'dense'}").values())
 
@@ -58,9 +64,8 @@ def test_settings_that_do_not_fit_the_base_are_told(qwen3_moe: Path, override: s
 
 
 def test_a_machine_that_is_too_small_is_told(qwen3_moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_base, "memory_limit", lambda: 1 << 20)
-    found = told(qwen3_moe)
-    assert (found["learner memory"][0], found["actor memory"][0]) == (False, False)
+    monkeypatch.setattr(doctor, "machine_memory", lambda: MachineMemory(1 << 20))
+    assert told(qwen3_moe)["memory"][0] is False
 
 
 def test_what_the_chat_template_refuses_is_tried(tiny_base: Path, tmp_path: Path) -> None:

@@ -260,3 +260,9 @@ def test_fetching_that_is_broken_off_leaves_nothing_behind(tmp_path: Path) -> No
     with pytest.raises(Unavailable, match="was stopped"):
         kafka_jars.kafka_jars(tmp_path, broken_off=broken_off)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_that_every_replica_would_refuse_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    overrides = (f"run_folder={tmp_path / 'run'}", "policy.base=tiny", "actor.port=0", "learner.expert_rank=32")
+    with pytest.raises(ConfigError, match=r"learner.rank = 32 is above actor.max_rank = 16"):
+        Ring(load(None, overrides, {}), print).start()

@@ -64,6 +64,14 @@ def test_a_shared_target_that_matches_nothing_is_an_error(tiny_base: Path) -> No
         Policy(tiny_base, LearnerSettings(shared_targets=("gate_proj",)))
 
 
+def test_targets_on_which_vllm_would_not_serve_an_adapter_whole_are_named(tiny_base: Path, tmp_path: Path) -> None:
+    latent = Policy(tiny_model("deepseek_v3", tmp_path / "a", tiny_base), LearnerSettings(**SETTINGS, attention_targets=("o_proj", "kv_b_proj")))
+    assert "learner.attention_targets names kv_b_proj: vLLM folds its weight" in (latent.lora_targets.unserved(latent.family) or "")
+    half = Policy(tiny_model("olmoe", tmp_path / "b", tiny_base), LearnerSettings(**SETTINGS, expert_targets=("down_proj",)))
+    assert "vLLM needs both (gate_up_proj, down_proj) or none" in (half.lora_targets.unserved(half.family) or "")
+    assert "kv_b_proj" not in Policy(tmp_path / "a", LearnerSettings(**SETTINGS)).targets
+
+
 @pytest.mark.learning
 @pytest.mark.parametrize("shaped", ["deepseek_v3", "olmoe", "qwen3_moe"], indirect=True)
 def test_experts_that_the_engine_chose_are_replayed_so_that_a_router_that_flips_does_not_look_like_a_new_policy(
