@@ -1,7 +1,7 @@
 """The console's HTTP application (Starlette). Everybody who reaches the address may read; actions need the operator's key in a custom header."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ Explain = Callable[[str], dict[str, Any]]
 """Explains the score of an episode (``infra/operate/explain_episode.py``). Raises ConfigError, Refused, BadArtifact or Unavailable."""
 Learning = Callable[[ConsoleFacts], str]
 """What the learner does, or still needs (``infra/operate/learning_needs.py``)."""
+Parts = Callable[[], Sequence[pages.ShownPart]]
+"""The health of every part (``infra/operate/part_health.py``)."""
 Act = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -43,9 +45,10 @@ class Console:
     """The pages and actions of the console."""
 
     def __init__(self, settings: ConsoleSettings, following: LogFollowing, log: actions.Log, clock: Clock, gated: bool = True,
-                 explain: Explain | None = None, learning: Learning = lambda _: "") -> None:  # fmt: skip
-        """``gated``: replicas follow promotions (``promotion.mode``). ``learning``: what the learner does or needs, in a sentence."""
-        self._explain, self._learning = explain, learning
+                 explain: Explain | None = None, learning: Learning = lambda _: "", parts: Parts = tuple) -> None:  # fmt: skip
+        """``gated``: replicas follow promotions (``promotion.mode``). ``learning``: what the learner does or needs, in a sentence. ``parts``: the
+        health of every part as last seen."""
+        self._explain, self._learning, self._parts = explain, learning, parts
         self._settings, self._following, self._log, self._clock, self._gated = settings, following, log, clock, gated
         self._templates = jinja2.Environment(
             loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -82,14 +85,14 @@ class Console:
         )
 
     def _ring(self, request: Request) -> Response:
-        with self._following.facts() as facts:
-            now = pages.ring(facts, _now_ms(), self._learning(facts))
-        return self._page("ring.html", "/", now=now, arrows=pages.ARROWS)
+        return self._page("ring.html", "/", now=self._now(), arrows=pages.ARROWS)
 
     def _ring_now(self, request: Request) -> Response:
+        return JSONResponse(self._now() | {"failure": self._following.failure})
+
+    def _now(self) -> dict[str, Any]:
         with self._following.facts() as facts:
-            now = pages.ring(facts, _now_ms(), self._learning(facts))
-        return JSONResponse(now | {"failure": self._following.failure})
+            return pages.ring(facts, _now_ms(), self._learning(facts), self._parts(), self._following.failure is not None)
 
     def _curves(self, request: Request) -> Response:
         with self._following.facts() as facts:

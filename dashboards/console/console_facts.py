@@ -144,16 +144,17 @@ class ConsoleFacts:
         ]
 
     def search(self, text: str = "", adapter: str = "", verdict: str = "") -> list[Episode]:
-        """Newest first: all words of ``text`` in what was said or in the id, one adapter (``base`` for none), and a verdict
+        """Newest first, by the time of the answer: all words of ``text`` in what was said or in the id, one adapter (``base`` for none), and a verdict
         (``up``, ``down``, ``mixed``, ``none``)."""
         words = text.casefold().split()
-        return [
+        found = [
             episode
             for episode in reversed(self.episodes.values())
             if (not adapter or (episode.adapter or "base") == adapter)
             and (not verdict or verdict_of(self.labels.get(episode.episode_id)) == verdict)
             and (not words or _has(words, episode))
         ]
+        return sorted(found, key=lambda episode: episode.ended_at, reverse=True)  # the log is in order within a partition only
 
     def adapters_that_answered(self) -> list[str]:
         """Names for a filter, the base first."""

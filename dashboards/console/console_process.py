@@ -6,7 +6,7 @@ from typing import Any
 
 import uvicorn
 
-from dashboards.console.console_app import Console, Explain, Learning
+from dashboards.console.console_app import Console, Explain, Learning, Parts
 from dashboards.console.console_facts import ConsoleFacts
 from dashboards.console.console_settings import ConsoleSettings
 from dashboards.console.log_following import LogFollowing
@@ -48,14 +48,14 @@ class LogOnDemand:
 
 
 def run_console(settings: ConsoleSettings, kafka: KafkaSettings, gated: bool, say: Callable[[str], None], explain: Explain | None = None,
-                learning: Learning = lambda _: "") -> None:  # fmt: skip
+                learning: Learning = lambda _: "", parts: Parts = tuple) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM. ``explain``: explains an episode's score. Raises ConfigError when the address cannot be listened on or
     no Kafka is named."""
     kafka.servers  # noqa: B018 - raises where none is set
     listening = listening_socket(settings.host, settings.port, "console")
     metrics = Metrics()
     following, log = LogFollowing(kafka, ConsoleFacts(settings.episodes_kept), metrics), LogOnDemand(kafka, metrics)
-    app = Console(settings, following, log, SystemClock(), gated, explain, learning).app()
+    app = Console(settings, following, log, SystemClock(), gated, explain, learning, parts).app()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     following.start()
     say(f"The console is at http://{settings.host}:{listening.getsockname()[1]}/  ({'with' if settings.operator_key else 'without'} an operator key)")

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -16,18 +16,28 @@ from streams.kafka import Consumer, KafkaSettings, RecordPlace
 log = structlog.get_logger()
 RETRY_S = 2.0
 LAG_EVERY_S = 5.0
+SILENT_S = 15.0
+"""Without an answer of Kafka for this long the facts count as old; its client may take longer to give up."""
 
 
 class LogFollowing:
     """Facts behind a lock, and whether they are up to date."""
 
-    def __init__(self, kafka: KafkaSettings, facts: ConsoleFacts, metrics: Metrics) -> None:
+    def __init__(self, kafka: KafkaSettings, facts: ConsoleFacts, metrics: Metrics, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._kafka, self._facts, self.metrics = kafka, facts, metrics
         self._lock, self._stopping = threading.Lock(), threading.Event()
         self._positions: dict[tuple[str, int], int] = {}
         self._thread = threading.Thread(target=self._run, name="following", daemon=True)
-        self.failure: str | None = "the log is being read"
+        self._failure: str | None = "the log is being read"
+        self._clock_s, self._heard_s = clock_s, clock_s()
+
+    @property
+    def failure(self) -> str | None:
         """Why the facts may be old, for an operator; None while they are not."""
+        silent_s = self._clock_s() - self._heard_s
+        if self._failure is None and silent_s > SILENT_S:
+            return f"Kafka has not answered for {silent_s:.0f} s: these numbers are as old as that"
+        return self._failure
 
     @contextmanager
     def facts(self) -> Iterator[ConsoleFacts]:
@@ -53,7 +63,7 @@ class LogFollowing:
             try:
                 self._session(self._positions)
             except (Unavailable, ConfigError) as error:
-                self.failure = str(error)
+                self._failure = str(error)
                 log.warning("console waits", error=str(error))
                 self._stopping.wait(RETRY_S)
 
@@ -73,6 +83,7 @@ class LogFollowing:
                 if time.monotonic() >= asked_s:
                     asked_s = time.monotonic() + LAG_EVERY_S
                     behind = consumer.measure_lag()
-                    self.failure = f"{behind} records of the log are still to be read" if behind > len(records) + 500 else None
+                    self._failure = f"{behind} records of the log are still to be read" if behind > len(records) + 500 else None
+                    self._heard_s = self._clock_s()
         finally:
             consumer.close()

@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from actor.promotion.adapter_standing import AdapterStanding
 from dashboards.console.console_facts import Approval, ConsoleFacts, Flow, verdict_of, version_of
@@ -39,21 +39,58 @@ ARROWS = (
 )
 
 
-def ring(facts: ConsoleFacts, now_ms: int, learning: str = "") -> dict[str, Any]:
-    """Current values of the ring page; the page refreshes them every two seconds."""
+class ShownPart(Protocol):
+    """What the ring page shows of a part's health (``infra/operate/part_health.py``)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def told(self) -> str: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def lag(self) -> int | None: ...
+
+
+BOXES = ("actor", "streams", "reward", "learner")
+"""Parts that have a box on the ring page."""
+
+
+def health(parts: Sequence[ShownPart], stale: bool) -> dict[str, dict[str, str]]:
+    """The look (``well``, ``waits``, ``ill``, ``stale``) and the words of each part. Without news of Kafka no part looks well: whatever a part
+    answers, the ring stands still."""
+    kafka_ill = stale or any(part.name == "kafka" and part.state != "ready" for part in parts)
+    found: dict[str, dict[str, str]] = {name: {"look": "stale", "told": "not known"} for name in BOXES}
+    for part in parts:
+        look = {"ready": "stale" if kafka_ill else "well", "waits": "waits", "waits for the actor": "waits", "unknown": "stale"}.get(
+            part.state, "ill"
+        )
+        behind = f", {part.lag} behind" if part.lag else ""
+        again = f", {part.restarts}× restarted" if part.restarts else ""
+        found[part.name] = {"look": look, "told": f"{part.told}{behind}{again}"}
+    return found
+
+
+def ring(facts: ConsoleFacts, now_ms: int, learning: str = "", parts: Sequence[ShownPart] = (), stale: bool = False) -> dict[str, Any]:
+    """Current values of the ring page; the page refreshes them every two seconds. ``stale``: the facts may be old."""
     flows = facts.flows(now_ms)
     model = facts.reward_models[-1] if facts.reward_models else None
     served = facts.served_after_s()
     latest = served[-1][1] if served else None
     calibration = model.calibration if model else None
+    untested = "not tested yet" if model else "–"
     return {
+        "stale": stale,
+        "parts": health(parts, stale),
         "flows": {name: {"per_minute": f.per_minute, "total": f.total, "last": ago(f)} for name, f in flows.items()},
         "tiles": {
             "serving": facts.serving,
             "production": ", ".join(s.production or f"{name}: base" for name, s in facts.standings.items()) or "none promoted",
             "reward-model": f"v{model.version}" if model else "none yet",
-            "accuracy": f"{calibration.accuracy:.0%}" if calibration and calibration.labels else "–",
-            "ece": f"{calibration.ece:.3f}" if calibration and calibration.labels else "–",
+            "accuracy": f"{calibration.accuracy:.0%} (guessing: {calibration.baseline:.0%})" if calibration and calibration.labels else untested,
+            "ece": f"{calibration.ece:.3f}" if calibration and calibration.labels else untested,
             "learning": learning or "–",
             "adapters": str(len(facts.adapters)),
             "served-after": seconds(latest),
@@ -114,6 +151,8 @@ def episode_row(episode: Episode, facts: ConsoleFacts) -> dict[str, Any]:
     return {
         "id": episode.episode_id,
         "at": episode.ended_at.strftime("%Y-%m-%d %H:%M:%S"),
+        "person": episode.user_id or "–",
+        "took": seconds((episode.ended_at - episode.started_at).total_seconds()),
         "adapter": episode.adapter or "base",
         "asked": cut(episode.messages[-1].text if episode.messages else ""),
         "answer": cut(episode.answer),

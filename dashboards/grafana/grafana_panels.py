@@ -1,37 +1,23 @@
-"""Grafana dashboards, built from the metric table: an overview of the ring, and one dashboard for each part."""
+"""Grafana dashboards: an overview by question (``overview_rows.py``), and from the metric table one dashboard for each part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from streams.core.metrics import BY_NAME, TABLE, Metric
+from dashboards.grafana.overview_rows import ROWS, QuestionPanel
+from streams.core.metrics import TABLE, Metric
 
 SCHEMA_VERSION = 41
 DATA_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 PARTS = ("streams", "reward", "learner", "actor")
-OVERVIEW = (
-    "tidemill_episodes_captured_total",
-    "tidemill_feedback_received_total",
-    "tidemill_thumb_to_label_seconds",
-    "tidemill_label_to_reward_model_seconds",
-    "tidemill_reward_model_to_adapter_seconds",
-    "tidemill_adapter_to_attested_seconds",
-    "tidemill_thumb_to_served_seconds",
-    "tidemill_reward_accuracy_ratio",
-    "tidemill_reward_ece_ratio",
-    "tidemill_learner_reward_mean",
-    "tidemill_learner_kl_nats",
-    "tidemill_serving_version",
-    "tidemill_adapters_refused_total",
-    "tidemill_consumer_lag_records",
-    "tidemill_dead_letters_total",
-)
-"""The metrics of the overview, in the order of the ring."""
+CONSOLE_URL, RUNBOOKS_URL = "http://127.0.0.1:8090/", "docs/runbooks"
+THIRD, HEIGHT = 8, 8
+"""Width of a panel, three in a row, and its height, in Grafana's units."""
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A panel computed from several metrics, on the overview and on the dashboard of its part."""
+    """A panel computed from several metrics, on the dashboard of its part."""
 
     title: str
     expression: str
@@ -78,9 +64,9 @@ MOVES = {
 """Annotations on every dashboard: promotions and roll-backs."""
 
 
-def dashboards() -> dict[str, dict[str, Any]]:
-    """Every dashboard by its uid, as Grafana's JSON model."""
-    built = {"tidemill-ring": dashboard("tidemill-ring", "Tidemill: the ring", [*(BY_NAME[name] for name in OVERVIEW), *DERIVED])}
+def dashboards(console: str = CONSOLE_URL, runbooks: str = RUNBOOKS_URL) -> dict[str, dict[str, Any]]:
+    """Every dashboard by its uid, as Grafana's JSON model. ``console`` and ``runbooks``: where the overview's links lead."""
+    built = {"tidemill-ring": overview(console, runbooks)}
     for part in PARTS:
         uid = f"tidemill-{part}"
         derived = [each for each in DERIVED if each.part == part]
@@ -89,6 +75,66 @@ def dashboards() -> dict[str, dict[str, Any]]:
         "tidemill-promotions", "Tidemill: promotions", [metric for metric in TABLE if metric.name.startswith(MOVING)]
     )
     return built
+
+
+def overview(console: str, runbooks: str) -> dict[str, Any]:
+    """The dashboard for a person on call: a row for each question, with links to its runbooks."""
+    model = dashboard("tidemill-ring", "Tidemill: is the ring well?", [])
+    for name, label, query in (("replica", "Actor", 'label_values(up{job="tidemill", part="actor"}, instance)'),
+                               ("policy", "Policy", "label_values(tidemill_serving_version, policy)")):  # fmt: skip
+        model["templating"]["list"].append(_variable(name, label, query))
+    model["links"] = [_link("Console", console), *(_link(f"Metrics of {part}", f"/d/tidemill-{part}") for part in PARTS)]
+    top = 0
+    for row in ROWS:
+        pages = ", ".join(f"[{page}]({runbooks.rstrip('/')}/{page}.md)" for page in row.runbooks)
+        number = len(model["panels"])
+        model["panels"].append({"id": number + 1, "type": "row", "title": row.question, "collapsed": False, "panels": [],
+                                "gridPos": {"x": 0, "y": top, "w": 3 * THIRD, "h": 1}})  # fmt: skip
+        model["panels"].append({"id": number + 2, "type": "text", "title": "When it is not", "targets": [],
+                                "options": {"mode": "markdown", "content": f"Alerts and what to do: {pages}"},
+                                "gridPos": {"x": 0, "y": top + 1, "w": 3 * THIRD, "h": 2}})  # fmt: skip
+        for place, asked in enumerate(row.panels):
+            across, down = THIRD * (place % 3), top + 3 + HEIGHT * (place // 3)
+            model["panels"].append(_asked(asked, number + 3 + place, across, down))
+        top += 3 + HEIGHT * -(-len(row.panels) // 3)
+    return model
+
+
+def _asked(asked: QuestionPanel, number: int, across: int, down: int) -> dict[str, Any]:
+    """A panel of the overview: green, yellow from ``warn``, red from ``bad``; the other way round where low is bad."""
+    limits = [(colour, value) for colour, value in (("yellow", asked.warn), ("red", asked.bad)) if value is not None]
+    if asked.low_is_bad:
+        worst = "red" if asked.bad is not None else "yellow"
+        steps = [{"color": worst, "value": None}, *({"color": "yellow" if value == asked.bad and asked.warn is not None else "green", "value": value}
+                                                    for _, value in reversed(limits))]  # fmt: skip
+    else:
+        steps = [{"color": "green", "value": None}, *({"color": colour, "value": value} for colour, value in limits)]
+    defaults: dict[str, Any] = {"unit": asked.unit, "color": {"mode": "palette-classic"}}
+    if limits:
+        defaults |= {"thresholds": {"mode": "absolute", "steps": steps}, "custom": {"thresholdsStyle": {"mode": "line+area"}}}
+    return {
+        "id": number,
+        "type": "timeseries",
+        "title": asked.title,
+        "description": asked.sentence,
+        "datasource": DATA_SOURCE,
+        "gridPos": {"x": across, "y": down, "w": THIRD, "h": HEIGHT},
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "targets": [
+            {"refId": chr(ord("A") + i), "datasource": DATA_SOURCE, "expr": expression, "legendFormat": legend}
+            for i, (expression, legend) in enumerate(asked.expressions)
+        ],
+    }
+
+
+def _variable(name: str, label: str, query: str) -> dict[str, Any]:
+    """A choice at the top of the dashboard; everything to begin with."""
+    return {"name": name, "label": label, "type": "query", "datasource": DATA_SOURCE, "query": query, "refresh": 2, "multi": True, "includeAll": True,
+            "allValue": ".*", "current": {"text": "All", "value": "$__all"}}  # fmt: skip
+
+
+def _link(title: str, url: str) -> dict[str, Any]:
+    return {"title": title, "type": "link", "url": url, "targetBlank": True}
 
 
 def dashboard(uid: str, title: str, metrics: Sequence[Metric | Derived]) -> dict[str, Any]:

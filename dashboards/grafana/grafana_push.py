@@ -8,14 +8,14 @@ import requests
 from grafana_api.grafana_api import GrafanaClientError, GrafanaException
 from grafana_api.grafana_face import GrafanaFace
 
-from dashboards.grafana.grafana_panels import dashboards
+from dashboards.grafana.grafana_panels import CONSOLE_URL, RUNBOOKS_URL, dashboards
 from streams.core.errors import ConfigError, Unavailable
 
 FOLDER_UID, FOLDER_TITLE = "tidemill", "Tidemill"
 DATA_SOURCE_NAME = "Prometheus (Tidemill)"
 
 
-def push(url: str, token: str, prometheus_url: str | None = None) -> list[str]:
+def push(url: str, token: str, prometheus_url: str | None = None, console: str = CONSOLE_URL, runbooks: str = RUNBOOKS_URL) -> list[str]:
     """Folder, data source (when ``prometheus_url`` is given) and every dashboard; returns the uids.
 
     Raises ConfigError for a URL or token that Grafana does not take, Unavailable when it does not answer.
@@ -29,7 +29,7 @@ def push(url: str, token: str, prometheus_url: str | None = None) -> list[str]:
         _folder(grafana)
         if prometheus_url:
             _data_source(grafana, prometheus_url)
-        for model in dashboards().values():
+        for model in dashboards(console, runbooks).values():
             grafana.dashboard.update_dashboard(
                 {"dashboard": model, "folderUid": FOLDER_UID, "overwrite": True, "message": "tidemill dashboards push"}
             )
@@ -40,11 +40,11 @@ def push(url: str, token: str, prometheus_url: str | None = None) -> list[str]:
     return list(dashboards())
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: Path, console: str = CONSOLE_URL, runbooks: str = RUNBOOKS_URL) -> list[Path]:
     """The same dashboards as JSON files, for Grafana's provisioning."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for uid, model in dashboards().items():
+    for uid, model in dashboards(console, runbooks).items():
         path = folder / f"{uid}.json"
         path.write_text(json.dumps(model, indent=1) + "\n")
         written.append(path)

@@ -131,7 +131,7 @@ def broker(folder: Path, choice: "RunChoice") -> None:
 def simulate(base_url: str | None, minutes: float, api_key: str, preferences: bool, choice: "RunChoice") -> None:
     """Let simulated people talk to an actor and give thumbs."""
     from infra.demo.demo import simulate_for
-    from infra.local.part_process import actor_url
+    from infra.settings.part_addresses import actor_url
     from infra.simulated_people.preferences import PREFERENCES
 
     if preferences:

@@ -15,7 +15,6 @@ from pydantic import SecretStr
 
 from infra.local.core_plan import core_plan
 from infra.local.embedded_broker import Broker, free_port
-from infra.local.part_process import in_url, parts
 from infra.local.part_states import LOCK_FILE, STATES_FILE, write_states
 from infra.local.port_check import check_ports
 from infra.local.processes import DeathRecord, Processes, cpu_s, memory_mib
@@ -44,6 +43,7 @@ from infra.preparation.base_preparation import prepared_base
 from infra.preparation.engine_arguments import check_engine_arguments
 from infra.preparation.preparations import Preparations
 from infra.settings.config import Settings, secrets_as_environment, to_toml
+from infra.settings.part_addresses import in_url, parts
 from infra.settings.person_key import person_key_of
 from streams.core.errors import ConfigError, TidemillError, Unavailable
 from streams.core.events import new_id
@@ -74,7 +74,7 @@ class Ring(Startable):
         self._broker: Broker | None = None
         self._broker_deaths, self._broker_started_s = DeathRecord(), 0.0
         self._lock: IO[str] | None = None
-        self._told_states: dict[str, str] = {}
+        self._told_states: tuple[dict[str, str], dict[str, int]] = ({}, {})
         self._waiting_parts: tuple[str, ...] = ()
         """Parts that wait for the actor."""
         self._restarting: set[str] = set()
@@ -242,9 +242,10 @@ class Ring(Startable):
         """Write for ``tidemill status`` which parts run and which are in a crash loop."""
         kafka = {"kafka": self._broker_deaths.state(time.monotonic() - self._broker_started_s)} if self._broker is not None else {}
         waiting = dict.fromkeys(self._waiting_parts, "waits for the actor")
-        if (states := kafka | self.processes.states() | waiting) != self._told_states:
-            self._told_states = states
-            write_states(self.settings.run_folder, states)
+        states, restarts = kafka | self.processes.states() | waiting, self.processes.restarts
+        if (states, restarts) != self._told_states:
+            self._told_states = (states, restarts)
+            write_states(self.settings.run_folder, states, restarts)
 
     def _keep_kafka(self, broker: Broker) -> None:
         """Restart the embedded Kafka when it has died, without waiting: answers go on, and outboxes deliver once it is back."""

@@ -1,7 +1,6 @@
 """Runs one part as a process: builds its context from the settings, serves its metrics, and runs its loop until it is stopped."""
 
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import structlog
 from infra.local.kafka_jars import cache_folder
 from infra.machine.machine_probe import resolved_for_part
 from infra.settings.config import Settings
+from infra.settings.part_addresses import ADDRESS_FILE, PORT_OFFSET, actor_url, in_url, ray_metrics_port
 from infra.settings.person_key import adopt_person_key
 from infra.settings.policy_settings import PolicySettings
 from reward.families.base_folder import read_base
@@ -24,7 +24,6 @@ from streams.core.traces import make_traces
 from streams.kafka import await_kafka, kafka_answers
 
 log = structlog.get_logger()
-PORT_OFFSET = {"streams": 0, "reward": 1, "learner": 2, "promoter": 3, "critic": 4, "otlp": 5}
 LOOPS = {
     "streams": ("join", "lake"), "reward": (), "learner": ("learning",), "promoter": ("promotion",), "critic": ("critic",), "otlp": ("otlp",),
 }  # fmt: skip
@@ -32,7 +31,6 @@ LOOPS = {
 WITHOUT_BASE = ("streams", "otlp")
 """Parts that do not need the policy's weights."""
 PROBE_S = 15.0
-LOOPBACK = "127.0.0.1"
 
 
 def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event]) -> None:
@@ -47,7 +45,9 @@ def run_role(role: str, settings: Settings, listen: Callable[[], threading.Event
     if role != "actor":  # the actor has its own HTTP server, and forks: it must not start a thread before that
         port = settings.metrics_port + PORT_OFFSET[role] if settings.metrics_port else 0
         context.health.mark_missing("kafka", *LOOPS[role])
-        log.info("metrics", role=role, host=settings.metrics_host, port=serve(context.metrics, context.health, port, settings.metrics_host))
+        port = serve(context.metrics, context.health, port, settings.metrics_host)
+        (context.state / ADDRESS_FILE).write_text(f"{in_url(settings.metrics_host)}:{port}")
+        log.info("metrics", role=role, host=settings.metrics_host, port=port)
         threading.Thread(target=probe_kafka, args=(role, context), name="probe", daemon=True).start()
         if not await_kafka(settings.kafka, stopping):
             return
@@ -94,42 +94,6 @@ def make_context(role: str, settings: Settings, stopping: threading.Event) -> Pa
         stopping=stopping,
         traces=make_traces(settings.traces, role),
     )
-
-
-def parts(settings: Settings) -> tuple[str, ...]:
-    """All parts of a ring with these settings. The order in which they start: ``start_order.py``."""
-    promoter = ("promoter",) if settings.gated_policy is not None else ()
-    critic, otlp = ("critic",) if settings.critic.has_rubric else (), ("otlp",) if settings.otlp.beside_ring else ()
-    return ("streams", "reward", "actor", "learner", *promoter, *critic, *otlp)
-
-
-def metrics_targets(settings: Settings, host: str | None = None) -> dict[str, str]:
-    """``host:port`` of every part's ``/metrics``, by ``metrics_port``; the actor serves it on its API port. Empty when ``metrics_port`` is 0.
-    ``host``: the machine's name for a Prometheus elsewhere; None: by the addresses on which the parts listen."""
-    if not settings.metrics_port:
-        return {}
-    ports = {role: settings.metrics_port + offset for role, offset in PORT_OFFSET.items() if role in parts(settings)}
-    actor = {"actor": f"{host or in_url(settings.actor.host, socket.gethostname())}:{settings.actor.port}"}
-    return {role: f"{host or in_url(settings.metrics_host, socket.gethostname())}:{port}" for role, port in ports.items()} | actor
-
-
-def in_url(host: str, for_all: str = LOOPBACK) -> str:
-    """What a URL names for a server that listens on ``host``. ``for_all``: stands for all addresses; by default for clients on this machine."""
-    if host in ("0.0.0.0", "::"):
-        return for_all
-    return f"[{host}]" if ":" in host else host
-
-
-def ray_metrics_port(settings: Settings) -> int:
-    """Port on which a Ray that the learner starts serves its metrics; 0: Ray chooses."""
-    if settings.learner.ray_address or not settings.metrics_port:
-        return settings.learner.ray_metrics_port
-    return settings.learner.ray_metrics_port or settings.metrics_port + len(PORT_OFFSET)
-
-
-def actor_url(settings: Settings) -> str:
-    """The base URL of the actors' OpenAI API."""
-    return settings.promotion.actor_url or f"http://{in_url(settings.actor.host)}:{settings.actor.port}/v1"
 
 
 def artifacts_uri(settings: Settings) -> str:

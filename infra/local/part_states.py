@@ -7,15 +7,17 @@ from pathlib import Path
 import psutil
 
 STATES_FILE = "parts.json"
+RESTARTS_FILE = "restarts.json"
 LOCK_FILE = "run.lock"
 """Locked by the ring that uses the folder. It contains the ring's process id."""
 
 
-def write_states(run_folder: Path, states: Mapping[str, str]) -> None:
-    """Write the file and rename it into place, so that readers never see half of it."""
-    incoming = run_folder / f"{STATES_FILE}.incoming"
-    incoming.write_text(json.dumps(states))
-    incoming.rename(run_folder / STATES_FILE)
+def write_states(run_folder: Path, states: Mapping[str, str], restarts: Mapping[str, int] | None = None) -> None:
+    """Write the files and rename them into place, so that readers never see half of one. ``restarts``: their number by part."""
+    for name, content in ((RESTARTS_FILE, restarts or {}), (STATES_FILE, states)):
+        incoming = run_folder / f"{name}.incoming"
+        incoming.write_text(json.dumps(content))
+        incoming.rename(run_folder / name)
 
 
 def ring_runs(run_folder: Path) -> bool:
@@ -33,6 +35,15 @@ def states_of(run_folder: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return {str(name): str(state) for name, state in states.items()} if isinstance(states, dict) else {}
+
+
+def restarts_of(run_folder: Path) -> dict[str, int]:
+    """Number of restarts by part, as the running ring wrote it; parts that were never restarted are left out."""
+    try:
+        restarts = json.loads((run_folder / RESTARTS_FILE).read_text()) if ring_runs(run_folder) else {}
+    except (OSError, ValueError):
+        return {}
+    return {str(name): int(count) for name, count in restarts.items()} if isinstance(restarts, dict) else {}
 
 
 def parts_line(states: Mapping[str, str]) -> str:

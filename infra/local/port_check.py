@@ -3,8 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from infra.local.part_process import LOOPBACK, PORT_OFFSET, parts, ray_metrics_port
 from infra.settings.config import Settings
+from infra.settings.part_addresses import LOOPBACK, PORT_OFFSET, parts, ray_metrics_port
 from streams.core.errors import ConfigError
 from streams.core.health import listening_socket
 

@@ -7,12 +7,12 @@ from functools import partial
 import click
 
 from infra.local.local_ring import Ring, Sizing
-from infra.local.part_process import in_url, metrics_targets
 from infra.local.stop_signals import StopRequested, stop_on_signal
 from infra.machine.step_prediction import sized_for
 from infra.operate.learning_needs import learning_of, progress_file
 from infra.operate.log_watch import LogWatch
 from infra.settings.config import Settings
+from infra.settings.part_addresses import in_url, metrics_targets
 from infra.settings.run_choice import RESOLVED
 
 START_TIMEOUT_S = 600.0

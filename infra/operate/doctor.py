@@ -15,13 +15,13 @@ import httpx
 
 from infra.local.embedded_broker import java_binary
 from infra.local.kafka_jars import KAFKA_VERSION, cache_folder, locked_checksums, verify
-from infra.local.part_process import in_url
 from infra.machine.machine_probe import known_choice
 from infra.operate.ring_status import Status, status_now
 from infra.planner.machine_memory import machine_memory
 from infra.planner.ring_memory import needs_of
 from infra.preparation.engine_arguments import check_engine_arguments
 from infra.settings.config import Settings
+from infra.settings.part_addresses import in_url
 from infra.settings.run_choice import NoRun, RunChoice
 from streams.core.errors import BadArtifact, ConfigError, Unavailable
 from streams.join.log_retention import window_outlives

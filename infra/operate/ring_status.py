@@ -13,6 +13,7 @@ from infra.local.part_states import parts_line, states_of
 from infra.machine.machine_probe import known_choice
 from infra.operate.learning_needs import learning_of
 from infra.operate.log_watch import LogFacts, LogWatch
+from infra.operate.part_health import PartHealth, health_lines, health_of
 from infra.settings.config import Settings
 from streams.join.ledger import Ledger, read_ledger
 
@@ -32,6 +33,8 @@ class Status:
     parts: dict[str, str] = field(default_factory=dict)
     """State of each part by name, from ``up`` on this machine; empty when the ring does not run here."""
     run_folder: str = ""
+    health: tuple[PartHealth, ...] = ()
+    """Every part that can be asked from here."""
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -47,6 +50,7 @@ class Status:
             "serving": facts.serving,
             "learning": self.learning,
             "parts": self.parts,
+            "health": [part.as_dict() for part in self.health],
             "dead_letters": dict(facts.dead_letters),
             "ledger_balanced": self.ledger.balanced,
             "machine": self.machine,
@@ -58,13 +62,14 @@ class Status:
         model = told["reward_model"]
         model_line = "none yet"
         if model:
-            model_line = f"v{model['version']}, accuracy {model['accuracy']:.0%} on {model['labels']} unseen labels, ECE {model['ece']:.3f}"
+            tested = f"accuracy {model['accuracy']:.0%} on {model['labels']} unseen labels, ECE {model['ece']:.3f}"
+            model_line = f"v{model['version']}, {tested if model['labels'] else 'not tested yet: no label came since'}"
         refused = "".join(f"\n                {name}: {reason}" for name, reason in told["adapters_refused"].items())
         return "\n".join([
             f"run             {self.run_folder}",
             f"serving         {told['serving']}",
             f"learning        {self.learning}",
-            *([f"parts           {parts_line(self.parts)}"] if self.parts else []),
+            *(f"{'parts' if not number else '':<15} {line}" for number, line in enumerate(self._part_lines())),
             f"labels          {told['labels']} ({told['votes']} votes)",
             f"reward model    {model_line}",
             f"adapters        {told['adapters_published']} published, {told['adapters_attested']} attested, "
@@ -75,11 +80,16 @@ class Status:
             str(self.ledger),
         ])  # fmt: skip
 
+    def _part_lines(self) -> list[str]:
+        """Every part's health; where none can be asked, what the ring says of its processes."""
+        return health_lines(self.health) if self.health else [parts_line(self.parts)] if self.parts else []
+
 
 def made(facts: LogFacts, ledger: Ledger, settings: Settings) -> Status:
     """The status of the run in ``run_folder``: facts from the log and from this machine."""
     run = settings.run_folder
-    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(run), str(run))
+    health = tuple(health_of(settings))
+    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(run), str(run), health)
 
 
 def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:

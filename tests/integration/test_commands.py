@@ -94,7 +94,7 @@ def test_simulated_people_talk_to_it_and_the_books_balance(up: Up) -> None:
 
 
 def test_the_doctor_finds_the_ring_well_and_names_a_port_that_is_taken(up: Up) -> None:
-    servers = re.search(r"Kafka: (\S+)", "".join(up.said))
+    servers = re.search(r"Kafka +(\S+:\d+)", "".join(up.said))
     assert servers
     well = up.tell("doctor", "--set", f"kafka.bootstrap_servers={servers.group(1)}", "--set", "actor.port=0")
     assert f"{servers.group(1)} answers, topics are correct" in well.stdout
@@ -109,7 +109,7 @@ def test_the_doctor_finds_the_ring_well_and_names_a_port_that_is_taken(up: Up) -
 
 
 def test_topics_are_as_the_table_has_them_and_a_second_ring_on_the_folder_is_refused(up: Up) -> None:
-    servers = re.search(r"Kafka: (\S+)", "".join(up.said))
+    servers = re.search(r"Kafka +(\S+:\d+)", "".join(up.said))
     assert servers
     topics = up.tell("topics", "--set", f"kafka.bootstrap_servers={servers.group(1)}")
     assert topics.returncode == 0, topics.stdout

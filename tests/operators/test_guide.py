@@ -217,7 +217,9 @@ def _unanswered(prometheus: str) -> set[str]:
     empty: set[str] = set()
     for model in dashboards().values():
         for expression in (target["expr"] for panel in model["panels"] for target in panel["targets"]):
-            if not numbers(ask(prometheus, "query", query=expression.replace("$__rate_interval", "10m"))):
+            if not numbers(
+                ask(prometheus, "query", query=expression.replace("$__rate_interval", "10m").replace("$replica", ".*").replace("$policy", ".*"))
+            ):
                 empty |= set(re.findall(r"tidemill_\w+?(?=_bucket|\b)", expression))
     return empty
 

@@ -14,6 +14,19 @@ function show(attribute, name, text) {
   }
 }
 
+const LOOKS = ["well", "waits", "ill", "stale"];
+
+function look(name, now) {
+  for (const element of document.querySelectorAll(`[data-look="${CSS.escape(name)}"]`)) {
+    for (const each of LOOKS) element.classList.toggle(each, each === now);
+  }
+}
+
+function mark(stale) {
+  const tiles = document.getElementById("tiles");
+  if (tiles) tiles.classList.toggle("stale", stale);
+}
+
 async function refresh(url) {
   try {
     const answer = await fetch(url, { cache: "no-store" });
@@ -23,12 +36,20 @@ async function refresh(url) {
       show("rate", topic, String(flow.per_minute));
       show("total", topic, String(flow.total));
       show("last", topic, flow.last);
-      for (const path of document.querySelectorAll(`[data-flow="${CSS.escape(topic)}"]`)) path.classList.toggle("flows", flow.per_minute > 0);
+      for (const path of document.querySelectorAll(`[data-flow="${CSS.escape(topic)}"]`)) path.classList.toggle("flows", flow.per_minute > 0 && !now.stale);
     }
     for (const [name, text] of Object.entries(now.tiles)) show("tile", name, text);
+    for (const [name, part] of Object.entries(now.parts)) {
+      show("told", name, part.told);
+      look(name, part.look);
+    }
+    mark(now.stale);
     tell(now.failure);
   } catch {
     tell("The console does not answer. These numbers may be old.");
+    mark(true);
+    for (const element of document.querySelectorAll("[data-look]")) look(element.dataset.look, "stale");
+    for (const path of document.querySelectorAll("[data-flow]")) path.classList.remove("flows");
   }
 }
 

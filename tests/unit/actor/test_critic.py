@@ -9,8 +9,8 @@ import pytest
 
 from actor.critic.critic_loop import Critic, chance_of_yes, is_in_share, signal_of, turn_before
 from actor.critic.critic_settings import CriticSettings
-from infra.local.part_process import parts
 from infra.settings.config import load
+from infra.settings.part_addresses import parts
 from reward.trust.voter_trust import LEAST_SAY, critic_weight
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import FixedClock

@@ -8,8 +8,8 @@ import yaml
 
 from dashboards.alerts.alert_rules import metric_names, rules, write
 from dashboards.alerts.alert_table import ALERTS, Alert
-from infra.local.part_process import metrics_targets, ray_metrics_port
 from infra.settings.config import Settings, load
+from infra.settings.part_addresses import metrics_targets, ray_metrics_port
 from streams.core.metrics import BY_NAME
 
 RUNBOOKS = Path(__file__).parents[3] / "docs" / "runbooks"

@@ -5,7 +5,7 @@ import hmac
 import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -368,9 +368,9 @@ def test_a_chart_places_points_by_their_values_and_says_when_there_are_none() ->
 def test_the_reward_model_is_shown_only_with_labels_it_was_tested_on() -> None:
     ring = Ring()
     ring.tell(REWARD_MODELS, calibration={"labels": 0, "accuracy": 0, "baseline": 0, "brier": 0, "ece": 0})
-    assert ring.browser.get("/api/ring").json()["tiles"]["accuracy"] == "–"
+    assert ring.browser.get("/api/ring").json()["tiles"]["accuracy"] == "not tested yet"
     ring.tell(REWARD_MODELS, version=13)
-    assert ring.browser.get("/api/ring").json()["tiles"]["accuracy"] == "84%"
+    assert ring.browser.get("/api/ring").json()["tiles"]["accuracy"].startswith("84%")
 
 
 def test_why_an_episode_scores_as_it_does_is_told_on_request_and_what_stands_against_it_too() -> None:
@@ -401,3 +401,60 @@ def test_sentences_of_a_note_are_told_apart(ring: Ring) -> None:
 def test_links_to_the_former_address_of_the_adapters_page_still_lead_there() -> None:
     answer = Ring().browser.get("/versions", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (301, "/adapters")
+
+
+class Part(NamedTuple):
+    """A part's health as the console is given it."""
+
+    name: str
+    state: str = "ready"
+    told: str = "ready"
+    restarts: int = 0
+    lag: int | None = None
+
+
+def looks(parts: list[Part], stale: bool = False) -> dict[str, str]:
+    return {name: told["look"] for name, told in pages.health(parts, stale).items()}
+
+
+def test_a_box_is_green_only_while_its_part_is_ready_and_kafka_answers() -> None:
+    parts = [Part("kafka"), Part("actor"), Part("streams", "waits", "waits for lake"), Part("reward", "keeps dying", "keeps dying")]
+    assert looks(parts) == {"kafka": "well", "actor": "well", "streams": "waits", "reward": "ill", "learner": "stale"}
+    for dead in (looks(parts, stale=True), looks([Part("kafka", "died", "died"), *parts[1:]])):
+        assert "well" not in dead.values(), "whatever a part answers, the ring stands still"
+    assert pages.health([Part("actor", lag=3, restarts=2)], False)["actor"]["told"] == "ready, 3 behind, 2× restarted"
+
+
+def test_the_ring_page_shows_parts_and_marks_old_numbers(ring: Ring) -> None:
+    page = ring.browser.get("/").text
+    assert 'class="tiles stale"' in page, "the log has not been read yet"
+    assert "flows" not in re.findall(r'class="(arrow[^"]*)"', page)
+    assert ring.browser.get("/api/ring").json()["stale"] is True
+
+
+def test_facts_are_old_once_kafka_has_said_nothing_for_a_while() -> None:
+    now_s = [0.0]
+    following = LogFollowing(KafkaSettings(bootstrap_servers="nowhere:1"), ConsoleFacts(), Metrics(), lambda: now_s[0])
+    following._failure = None
+    assert following.failure is None
+    now_s[0] = 16.0
+    assert following.failure == "Kafka has not answered for 16 s: these numbers are as old as that"
+
+
+def test_a_reward_model_that_no_label_tested_says_so(ring: Ring) -> None:
+    untested = {**EXAMPLES["reward-models"]["calibration"], "labels": 0}
+    ring.tell(REWARD_MODELS, calibration=untested)
+    tiles = pages.ring(ring.facts, 0)["tiles"]
+    assert (tiles["accuracy"], tiles["ece"]) == ("not tested yet", "not tested yet")
+    assert pages.ring(ConsoleFacts(), 0)["tiles"]["accuracy"] == "–"
+
+
+def test_episodes_are_in_order_of_time_whatever_partition_they_came_from() -> None:
+    ring = Ring()
+    for minute in (5, 1, 9, 3):
+        at = T0 + timedelta(minutes=minute)
+        ring.tell(EPISODES, episode_id=f"ep-{minute}", started_at=at, ended_at=at + timedelta(seconds=4), user_id="ann")
+    page = ring.browser.get("/episodes").text
+    assert re.findall(r'href="/episodes/(ep-\d+)"', page) == ["ep-9", "ep-5", "ep-3", "ep-1"]
+    assert "ann" in page
+    assert ">4 s<" in page

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from dashboards.grafana.grafana_panels import OVERVIEW, dashboards
+from dashboards.alerts.alert_table import ALERTS
+from dashboards.grafana.grafana_panels import dashboards
 from dashboards.grafana.grafana_push import push, write
 from streams.core.errors import ConfigError, Unavailable
-from streams.core.metrics import BY_NAME, TABLE
+from streams.core.metrics import TABLE
 
 
 class Grafana(BaseHTTPRequestHandler):
@@ -66,10 +67,9 @@ def test_every_metric_has_a_panel_and_no_panel_names_another() -> None:
     shown = set()
     for model in dashboards().values():
         for panel in model["panels"]:
-            for target in panel["targets"]:
+            for target in panel.get("targets", ()):
                 shown |= {re.sub(r"_bucket$", "", name) for name in re.findall(r"tidemill_\w+", target["expr"])}
     assert shown == {metric.name for metric in TABLE}
-    assert set(OVERVIEW) <= set(BY_NAME)
     for model in dashboards().values():
         assert {name for mark in model["annotations"]["list"] for name in re.findall(r"tidemill_\w+", mark["expr"])} == {"tidemill_promotions_total"}
 
@@ -79,6 +79,37 @@ def test_panels_do_not_overlap_and_ids_differ() -> None:
         places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in model["panels"]]
         assert len(set(places)) == len(places)
         assert len({panel["id"] for panel in model["panels"]}) == len(places)
+
+
+def test_the_overview_asks_four_questions_and_links_every_runbook_once() -> None:
+    model = dashboards("https://console.example/", "https://wiki.example/runbooks")["tidemill-ring"]
+    rows = [panel["title"] for panel in model["panels"] if panel["type"] == "row"]
+    assert rows == ["Are people served?", "Is feedback arriving?", "Is it learning?", "Is it safe?"]
+    linked = [
+        page for panel in model["panels"] if panel["type"] == "text" for page in re.findall(r"runbooks/([\w-]+\.md)", panel["options"]["content"])
+    ]
+    assert len(linked) == len(set(linked))
+    assert set(linked) | {"lake-failing.md"} == {alert.page for alert in ALERTS}
+    assert model["links"][0]["url"] == "https://console.example/"
+    assert {variable["name"] for variable in model["templating"]["list"]} == {"datasource", "replica", "policy"}
+
+
+def test_panels_of_the_overview_stand_below_their_question_and_say_from_when_on_it_is_bad() -> None:
+    model = dashboards()["tidemill-ring"]
+    places = [(panel["gridPos"]["y"], panel["gridPos"]["x"]) for panel in model["panels"]]
+    assert places == sorted(places)
+    for panel in model["panels"]:
+        if panel["type"] != "timeseries":
+            continue
+        assert panel["description"].endswith(".")
+        for step, after in zip(steps := panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", []), steps[1:], strict=False):
+            assert step["value"] is None or step["value"] < after["value"], panel["title"]
+    (disk,) = [panel for panel in model["panels"] if panel["title"] == "Disk that is free"]
+    assert [(step["color"], step["value"]) for step in disk["fieldConfig"]["defaults"]["thresholds"]["steps"]] == [
+        ("red", None),
+        ("yellow", 0.1),
+        ("green", 0.2),
+    ]
 
 
 def test_pushing_twice_leaves_one_folder_one_source_and_the_same_dashboards(grafana: tuple[str, type[Grafana]]) -> None:

@@ -14,11 +14,11 @@ import pytest
 from infra.local import local_ring
 from infra.local.core_plan import core_plan
 from infra.local.local_ring import Ring, lock_run
-from infra.local.part_process import in_url, metrics_targets, parts
 from infra.local.part_states import parts_line, states_of
 from infra.local.port_check import check_ports, ports_of
 from infra.local.processes import LONGEST_PAUSE_S, QUIET_S, RESTARTS, DeathRecord, Processes
 from infra.settings.config import Settings, load
+from infra.settings.part_addresses import in_url, metrics_targets, parts
 from streams.core.errors import ConfigError, Unavailable
 from tests.support.running import wait_for
 

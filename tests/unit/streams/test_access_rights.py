@@ -12,7 +12,7 @@ import pytest
 from kafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, SaslAuthenticationFailedError, TopicAuthorizationFailedError
 
 from infra.local.broker_access import ADMIN, BrokerAccess
-from infra.local.part_process import PORT_OFFSET
+from infra.settings.part_addresses import PORT_OFFSET
 from streams.core.errors import ConfigError, Unavailable
 from streams.core.metrics import Metrics
 from streams.core.topics import DEAD_LETTERS, TOPICS, Topic
