@@ -135,8 +135,9 @@ class Capture:
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send, body: bytes, parsed: dict[str, Any], exchange: Exchange) -> None:
         """Pass the request on to vLLM under its name for the model, and record the answer."""
         asked = exchange.asked
-        named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}  # the header does it for the other two
-        if (told := named | with_priority(parsed, exchange.rollout) | {"model": exchange.model}) != parsed:
+        # Our id in place of the client's or a gateway's own; for the other two APIs the header does it.
+        named = {"request_id": f"resp_{exchange.episode_id}"} if asked.api == "response" else {}
+        if (told := with_priority(parsed, exchange.rollout) | named | {"model": exchange.model}) != parsed:
             body = json.dumps(told).encode()
         token = RECORDER.set(exchange.recorder if asked.capturable else None)
         try:
@@ -247,6 +248,7 @@ class Capture:
     def _episode(self, exchange: Exchange, index: int, episode_id: str, told: ClientResponse | None) -> Episode:
         asked, choice = exchange.asked, exchange.recorder.choices.get(index, Choice())
         messages = exchange.messages[index] if exchange.messages is not None else asked.messages(index)  # the latter says what is wrong
+        unread = self._settings.redact and asked.api == "completion" and messages[0].content is None  # token ids: what they say cannot be redacted
         whole = len(choice.logprobs) == len(choice.output_ids) and all(map(math.isfinite, choice.logprobs))
         return Episode(
             episode_id=episode_id,
@@ -265,7 +267,7 @@ class Capture:
             tools=asked.tools,
             answer=told.text if told else choice.text,
             tool_calls=tuple(told.tool_calls) if told else (),
-            prompt_ids=choice.prompt_ids,
+            prompt_ids=() if unread else choice.prompt_ids,
             output_ids=tuple(choice.output_ids) if whole else (),
             output_logprobs=tuple(choice.logprobs) if whole else (),
             sampling=asked.sampling,

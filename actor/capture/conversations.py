@@ -6,6 +6,7 @@ remembers the prefixes of its own recent answers, as hashes; it keeps no text. P
 
 import hashlib
 import json
+import unicodedata
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -126,19 +127,21 @@ def _prefixes(asked: ClientRequest) -> list[tuple[Any, bytes]]:
 
 
 def _with(prefix: bytes, role: Any, content: Any, tool_calls: Any) -> bytes:
-    """The prefix and one more message. What clients change on the way back counts for nothing: space around the text, ids of calls, and how a
-    call's arguments are written (spaces, order, escapes)."""
-    said = text_of(content).strip() if is_text(content) else content
+    """The prefix and one more message. What clients change on the way back counts for nothing: space around the text, the ends of
+    its lines, its Unicode form, ids of calls, and how a call's arguments are written (spaces, order, escapes, 1 or 1.0)."""
+    said = unicodedata.normalize("NFC", "\n".join(text_of(content).splitlines())).strip() if is_text(content) else content
     calls = [call.get("function") for call in tool_calls or () if isinstance(call, dict)] if isinstance(tool_calls, list | tuple) else []
     functions = [[call.get("name"), _meant(call.get("arguments"))] for call in calls if isinstance(call, dict)]
     return hashlib.sha256(prefix + json.dumps([role, said, functions], sort_keys=True).encode()).digest()
 
 
 def _meant(arguments: Any) -> Any:
-    """What a call's arguments say: the JSON in their text, or themselves where they are no JSON."""
+    """What a call's arguments say: the JSON in their text, or themselves where they are no JSON. Numbers are JavaScript's; no arguments are {}."""
+    if arguments is None or arguments == {}:
+        return {}
     if not isinstance(arguments, str):
         return arguments
     try:
-        return json.loads(arguments)
+        return json.loads(arguments, parse_int=float) if arguments.strip() else {}
     except (ValueError, RecursionError):
         return arguments

@@ -283,6 +283,24 @@ async def test_a_gateways_request_id_does_not_hide_the_episode_and_the_same_one_
     assert len(set(asked)) == 2
 
 
+async def test_a_request_id_in_a_responses_body_does_not_hide_the_episode() -> None:
+    world = World(streaming_late)
+    await world.post({"model": "default", "input": "hi", "request_id": "resp_mine"}, "/v1/responses")
+    assert json.loads(world.bodies[0])["request_id"] == f"resp_{world.spool.episodes[0].episode_id}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "redact", "kept"), [([5, 6], ("cards",), ()), ([[5, 6]], ("cards",), ()), ([5, 6], (), (1, 2, 3)), ("hi", ("cards",), (1, 2, 3))]
+)
+async def test_a_prompt_of_token_ids_which_no_rule_can_read_is_not_kept_where_redaction_is_on(
+    prompt: object, redact: tuple[str, ...], kept: object
+) -> None:
+    world = World(whole, changes={"redact": redact})
+    await world.post({"model": "default", "prompt": prompt}, "/v1/completions")
+    (episode,) = world.spool.episodes
+    assert (episode.prompt_ids, episode.output_ids) == (kept, (5, 6, 7))
+
+
 @pytest.mark.parametrize(
     "body", [{"user": "u-14"}, {"safety_identifier": "u-14"}, {"metadata": {"user_id": "u-14"}}, {"user": "", "safety_identifier": "u-14"}]
 )

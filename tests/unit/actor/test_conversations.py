@@ -143,6 +143,26 @@ def test_no_message_however_odd_stands_in_the_way_of_an_answer(content: Any) -> 
     assert Conversations(10).place("acme", asked("hi", odd, "so", {"role": ["x"]}, user="\ud800")).turn == 1
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [
+    ('{"days": 1.0}', '{"days":1}'), ('{"n": 12345678901234567890}', '{"n": 12345678901234567000}'), ("", "{}"), ("{}", ""), ("", None),
+    ('{"big": 1e999}', '{"big": 1e999}'),
+])  # fmt: skip
+def test_arguments_go_on_with_their_conversation_as_other_languages_write_their_numbers_and_their_absence(ours: str, theirs: str | None) -> None:
+    talk = Talk()
+    first = talk.answer(asked("weather?"), "", tool_calls=(CALL | {"function": {"name": "sail", "arguments": ours}},))
+    said = {"role": "assistant", "content": None, "tool_calls": [CALL | {"function": {"name": "sail", "arguments": theirs}}]}
+    second = talk.answer(asked("weather?", said, {"role": "tool", "content": "4 degrees", "tool_call_id": "c"}), "cold")
+    assert (second.conversation_id, second.replies_to) == (first.conversation_id, "ep-1")
+
+
+@pytest.mark.parametrize("back", ["caf\u00e9\n\nau lait", "cafe\u0301\r\n\r\nau lait", " caf\u00e9\n\nau lait\n"])
+def test_line_ends_and_unicode_forms_that_change_on_the_way_back_make_no_other_conversation(back: str) -> None:
+    talk = Talk()
+    first = talk.answer(asked("a drink?"), "caf\u00e9\n\nau lait")
+    second = talk.answer(asked("a drink?", back, "thanks"), "welcome")
+    assert (second.conversation_id, second.replies_to) == (first.conversation_id, "ep-1")
+
+
 def test_what_a_person_says_next_is_all_their_words_since_the_answer_within_bounds() -> None:
     said = ["hi", "hello", "no,", {"role": "user", "content": [{"type": "text", "text": "wrong"}]}]
     assert asked(*said).reply == "no,\nwrong"
