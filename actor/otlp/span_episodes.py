@@ -39,6 +39,7 @@ OUTCOMES = (
 USER = ("gen_ai.user", "gen_ai.user.id", "enduser.id", "user.id", "enduser.pseudo.id")
 CONVERSATION = ("gen_ai.conversation.id", "session.id")
 CAPTURED = re.compile(r"(?:chatcmpl-|cmpl-|resp_)?ep-[0-9a-f]{32}(?:-\d+)?")
+JSON_BEGINS = '[{"-0123456789tfn'
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NO_CONTENT = (
     "the span carries no gen_ai.input.messages: let the instrumentation record content, for OpenTelemetry's own with"
@@ -93,11 +94,11 @@ def episodes_of(span: Span, policy: str, tenant: str) -> list[Episode]:
     episodes = []
     for index, answer in enumerate(answers or [{}]):
         ended = answer.get("finish_reason") or (reasons[index] if index < len(reasons) else None)
-        episodes.append(_episode(shared, {**answer, "finish_reason": ended}, f"{whole_id}-{index}" if several else whole_id))
+        episodes.append(_episode(shared, {**answer, "finish_reason": ended}, plain_id(f"{whole_id}-{index}") if several else whole_id))
     return episodes
 
 
-def _episode(shared: Mapping[str, Any], answer: Mapping[str, Any], episode_id: str) -> Episode:
+def _episode(shared: Mapping[str, Any], answer: Mapping[str, Any], episode_id: str | None) -> Episode:
     outcome = "failed" if shared["error"] else OUTCOMES.get(str(answer.get("finish_reason")).lower(), "completed")
     if outcome == "failed" and "cancel" in str(shared["error"]).lower():
         outcome = "cancelled"
@@ -173,18 +174,21 @@ def _call(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _listed(told: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """An attribute that is a list of objects, structured or as JSON. Raises InvalidEvent."""
+    """An attribute that is a list of objects, structured or as JSON; plain text in place of either is one text. Raises InvalidEvent."""
     found = told.get(name)
-    if isinstance(found, str):
+    if isinstance(found, str) and found.strip() and found.lstrip()[0] not in JSON_BEGINS:
+        found = [found]
+    elif isinstance(found, str):
         try:
             found = json.loads(found)
         except (ValueError, RecursionError):
             raise InvalidEvent("not_json", f"{name} is no JSON; was it cut by a limit on the length of attributes?") from None
     if found is None:
         return []
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    if not isinstance(found, list) or not all(isinstance(each, dict | str) for each in found):
         raise InvalidEvent("invalid", f"{name} is no list of objects")
-    return found
+    role = "assistant" if name == "gen_ai.output.messages" else "user"
+    return [{"role": role, "type": "text", "content": each} if isinstance(each, str) else each for each in found]
 
 
 def _first(told: Mapping[str, Any], names: tuple[str, ...]) -> str | None:

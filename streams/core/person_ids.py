@@ -18,6 +18,8 @@ KEY_VARIABLE = "TIDEMILL_ERASURE__PERSON_KEY"
 MOST_CHARACTERS = 200
 """Ids longer than this are replaced by their SHA-256. Cutting them would make one person of two."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNSEEN = r"\s\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
+_EDGES = re.compile(rf"^[{_UNSEEN}]+|[{_UNSEEN}]+$")
 _HALF = re.compile(r"[\ud800-\udfff]")
 _NAMES = (
     rb"(?:user_?id|user|safety_identifier|user\.id|enduser\.(?:pseudo\.)?id|gen_ai\.user(?:\.id)?|x-tidemill-user"
@@ -37,8 +39,8 @@ def plain_id(value: object) -> str | None:
     """The id in its one form; None where ``value`` names nobody.
 
     Whole numbers are written as digits, so that 42 and "42" are one. Text is brought to Unicode's composed form (NFC), loses control
-    characters and the space around it, and where it is longer than 200 characters its SHA-256 takes its place. The rule changes nothing
-    when it is applied again.
+    characters, and the space and unseen marks around it, which come along when it is copied. Where it is longer than 200 characters its SHA-256
+    takes its place. The rule changes nothing when it is applied again.
     """
     if isinstance(value, bool) or value is None:
         return None
@@ -48,7 +50,7 @@ def plain_id(value: object) -> str | None:
         return None
     if value.isascii() and value.isprintable() and 0 < len(value) <= MOST_CHARACTERS and not value.startswith(" ") and not value.endswith(" "):
         return value
-    text = unicodedata.normalize("NFC", _CONTROL.sub("", whole_characters(value))).strip()
+    text = _EDGES.sub("", unicodedata.normalize("NFC", _CONTROL.sub("", whole_characters(value))))
     if len(text) > MOST_CHARACTERS:
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
     return text or None

@@ -547,3 +547,20 @@ async def test_whom_a_letter_of_a_broken_span_names_is_found(door: Door) -> None
     (letter,) = door.spool.kept
     assert isinstance(letter, DeadLetter)
     assert letter.people == (person_of("jos\u00e9"),)
+
+
+@pytest.mark.parametrize(("changes", "messages", "answer"), [
+    ({"system_instructions": "Be brief."}, ["Be brief.", "Tell me about tea."], "It is good."),
+    ({"system_instructions": ["Be", " brief."]}, ["Be brief.", "Tell me about tea."], "It is good."),
+    ({"input__messages": "Tell me about tea."}, ["Tell me about tea."], "It is good."),
+    ({"output__messages": "It is good."}, ["Tell me about tea."], "It is good."),
+    ({"output__messages": '["It is good."]'}, ["Tell me about tea."], "It is good."),
+])  # fmt: skip
+def test_plain_text_in_place_of_messages_is_what_was_said(changes: dict[str, Any], messages: list[str], answer: str) -> None:
+    episode = one(**changes)
+    assert ([message.text for message in episode.messages], episode.answer) == (messages, answer)
+
+
+def test_choices_under_an_id_of_the_longest_kind_are_episodes() -> None:
+    first, second = episodes_of(span(response__id="x" * 200, output__messages=json.dumps(TOLD * 2)), "default", "acme")
+    assert first.episode_id != second.episode_id

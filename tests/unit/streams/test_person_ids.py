@@ -51,7 +51,10 @@ def test_a_header_in_latin_1_is_read_as_such_and_plain_percent_signs_stay() -> N
     assert header_text(b"50%E9") == "50%E9"  # no UTF-8
 
 
-@pytest.mark.parametrize(("given_id", "plain"), [(42, "42"), (42.0, "42"), ("42", "42"), (10**30, str(10**30)), ("  u-1\n", "u-1")])
+@pytest.mark.parametrize(
+    ("given_id", "plain"),
+    [(42, "42"), (42.0, "42"), ("42", "42"), (10**30, str(10**30)), ("  u-1\n", "u-1"), ("\ufeffu-1\u200b ", "u-1"), ("\u202au-1\u202c", "u-1")],
+)
 def test_numbers_and_space_around_make_no_other_person(given_id: object, plain: str) -> None:
     assert plain_id(given_id) == as_episode(given_id) == plain
 
