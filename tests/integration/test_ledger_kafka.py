@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tests.support.running import running
 def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_lost(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
     context = PartContext(kafka_settings, ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path / "state")
     producer, chance = Producer(kafka_settings, Metrics(), "test"), random.Random(7)
-    before = read_ledger(kafka_settings)
+    before, began = read_ledger(kafka_settings), datetime.now(UTC)
     assert before.balanced, before
     lost = 0
     with running(partial(joiner.run, JoinSettings(batch_records=50)), context):
@@ -47,6 +47,13 @@ def test_the_books_balance_at_every_moment_and_end_with_nothing_pending_but_the_
             assert time.monotonic() < until, after
             time.sleep(0.5)
         assert after.balanced, after
+        lately = read_ledger(kafka_settings, began, read_from=began)
+        assert lately.missing == ()
+        assert (lately.rows[0].joined, lately.rows[1].joined) == tuple(
+            new.joined - old.joined for new, old in zip(after.rows, before.rows, strict=True)
+        )
+        nothing = read_ledger(kafka_settings, later := datetime.now(UTC) + timedelta(hours=1), read_from=later)
+        assert [row.published for row in nothing.rows] == [0, 0]
     producer.close()
     assert after.rows[1].pending == before.rows[1].pending + lost
     assert after.rows[1].joined == before.rows[1].joined + 400 - lost
