@@ -73,7 +73,9 @@ def _targets(facts: BaseFolder, settings: Settings) -> DoctorFinding:
         return DoctorFinding("targets", False, f"{folded[0]}: {family.vllm.unserved[folded[0]]}", "take it out of learner.attention_targets")
     own = [name for name in family.served_attention if name in present] if family else ["q_proj", "k_proj", "v_proj", "o_proj"]
     attention = own if learner.attention_targets == AUTO else learner.attention_targets
-    fused = (family.experts.parameters if family and family.experts else ()) if learner.expert_targets == AUTO else learner.expert_targets
+    rounded = family is not None and family.experts is not None and not family.experts.plain and learner.precision != "float32"
+    own_fused = family.experts.parameters if family and family.experts and not rounded else ()
+    fused = own_fused if learner.expert_targets == AUTO else learner.expert_targets
     if fused and family and family.experts is None:
         return DoctorFinding(
             "targets", False, f"learner.expert_targets = {', '.join(fused)}, but this base is dense", "set learner.expert_targets = []"
@@ -84,7 +86,10 @@ def _targets(facts: BaseFolder, settings: Settings) -> DoctorFinding:
             "targets", False, f"learner.expert_targets = {', '.join(fused)}: vLLM serves both ({both}) or none", "name both, or none"
         )
     told = ", ".join([*attention, *(f"experts' {name}" for name in fused), *(f"shared experts' {name}" for name in learner.shared_targets)])
-    return DoctorFinding("targets", True, f"the adapter goes on {told}")
+    why = (
+        "; its experts are left out in bfloat16, where PEFT would round a small adapter away (learner.dtype = float32 takes them)" if rounded else ""
+    )
+    return DoctorFinding("targets", True, f"the adapter goes on {told}{why}")
 
 
 def _rank(facts: BaseFolder, settings: Settings) -> DoctorFinding:

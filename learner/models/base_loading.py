@@ -42,6 +42,14 @@ class LoadedBase:
     factored: frozenset[int]
     """Ids of the experts' modules that the factored forward computes as they do themselves."""
 
+    left: int
+    """Layers whose experts are left to transformers and PEFT."""
+
+    @property
+    def rounds_experts(self) -> bool:
+        """True when an adapter on experts would be rounded together with their weights."""
+        return self.left > 0 and self.model.dtype != torch.float32
+
     @property
     def family(self) -> ModelFamily | None:
         """None when the architecture is not known."""
@@ -66,7 +74,7 @@ def load_base(base: Path, settings: ComputeSettings) -> LoadedBase:
         model.set_experts_implementation("eager")  # the others round tokens to the weights' precision, in a float32 pass too
         log.info("experts_left_to_transformers", base=str(base), model_type=facts.model_type, layers=left)
     check_forward(model, facts)
-    return LoadedBase(model, facts, factored)
+    return LoadedBase(model, facts, factored, left)
 
 
 def is_fused(experts: Any) -> bool:

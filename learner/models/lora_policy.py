@@ -63,7 +63,7 @@ class Policy:
         loaded = load_base(base, settings)
         loaded.facts.check_tokens(len(self.tokenizer) - 1)
         model, self.family = loaded.model, loaded.family
-        self.lora_targets = targets_of(model, settings, loaded.family)
+        self.lora_targets = targets_of(model, settings, loaded.family, loaded.rounds_experts)
         fused = self.lora_targets.parameters
         own_rank = fused if settings.expert_rank else []
         config = LoraConfig(

@@ -55,9 +55,11 @@ class LoraTargets:
         return None
 
 
-def targets_of(model: Any, settings: LoraSettings, family: ModelFamily | None) -> LoraTargets:
+def targets_of(model: Any, settings: LoraSettings, family: ModelFamily | None, rounds_experts: bool = False) -> LoraTargets:
     """What carries an adapter: what the settings name or, where they say ``auto``, what the family has; of an unknown one attention alone.
 
+    ``rounds_experts``: the experts' adapter is added to weights in bfloat16, as PEFT does, which rounds most of a small one away; ``auto`` then
+    leaves the experts out.
     Raises ConfigError for a name that the base does not have; PEFT would silently ignore it.
     """
     modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
@@ -65,7 +67,7 @@ def targets_of(model: Any, settings: LoraSettings, family: ModelFamily | None) -
     shared = {name.rpartition(".")[2] for name, _ in model.named_modules() if f".{SHARED}." in name}
     own = family.served_attention if family else ATTENTION
     attention = tuple(name for name in own if name in modules) if settings.attention_targets == AUTO else settings.attention_targets
-    own = family.experts.parameters if family and family.experts else ()
+    own = family.experts.parameters if family and family.experts and not rounds_experts else ()
     experts = tuple(name for name in own if name in fused) if settings.expert_targets == AUTO else settings.expert_targets
     if family is None and settings.attention_targets == AUTO:
         if set(attention) != set(ATTENTION):

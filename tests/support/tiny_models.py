@@ -23,7 +23,8 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 49152, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.1,
 }  # fmt: skip
-LATENT: dict[str, Any] = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+LATENT: dict[str, Any] = {"kv_lora_rank": 512, "q_lora_rank": 24, "qk_rope_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
+"""vLLM's latent attention takes the published size of its cache alone: 512 + 64."""
 ROUTED: dict[str, Any] = {"num_experts_per_tok": 2}
 HEAD: dict[str, Any] = {"head_dim": 32}
 """vLLM's attention on a CPU takes heads of 32 and more."""

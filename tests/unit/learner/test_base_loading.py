@@ -1,6 +1,7 @@
 """A base is compared with what transformers computes of it before anything is trained, and refused or left to transformers where it differs."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from learner.models import base_loading
 from learner.models.base_loading import check_forward, computes_the_same, load_base
+from learner.models.float32_pass import Float32Pass
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
 from learner.settings import LearnerSettings
@@ -146,3 +148,30 @@ def test_kimi_k2_goes_by_deepseeks_architecture(tiny_base: Path, tmp_path: Path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "kimi_k2"}))
     assert isinstance(load_base(tmp_path, FLOAT32).model.config, DeepseekV3Config)
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "qwen3_moe"])
+def test_a_float32_pass_through_a_bfloat16_base_rounds_nothing_of_its_experts_either(kind: str, tiny_base: Path, tmp_path: Path) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(str(tiny_model(kind, tmp_path, tiny_base)))
+    whole.to(torch.bfloat16).save_pretrained(tmp_path)  # so that both policies have the same weights
+    policies = [Policy(tmp_path, LearnerSettings(dtype=dtype)) for dtype in ("float32", "bfloat16")]  # type: ignore[arg-type]
+    for policy in policies:
+        chance = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for _, weight in sorted(policy.parameters.items()):
+                weight.copy_(torch.randn(weight.shape, generator=chance) * 0.1)
+    packed = pack(ROWS, 2)
+    as_bases = [nullcontext() if kind == "qwen3_moe" else policy.reference() for policy in policies]
+    with torch.no_grad():
+        with as_bases[0]:
+            expected = policies[0].stats(packed).logprobs_BT
+        with as_bases[1], Float32Pass():
+            found = policies[1].stats(packed).logprobs_BT
+    assert float((found - expected).abs().max()) < 1e-3
+
+
+def test_an_adapter_that_peft_would_round_away_with_the_experts_weights_is_left_out(tiny_base: Path, tmp_path: Path) -> None:
+    tiny_model("gpt_oss", tmp_path, tiny_base)
+    assert "mlp.experts.down_proj" in Policy(tmp_path, FLOAT32).targets
+    assert "mlp.experts.down_proj" not in Policy(tmp_path, LearnerSettings(dtype="bfloat16")).targets
+    assert "mlp.experts.down_proj" in Policy(tmp_path, LearnerSettings(dtype="bfloat16", expert_targets=("gate_up_proj", "down_proj"))).targets
