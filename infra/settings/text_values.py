@@ -7,36 +7,49 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 from streams.core.errors import ConfigError
 
-_LINK = re.compile(r"_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)$", re.IGNORECASE)
-_ADDRESS = re.compile(r"^(?:tcp|udp|sctp)://")
+_LINK = re.compile(
+    r"(?<!_)_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT(?:_START|_END)?|ADDR|START|END))?|ENV_\w+)$",
+    re.IGNORECASE,
+)
+_ADDRESS, _PORT = re.compile(r"^(?:tcp|udp|sctp)://"), re.compile(r"(?<!_)_PORT$", re.IGNORECASE)
+_ALIAS, _NAME = re.compile(r"^/[\w.-]+/[\w.-]+$"), re.compile(r"(?<!_)_NAME$", re.IGNORECASE)
 _LISTS = (tuple, list, set, frozenset)
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """True for variables that Kubernetes adds to every pod for each service of the namespace. A service called ``tidemill-actor`` gives
-    ``TIDEMILL_ACTOR_PORT=tcp://…``, which looks like a setting but is an address."""
-    return _LINK.search(name) is not None or _ADDRESS.match(value) is not None
+    """True for variables that Kubernetes adds to every pod for each service of the namespace, and Docker for linked containers. A service called
+    ``tidemill-actor`` gives ``TIDEMILL_ACTOR_PORT=tcp://…``, which looks like a setting but is an address. A double underscore is ours."""
+    ends = [(_PORT, _ADDRESS), (_NAME, _ALIAS)]
+    return _LINK.search(name) is not None or any(end.search(name) and said.match(value) for end, said in ends)
 
 
 def values_of(settings: type[BaseModel], keys: Sequence[str], value: str) -> Any:
-    """``value`` converted for the setting at ``keys``: lists from JSON or comma-separated words (empty text: an empty list), tables from JSON.
+    """``value`` converted for the setting at ``keys``: lists from JSON or comma-separated words (empty text: an empty list), tables from JSON, and
+    ``null`` where a setting may be none. Quotes around a value, which files of variables keep, are left out, but of secrets.
 
     Other values, and values of unknown settings, stay text; the settings convert or refuse them. Raises ConfigError.
     """
-    kind = _kind_at(settings, keys)
-    text = value.strip()
+    kinds = _kinds_at(settings, keys)
+    kind = next((get_origin(each) or each for each in kinds if (get_origin(each) or each) in (*_LISTS, dict)), None)
+    text = value.strip() if SecretStr in kinds else _unquoted(value.strip())
+    if type(None) in kinds and text == "null":
+        return None
     if kind is dict or (kind in _LISTS and text.startswith("[")):
         try:
             return json.loads(text)
         except ValueError as error:
             raise ConfigError(f"{'.'.join(keys)} = {value!r} is not JSON ({error})") from None
     if kind in _LISTS:
-        return [word.strip() for word in text.split(",") if word.strip()]
-    return value
+        return [_unquoted(word.strip()) for word in text.split(",") if word.strip()]
+    return value if text == value.strip() else text
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1] else text
 
 
 def rebased(settings: type[BaseModel], tree: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -63,19 +76,18 @@ def words_of(annotation: Any) -> list[Any]:
     return [word for kind in parts_of(annotation) if get_origin(kind) is Literal for word in get_args(kind)]
 
 
-def _kind_at(settings: type[BaseModel], keys: Sequence[str]) -> Any:
-    """The container type (``tuple``, ``dict``, …) of a setting that holds several values; None for any other."""
+def _kinds_at(settings: type[BaseModel], keys: Sequence[str]) -> Sequence[Any]:
+    """What a setting may be, one by one; empty where there is no such setting."""
     model: Any = settings
     for depth, key in enumerate(keys):
         field = model.model_fields.get(key)
         if field is None:
-            return None
-        kinds = list(parts_of(field.annotation))
+            return ()
         if depth == len(keys) - 1:
-            return next((get_origin(kind) or kind for kind in kinds if (get_origin(kind) or kind) in (*_LISTS, dict)), None)
+            return parts_of(field.annotation)
         if (model := section_of(field.annotation)) is None:
-            return None
-    return None
+            return ()
+    return ()
 
 
 def parts_of(annotation: Any) -> Sequence[Any]:

@@ -2,9 +2,10 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from infra.demo.demo import seed_overrides
 from infra.settings.config import load, secrets_as_environment, shipped, to_toml
@@ -92,6 +93,8 @@ def test_the_seed_of_a_demo_is_that_of_people_and_learner() -> None:
     ("TIDEMILL_PORT", "tcp://10.0.0.1:8000"), ("TIDEMILL_SERVICE_HOST", "10.0.0.1"), ("TIDEMILL_PORT_8000_TCP_ADDR", "10.0.0.1"),
     ("TIDEMILL_PORT_8000_TCP", "tcp://10.0.0.1:8000"), ("TIDEMILL_ACTOR_PORT", "tcp://10.0.0.1:8000"), ("TIDEMILL_ACTOR_SERVICE_PORT", "8000"),
     ("TIDEMILL_ACTOR_SERVICE_PORT_HTTP", "8000"), ("TIDEMILL_METRICS_PORT", "tcp://10.0.0.1:9100"), ("TIDEMILL_PORT_53_UDP_PROTO", "udp"),
+    ("TIDEMILL_ACTOR_PORT", "tcp://[fd00::1]:80"), ("TIDEMILL_SERVICE_PORT_HTTP_METRICS", "80"), ("TIDEMILL_PORT_8000_TCP_START", "8000"),
+    ("TIDEMILL_NAME", "/web/tidemill"), ("TIDEMILL_ENV_PATH", "/bin"), ("tidemill_port", "udp://10.0.0.1:53"),
 ])  # fmt: skip
 def test_what_kubernetes_says_of_a_service_called_tidemill_is_no_setting(name: str, value: str) -> None:
     assert load(None, (), {name: value}) == load(None, (), {})
@@ -101,6 +104,23 @@ def test_a_misspelled_variable_still_fails_and_a_setting_of_that_name_still_coun
     with pytest.raises(ConfigError, match="TIDEMILL_ACTOR_PORT names no setting"):
         load(None, (), {"TIDEMILL_ACTOR_PORT": "8000"})
     assert load(None, (), {"TIDEMILL_METRICS_PORT": "9100"}).metrics_port == 9100
+    assert load(None, (), {"TIDEMILL_TRACES__URL": "tcp://collector:4318"}).traces.url == "tcp://collector:4318"
+    with pytest.raises(ConfigError, match=r"actor\.port"):
+        load(None, (), {"TIDEMILL_ACTOR__PORT": "tcp://10.0.0.1:8000"})
+
+
+@pytest.mark.parametrize(("override", "expected"), [
+    ('policy.base="tiny"', "tiny"), ("policy.base='tiny'", "tiny"), ("policy.base=ti'ny", Path("ti'ny")), ('actor.redact="emails"', ("emails",)),
+    ("actor.redact='emails','cards'", ("emails", "cards")), ("kafka.compression=null", None), ("kafka.bootstrap_servers=null", None),
+    ("kafka.sasl_password=\"s3cret\"", '"s3cret"'), ("actor.port=\"8000\"", 8000), ("critic.rubric=a=b", ("a=b",)),
+])  # fmt: skip
+def test_quotes_around_a_value_are_not_part_of_it_and_null_is_none(override: str, expected: Any) -> None:
+    """Shells take quotes away; files of variables for containers keep them."""
+    section, name = override.partition("=")[0].split(".")
+    key, _, value = override.partition("=")
+    for settings in (load(None, (override,), {}), load(None, (), {f"TIDEMILL_{key.replace('.', '__')}".upper(): value})):
+        found = getattr(getattr(settings, section), name)
+        assert (found.get_secret_value() if isinstance(found, SecretStr) else found) == expected
 
 
 @pytest.mark.parametrize(("key", "value", "expected"), [
