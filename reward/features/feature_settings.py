@@ -32,9 +32,12 @@ class FeatureSettings(SettingsSection):
     threads: int = Field(default=1, ge=1, le=256)
     """Processor threads of the updater. On a machine shared with learner and actor, more than one costs more in waiting than it gains."""
     max_prompt_tokens: int = Field(default=256, ge=8, le=100_000)
-    """Of a longer prompt, only the last tokens are used."""
+    """Tokens of the prompt that one pass of the backbone reads. A longer prompt is read in windows of this size."""
     max_answer_tokens: int = Field(default=384, ge=8, le=100_000)
-    """Of a longer answer, only the first tokens are used."""
+    """Tokens of the answer that one pass of the backbone reads. A longer answer is read in windows of this size."""
+    max_windows: int = Field(default=4, ge=1, le=1000)
+    """Most windows of a prompt and of an answer, of ``language_model`` backbones; of a longer text the middle is left out. Each costs one more pass.
+    1: only the last tokens of a longer prompt and the first of a longer answer are read. Other kinds of backbone read one window."""
     feature_cache_pairs: int = Field(default=4096, ge=0, le=1_000_000)
     """Prompts with answers whose features are kept in memory (about 4 kB each). The least recently used one is dropped first."""
     feature_store_pairs: int = Field(default=20_000, ge=0, le=100_000_000)

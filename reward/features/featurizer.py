@@ -8,7 +8,11 @@ Shapes: ``N`` pairs of (messages, answer), ``T`` tokens, ``H`` hidden size, ``D`
 - ``last`` (H): state of a later layer at the end of the answer: the backbone's summary of the whole exchange.
 - ``relation`` (8): how much of the question's words the answer covers, its length, and how much it repeats itself.
 
-A pair's features do not depend on what else is in the batch: each pair runs on its own. Padding and batching change the last
+A text that is longer than one pass is read in windows (text_windows.py), whose states are pooled: the answer's first window once after each window of
+the prompt, its other windows each after the tokens before them, in batches of equal length. ``mean`` is a mean over the answer's tokens, ``last``
+over the ends of its windows. The window next to the answer weighs as much as all others of the prompt together. A short text is one window.
+
+A pair's features do not depend on what other pairs are asked for: each pair runs on its own. Padding and batching change the last
 bits of a matrix product, and then the same labels in another order would give another reward model.
 """
 
@@ -16,6 +20,7 @@ import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -26,6 +31,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from reward.families.base_folder import read_base
+from reward.features.text_windows import answer_windows, prompt_windows
 from reward.settings import RewardSettings
 from streams.artifacts.artifact_store import fingerprint
 from streams.core.chat_prompt import content_key, left_out, template_inputs
@@ -35,7 +41,7 @@ from streams.core.events import Message
 Pair = tuple[Sequence[Message], str]
 COVERAGES, FORMS = 5, 3
 RELATIONS = COVERAGES + FORMS
-FEATURES_LAYOUT = 3
+FEATURES_LAYOUT = 4
 """Increase it whenever the features change: models fitted on another layout must not score these."""
 GAINS = (1.0, 0.4, 0.4)
 """Gain of each large block, chosen on simulated thumbs and on judged answers (benchmarks/reward.py)."""
@@ -67,10 +73,12 @@ class Featurizer:
         self._model = model.eval().requires_grad_(False)
         self._hidden = int(model.config.hidden_size)
         self._whitening_HH, self._centre_H = _whitening(self._model.get_input_embeddings().weight)
-        named = f"{fingerprint(backbone)} {FEATURES_LAYOUT} {settings.precision} {settings.max_prompt_tokens} {settings.max_answer_tokens}"
+        sizes = f"{settings.max_prompt_tokens} {settings.max_answer_tokens} {settings.max_windows}"
+        named = f"{fingerprint(backbone)} {FEATURES_LAYOUT} {settings.precision} {sizes}"
         self.fingerprint = hashlib.sha256(f"{named} {self._mean_layer} {self._last_layer}".encode()).hexdigest()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._prefix: tuple[tuple[int, ...], Any] | None = None
+        self._prefixes: dict[tuple[int, ...], Any] = {}
+        """Keys and values of the last prompt's windows."""
         self._lock = Lock()
 
     @property
@@ -87,11 +95,12 @@ class Featurizer:
         """Empty the cache: it holds what people said, as features and as a prompt's keys and values."""
         with self._lock:
             self._cache.clear()
-            self._prefix = None
+            self._prefixes.clear()
 
     def tokens(self, messages: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-        """The tokens that the backbone reads: the prompt's last ones, and the answer's first ones followed by the end of text."""
-        return self._prompt_ids(messages), self._read_ids(self._ids(answer))
+        """The tokens of one window each: the prompt's last ones, and the answer's first ones followed by the end of text."""
+        s = self._settings
+        return list(self._prompt_windows(messages)[0]), [*self._ids(answer)[: s.max_answer_tokens], self._tokenizer.eos_token_id]
 
     def two_states(self, states: Sequence[Tensor], begin: int) -> tuple[Tensor, Tensor]:
         """Of the hidden states ``[1, T, H]`` after each layer: ``mean`` and ``last`` ``[H]`` of the answer that begins at token ``begin``."""
@@ -113,32 +122,59 @@ class Featurizer:
 
     @torch.inference_mode()
     def _compute(self, messages: Sequence[Message], answer: str) -> Tensor:
-        whole_ids = self._ids(answer)
-        answer_ids = self._read_ids(whole_ids)
+        s, whole_ids = self._settings, self._ids(answer)
+        windows = answer_windows(whole_ids, s.max_answer_tokens, s.max_windows)
         asked = next((m.text for m in reversed(messages) if m.role == "user"), "")
-        asked_ids = self._ids(" " + asked)[-self._settings.max_prompt_tokens :]
-        mean_H, last_H = self.two_states(self._states(tuple(self._prompt_ids(messages)), tuple(answer_ids)), 0)
-        words_H = self._words(answer_ids[:-1])
-        relation = torch.tensor(self._relation(asked_ids, answer_ids[:-1]) + form_of(whole_ids), device=words_H.device)
+        asked_ids = self._ids(" " + asked)[-s.max_prompt_tokens * s.max_windows :]
+        mean_H, last_H = self._pooled(self._prompt_windows(messages), windows, whole_ids)
+        read_ids = [token for _, window in windows for token in window]
+        words_H = self._words(read_ids)
+        relation = torch.tensor(self._relation(asked_ids, read_ids) + form_of(whole_ids), device=words_H.device)
         row_D = torch.cat([words_H, mean_H, last_H, relation]).cpu()
         return torch.nan_to_num(row_D, nan=0.0, posinf=0.0, neginf=0.0)
 
+    def _pooled(self, prompt: list[tuple[int, ...]], windows: list[tuple[int, tuple[int, ...]]], whole_ids: list[int]) -> tuple[Tensor, Tensor]:
+        """``mean`` and ``last`` ``[H]`` of an answer in windows after a prompt in windows."""
+        (_, first), *later = windows
+        for gone in self._prefixes.keys() - set(prompt):
+            del self._prefixes[gone]
+        end = self._tokenizer.eos_token_id
+        near, *further = [self.two_states(self._states(ids, (*first, end)), 0) for ids in prompt]
+        if not further and not later:
+            return near
+        mean_H, last_H = near
+        if further:
+            mean_H, last_H = ((own + torch.stack(others).mean(0)) / 2 for own, others in zip(near, zip(*further, strict=True), strict=True))
+        before = [*prompt[0], *whole_ids]
+        at = len(prompt[0])
+        rows = [(before[max(0, at + start - self._settings.max_prompt_tokens) : at + start], (*ids, end)) for start, ids in later]
+        means, lasts = zip((mean_H, last_H), *self._states_of_rows(rows), strict=True)
+        sizes_W1 = torch.tensor([[max(1, len(ids))] for _, ids in windows], dtype=torch.float32, device=mean_H.device)
+        return (torch.stack(means) * sizes_W1).sum(0) / sizes_W1.sum(), torch.stack(lasts).mean(0)
+
+    def _states_of_rows(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[Tensor, Tensor]]:
+        """``mean`` and ``last`` of windows that each follow tokens of their own. Rows of equal lengths run in one pass."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for (before, _), group in groupby(rows, key=lambda row: (len(row[0]), len(row[1]))):
+            input_WT = torch.tensor([[*ids_before, *ids] for ids_before, ids in group], device=self._settings.device)
+            states = self._model(input_ids=input_WT, use_cache=False, output_hidden_states=True).hidden_states
+            found += [self.two_states([layer[w : w + 1] for layer in states], before) for w in range(len(input_WT))]
+        return found
+
     def _states(self, prompt_ids: tuple[int, ...], answer_ids: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Hidden states ``[1, T, H]`` of the answer after each layer. The last prompt's keys and values are kept: samples come in groups."""
-        if self._prefix is None or self._prefix[0] != prompt_ids:
+        past = self._prefixes.get(prompt_ids)
+        if past is None:
             input_T = torch.tensor([prompt_ids], device=self._settings.device)
-            self._prefix = (prompt_ids, self._model(input_ids=input_T, use_cache=True).past_key_values)
-        past = self._prefix[1]
+            past = self._prefixes[prompt_ids] = self._model(input_ids=input_T, use_cache=True).past_key_values
         past.crop(len(prompt_ids))  # without the answer before this one
         answer_T = torch.tensor([answer_ids], device=self._settings.device)
         states: tuple[Tensor, ...] = self._model(input_ids=answer_T, past_key_values=past, use_cache=True, output_hidden_states=True).hidden_states
         return states
 
-    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        return self._ids(self._render(messages), special=True)[-self._settings.max_prompt_tokens :] or [self._tokenizer.eos_token_id]
-
-    def _read_ids(self, whole_ids: list[int]) -> list[int]:
-        return [*whole_ids[: self._settings.max_answer_tokens], self._tokenizer.eos_token_id]
+    def _prompt_windows(self, messages: Sequence[Message]) -> list[tuple[int, ...]]:
+        ids = self._ids(self._render(messages), special=True) or [self._tokenizer.eos_token_id]
+        return prompt_windows(ids, self._settings.max_prompt_tokens, self._settings.max_windows)
 
     def _words(self, ids: Sequence[int]) -> Tensor:
         distinct = sorted(set(ids))
