@@ -1,4 +1,4 @@
-"""``tidemill learner …``: rebuild adapters from their recipes. ``tidemill upcycle``: make a mixture-of-experts base from a dense model."""
+"""``tidemill learner …``: rebuild adapters, export one merged into its base. ``tidemill upcycle``: a mixture-of-experts base from a dense model."""
 
 import json
 import re
@@ -14,12 +14,14 @@ from infra.cli.shared_options import settings_options, warn
 from streams.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from infra.settings.config import Settings
     from infra.settings.run_choice import RunChoice
+    from streams.core.events import AdapterVersion
 
 
 @click.group()
 def learner() -> None:
-    """The learner: rebuild an adapter and compare it with the published one."""
+    """Adapters: rebuild one and compare it with the published one, or export one merged into its base."""
 
 
 @learner.command()
@@ -28,18 +30,12 @@ def learner() -> None:
 @settings_options
 def replay(adapter: str, as_json: bool, choice: "RunChoice") -> None:
     """Rebuild ADAPTER (such as default@7) and all adapters before it, step by step, and compare each bit for bit; exits 3 when one differs."""
-    from infra.local.part_process import artifact_store, base_folder, lake_uri
+    from infra.local.part_process import artifact_store, base_folder
     from infra.machine.machine_probe import as_the_run_computes
-    from learner.ring.adapter_replay import ancestry
     from learner.ring.adapter_replay import replay as again
-    from streams.core.topics import ADAPTERS
-    from streams.lake.parquet_lake import Lake
 
-    if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
-        raise ConfigError(f"{adapter!r} is not the name of an adapter: write policy@version, such as default@7")
     settings = as_the_run_computes(choice.of_run(warn))
-    known = [event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)]
-    chain = ancestry(known, int(named.group(2)))
+    chain = _lineage(adapter, settings)
     equal = True
     for one in again(chain, artifact_store(settings), base_folder(settings.policy), settings.reward):
         equal &= one.equal
@@ -50,6 +46,43 @@ def replay(adapter: str, as_json: bool, choice: "RunChoice") -> None:
         click.echo(f"{one.name}  step {one.step}  weights {one.published[:12]}  {verdict}")
     if not equal:
         sys.exit(ExitCode.FAULT_FOUND)
+
+
+@learner.command()
+@click.argument("adapter")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]),
+              help="bfloat16 is half as large and may lose small changes.")  # fmt: skip
+@settings_options
+def export(adapter: str, out: Path, dtype: str, choice: "RunChoice") -> None:
+    """Merge ADAPTER (such as default@7) into its base and write it to OUT, a Hugging Face folder with tokenizer, safetensors and lineage.
+
+    The folder is loaded again and compared with what the learner published. The base is held in memory in float32.
+    """
+    from infra.local.part_process import artifact_store, base_folder
+    from learner.ring.merged_export import export as write
+
+    settings = choice.of_run(warn)
+    found = write(
+        _lineage(adapter, settings), artifact_store(settings), base_folder(settings.policy), out, "bfloat16" if dtype == "bfloat16" else "float32"
+    )
+    click.echo(f"{out}: {found.parameters / 1e6:.0f} M parameters in {dtype}, loaded again with transformers")
+    click.echo(
+        f"on {found.tokens} probe tokens at most {found.gap_nats:.2g} nats from {adapter} as it was published, which is on average"
+        f" {found.step_nats:.2g} nats from the base"
+    )
+
+
+def _lineage(adapter: str, settings: "Settings") -> "list[AdapterVersion]":
+    """The named adapter and all before it, oldest first, from the lake."""
+    from infra.local.part_process import lake_uri
+    from learner.ring.adapter_replay import ancestry
+    from streams.core.topics import ADAPTERS
+    from streams.lake.parquet_lake import Lake
+
+    if (named := re.fullmatch(r"(.+)@(\d+)", adapter)) is None:
+        raise ConfigError(f"{adapter!r} is not the name of an adapter: write policy@version, such as default@7")
+    return ancestry([event for event in Lake(lake_uri(settings)).replay(ADAPTERS) if event.policy == named.group(1)], int(named.group(2)))
 
 
 @click.command()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -251,6 +251,16 @@ class Policy:
         if wanted != {name: tuple(weight.shape) for name, weight in found.items()}:
             raise BadArtifact(f"the adapter in {folder} has other names or shapes than this policy ({len(found)} tensors, {len(wanted)} expected)")
         set_peft_model_state_dict(self._peft, found)
+
+
+def merged(model: Any, adapter: Path) -> Any:
+    """A transformers model with a saved adapter added to its weights, without PEFT's wrappers. Raises BadArtifact when the adapter does not fit."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")
+            return PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=True).merge_and_unload().eval()
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise BadArtifact(f"the adapter in {adapter} does not fit the base: {error}") from None
 
 
 def _group(module_name: str) -> str:
