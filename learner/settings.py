@@ -10,6 +10,7 @@ from learner.models.lora_settings import LoraSettings
 from learner.objectives.feedback_objective_settings import FeedbackObjectiveSettings
 from learner.objectives.rollout_objective_settings import RolloutObjectiveSettings
 from learner.ring.learner_loop_settings import LearnerLoopSettings
+from learner.ring.tracking_settings import TrackingSettings
 from learner.rollouts.rollout_settings import RolloutSettings
 from learner.runs.optimizer_settings import OptimizerSettings
 
@@ -22,12 +23,18 @@ class LearnerSettings(
     OptimizerSettings,
     ComputeSettings,
     LearnerLoopSettings,
+    TrackingSettings,
     ProcessSettings,
 ):
     """How rewards become adapters. The defaults suit a small base on two cores."""
 
     seed: int = Field(default=0, ge=0)
     """Seed of the adapter's first weights, of the choice of prompts and of sampling."""
+
+    def by_size(self, adapter_bytes: int) -> int:
+        """Steps between two adapters of this size; where actors sample, at most as many as a rollout may be old."""
+        steps = super().by_size(adapter_bytes)
+        return min(steps, self.max_policy_lag + 1) if self.engine == "actor" else steps
 
     @model_validator(mode="after")
     def _something_is_learned_from(self) -> Self:
@@ -50,6 +57,12 @@ class LearnerSettings(
                 raise ValueError("learner.replay_routing needs learner.engine = transformers: actors do not tell what their routers chose")
         if self.sample_ahead and (self.max_policy_lag == 0 or self.model_parallel > 1):
             raise ValueError("learner.sample_ahead needs learner.max_policy_lag of at least 1 and an undivided base (learner.model_parallel = 1)")
+        if self.resample_tries and self.model_parallel > 1:
+            raise ValueError(
+                "learner.resample_tries needs an undivided base (learner.model_parallel = 1): all parts would have to agree on what to draw"
+            )
+        if self.overlong_tokens > self.max_output_tokens:
+            raise ValueError(f"learner.overlong_tokens = {self.overlong_tokens} exceeds learner.max_output_tokens = {self.max_output_tokens}")
         if self.advantage == "gae" and self.workers > self.model_parallel:
             raise ValueError("learner.advantage = gae fits its value head in one process: learner.workers must equal learner.model_parallel")
         return self

@@ -14,6 +14,11 @@ class RolloutObjectiveSettings(SettingsSection):
     """Weight of rollouts scored by the reward model."""
     cut_penalty: float = Field(default=0.0, ge=0)
     """Subtracted from the reward of a rollout that was truncated at ``max_output_tokens``."""
+    overlong_tokens: int = Field(default=0, ge=0)
+    """Within so many tokens of ``max_output_tokens`` the reward falls linearly, by ``overlong_penalty`` at the limit (DAPO's soft punishment of long
+    answers). 0: off."""
+    overlong_penalty: float = Field(default=1.0, ge=0)
+    """Largest reduction of the reward by ``overlong_tokens``. Scores lie between 0 and 1."""
     empty_reward: float = 0.0
     """Reward of an answer without text; the reward model is not asked."""
 

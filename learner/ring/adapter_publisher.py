@@ -15,6 +15,8 @@ from streams.core.topics import ADAPTERS
 from streams.core.traces import Headers
 from streams.kafka import Producer, read_to_end
 
+RECENT = 64
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -32,7 +34,9 @@ class AdapterPublisher:
     def __init__(self, settings: LearnerSettings, context: PartContext, producer: Producer) -> None:
         self._settings, self._context, self._producer = settings, context, producer
         self._base_fingerprint = fingerprint(context.base)
-        newest = newest_adapter(context)
+        self.recent = recent_adapters(context)
+        """The newest adapters that were on the log at the start, oldest first."""
+        newest = self.recent[-1] if self.recent else None
         self._newest = newest.version if newest else 0
         self.parent_step = newest.step if newest else 0
         """The step of the last published adapter, from which the next one continues."""
@@ -80,7 +84,7 @@ class AdapterPublisher:
         note_published(self._context.state, PublishedAdapter(event.name, event.step, event.artifact.sha256))
 
 
-def newest_adapter(context: PartContext) -> AdapterVersion | None:
-    """The adapter with the highest version of this part's policy on the log."""
+def recent_adapters(context: PartContext) -> list[AdapterVersion]:
+    """The ``RECENT`` adapters with the highest versions of this part's policy on the log, oldest first."""
     events = (ADAPTERS.decode(record.value) for record in read_to_end(context.kafka, ADAPTERS, "learner", context.metrics) if record.value)
-    return max((event for event in events if event.policy == context.policy), key=lambda event: event.version, default=None)
+    return sorted((event for event in events if event.policy == context.policy), key=lambda event: event.version)[-RECENT:]

@@ -18,6 +18,8 @@ from streams.core.events import Artifact, Sha256
 RECIPE = "recipe.json"
 OF_THE_LOOP = frozenset({
     "prompts_kept", "prompts_needed", "tool_prompts", "judged_kept", "judged_per_step", "max_steps", "publish_every", "checkpoint_every", "probes",
+    "checkpoints_kept", "evaluate_every", "evaluation_prompts", "held_out_ratio", "steps_without_labels", "recent_version_steps", "track",
+    "wandb_project", "wandb_mode",
     "ray_address", "ray_num_cpus", "ray_num_gpus", "ray_object_store_bytes", "worker_timeout_s",
     "rollout_url", "rollout_key", "rollout_requests", "rollout_timeout_s", "rollout_patience_s",
 })  # fmt: skip

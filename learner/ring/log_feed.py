@@ -3,17 +3,19 @@
 import json
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from learner.ring.fresh_labels import FreshLabels
 from learner.ring.labelled_answers import LabelledPool
 from learner.ring.prompt_pool import PromptPool
 from learner.settings import LearnerSettings
 from reward.fit.reward_model import RewardModel
 from streams.core.errors import BadArtifact, InvalidEvent
-from streams.core.events import Episode, Erased, RewardModelVersion
+from streams.core.events import AdapterVersion, Episode, Erased, RewardModelVersion
 from streams.core.part_context import PartContext
 from streams.core.record_faults import blamed_on_record
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
@@ -36,9 +38,14 @@ class LogFeed:
         self._erasures = ErasureFollower(context, "learner")
         self._erased_up_to = 0
         self._save_due = False
-        self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_labels else [EPISODES]
+        self._fresh = FreshLabels(settings.steps_without_labels, settings.recent_version_steps)
+        self._fresh.load(context.state)
+        self._steps = 0
+        self._pooled: list[Topic[Any]] = [EPISODES, LABELS] if settings.learns_from_labels or self._fresh.bounds else [EPISODES]
         self._consumer = Consumer(context.kafka, [*self._pooled, REWARD_MODELS], "learner", context.metrics)
-        self.prompts = PromptPool(context.policy, settings.prompts_kept, settings.tool_prompts)
+        self.prompts = PromptPool(
+            context.policy, settings.prompts_kept, settings.tool_prompts, settings.held_out_ratio if settings.evaluate_every else 0.0
+        )
         known = {EPISODES.name: self.prompts.load(context.state / "prompts.json"), LABELS.name: True}
         self.labelled = LabelledPool(context.policy, settings.judged_kept, settings.hindsight_replies)
         if settings.learns_from_labels:
@@ -67,8 +74,14 @@ class LogFeed:
         """True when there are enough prompts and a reward model."""
         return not any(self._lacking().values())
 
-    def read(self) -> None:
-        """Read new episodes, labels, reward models and erasures from the log, and save what an erasure changed."""
+    @property
+    def waits_for_labels(self) -> bool:
+        """True when all else is there, and a label on an answer of a recent version is not."""
+        return [what for what, is_missing in self._lacking().items() if is_missing] == ["labels_of_newest"]
+
+    def read(self, steps: int) -> None:
+        """Read new episodes, labels, reward models and erasures from the log, and save what an erasure changed. ``steps`` were taken so far."""
+        self._steps = steps
         newest: tuple[Record, RewardModelVersion] | None = None
         self._erasures.poll()
         while records := self._consumer.poll(timeout_s=0.05):
@@ -116,6 +129,7 @@ class LogFeed:
             incoming = self._context.state / "offsets.incoming"
             incoming.write_text(json.dumps(places))
             incoming.rename(self._context.state / f"{topic.short_name}-offsets.json")
+        self._fresh.save(self._context.state)
         self._save_due = False
 
     def close(self) -> None:
@@ -123,8 +137,17 @@ class LogFeed:
         self._erasures.close()
         self._consumer.close()
 
+    def note_versions(self, adapters: Iterable[AdapterVersion]) -> None:
+        """Versions were published: labels on their answers may come."""
+        for adapter in adapters:
+            self._fresh.note_version(adapter)
+
     def _lacking(self) -> dict[str, bool]:
-        return {"prompts": len(self.prompts) < self._settings.prompts_needed, "reward_model": self._reward is None}
+        return {
+            "prompts": len(self.prompts) < self._settings.prompts_needed,
+            "reward_model": self._reward is None,
+            "labels_of_newest": self._fresh.lacking(self._steps),
+        }
 
     def _add_prompt(self, episode: Episode, arrived_ms: int) -> None:
         if not self._erasures.forgotten.covers(episode.user_id, episode.ended_at, arrived_ms):
@@ -143,8 +166,11 @@ class LogFeed:
             self._save_due = True
         else:
             label = LABELS.decode(record.value)
-            self._count_left_out(self.labelled.update(label))
-            self._save_due |= label.erasures > 0
+            if label.policy == self._context.policy:
+                self._fresh.note_label(label, self._steps)
+            if self._settings.learns_from_labels:
+                self._count_left_out(self.labelled.update(label))
+                self._save_due |= label.erasures > 0
 
     def _count_left_out(self, reason: str | None) -> None:
         if reason is not None:

@@ -24,9 +24,11 @@ class ProgressWatch:
         self._last: LearnerProgress | None = None
         self._logged_s = 0.0
 
-    def waits(self, step: int, prompts: int) -> None:
+    def waits(self, step: int, prompts: int, for_labels: bool = False) -> None:
         """The loop has too little to begin this step with."""
-        told = LearnerProgress(step=step, phase="waiting", prompts=prompts, prompts_needed=self._prompts_needed, at=datetime.now(UTC))
+        told = LearnerProgress(
+            step=step, phase="waiting", prompts=prompts, prompts_needed=self._prompts_needed, for_labels=for_labels, at=datetime.now(UTC)
+        )
         if self._last is None or told != self._last.model_copy(update={"at": told.at}):
             told.write(self._path)
             self._tell(told)

@@ -1,5 +1,6 @@
 """The prompts to train on: people's most recent distinct questions, up to a limit."""
 
+import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,9 +27,9 @@ KEPT = TypeAdapter(list[Kept])
 class PromptPool:
     """The most recent distinct prompts of one policy. Asking again makes a prompt recent again."""
 
-    def __init__(self, policy: str, kept: int, with_tools: bool = False) -> None:
-        """``with_tools``: also prompts that offer tools, or that a tool's result ends."""
-        self._policy, self._kept, self._with_tools = policy, kept, with_tools
+    def __init__(self, policy: str, kept: int, with_tools: bool = False, held_out_ratio: float = 0.0) -> None:
+        """``with_tools``: also prompts that offer tools, or that a tool's result ends. ``held_out_ratio``: part that is never chosen to train on."""
+        self._policy, self._kept, self._with_tools, self._held_out_ratio = policy, kept, with_tools, held_out_ratio
         self._prompts: OrderedDict[str, Prompt] = OrderedDict()
         self._askers: dict[str, frozenset[str]] = {}
         """The people who asked each prompt, as hashes; ``NOBODY`` when it was asked without a user_id."""
@@ -57,7 +58,20 @@ class PromptPool:
 
     def choose(self, count: int, seed: int, step: int) -> Sequence[Prompt]:
         """At most ``count`` prompts, drawn without replacement; the same for the same pool, seed and step."""
-        return random.Random(f"{seed}:{step}").sample(list(self._prompts.values()), min(count, len(self._prompts)))
+        drawn_from = [prompt for key, prompt in self._prompts.items() if not self._is_held_out(key)]
+        return random.Random(f"{seed}:{step}").sample(drawn_from, min(count, len(drawn_from)))
+
+    def held_out(self, count: int) -> Sequence[Prompt]:
+        """At most ``count`` held-out prompts, in an order of their own, so that few of them change as others come and go."""
+        held = sorted((_share(key), key) for key in self._prompts if self._is_held_out(key))
+        return [self._prompts[key] for _, key in held[:count]]
+
+    def holds_out(self, prompt: Prompt) -> bool:
+        """True for a prompt that is never trained on."""
+        return self._is_held_out(content_key(prompt))
+
+    def _is_held_out(self, key: str) -> bool:
+        return self._held_out_ratio > 0 and _share(key) < self._held_out_ratio
 
     def save(self, path: Path) -> None:
         """Write the pool, oldest first; renamed into place."""
@@ -83,3 +97,8 @@ class PromptPool:
         self._askers[key] = self._askers.get(key, frozenset()) | askers
         while len(self._prompts) > self._kept:
             del self._askers[self._prompts.popitem(last=False)[0]]
+
+
+def _share(key: str) -> float:
+    """A number in [0, 1) from a prompt's content alone."""
+    return int.from_bytes(hashlib.sha256(key.encode(errors="replace")).digest()[:8], "big") / 2**64

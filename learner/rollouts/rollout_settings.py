@@ -30,6 +30,10 @@ class RolloutSettings(SettingsSection):
     trained_per_prompt: int = Field(default=0, ge=0)
     """Rollouts of a group that are trained on: the best and the worst, in equal parts. 0: all of them. Sampling many and training on few gives
     more contrast at a lower cost than training on all."""
+    resample_tries: int = Field(default=0, ge=0, le=20)
+    """Dynamic sampling (DAPO): how often a group whose rewards are all the same, which teaches nothing, is drawn again in a step. 0: never."""
+    least_spread: float = Field(default=0.0, ge=0)
+    """With ``resample_tries``, rewards that differ by no more than this count as the same."""
     max_prompt_tokens: int = Field(default=512, ge=8)
     """Prompts longer than this are not used for training."""
     max_output_tokens: int = Field(default=48, ge=1)

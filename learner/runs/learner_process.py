@@ -125,9 +125,18 @@ class LearnerProcess:
         self._last = self._trainer.step(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder)), told,
                                         [prompt for prompt in following if self._trainer.fits(prompt)])  # fmt: skip
         self._notebook.note(TakenStep(step=self._last.step, reward_model=reward_model, prompts=tuple(fitting), judged=told, ahead=self._last.ahead))
-        if self._mesh.leads and self._last.step % self._settings.checkpoint_every == 0:
-            checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken)
+        if self._mesh.leads and self._settings.saves(self._last.step, self.adapter_bytes()):
+            checkpoint.save(self._trainer, self._state / "checkpoints", self._notebook.taken, self._settings.checkpoints_kept)
         return StepReport(self._last.step, self._last.metrics, dict(left_out))
+
+    def adapter_bytes(self) -> int:
+        """Size of an adapter's weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self._policy.parameters.values())
+
+    def evaluate(self, prompts: list[Prompt], reward_folder: Path) -> dict[str, float]:
+        """Figures of one answer to each held-out prompt that fits, by the reward model in a folder; empty where none fits."""
+        fitting = [prompt for prompt in prompts if self._trainer.fits(prompt)]
+        return self._trainer.evaluate(fitting, RewardScorer(self._featurizer, self._reward_model(reward_folder))) if fitting else {}
 
     def export(self, folder: Path, parent_step: int) -> tuple[str, ...]:
         """Write the adapter, its probes and its recipe from the parent on into ``folder``. Returns the names that the adapter is on."""

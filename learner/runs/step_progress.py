@@ -35,12 +35,14 @@ class LearnerProgress(BaseModel):
     prompts: int = 0
     prompts_needed: int = 0
     """While it waits: how many distinct prompts it has, and how many it needs."""
+    for_labels: bool = False
+    """True while it waits for a label on an answer of a recent version (``learner.steps_without_labels``)."""
     at: datetime
 
     def sentence(self, now: datetime) -> str:
         """One sentence for terminals and pages."""
         if self.phase == "waiting":
-            return f"waits before step {self.step}"
+            return f"waits before step {self.step}" + (" for a label on an answer of its newest versions" if self.for_labels else "")
         told = f"step {self.step}: {self.phase}, {self.done_tokens:,} of {self.all_tokens:,} tokens"
         silent_s = (now - self.at).total_seconds()
         if silent_s > OLD_S:

@@ -14,10 +14,12 @@ from learner.models.lora_policy import Policy
 from learner.models.value_head import ValueHead
 from learner.objectives import advantages, losses
 from learner.objectives.hindsight_objective import HindsightObjective
+from learner.objectives.reward_shaping import shaped
 from learner.objectives.rollout_objective import RolloutObjective
 from learner.objectives.thumb_objective import ThumbObjective
 from learner.ring.labelled_answers import LabelledAnswer, advised
-from learner.rollouts.rollout_engines import Rollout, RolloutEngine, Told, unheard
+from learner.rollouts.rollout_engines import Rollout, RolloutEngine, Told, seed_of, unheard
+from learner.runs.learning_rate import learning_rate
 from learner.runs.step_progress import StepTeller, tell_nobody
 from learner.settings import LearnerSettings
 from streams.core.chat_prompt import Prompt as Prompt
@@ -92,7 +94,7 @@ class Trainer:
         error of the caller.
         """
         clock: dict[str, float] = {}
-        mesh, in_hand = self.policy.mesh, self.step_number + 1
+        s, mesh, in_hand = self.settings, self.policy.mesh, self.step_number + 1
         asked, labelled = mesh.share(prompts), labelled if mesh.data_rank == 0 else ()  # people's own are few: the first row learns from them
         self.engine.adopt(self.policy, self.step_number)
         ahead, unwanted = self._sampled_ahead(asked)
@@ -103,12 +105,21 @@ class Trainer:
         with _timed(clock, "rollout"):
             worded = [one for one in labelled if one.has_hindsight] if self.settings.hindsight_weight else []
             taught_on = self._taught_on(worded)
-            if not following:
+            if not following and not s.resample_tries:
                 self.engine.rest()
         answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
         self._teller.begin(in_hand, "score", sum(len(r.output_ids) for r in rollouts))
         with _timed(clock, "score"):
             rewards = self._rewards(asked, rollouts, answers, scorer)
+        flat, redrawn = flat_groups(rewards, s.samples_per_prompt, s.least_spread), 0
+        first_flat = len(flat)
+        while flat and redrawn < s.resample_tries:
+            redrawn += 1
+            with _timed(clock, "rollout"):
+                rollouts, answers, rewards = self._drawn_again(flat, redrawn, asked, rollouts, answers, rewards, scorer)
+            flat = flat_groups(rewards, s.samples_per_prompt, s.least_spread)
+        if s.resample_tries and not following:
+            self.engine.rest()
         rollouts = [Rollout.of(values) for values in mesh.gathered([astuple(r) for r in rollouts])]
         answers, rewards = mesh.gathered(answers), torch.tensor(mesh.gathered(rewards.tolist()))
         self._teller.begin(in_hand, "train", sum(len(r.output_ids) for r in rollouts) * self.settings.updates_per_step)
@@ -134,6 +145,9 @@ class Trainer:
         train_tokens = sum(mesh.gathered([objective.tokens for objective in objectives])) * self.settings.updates_per_step
         metrics |= {f"{phase}_s": seconds for phase, seconds in clock.items()} | {
             "gradient_norm": norm,
+            "learning_rate": learning_rate(s, in_hand),
+            "flat_groups_ratio": sum(mesh.gathered([first_flat])) / (len(rollouts) / s.samples_per_prompt),
+            "resample_tries": float(max(mesh.gathered([redrawn]))),
             "train_tokens": float(train_tokens),
             "reward_mean": float(rewards.mean()),
             "reward_std": float(rewards.std()),
@@ -167,10 +181,44 @@ class Trainer:
         rendered = (one.prompt, advised(one)) if one.has_hindsight else (one.prompt,)
         return next((found for prompt in rendered if (found := self.why_not(prompt)) is not None), None)
 
-    def _sample(self, prompts: Sequence[Prompt], step: int, told: Told = unheard) -> _Sampled:
-        """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows draw from seeds of their own."""
+    def evaluate(self, prompts: Sequence[Prompt], scorer: Scorer) -> dict[str, float]:
+        """What one answer to each of these prompts is worth, always drawn from the same seed. Changes nothing. Figures of all processes together."""
+        s, mesh = self.settings, self.policy.mesh
+        asked = mesh.share(prompts)
+        self.engine.adopt(self.policy, self.step_number)
+        ids = [self.policy.prompt_ids(prompt) for prompt in asked]
+        rollouts = self.engine.sample(ids, 1, s.max_output_tokens, s.temperature, seed_of(s.seed, -1 - mesh.data_rank)) if ids else []
+        self.engine.rest()
+        answers = self.policy.tokenizer.batch_decode([r.output_ids for r in rollouts], skip_special_tokens=True)
+        scores = scorer(list(zip(asked, answers, strict=True))) if rollouts else ()
+        told = [(float(score), len(r.output_ids), r.finish == "cut") for score, r in zip(scores, rollouts, strict=True)]
+        rewards, tokens, cut = (torch.tensor(each, dtype=torch.float64) for each in zip(*mesh.gathered(told), strict=True))
+        return {
+            "evaluation_prompts": float(len(rewards)),
+            "evaluation_reward_mean": float(rewards.mean()),
+            "evaluation_reward_error": float(rewards.std(correction=0) / len(rewards) ** 0.5),
+            "evaluation_output_tokens": float(tokens.mean()),
+            "evaluation_cut_ratio": float(cut.mean()),
+        }
+
+    def _drawn_again(self, flat: Sequence[int], again: int, asked: Sequence[Prompt], rollouts: Sequence[Rollout], answers: Sequence[str],
+                     rewards: Tensor, scorer: Scorer) -> tuple[list[Rollout], list[str], Tensor]:  # fmt: skip
+        """The step's rollouts, answers and rewards with new ones for the ``flat`` groups, drawn the ``again``-th time."""
+        size, prompts = self.settings.samples_per_prompt, [asked[n] for n in flat]
+        fresh = self._sample(prompts, self.step_number, again=again).rollouts
+        said = self.policy.tokenizer.batch_decode([r.output_ids for r in fresh], skip_special_tokens=True)
+        found = self._rewards(prompts, fresh, said, scorer)
+        rollouts, answers, rewards = list(rollouts), list(answers), rewards.clone()
+        for k, n in enumerate(flat):
+            there, here = slice(n * size, (n + 1) * size), slice(k * size, (k + 1) * size)
+            rollouts[there], answers[there], rewards[there] = fresh[here], said[here], found[here]
+        return rollouts, answers, rewards
+
+    def _sample(self, prompts: Sequence[Prompt], step: int, told: Told = unheard, again: int = 0) -> _Sampled:
+        """The rollouts of this row's prompts for a step, by the adapter that the engine has. Rows, and draws ``again``, have seeds of their own."""
         s, start = self.settings, time.perf_counter()
         seed = (s.seed << 32) + (self.policy.mesh.data_rank << 24) + step
+        seed = seed_of(seed, -1 - again) if again else seed
         ids = [self.policy.prompt_ids(prompt) for prompt in prompts]
         rollouts = self.engine.sample(ids, s.samples_per_prompt, s.max_output_tokens, s.temperature, seed, told) if ids else []
         return _Sampled(prompts, rollouts, time.perf_counter() - start)
@@ -237,7 +285,7 @@ class Trainer:
         asked = [prompts[n // s.samples_per_prompt] for n in range(len(rollouts))]
         scores = scorer(list(zip(asked, answers, strict=True))) if rollouts else ()
         return torch.tensor([
-            (float(score) if answer.strip() else s.empty_reward) - (s.cut_penalty if rollout.finish == "cut" else 0.0)
+            shaped(float(score), answer, len(rollout.output_ids), rollout.finish == "cut", s.max_output_tokens, s)
             for score, answer, rollout in zip(scores, answers, rollouts, strict=True)
         ])  # fmt: skip
 
@@ -258,6 +306,8 @@ class Trainer:
             done += tokens
             self._teller.done(done, in_all)
 
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step_number + 1)
         for _ in range(self.settings.updates_per_step):
             self.optimizer.zero_grad(set_to_none=True)
             for objective in objectives:
@@ -267,6 +317,12 @@ class Trainer:
             if bool(norm.isfinite()):  # a step that is not a number would end the policy; it is left out, and the metric shows it
                 self.optimizer.step()
         return float(norm)
+
+
+def flat_groups(rewards_B: Tensor, size: int, least_spread: float) -> list[int]:
+    """The groups whose rewards differ by no more than ``least_spread``."""
+    rewards_PG = rewards_B.view(-1, size)
+    return (rewards_PG.amax(1) - rewards_PG.amin(1) <= least_spread).nonzero().flatten().tolist() if len(rewards_B) else []
 
 
 @contextmanager
