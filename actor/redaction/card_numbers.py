@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 _BETWEEN = r"(?:&nbsp;|%20|\r?\n|[ \-\t./_+]){1,3}"
-_RUN = re.compile(rf"(?<![A-Za-z0-9_])[0-9]+(?:{_BETWEEN}[0-9]+)*(?![A-Za-z0-9_])")
+_RUN = re.compile(rf"[0-9]+(?:{_BETWEEN}[0-9]+)*")
+_GLUED = re.compile(r"[A-Za-z0-9_]")
 _GROUP = re.compile(r"(?:%20)?([0-9]+)")
 _PLAIN = re.compile(r"[ \-]{1,3}")
 MOST_DIGITS = 19
@@ -73,14 +74,18 @@ def _card_from(text: str, groups: list[tuple[int, int]], first: int) -> int | No
 
 
 def _belong_together(text: str, groups: list[tuple[int, int]]) -> bool:
-    """Whether these groups may be one number: by spaces or hyphens in any sizes; by anything else that stands between all of them, or wrapped once
-    at the end of a line, in the sizes that cards have."""
+    """Whether these groups may be one number: by spaces or hyphens in any sizes; in the sizes that cards have, by anything else that stands between
+    all of them, wrapped once at the end of a line, or right beside a letter. One group beside a letter is part of an id or a hash."""
     between = [text[end:begin] for (_, end), (begin, _) in pairwise(groups)]
     strange = [each for each in between if _PLAIN.fullmatch(each) is None]
+    begin, end = groups[0][0], groups[-1][1]
+    glued = _GLUED.match(text[max(0, begin - 1) : begin]) or _GLUED.match(text, end)
+    if not strange and not glued:
+        return True
+    if not between or tuple(end - begin for begin, end in groups) not in _PRINTED:
+        return False
     if not strange:
         return True
-    if tuple(end - begin for begin, end in groups) not in _PRINTED:
-        return False
     if not strange[0].strip():
         return len(strange) == 1 and "\n" in strange[0]
     return len(strange) == len(between) and len(set(strange)) == 1

@@ -205,6 +205,9 @@ def test_a_model_that_is_not_installed_is_told_with_those_that_are(presidio: Non
     ("карта4111111111111111", "карта[card]"),
     ("Jane,4111111111111111,0927,123", "Jane,[card],0927,123"),  # a row of a table
     ("no.4111111111111111", "no.[card]"),
+    ("Visa4111 1111 1111 1111exp 12/28, id4111111111111111", "Visa[card]exp 12/28, id4111111111111111"),
+    ("4111-1111-1111-1111 -- 2, 99   4111-1111-1111-1111", "[card] -- 2, 99   [card]"),
+    ("http://x.example/1 4111 1111 1111 1111", "http://x.example/1 [card]"),
     ("4111.1111.1111.1111 4111/1111/1111/1111 4111_1111_1111_1111 4111 - 1111 - 1111 - 1111", "[card] [card] [card] [card]"),
     ("3782.822463.10005 and 4111 1111\n1111 1111", "[card] and [card]"),
     ("<td>4111&nbsp;1111&nbsp;1111&nbsp;1111</td>", "<td>[card]</td>"),
