@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from actor.capture.client_response import chat_call
+from streams.core.event_decoding import MOST_LEVELS, nested_too_deeply
 from streams.core.events import Message
 from streams.core.person_ids import plain_id
 
@@ -25,8 +26,6 @@ NUMBERS: dict[str, TypeAdapter[Any]] = (
 )  # fmt: skip
 """Fields that vLLM reads by pydantic's rules: ``"2"`` is 2, and ``"false"`` is false."""
 REPLY_CHARACTERS = 20_000
-MOST_LEVELS = 150
-"""Events nested more deeply cannot be written, or not be read again."""
 NO = frozenset({"off", "no", "false", "0", "none", "never"})
 
 
@@ -82,12 +81,7 @@ class ClientRequest:
     @cached_property
     def too_deep(self) -> bool:
         """True when the request is nested too deeply for any event."""
-        level: list[Any] = [self.body]
-        for _ in range(MOST_LEVELS):
-            level = [each for outer in level for each in (outer.values() if isinstance(outer, Mapping) else outer) if isinstance(each, dict | list)]
-            if not level:
-                return False
-        return True
+        return nested_too_deeply(dict(self.body), MOST_LEVELS - 5)  # an event may wrap what it says once or twice
 
     def messages(self, index: int) -> tuple[Message, ...]:
         """The messages before answer ``index``."""

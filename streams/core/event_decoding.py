@@ -1,6 +1,7 @@
 """The base of all events: frozen, with a Kafka key, encoded as JSON. Decoding foreign bytes gives an event or one InvalidEvent with its reason."""
 
 import json
+from collections.abc import Iterable
 from functools import reduce
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,6 +11,8 @@ from streams.core.errors import InvalidEvent
 from streams.core.person_ids import as_utf_8, plain_id, whole_text
 
 _BOM = b"\xef\xbb\xbf"
+MOST_LEVELS = 150
+"""An event is kept inside others, in the state of parts and in records, and pydantic's reader takes 200 levels at most."""
 _IDS = frozenset({"episode_id", "feedback_id", "over", "retracts", "replies_to", "tool_call_id"})
 _FRAME = 5
 """Bytes that a schema registry's serialisers put before the JSON: a zero byte and the schema's number in four bytes."""
@@ -50,7 +53,7 @@ class Event(BaseModel):
             raise InvalidEvent("empty", f"{cls.__name__}: the record has no value")
         raw = _bare(raw)
         try:
-            return cls.model_validate_json(raw)
+            event = cls.model_validate_json(raw)
         except ValidationError as error:
             repaired = _with_whole_characters(raw) if _reason(error) == "not_json" else _with_written_ids(raw, error)
             if repaired is not None:
@@ -60,6 +63,25 @@ class Event(BaseModel):
             raise InvalidEvent("not_json", f"{cls.__name__}: nested too deeply") from None
         except Exception as error:  # noqa: BLE001 - the boundary to bytes that anybody may write
             raise InvalidEvent("invalid", f"{cls.__name__}: {type(error).__name__}") from None
+        if raw.count(b"{") + raw.count(b"[") > MOST_LEVELS and nested_too_deeply(event):
+            raise InvalidEvent("invalid", f"{cls.__name__}: nested in more than {MOST_LEVELS} levels")
+        return event
+
+
+def nested_too_deeply(value: Any, most: int = MOST_LEVELS) -> bool:
+    """True for JSON, or an event, of more levels than ``most``."""
+    level = [value]
+    for _ in range(most):
+        level = [each for outer in level for each in _inside(outer) if isinstance(each, dict | list | tuple | BaseModel)]
+        if not level:
+            return False
+    return True
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, BaseModel):
+        return (*value.__dict__.values(), *(value.__pydantic_extra__ or {}).values())
+    return value.values() if isinstance(value, dict) else value
 
 
 def _bare(raw: bytes) -> bytes:

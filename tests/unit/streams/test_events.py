@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from infra.build.reference_pages import EXAMPLES
 from streams.core.errors import InvalidEvent
@@ -247,6 +248,29 @@ def test_half_an_emoji_costs_no_episode(place: str) -> None:
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\x00\x00\x00\x00\x07"])
 def test_a_byte_order_mark_and_a_schema_registrys_frame_are_read_past(before: bytes) -> None:
     assert Feedback.decode(before + raw(THUMB)) == Feedback.decode(raw(THUMB))
+
+
+@given(st.integers(1, 300), st.sampled_from(["content", "tools", "sampling", "extra"]), st.booleans())
+def test_whatever_depth_can_be_read_can_be_kept_in_the_state_of_a_part_and_read_again(depth: int, place: str, lists: bool) -> None:
+    """State wraps an event in further levels; an episode that only just could be read made a state that could not, for ever."""
+    deep: Any = 1
+    for _ in range(depth):
+        deep = [deep] if lists else {"a": deep}
+    fields: dict[str, Any] = {
+        "content": {"messages": [{"role": "user", "content": [{"type": "x", "x": deep}]}]},
+        "extra": {"messages": [{"role": "user", "content": "hi", "x": deep}]},
+        "tools": {"tools": [{"x": deep}]},
+        "sampling": {"sampling": {"x": deep}},
+    }
+    try:
+        episode = Episode.decode(raw(EPISODE, **fields[place]))
+    except InvalidEvent:
+        assert depth > 140
+        return
+    assert depth <= 150
+    wrapped = {"states": [{"known": {"episode": json.loads(episode.encode())}}]}
+    assert from_json(json.dumps(wrapped)) == wrapped
+    assert Episode.decode(episode.encode()) == episode
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
