@@ -79,7 +79,7 @@ class LogFeed:
         """True when all else is there, and a label on an answer of a recent version is not."""
         return [what for what, is_missing in self._lacking().items() if is_missing] == ["labels_of_newest"]
 
-    def read(self, steps: int) -> None:
+    def read(self, steps: int = 0) -> None:
         """Read new episodes, labels, reward models and erasures from the log, and save what an erasure changed. ``steps`` were taken so far."""
         self._steps = steps
         newest: tuple[Record, RewardModelVersion] | None = None
