@@ -38,7 +38,7 @@ from streams.kafka import Consumer, KafkaSettings, Producer, Record, create_topi
 from streams.kafka.producer import BATCH_BYTES
 from streams.lake.parquet_lake import Lake
 
-GOALS = {"publish": 0.8, "join": 2.0, "lake": 0.7, "replay_k_per_minute": 500.0}
+GOALS = {"publish": 0.9, "join": 6.0, "lake": 0.7, "replay_k_per_minute": 500.0}
 TURNS = 8
 
 

@@ -114,6 +114,8 @@ class Episode(PromptAndAnswer, Event):
 _CARRIES = {"thumb": "thumb", "rating": "rating", "comment": "text", "correction": "text", "reply": "text",
             "comparison": "over", "signal": "signal", "retraction": "retracts"}  # fmt: skip
 
+_CARRIED = sorted(set(_CARRIES.values()))
+
 
 def _giver(value: object) -> object:
     """Who gave feedback, in the one form of ids; an empty name is nobody's."""
@@ -146,10 +148,9 @@ class Feedback(Event):
 
     @model_validator(mode="after")
     def _carries_what_its_kind_needs(self) -> Self:
-        needed = _CARRIES[self.kind]
-        given = {field for field in set(_CARRIES.values()) if getattr(self, field) is not None}
-        if given != {needed}:
-            raise ValueError(f"kind {self.kind.value} needs exactly the field '{needed}', got {sorted(given) or 'none'}")
+        given = [field for field in _CARRIED if self.__dict__[field] is not None]
+        if given != [_CARRIES[self.kind]]:
+            raise ValueError(f"kind {self.kind.value} needs exactly the field '{_CARRIES[self.kind]}', got {given or 'none'}")
         if self.over == self.episode_id:
             raise ValueError("a comparison needs another episode than its own")
         return self

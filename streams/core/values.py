@@ -13,6 +13,8 @@ EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo
 
 def _in_utc(time: datetime) -> datetime:
     """Sentinels such as year 1 or 9999 parse well and break later, in arithmetic far from here."""
+    if time.tzinfo is UTC and 1970 <= time.year < 3000:
+        return time
     try:
         in_utc = time.astimezone(UTC)
     except OverflowError:

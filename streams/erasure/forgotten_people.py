@@ -5,8 +5,9 @@ clock may be wrong, and an outbox may deliver late. Data of a person who comes b
 """
 
 import base64
-from dataclasses import replace
 from datetime import datetime, timedelta
+
+from msgspec.structs import replace
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Erasure, Label

@@ -7,6 +7,7 @@ people do), outcomes (what tools report), critic. The label keeps the channels a
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from streams.core.event_decoding import of_valid
 from streams.core.events import Channel, Evidence, FeedbackKind, LedTurn, Message, Vote
 from streams.join.join_settings import EvidenceSettings
 
@@ -14,6 +15,9 @@ LEAST_CREDIT = 0.05
 """Answers that a verdict would reach with less weight than this are left out, for each costs a pass of the reward model's backbone."""
 MOST_LED = 8
 """Most earlier answers that a verdict reaches."""
+EVIDENCE_FIELDS = set(Evidence.model_fields)
+Said = tuple[Channel, float | None, float, Sequence[Vote]]
+"""A channel's verdict, its weight before the channel's own, and the votes that it comes from."""
 
 
 def newest_votes(votes: Iterable[Vote]) -> dict[str, Vote]:
@@ -27,19 +31,20 @@ def evidence_of(votes: Sequence[Vote], settings: EvidenceSettings) -> tuple[Evid
     Thumbs and ratings share one weight by the number of people, so that an episode counts as one label however many people voted.
     """
     spoken = newest_votes(votes).values()
-    thumbs = [v for v in spoken if v.kind is FeedbackKind.THUMB]
-    ratings = [v for v in spoken if v.kind is FeedbackKind.RATING]
-    found = [
-        _of_people(Channel.THUMBS, thumbs, len(thumbs) / max(1, len(spoken))),
-        _of_people(Channel.RATINGS, ratings, len(ratings) / max(1, len(spoken))),
-        _of_words(Channel.COMPARISONS, [v for v in votes if v.kind is FeedbackKind.COMPARISON]),
-        _of_words(Channel.CORRECTIONS, [v for v in votes if v.kind is FeedbackKind.CORRECTION]),
-        _of_signals(Channel.IMPLICIT, votes, settings.implicit, newest_only=False),
-        _of_signals(Channel.OUTCOMES, votes, settings.outcomes, newest_only=True),
-        _of_signals(Channel.CRITIC, votes, settings.critic, newest_only=True),
-    ]
-    weighed = [e.model_copy(update={"weight": e.weight * settings.channels[e.channel]}) for e in found if e is not None]
-    return tuple(e for e in weighed if e.weight > 0)
+    kinds = {vote.kind for vote in votes}
+    found: list[Said] = []
+    for channel, kind in ((Channel.THUMBS, FeedbackKind.THUMB), (Channel.RATINGS, FeedbackKind.RATING)):
+        if kind in kinds and (given := [v for v in spoken if v.kind is kind]):
+            values = sorted(v.value for v in given if v.value is not None)
+            found.append((channel, sum(values) / len(values), len(values) / len(spoken), given))
+    for channel, kind in ((Channel.COMPARISONS, FeedbackKind.COMPARISON), (Channel.CORRECTIONS, FeedbackKind.CORRECTION)):
+        if kind in kinds:
+            found.append((channel, None, 1.0, [v for v in votes if v.kind is kind]))
+    if FeedbackKind.SIGNAL in kinds:
+        found += _of_signals(Channel.IMPLICIT, votes, settings.implicit, newest_only=False)
+        found += _of_signals(Channel.OUTCOMES, votes, settings.outcomes, newest_only=True)
+        found += _of_signals(Channel.CRITIC, votes, settings.critic, newest_only=True)
+    return tuple(_evidence(*each, settings.channels[each[0]]) for each in found if each[2] * settings.channels[each[0]] > 0)
 
 
 def led_turns(messages: Sequence[Message], discount: float) -> tuple[LedTurn, ...]:
@@ -51,16 +56,12 @@ def led_turns(messages: Sequence[Message], discount: float) -> tuple[LedTurn, ..
     return tuple(found)
 
 
-def _of_people(channel: Channel, votes: Sequence[Vote], share: float) -> Evidence | None:
-    values = sorted(v.value for v in votes if v.value is not None)
-    return Evidence(channel=channel, value=sum(values) / len(values), weight=share, feedback_ids=_ids(votes)) if values else None
+def _evidence(channel: Channel, value: float | None, weight: float, votes: Sequence[Vote], weight_of_channel: float) -> Evidence:
+    made = {"channel": channel, "value": value, "weight": weight * weight_of_channel, "feedback_ids": _ids(votes)}
+    return of_valid(Evidence, made, EVIDENCE_FIELDS)
 
 
-def _of_words(channel: Channel, votes: Sequence[Vote]) -> Evidence | None:
-    return Evidence(channel=channel, weight=1.0, feedback_ids=_ids(votes)) if votes else None
-
-
-def _of_signals(channel: Channel, votes: Sequence[Vote], says: Mapping[str, float], newest_only: bool) -> Evidence | None:
+def _of_signals(channel: Channel, votes: Sequence[Vote], says: Mapping[str, float], newest_only: bool) -> list[Said]:
     """Each person's good and bad signals are added up; the weight is the absolute sum, averaged over the people."""
     declared = [v for v in votes if v.signal is not None and v.signal in says]
     by_person: dict[str, list[Vote]] = defaultdict(list)
@@ -70,9 +71,9 @@ def _of_signals(channel: Channel, votes: Sequence[Vote], says: Mapping[str, floa
     opinions = sorted(max(-1.0, min(1.0, sum(says[v.signal] for v in spoken if v.signal))) for spoken in by_person.values())
     strength = sum(abs(o) for o in opinions)
     if not strength:
-        return None
+        return []
     good = sum(o for o in opinions if o > 0)
-    return Evidence(channel=channel, value=good / strength, weight=strength / len(opinions), feedback_ids=_ids(counted))
+    return [(channel, good / strength, strength / len(opinions), counted)]
 
 
 def _ids(votes: Iterable[Vote]) -> tuple[str, ...]:

@@ -11,70 +11,24 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict
+from msgspec.structs import replace
 
 from streams.core.errors import InvalidEvent
-from streams.core.events import Assignment, Episode, Feedback, FeedbackKind, Instant, Label, Message, Outcome, Vote
+from streams.core.event_decoding import of_valid
+from streams.core.events import Episode, Feedback, FeedbackKind, Label, Outcome, Vote
 from streams.core.record_faults import blamed_on_record
+from streams.join.episode_state import ArrivedFeedback, EpisodeState, KnownEpisode
 from streams.join.feedback_channels import evidence_of, led_turns, newest_votes
 from streams.join.join_settings import EvidenceSettings, JoinSettings
 
 CENSORED = frozenset({Outcome.FAILED, Outcome.CANCELLED})
 """Outcomes that are no verdict on the answer: an infrastructure fault never counts against it."""
 DEFAULT_EVIDENCE = EvidenceSettings()
+LABEL_FIELDS, VOTE_FIELDS = set(Label.model_fields), set(Vote.model_fields)
 REMEMBERED = timedelta(days=32)
 """Feedback is kept for 30 days, and goes with its segment of a day."""
-
-
-class KnownEpisode(BaseModel):
-    """The fields of an episode that its label needs."""
-
-    model_config = ConfigDict(frozen=True)
-
-    policy: str
-    tenant: str
-    user_id: str | None = None
-    conversation_id: str | None = None
-    adapter: str | None
-    assignment: Assignment | None = None
-    outcome: Outcome
-    messages: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...] = ()
-    chat_template_kwargs: dict[str, Any] = {}
-    unrenderable: str | None = None
-    answer: str
-    tool_calls: tuple[dict[str, Any], ...] = ()
-    ended_at: Instant
-
-
-class ArrivedFeedback(BaseModel):
-    """One feedback event, with its arrival time and its offset."""
-
-    model_config = ConfigDict(frozen=True)
-
-    feedback: Feedback
-    at: Instant
-    offset: int = -1
-
-
-class EpisodeState(BaseModel):
-    """The join's state of one episode: the episode and its distinct feedback; or, while it has not come, all feedback that waits for it, since of two
-    equal ones only the later may be in time; or, after its window, the mark that it leaves."""
-
-    model_config = ConfigDict(frozen=True)
-
-    known: KnownEpisode | None = None
-    feedback: tuple[ArrivedFeedback, ...] = ()
-    superseded: tuple[str, ...] = ()
-    """Feedback of which only the id is known, because the state was restored from a label."""
-    expires_at: Instant
-    """Arrival of the episode (or, while it has not arrived, of the first feedback) plus the window. Of a closed one: when its mark may go."""
-    erasures: int = 0
-    """How often a person was erased from it."""
-    closed: str | None = None
-    """A digest of the episode once its window has passed: nothing else is kept of it, and feedback that comes now is too late."""
 
 
 Covers = Callable[[str | None, datetime, datetime], bool]
@@ -174,7 +128,7 @@ class FeedbackJoin:
                 label = self._label(episode.episode_id, standing)  # first: a record that makes this fail must leave no trace
         except InvalidEvent:
             in_time = self._usable(episode.episode_id, standing)
-            standing = standing.model_copy(update={"feedback": in_time})
+            standing = replace(standing, feedback=in_time)
             label = self._label(episode.episode_id, standing)
         self._state[episode.episode_id] = standing
         self.tally.joined += [arrived.feedback for arrived in in_time]
@@ -201,7 +155,7 @@ class FeedbackJoin:
             why = f"episode {feedback.episode_id} has {self._most} feedback events already (join.most_feedback)"
             self._set_aside(arrived, InvalidEvent("too_many", f"feedback {feedback.feedback_id}: {why}"))
             return None
-        standing = standing.model_copy(update={"feedback": (*standing.feedback, arrived)})
+        standing = replace(standing, feedback=(*standing.feedback, arrived))
         label = self._label(feedback.episode_id, standing)
         self._state[feedback.episode_id] = standing
         if standing.known is not None:
@@ -214,7 +168,7 @@ class FeedbackJoin:
         for arrived in standing.feedback:
             try:
                 with blamed_on_record("joining"):
-                    self._label(episode_id, standing.model_copy(update={"feedback": (*usable, arrived)}))
+                    self._label(episode_id, replace(standing, feedback=(*usable, arrived)))
                 usable.append(arrived)
             except InvalidEvent as error:
                 self._set_aside(arrived, error)
@@ -227,7 +181,7 @@ class FeedbackJoin:
             return None
         new = {feedback.feedback_id for feedback in self.tally.joined}
         out = max(standing.feedback, key=lambda each: (each.feedback.feedback_id in new, len(each.feedback.text or "")))
-        self._state[episode_id] = standing.model_copy(update={"feedback": tuple(each for each in standing.feedback if each is not out)})
+        self._state[episode_id] = replace(standing, feedback=tuple(each for each in standing.feedback if each is not out))
         self.tally.joined = [feedback for feedback in self.tally.joined if feedback.feedback_id != out.feedback.feedback_id]
         return out
 
@@ -246,7 +200,7 @@ class FeedbackJoin:
         if known is None and not kept:
             del self._state[episode_id]
             return EpisodeErasure(feedback=removed)
-        standing = standing.model_copy(update={"feedback": kept, "erasures": standing.erasures + 1})
+        standing = replace(standing, feedback=kept, erasures=standing.erasures + 1)
         self._state[episode_id] = standing
         label = self._label(episode_id, standing)
         return EpisodeErasure(feedback=removed, label=label, label_gone=known is not None and label is None)
@@ -290,7 +244,7 @@ class FeedbackJoin:
                         kept.append(arrived)
                 if kept:
                     expires_at = min(arrived.at for arrived in kept) + self._window
-                    self._state[episode_id] = standing.model_copy(update={"feedback": tuple(kept), "expires_at": expires_at})
+                    self._state[episode_id] = replace(standing, feedback=tuple(kept), expires_at=expires_at)
                     continue
             del self._state[episode_id]
         return len(due)
@@ -340,30 +294,32 @@ def label_of(episode_id: str, known: KnownEpisode, feedback: Iterable[Feedback],
     ids = {each.feedback_id for each in counted}
     censored = known.outcome in CENSORED
     verdict = None if censored else verdict_of(votes)
-    return Label(
-        episode_id=episode_id,
-        policy=known.policy,
-        tenant=known.tenant,
-        user_id=known.user_id,
-        conversation_id=known.conversation_id,
-        adapter=known.adapter,
-        assignment=known.assignment,
-        outcome=known.outcome,
-        messages=known.messages,
-        tools=known.tools,
-        chat_template_kwargs=known.chat_template_kwargs,
-        unrenderable=known.unrenderable,
-        answer=known.answer,
-        tool_calls=known.tool_calls,
-        verdict=verdict,
-        led_by=() if verdict is None else led_turns(known.messages, settings.turn_discount),
-        votes=votes,
-        evidence=() if censored else evidence_of(votes, settings),
-        superseded=tuple(each.feedback_id for each in everything if each.feedback_id not in ids),
-        episode_at=known.ended_at,
-        first_feedback_at=everything[0].at,
-        newest_feedback_at=everything[-1].at,
-    )
+    return of_valid(Label, {
+        "schema_version": 1,
+        "episode_id": episode_id,
+        "policy": known.policy,
+        "tenant": known.tenant,
+        "user_id": known.user_id,
+        "conversation_id": known.conversation_id,
+        "adapter": known.adapter,
+        "assignment": known.assignment,
+        "outcome": known.outcome,
+        "messages": known.messages,
+        "tools": known.tools,
+        "chat_template_kwargs": known.chat_template_kwargs,
+        "unrenderable": known.unrenderable,
+        "answer": known.answer,
+        "tool_calls": known.tool_calls,
+        "verdict": verdict,
+        "led_by": () if verdict is None else led_turns(known.messages, settings.turn_discount),
+        "votes": votes,
+        "evidence": () if censored else evidence_of(votes, settings),
+        "superseded": tuple(each.feedback_id for each in everything if each.feedback_id not in ids),
+        "erasures": 0,
+        "episode_at": known.ended_at,
+        "first_feedback_at": everything[0].at,
+        "newest_feedback_at": everything[-1].at,
+    }, LABEL_FIELDS)  # fmt: skip
 
 
 def verdict_of(votes: Iterable[Vote]) -> float | None:
@@ -387,13 +343,13 @@ def _vote(feedback: Feedback) -> Vote:
         value = 1.0 if feedback.thumb == "up" else 0.0
     elif feedback.rating is not None:
         value = (feedback.rating - 1) / 4
-    return Vote(
-        feedback_id=feedback.feedback_id,
-        user_id=feedback.user_id,
-        kind=feedback.kind,
-        value=value,
-        text=feedback.text,
-        over=feedback.over,
-        signal=feedback.signal,
-        at=feedback.at,
-    )
+    return of_valid(Vote, {
+        "feedback_id": feedback.feedback_id,
+        "user_id": feedback.user_id,
+        "kind": feedback.kind,
+        "value": value,
+        "text": feedback.text,
+        "over": feedback.over,
+        "signal": feedback.signal,
+        "at": feedback.at,
+    }, VOTE_FIELDS)  # fmt: skip

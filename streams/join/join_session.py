@@ -13,7 +13,7 @@ from streams.core.topics import EPISODES, FEEDBACK, LABELS
 from streams.erasure.erasure_follower import ErasureFollower
 from streams.join.join_settings import JoinSettings
 from streams.join.log_retention import remembered
-from streams.join.partition_processor import PartitionProcessor
+from streams.join.partition_processor import PartitionProcessor, take_assigned
 from streams.join.people_eraser import PeopleEraser
 from streams.kafka import Consumer, Producer, retentions
 from streams.kafka.dead_letters import DeadLetters
@@ -47,8 +47,10 @@ class JoinSession:
         settings, context, now_s = self._settings, self._context, self._context.clock.monotonic_s()
         context.health.heartbeat("join", TURN_S)
         records = self._consumer.poll(0.0 if self._eraser.is_scanning else 0.5, settings.batch_records)
-        if (owned := self._consumer.take_assignment()) is not None:
-            self._own({partition for _, partition in owned})
+        if (assigned := self._consumer.take_assignment()) is not None:
+            take_assigned(assigned, self.parts, self._consumer, self._processor)
+            self._eraser.drop_scan()
+            self._told, self._refused = {}, 0
             return
         for record in records:
             self.parts[record.partition].take(record)
@@ -74,21 +76,15 @@ class JoinSession:
 
     def close(self) -> None:
         """Leave the group. What was not committed will be folded again."""
-        self._close_parts()
+        for part in self.parts.values():
+            part.close()
         self._eraser.drop_scan()
         self._erasures.close()
         self._consumer.close()
         self._producer.close(timeout_s=2.0)  # everything committed is acknowledged already; the rest is sent again
 
-    def _own(self, numbers: set[int]) -> None:
-        """Take these partitions, and drop all that was in hand."""
-        self._close_parts()
-        for number in sorted(numbers):
-            self.parts[number] = PartitionProcessor(number, self._settings, self._context, self._letters, self._erasures, self._remembered)
-        self._consumer.seek({key: offset for part in self.parts.values() for key, offset in part.start(self._consumer).items()})
-        self._eraser.drop_scan()
-        self._told, self._refused = {}, 0
-        log.info("the join owns partitions", partitions=sorted(self.parts), catches_up=[n for n, part in self.parts.items() if part.catching_up])
+    def _processor(self, number: int) -> PartitionProcessor:
+        return PartitionProcessor(number, self._settings, self._context, self._letters, self._erasures, self._remembered)
 
     def _commit(self) -> bool:
         """Publish labels, then commit the offsets to Kafka, then state and offsets to disk. False when Kafka has refused the offsets."""
@@ -106,14 +102,11 @@ class JoinSession:
                 raise Unavailable(f"Kafka has refused the offsets of {GROUP} {self._refused} times in a row")
             return False
         self._told, self._refused = places, 0
+        for part in self.parts.values():
+            part.group_offsets = part.places
         for part in changed:
             part.commit()
         return True
 
     def _places(self) -> dict[tuple[str, int], int]:
         return {where: offset for part in self.parts.values() for where, offset in part.places.items()}
-
-    def _close_parts(self) -> None:
-        for part in self.parts.values():
-            part.close()
-        self.parts.clear()

@@ -14,13 +14,14 @@ from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower
 from streams.erasure.forgotten_people import record_without
-from streams.join.feedback_join import REMEMBERED, ArrivedFeedback, FeedbackJoin
+from streams.join.episode_state import ArrivedFeedback
+from streams.join.feedback_join import REMEMBERED, FeedbackJoin
 from streams.join.join_erasure import erase_from_partition
 from streams.join.join_settings import JoinSettings
 from streams.join.restored_state import state_from_label
 from streams.join.sqlite_state import EPOCH, PartitionState, Reached
 from streams.join.stale_label_repair import MOST_READ, known_through, labels_to_repair
-from streams.kafka import Consumer, Producer, Publisher, Record, RecordPlace, read_between
+from streams.kafka import Assigned, Consumer, Producer, Publisher, Record, RecordPlace, read_between
 from streams.kafka.dead_letters import DeadLetters
 from streams.kafka.partitioning import partition_of
 
@@ -52,6 +53,8 @@ class PartitionProcessor:
         self._join = FeedbackJoin(self.store, settings, self._set_aside, self._remembered)
         self.reached = {name: self.store.reached.get(name, Reached()) for name in KEPT}
         self._target = dict.fromkeys(INPUTS, 0)
+        self.group_offsets: dict[tuple[str, int], int] = {}
+        """What the group has committed, as far as we know."""
         self._lacks_records = False
         self.catching_up = False
         """True while another member has been further: records up to its offsets are folded without publishing, since their labels are on the log."""
@@ -84,10 +87,14 @@ class PartitionProcessor:
             if 0 < self.reached[topic].next < first:
                 lost = first - self.reached[topic].next
                 log.error("the join was down for longer than the log is kept: records are lost", topic=topic, partition=self.number, lost=lost)
-        done = consumer.committed((topic, self.number) for topic in INPUTS)
+        self.group_offsets = done = consumer.committed((topic, self.number) for topic in INPUTS)
         self._target = {topic: min(done[topic, self.number], end) for topic, (_, end) in bounds.items()}
         self._lacks_records = any(self.reached[topic].next < min(first, done[topic, self.number]) for topic, (first, _) in bounds.items())
         self.catching_up = any(self.reached[topic].next < target for topic, target in self._target.items())
+        return self.go_on()
+
+    def go_on(self) -> dict[tuple[str, int], int]:
+        """The offsets to read from after a rebalance that left this partition here."""
         return {(topic, self.number): self.reached[topic].next for topic in INPUTS}
 
     def catch_up(self, consumer: Consumer) -> None:
@@ -285,3 +292,23 @@ class PartitionProcessor:
             )
         record = Record(FEEDBACK.name, self.number, arrived.offset, 0, feedback.key.encode(), feedback.encode())
         self._letters.set_aside(record, error, feedback.feedback_id)
+
+
+def take_assigned(assigned: Assigned, parts: dict[int, PartitionProcessor], consumer: Consumer, make: Callable[[int], PartitionProcessor]) -> None:
+    """Make ``parts`` what is assigned. Partitions that were ours all along go on where they are; whatever else was in hand is dropped."""
+    kept = {number for number, part in parts.items() if _was_ours_all_along(part, assigned, consumer)}
+    for number in sorted(parts.keys() - kept):
+        parts.pop(number).close()
+    for number in sorted({number for _, number in assigned.partitions} - kept):
+        parts[number] = make(number)
+    starts = [part.go_on() if number in kept else part.start(consumer) for number, part in parts.items()]
+    consumer.seek({place: offset for start in starts for place, offset in start.items()})
+    log.info(
+        "the join owns partitions", partitions=sorted(parts), kept=sorted(kept), catches_up=sorted(n for n, part in parts.items() if part.catching_up)
+    )
+
+
+def _was_ours_all_along(part: PartitionProcessor, assigned: Assigned, consumer: Consumer) -> bool:
+    """Nobody else has worked on this partition: it was not given up, and the group's offsets are those that we know."""
+    places = [(topic, part.number) for topic in INPUTS]
+    return assigned.kept.issuperset(places) and consumer.committed(places) == part.group_offsets

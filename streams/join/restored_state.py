@@ -7,9 +7,9 @@ topic keeps every label for ever: without it, the next feedback would make a lab
 from datetime import datetime, timedelta
 
 from streams.core.events import Feedback, FeedbackKind, Label, Vote
-from streams.join.feedback_join import ArrivedFeedback, EpisodeState, KnownEpisode
+from streams.join.episode_state import ArrivedFeedback, EpisodeState, KnownEpisode
 
-OF_A_LABEL = frozenset(KnownEpisode.model_fields) - {"ended_at"}
+OF_A_LABEL = frozenset(KnownEpisode.__struct_fields__) - {"ended_at"}
 
 
 def state_from_label(standing: EpisodeState | None, label: Label, window: timedelta, oldest: datetime) -> EpisodeState | None:
@@ -26,7 +26,7 @@ def state_from_label(standing: EpisodeState | None, label: Label, window: timede
     spoken = [ArrivedFeedback(feedback=_feedback(vote, label.episode_id), at=vote.at) for vote in label.votes if vote.feedback_id in lacking]
     kept = [each for each in standing.feedback if each.feedback.feedback_id in named or each.at - arrived_at <= window]
     return EpisodeState(
-        known=standing.known or KnownEpisode.model_validate({name: getattr(label, name) for name in OF_A_LABEL} | {"ended_at": label.episode_at}),
+        known=standing.known or KnownEpisode(**{name: getattr(label, name) for name in OF_A_LABEL}, ended_at=label.episode_at),
         feedback=(*spoken, *kept),
         superseded=(*standing.superseded, *(name for name in label.superseded if name in lacking)),
         expires_at=arrived_at + window,

@@ -5,14 +5,14 @@ The state is a cache of the log: a file that is lost, or belongs to another log,
 
 import sqlite3
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from streams.core.errors import Unavailable
-from streams.join.feedback_join import EpisodeState
+from streams.join.episode_state import EpisodeState, decode_state, encode_known, encode_state
 
 log = structlog.get_logger()
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -20,16 +20,18 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS standings (episode_id TEXT PRIMARY KEY, standing BLOB NOT NULL, waiting INTEGER NOT NULL, expires_ms INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS by_expiry ON standings (expires_ms);
 CREATE INDEX IF NOT EXISTS by_waiting ON standings (waiting) WHERE waiting > 0;
+CREATE TABLE IF NOT EXISTS episodes (episode_id TEXT PRIMARY KEY, known BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS places (topic TEXT PRIMARY KEY, next INTEGER NOT NULL, arrived_ms INTEGER NOT NULL);
 """
 
 
+BOTH = "SELECT episode_id, CAST(standing AS BLOB), known FROM standings LEFT JOIN episodes USING (episode_id)"
+"""Older versions wrote a state as text."""
 WIPED = 1
 """``user_version`` of files that have never kept deleted bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(NamedTuple):
     """How far a topic has been folded: the next offset, and the arrival time of the last record (ms since 1970; 0 before the first)."""
 
     next: int = 0
@@ -61,8 +63,8 @@ class PartitionState:
             return self._changed[episode_id]
         if (standing := self._clean.get(episode_id)) is not None:
             return standing
-        row = self._database.execute("SELECT standing FROM standings WHERE episode_id = ?", (episode_id,)).fetchone()
-        return None if row is None else EpisodeState.model_validate_json(row[0])
+        row = self._database.execute(f"{BOTH} WHERE episode_id = ?", (episode_id,)).fetchone()
+        return None if row is None else decode_state(row[1], row[2])
 
     def __setitem__(self, episode_id: str, standing: EpisodeState, /) -> None:
         self._changed[episode_id] = standing
@@ -78,8 +80,8 @@ class PartitionState:
 
     def find_where(self, holds: Callable[[bytes], bool]) -> list[str]:
         """Episode ids whose committed state, as JSON bytes, satisfies ``holds``."""
-        rows = self._database.execute("SELECT episode_id, standing FROM standings")
-        return [episode_id for episode_id, standing in rows if holds(standing.encode() if isinstance(standing, str) else standing)]
+        rows = self._database.execute(BOTH)
+        return [episode_id for episode_id, standing, known in rows if holds(standing) or (known is not None and holds(known))]
 
     def wipe_log(self) -> None:
         """Remove deleted bytes from the disk: the database file overwrites them as it deletes (``secure_delete``), its write-ahead log keeps them
@@ -124,24 +126,30 @@ class PartitionState:
         self._clean.clear()
         self._changed.clear()
         self.reached = {}
-        self._database.executescript("BEGIN; DELETE FROM standings; DELETE FROM places; COMMIT;")
+        self._database.executescript("BEGIN; DELETE FROM standings; DELETE FROM episodes; DELETE FROM places; COMMIT;")
 
     def close(self) -> None:
         self._database.close()
 
     def _write(self) -> None:
-        kept = [
-            (episode_id, standing.model_dump_json(), 0 if standing.known is not None else len(standing.feedback), _ms(standing.expires_at))
-            for episode_id, standing in self._changed.items()
-            if standing is not None
-        ]
+        kept = [(episode_id, standing) for episode_id, standing in self._changed.items() if standing is not None]
         self._database.executemany(
             "INSERT INTO standings VALUES (?, ?, ?, ?) ON CONFLICT (episode_id) DO UPDATE SET"
             " standing = excluded.standing, waiting = excluded.waiting, expires_ms = excluded.expires_ms",
-            kept,
+            [
+                (episode_id, encode_state(standing), 0 if standing.known is not None else len(standing.feedback), _ms(standing.expires_at))
+                for episode_id, standing in kept
+            ],
         )
-        gone = [(episode_id,) for episode_id, standing in self._changed.items() if standing is None]
-        self._database.executemany("DELETE FROM standings WHERE episode_id = ?", gone)
+        before = {episode_id: clean.known if (clean := self._clean.get(episode_id)) else None for episode_id, _ in kept}
+        self._database.executemany(
+            "INSERT OR REPLACE INTO episodes VALUES (?, ?)",
+            [(episode_id, encode_known(now.known)) for episode_id, now in kept if now.known is not None and now.known is not before[episode_id]],
+        )
+        self._database.executemany(
+            "DELETE FROM episodes WHERE episode_id = ?", [(name,) for name, now in self._changed.items() if now is None or now.known is None]
+        )
+        self._database.executemany("DELETE FROM standings WHERE episode_id = ?", [(name,) for name, now in self._changed.items() if now is None])
 
 
 def _open(path: Path) -> sqlite3.Connection:

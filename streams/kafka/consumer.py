@@ -6,30 +6,26 @@ from datetime import datetime
 from typing import Any, Literal
 
 import kafka
-from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import KafkaError
 
 from streams.core.errors import ConfigError
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
-from streams.core.traces import Headers
 from streams.kafka.client_errors import translated_errors
+from streams.kafka.group_assignor import SideBySideAssignor
 from streams.kafka.header_names import read_any_header_names
 from streams.kafka.kafka_settings import KafkaSettings
 from streams.kafka.login import connecting
+from streams.kafka.record_reading import Record, read_compiled
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One record of the log."""
+class Assigned:
+    """What a consumer owns after a rebalance, by (topic, partition)."""
 
-    topic: str
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
+    partitions: frozenset[tuple[str, int]]
+    kept: frozenset[tuple[str, int]]
+    """Those of them that were never given up since the last one was told: nobody else can have worked on them."""
 
 
 class Consumer:
@@ -44,6 +40,7 @@ class Consumer:
         self._commit_timeout_ms = int(settings.session_timeout_s * 1000)  # without a timeout it tries for ever
         self._ask_timeout_ms = int(settings.request_timeout_s * 1000)
         read_any_header_names()
+        self._rebalance = _Rebalance()
         with connecting(self._settings):
             self._consumer = kafka.KafkaConsumer(
                 **settings.client_options(),
@@ -54,11 +51,11 @@ class Consumer:
                 session_timeout_ms=int(settings.session_timeout_s * 1000),
                 heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 4),
                 max_partition_fetch_bytes=settings.max_message_bytes * 2,
-                partition_assignment_strategy=(RangePartitionAssignor,),  # equal partitions of the topics go to one member
+                partition_assignment_strategy=(self._rebalance.assignor,),
                 allow_auto_create_topics=False,
             )
+            read_compiled(self._consumer)
             names = [topic.name for topic in topics]
-            self._rebalance = _Rebalance()
             if group is not None:
                 self._consumer.subscribe(names, listener=self._rebalance)
                 for name in names:  # a leader that does not know a topic yet deals out none of it, and looks again after five minutes only
@@ -70,21 +67,27 @@ class Consumer:
         """New records, in offset order within each partition. Empty when there are none."""
         with translated_errors("read from", self._settings):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        records = [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for batch in batches.values() for r in batch]
+        records: list[Record] = []
         for partition, batch in batches.items():
+            if isinstance(batch[0], Record):
+                records += batch
+            else:
+                records += [Record(r.topic, r.partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers)) for r in batch]
             self._metrics.add("tidemill_consumed_total", len(batch), topic=partition.topic, part=self._part)
         return records
 
-    def take_assignment(self) -> frozenset[tuple[str, int]] | None:
-        """The assigned (topic, partition) pairs when a rebalance happened since the last call; otherwise None.
+    def take_assignment(self) -> Assigned | None:
+        """What is assigned, when a rebalance happened since the last call; otherwise None.
 
-        A rebalance happens inside ``poll`` only. The records of that poll start at the group's committed offsets: a caller that keeps its own
-        offsets must drop them and seek.
+        A rebalance happens inside ``poll`` only. The records of that poll start, for what is new, at the group's committed offsets: a caller that
+        keeps its own offsets must drop them and seek.
         """
         if not self._rebalance.happened:
             return None
-        self._rebalance.happened = False
-        return frozenset((p.topic, p.partition) for p in self._consumer.assignment())
+        assigned = frozenset((p.topic, p.partition) for p in self._consumer.assignment())
+        told = Assigned(assigned, assigned & self._rebalance.held)
+        self._rebalance.happened, self._rebalance.held = False, assigned
+        return told
 
     def bounds(self, partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], tuple[int, int]]:
         """First offset that still exists and the next to be written, by (topic, partition). Asks Kafka."""
@@ -203,12 +206,20 @@ def end_offsets(settings: KafkaSettings, topic: Topic[Any], metrics: Metrics) ->
 
 
 class _Rebalance(kafka.ConsumerRebalanceListener):
-    """Remembers that a rebalance happened. It runs inside the client, so it does no more than that."""
+    """Remembers what a rebalance changed. It runs inside the client, so it does no more than that."""
 
-    happened = False
+    def __init__(self) -> None:
+        self.assignor = SideBySideAssignor()
+        self.happened = False
+        self.held: frozenset[tuple[str, int]] = frozenset()
+        """What was assigned when a rebalance was last told, without what was given up since."""
 
-    def on_partitions_revoked(self, revoked: object) -> None:
-        self.happened = True
+    def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        """Given up, or lost because the group took this member for dead."""
+        gone = {(p.topic, p.partition) for p in revoked}
+        self.held, self.assignor.owned, self.happened = self.held - gone, self.assignor.owned - gone, True
+
+    on_partitions_lost = on_partitions_revoked
 
     def on_partitions_assigned(self, assigned: object) -> None:
         self.happened = True

@@ -3,11 +3,11 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import kafka
 from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.producer.record_accumulator import RecordAccumulator
 
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Event
@@ -28,8 +28,7 @@ BATCH_BYTES = 128 << 10
 """Size of a batch to one partition. Each batch costs a request, and kafka-python's default of 16 KiB holds only eight episodes."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordPlace:
+class RecordPlace(NamedTuple):
     """The place of a record on the log."""
 
     topic: str
@@ -112,6 +111,9 @@ class Producer:
         producer, future = self._start(topic, key, value, headers)
 
         def wait() -> RecordPlace:
+            if future.is_done and future.exception is None:  # as after a flush
+                done = future.value
+                return RecordPlace(done.topic, done.partition, done.offset)
             refusing = producer
             try:
                 return self._await(future, topic)
@@ -136,7 +138,7 @@ class Producer:
         producer = self._producer
         try:
             partition = None if key is None else partition_of(key, self._partitions(topic))
-            future = producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
+            future = _send(producer, topic, partition, key, value, headers)
         except MessageSizeTooLargeError:  # not of this record: the client has given up because of another
             self._renew(producer)
             return self._start(topic, key, value, headers)
@@ -186,6 +188,18 @@ class Producer:
     def _failed(self, error: BaseException) -> None:
         if not isinstance(error, MessageSizeTooLargeError):  # that is told record by record
             self._failure = error
+
+
+def _send(producer: Any, topic: str, partition: int | None, key: bytes | None, value: bytes | None, headers: Headers) -> Any:
+    """As ``KafkaProducer.send`` does. What that does before it hands the record on, ``_start`` has done: it knows topic, partition and size, and the
+    bytes need no serializer. It costs as much as building the record, so the record is handed on here."""
+    accumulator = getattr(producer, "_accumulator", None)
+    if headers or partition is None or not isinstance(accumulator, RecordAccumulator):
+        return producer.send(topic, key=key, value=value, partition=partition, headers=list(headers))
+    future, is_full, is_new, _ = accumulator.append(kafka.TopicPartition(topic, partition), None, key, value, [])
+    if is_full or is_new:
+        producer._sender.wakeup()
+    return future
 
 
 class _Ended:

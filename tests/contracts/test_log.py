@@ -243,7 +243,7 @@ def polled_until(reached: Callable[[], bool], consumers: list[Consumer], owned: 
         for number, consumer in enumerate(consumers):
             consumer.poll(0.2)
             if (told := consumer.take_assignment()) is not None:
-                owned[number] = told
+                owned[number] = told.partitions
         if reached():
             return
     raise AssertionError(f"the partitions went to {owned}")

@@ -1,6 +1,7 @@
 """The join on a real Kafka: labels come out, nothing is lost by a kill, bad records are set aside."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,7 +15,7 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.join import join_loop as joiner
-from streams.join.join_session import GROUP
+from streams.join.join_session import GROUP, JoinSession
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Producer, committed_offsets, end_offsets, read_to_end
 from tests.support.running import running, wait_for
@@ -124,3 +125,34 @@ def test_lost_state_is_folded_again_from_the_log(context: PartContext, producer:
     with joining(fresh):
         producer.publish(FEEDBACK, thumb(ep.episode_id, up=False, user_id="bob"))
         wait_for(lambda: newest_labels(context.kafka)[ep.episode_id].verdict == 0.5)
+
+
+def test_a_restart_of_one_join_leaves_the_others_partitions_open(kafka_settings: KafkaSettings, tmp_path: Path) -> None:
+    def session(name: str) -> JoinSession:
+        context = PartContext(kafka_settings, ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path / name)
+        return JoinSession(JoinSettings(), context)
+
+    def turn_until(reached: Callable[[], bool], sessions: dict[str, JoinSession]) -> None:
+        until = time.monotonic() + 120
+        while not reached():
+            assert time.monotonic() < until, [sorted(each.parts) for each in sessions.values()]
+            for each in sessions.values():
+                each.turn()
+
+    sessions = {"stays": session("stays")}
+    stays = sessions["stays"]
+    turn_until(lambda: len(stays.parts) == 4, sessions)
+    opened = dict(stays.parts)
+    sessions["comes"] = session("comes")
+    turn_until(lambda: [len(each.parts) for each in sessions.values()] == [2, 2], sessions)
+    own = dict(stays.parts)
+    assert all(own[number] is opened[number] for number in own), "they were never closed"
+    for _ in range(2):
+        sessions.pop("comes").close()
+        turn_until(lambda: len(stays.parts) == 4, sessions)
+        assert all(stays.parts[number] is part for number, part in own.items())
+        sessions["comes"] = session("comes")
+        turn_until(lambda: [len(each.parts) for each in sessions.values()] == [2, 2], sessions)
+        assert stays.parts == own
+    for each in sessions.values():
+        each.close()

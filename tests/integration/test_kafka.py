@@ -175,7 +175,7 @@ def _dealt(consumers: list[Consumer]) -> list[frozenset[tuple[str, int]]]:
         for index, consumer in enumerate(consumers):
             consumer.poll(0.2)
             if (now := consumer.take_assignment()) is not None:
-                owned[index], quiet_since = now, time.monotonic()
+                owned[index], quiet_since = now.partitions, time.monotonic()
         if all(owned) and time.monotonic() - quiet_since > 5:
             return owned
     raise AssertionError(f"never settled: {owned}")

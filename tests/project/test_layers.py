@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {"streams": 0, "reward": 1, "learner": 2, "actor": 2, "infra": 3, "dashboards": 3}
 HOMES = {
     "kafka": ("streams/kafka/",),
+    "aiokafka": ("streams/kafka/",),
     "faust": ("reward/updater/faust_app.py", "reward/updater/faust_fixes.py"),
     "ray": ("learner/distributed/ray_cluster.py",),
     "peft": ("learner/models/lora_policy.py", "reward/features/backbone_tuning.py"),

@@ -108,3 +108,28 @@ def test_a_window_beyond_what_a_topic_keeps_is_told_with_both_values() -> None:
     assert "join.window_days = 30" in told
     assert "tidemill.episodes.v1 is kept: retention.ms is 7 days" in told
     assert remembered(JoinSettings(), kept) > timedelta(days=36_000), "for ever, where feedback is kept for ever"
+
+
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_what_stays_with_a_member_through_a_rebalance_is_not_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cooperative: bool) -> None:
+    """Where the group makes every member give up everything, nothing stays: another may have had it meanwhile."""
+    world = JoinWorld(monkeypatch, tmp_path, 1, JoinSettings(batch_records=3, expire_every_s=60), {}, cooperative)
+    world.start("north")
+    world.publish(answer(world))
+    world.settle()
+    north = world.machines["north"].session
+    assert north is not None
+    opened = dict(north.parts)
+    world.start("south")
+    world.settle()
+    stays = dict(north.parts)
+    assert 0 < len(stays) < len(opened)
+    assert {number for number, part in stays.items() if part is opened[number]} == (set(stays) if cooperative else set())
+    world.publish(thumb(world, "meanwhile"))
+    world.settle()
+    world.stop("south")
+    world.settle()
+    assert len(north.parts) == len(opened)
+    assert [number for number, part in stays.items() if north.parts[number] is not part] == ([] if cooperative else list(stays))
+    assert world.labels()["ep"].feedback_ids == ("meanwhile",)
+    assert world.ledger().balanced, str(world.ledger())

@@ -225,31 +225,31 @@ class SimulatedFuture:
     def __init__(self, deliver: Callable[[], None]) -> None:
         self._deliver = deliver
         self._callbacks: list[Callable[[object], None]] = []
-        self.result: Record | None = None
-        self.error: Exception | None = None
+        self.value: Record | None = None
+        self.exception: Exception | None = None
 
     @property
     def is_done(self) -> bool:
-        return self.result is not None or self.error is not None
+        return self.value is not None or self.exception is not None
 
     def add_both(self, callback: Callable[[object], None]) -> None:
         if self.is_done:
-            callback(self.error or self.result)
+            callback(self.exception or self.value)
         else:
             self._callbacks.append(callback)
 
     def end(self, result: Record | None, error: Exception | None = None) -> None:
-        self.result, self.error = result, error
+        self.value, self.exception = result, error
         for callback in self._callbacks:
             callback(error or result)
 
     def get(self, timeout: float | None = None) -> Record:
         self._deliver()
-        if self.error is not None:
-            raise self.error
-        if self.result is None:
+        if self.exception is not None:
+            raise self.exception
+        if self.value is None:
             raise KafkaTimeoutError("no acknowledgement in time")
-        return self.result
+        return self.value
 
 
 class SimulatedProducer:

@@ -19,7 +19,8 @@ from reward.trust.drift_alarm import rise_of_mean
 from reward.trust.voter_trust import smoothed_trust, trust_of_voters
 from reward.updater.refitter import Refitter
 from streams.core.events import Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import KnownEpisode, label_of
+from streams.join.episode_state import KnownEpisode
+from streams.join.feedback_join import label_of
 from streams.join.join_settings import JoinSettings
 from tests.unit.reward.test_refitter import SMALL, TEN, CountedLetters, checksum, label, refitter
 

@@ -16,7 +16,8 @@ from streams.core.metrics import Metrics
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, DEAD_LETTERS, EPISODES, ERASED, ERASURES, FEEDBACK, REWARD_MODELS
 from streams.erasure.erasure_follower import ErasureRequest
-from streams.join.feedback_join import DEFAULT_EVIDENCE, EpisodeState, KnownEpisode
+from streams.join.episode_state import EpisodeState, KnownEpisode
+from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.join.join_settings import JoinSettings
 from streams.join.sqlite_state import PartitionState
 from streams.kafka import Record

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from infra.settings.config import load
 from streams.core.errors import ConfigError
 from streams.core.events import Evidence, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import KnownEpisode, label_of
+from streams.join.episode_state import KnownEpisode
+from streams.join.feedback_join import label_of
 from streams.join.join_settings import JoinSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from streams.core.errors import InvalidEvent
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import ArrivedFeedback, FeedbackJoin, StatesInMemory
+from streams.join.episode_state import ArrivedFeedback
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

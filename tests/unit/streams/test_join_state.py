@@ -11,10 +11,12 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec import structs
 
 from streams.core.errors import Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Message, Outcome
-from streams.join.feedback_join import ArrivedFeedback, EpisodeState, FeedbackJoin, StatesInMemory
+from streams.join.episode_state import ArrivedFeedback, EpisodeState
+from streams.join.feedback_join import FeedbackJoin, StatesInMemory
 from streams.join.join_settings import JoinSettings
 from streams.join.sqlite_state import PartitionState, Reached
 
@@ -86,6 +88,35 @@ def test_a_damaged_file_is_folded_again_from_nothing(tmp_path: Path) -> None:
     again = PartitionState(tmp_path / "s", 10)
     assert again.get("a") is None
     assert again.reached == {}
+
+
+OLD = """{"known":{"policy":"p","tenant":"t","user_id":"ann","conversation_id":null,"adapter":null,"assignment":null,"outcome":"completed",
+"messages":[{"role":"user","content":"q","tool_calls":null,"tool_call_id":null,"name":"ann"}],"answer":"a","ended_at":"2026-01-01T00:00:00Z"},
+"feedback":[{"feedback":{"schema_version":1,"feedback_id":"f","episode_id":"e","user_id":"bob","kind":"thumb","thumb":"up","rating":null,"text":null,
+"over":null,"signal":null,"retracts":null,"at":"2026-01-01T00:00:00Z"},"at":"2026-01-01T00:00:00Z","offset":7}],
+"superseded":["s"],"expires_at":"2026-01-02T00:00:00Z","erasures":1,"closed":null}"""
+
+
+def test_a_state_of_an_older_version_is_read_and_its_episode_outlives_the_next_thumb(tmp_path: Path) -> None:
+    store = PartitionState(tmp_path / "s", cached=0)
+    store._database.execute("INSERT INTO standings VALUES ('e', ?, 0, 0)", (OLD,))
+    found = store.get("e")
+    assert found is not None
+    assert found.known is not None
+    assert found.known.messages == (Message.model_validate({"role": "user", "content": "q", "name": "ann"}),)
+    assert (found.known.outcome, found.known.ended_at, found.superseded, found.erasures) == (Outcome.COMPLETED, T0, ("s",), 1)
+    assert found.feedback[0].feedback == Feedback(feedback_id="f", episode_id="e", user_id="bob", kind=FeedbackKind.THUMB, thumb="up", at=T0)
+    for _ in range(2):  # with the episode in its state, and apart from it
+        store["e"] = structs.replace(found, erasures=found.erasures + 1)
+        store.commit({})
+        found = store.get("e")
+        assert found is not None
+        assert found.known is not None
+        assert [store.find_where(lambda raw, who=who: f'"{who}"'.encode() in raw) for who in ("ann", "bob", "cy")] == [["e"], ["e"], []]  # type: ignore[misc]
+    del store["e"]
+    store.commit({})
+    assert store.find_where(lambda _: True) == []
+    assert sqlite3.connect(tmp_path / "s").execute("SELECT count(*) FROM episodes").fetchone() == (0,)
 
 
 def test_a_full_disk_is_something_to_wait_for(tmp_path: Path) -> None:

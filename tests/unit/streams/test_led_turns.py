@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from streams.core.events import Feedback, FeedbackKind, LedTurn, Message
 from streams.erasure.forgotten_people import Forgotten, label_without
+from streams.join.episode_state import decode_state
 from streams.join.feedback_channels import led_turns
-from streams.join.feedback_join import KnownEpisode
 from streams.join.join_settings import JoinSettings
 from tests.unit.streams.test_feedback_join import SETTINGS, T0, Bench, episode, feedback
 
@@ -61,7 +61,8 @@ def test_an_erasure_of_the_only_voter_takes_it_from_the_earlier_answers_too() ->
 
 
 def test_a_state_from_before_these_fields_is_read() -> None:
-    known = KnownEpisode.model_validate_json(
-        '{"policy":"p","tenant":"t","adapter":null,"outcome":"completed","messages":[],"answer":"a","ended_at":"2026-01-01T00:00:00Z"}'
-    )
-    assert (known.tools, known.tool_calls, known.chat_template_kwargs, known.unrenderable) == ((), (), {}, None)
+    known = b'{"policy":"p","tenant":"t","adapter":null,"outcome":"completed","messages":[],"answer":"a","ended_at":"2026-01-01T00:00:00Z"}'
+    for whole, apart in ((b'{"expires_at":"2026-01-02T00:00:00Z","known":' + known + b"}", None), (b'{"expires_at":"2026-01-02T00:00:00Z"}', known)):
+        found = decode_state(whole, apart).known
+        assert found is not None
+        assert (found.tools, found.tool_calls, found.chat_template_kwargs, found.unrenderable) == ((), (), {}, None)
