@@ -79,7 +79,7 @@ async def serve(engine: Any, args: Any, settings: ActorSettings, gated: bool, co
     try:
         await _serve_http(app, engine, follower, settings, context)
     finally:
-        await asyncio.to_thread(follower.join, settings.poll_s + 5)
+        await asyncio.to_thread(follower.join, settings.poll_s + 5, told_to_stop=not engine.errored)
         await asyncio.to_thread(publisher.close)
         await asyncio.to_thread(outbox.close, settings.drain_s)
 

@@ -17,6 +17,7 @@ from queue import Queue
 from typing import Protocol
 
 import structlog
+from msgspec import structs
 
 from actor.adapters.adapter_choice import GatedAdapter, NewestAdapter
 from actor.adapters.adapter_shape import check_shape
@@ -29,10 +30,11 @@ from streams.artifacts.artifact_store import fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import AdapterVersion, Attestation, Erased, Erasure, Event
 from streams.core.part_context import PartContext
-from streams.core.record_faults import blamed_on_record
-from streams.core.topics import ATTESTATIONS, BY_NAME, ERASED, ERASURES
+from streams.core.record_faults import RecordInHand
+from streams.core.topics import ATTESTATIONS, BY_NAME, DEAD_LETTERS, ERASED, ERASURES
 from streams.core.traces import Headers, trace_in_logs
-from streams.kafka import Consumer
+from streams.kafka import Consumer, Record
+from streams.kafka.dead_letters import letter_of
 from streams.outbox.outbox import Outbox
 
 RETRY_S = 2.0
@@ -85,6 +87,9 @@ class AdapterLoader:
         self._proofs: dict[str, Attestation] = {}
         self._adapters: dict[str, AdapterVersion] = {}
         self._requested: Queue[tuple[str, Future[bool]]] = Queue()
+        self._places: dict[str, Record] = {}
+        """The records that told of the adapters, without their values."""
+        self._in_hand = RecordInHand(context.state / "adapters.in-hand")
         self._traced: dict[str, Headers] = {}
         """Trace contexts of the adapters on the log."""
         self._given: dict[str, str] = {}
@@ -117,9 +122,11 @@ class AdapterLoader:
             asked.set_result(False)
         return asked
 
-    def join(self, timeout_s: float) -> None:
-        """Wait for the thread, which ends when the part is stopped."""
+    def join(self, timeout_s: float, told_to_stop: bool = True) -> None:
+        """Wait for the thread, which ends when the part is stopped. An adapter that is being loaded then is not to blame, unless the engine died."""
         self._thread.join(timeout_s)
+        if told_to_stop and not (self.ended.done() and self.ended.exception()):
+            self._in_hand.put_down()
 
     def _run(self) -> None:
         try:
@@ -141,7 +148,7 @@ class AdapterLoader:
             while not self._context.stopping.is_set():
                 self._beat()
                 for record in consumer.poll(0.0 if self._requested.qsize() else self._settings.poll_s):
-                    self._note(record.topic, record.value, record.headers)
+                    self._note(record)
                 if consumer.measure_lag() == 0:
                     self._apply_route()
                     self.caught_up.set()
@@ -160,24 +167,32 @@ class AdapterLoader:
         """A turn may load and attest as many adapters as fit the engine, each in ``load_timeout_s``."""
         self._context.health.heartbeat("adapters", HANGS_S + self._settings.load_timeout_s * self._settings.max_loras)
 
-    def _note(self, topic: str, value: bytes | None, headers: Headers = ()) -> None:
-        if value is None:
+    def _note(self, record: Record) -> None:
+        if record.value is None:
             return
         try:
-            with blamed_on_record("the adapter loader"):
-                self._take(BY_NAME[topic].decode(value), headers)
+            with self._working_on(record):
+                self._take(BY_NAME[record.topic].decode(record.value), record)
         except InvalidEvent as error:
             self._context.metrics.add("tidemill_adapters_refused_total", reason="invalid_event")
-            log.warning("an event cannot be read", topic=topic, error=str(error))
+            log.warning("an event cannot be read", topic=record.topic, error=str(error))
+            if error.reason == "deadly" and self._in_hand.first_told(record.topic, record.partition, record.offset):
+                self._outbox.put(DEAD_LETTERS, letter_of(record, error, "actor", self._context.clock.now()))
 
-    def _take(self, event: Event, headers: Headers) -> None:
+    def _working_on(self, record: Record, loading: bool = False) -> RecordInHand:
+        """Noting an adapter and loading it are told apart: what kills by being loaded is known, and refused. An engine that dies ends the replica."""
+        what = f"{record.topic} loaded" if loading else record.topic
+        return self._in_hand.working_on(what, record.partition, record.offset, "the adapter loader", survives=not loading)
+
+    def _take(self, event: Event, record: Record) -> None:
         if isinstance(event, Erasure):
             self._erase(event)
             return
         if isinstance(event, AdapterVersion) and event.policy == self._context.policy:
             self._adapters[event.name] = event
-            if headers:
-                self._traced[event.name] = headers
+            self._places[event.name] = structs.replace(record, value=None)
+            if record.headers:
+                self._traced[event.name] = record.headers
         self._chooser.note(event)
 
     def _erase(self, erasure: Erasure) -> None:
@@ -261,10 +276,14 @@ class AdapterLoader:
         metric give the reason. Raises Unavailable."""
         began, began_at = time.monotonic(), self._context.clock.now()
         try:
-            folder = self._checked(adapter)
-            verdict = self._load_and_compare(adapter, folder, read_probes(folder))
+            with self._working_on(self._places[adapter.name], loading=True):
+                folder = self._checked(adapter)
+                verdict = self._load_and_compare(adapter, folder, read_probes(folder))
             if not verdict.passed:
                 self._refuse(adapter, "not_attested", verdict.reason)
+        except InvalidEvent as error:
+            verdict = Verdict("refused", str(error)[:1000])
+            self._refuse(adapter, error.reason, verdict.reason)
         except (BadArtifact, AttestationFailed) as error:
             verdict = Verdict("refused", str(error)[:1000])
             self._refuse(adapter, "bad_artifact" if isinstance(error, BadArtifact) else "not_attested", verdict.reason)

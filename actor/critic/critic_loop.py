@@ -19,9 +19,10 @@ from actor.critic.critic_settings import CriticSettings
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome
 from streams.core.part_context import PartContext
-from streams.core.record_faults import blamed_on_record
+from streams.core.record_faults import RecordInHand
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.kafka import Consumer, Producer, Record
+from streams.kafka.dead_letters import DeadLetters
 
 LOOP = "critic"
 RETRY_S = 5.0
@@ -141,11 +142,12 @@ def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
     producer = Producer(context.kafka, context.metrics, "tidemill-critic")
     consumer = Consumer(context.kafka, [EPISODES], "critic", context.metrics, group=f"tidemill-critic-{context.policy}", start="latest")
     critic = Critic(settings, OpenAiJudge(settings, base_url), context)
+    judging = JudgedRecords(critic, context, DeadLetters(producer, context.clock, context.metrics, "critic"))
     try:
         while not context.stopping.is_set():
             try:
                 records = consumer.poll(timeout_s=1.0, max_records=settings.at_once)
-                for feedback in (each for record in records for each in _feedback_on(critic, record, context)):
+                for feedback in (each for record in records for each in judging.feedback_on(record)):
                     producer.send(FEEDBACK, feedback)
                 producer.flush()
                 if not context.stopping.is_set():
@@ -155,22 +157,33 @@ def run(settings: CriticSettings, base_url: str, context: PartContext) -> None:
                 log.warning("the critic waits", error=str(error))
                 context.stopping.wait(RETRY_S)
     finally:
+        judging.close()
         consumer.close()
         producer.close()
 
 
-def _feedback_on(critic: Critic, record: Record, context: PartContext) -> list[Feedback]:
-    """Wait while the judge is unavailable. Only records that are not episodes are skipped; the join sets them aside."""
-    while not context.stopping.is_set():
-        try:
-            with blamed_on_record("the critic"):
-                return critic.feedback(EPISODES.decode(record.value))
-        except InvalidEvent as error:
-            if error.reason == "unusable":
-                log.warning("an episode cannot be judged", partition=record.partition, offset=record.offset, error=str(error))
-            return []
-        except Unavailable as error:
-            log.warning("the critic waits", error=str(error))
-            context.health.mark_missing(LOOP)
-            context.stopping.wait(RETRY_S)
-    return []
+class JudgedRecords:
+    """Records through the critic, one by one."""
+
+    def __init__(self, critic: Critic, context: PartContext, letters: DeadLetters) -> None:
+        self._critic, self._context, self._letters = critic, context, letters
+        self._in_hand = RecordInHand(context.state / "critic.in-hand")
+
+    def feedback_on(self, record: Record) -> list[Feedback]:
+        """Wait while the judge is unavailable. What is no episode is skipped, since the join sets it aside; what cannot be judged is set aside."""
+        while not self._context.stopping.is_set():
+            try:
+                with self._in_hand.working_on(record.topic, record.partition, record.offset, "the critic"):
+                    return self._critic.feedback(EPISODES.decode(record.value))
+            except InvalidEvent as error:
+                if error.reason in ("unusable", "deadly"):
+                    self._letters.set_aside(record, error)
+                return []
+            except Unavailable as error:
+                log.warning("the critic waits", error=str(error))
+                self._context.health.mark_missing(LOOP)
+                self._context.stopping.wait(RETRY_S)
+        return []
+
+    def close(self) -> None:
+        self._in_hand.close()

@@ -24,9 +24,10 @@ from reward.trust.live_answers import report_rule
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import Promotion, new_id
 from streams.core.part_context import PartContext
-from streams.core.record_faults import blamed_on_record
+from streams.core.record_faults import RecordInHand
 from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import Consumer, Producer
+from streams.kafka.dead_letters import DeadLetters
 
 LOOP = "promotion"
 RETRY_S = 5.0
@@ -72,6 +73,8 @@ class Promoter:
         topics: list[Topic[Any]] = [ADAPTERS, ATTESTATIONS, REWARD_MODELS, PROMOTIONS, LABELS, EPISODES, ERASURES]
         context.metrics.add("tidemill_promotion_trials_total", 0)  # a rate over the first trial needs a start value
         self._producer = Producer(context.kafka, context.metrics, "tidemill-promoter")
+        self._letters = DeadLetters(self._producer, context.clock, context.metrics, "promoter")
+        self._in_hand = RecordInHand(context.state / "promoter.in-hand")
         self._consumer = Consumer(context.kafka, topics, "promoter", context.metrics)
         partitions = [key for key in self._consumer.positions() if key[0] == EPISODES.name]
         bounds = self._consumer.bounds(partitions)
@@ -96,6 +99,7 @@ class Promoter:
         """Hang up."""
         self._consumer.close()
         self._producer.close()
+        self._in_hand.close()
 
     def _try(self) -> PromotionMove | None:
         trial = self.observed.standing.trial
@@ -113,10 +117,12 @@ class Promoter:
                     self.observed.remove_label((record.key or b"").decode(errors="replace"))
                     continue
                 try:
-                    with blamed_on_record("the promoter"):
+                    with self._in_hand.working_on(record.topic, record.partition, record.offset, "the promoter"):
                         self.observed.note(BY_NAME[record.topic].decode(record.value))
-                except InvalidEvent as error:  # who owns the topic sets it aside
+                except InvalidEvent as error:  # what nobody can decode, who owns the topic sets aside
                     log.warning("event_skipped", topic=record.topic, offset=record.offset, reason=error.reason)
+                    if error.reason == "deadly" and self._in_hand.first_told(record.topic, record.partition, record.offset):
+                        self._letters.set_aside(record, error)
             if self._consumer.measure_lag() == 0 or self._context.stopping.is_set():
                 return
 

@@ -17,7 +17,7 @@ from reward.fit.reward_model import RewardModel
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import AdapterVersion, Episode, Erased, RewardModelVersion
 from streams.core.part_context import PartContext
-from streams.core.record_faults import blamed_on_record
+from streams.core.record_faults import RecordInHand
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower, read_erased
@@ -35,6 +35,7 @@ class LogFeed:
         self._settings, self._context, self._features = settings, context, features
         self._dead_letters = DeadLetters(producer, context.clock, context.metrics, "learner")
         self._producer = producer
+        self._in_hand = RecordInHand(context.state / "feed.in-hand")
         self._erasures = ErasureFollower(context, "learner")
         self._erased_up_to = 0
         self._save_due = False
@@ -87,7 +88,7 @@ class LogFeed:
         while records := self._consumer.poll(timeout_s=0.05):
             for record in records:
                 try:
-                    with blamed_on_record("the learner's feed"):
+                    with self._in_hand.working_on(record.topic, record.partition, record.offset, "the learner's feed"):
                         if record.topic == EPISODES.name:
                             self._add_prompt(EPISODES.decode(record.value), record.timestamp_ms)
                         elif record.topic == LABELS.name:
@@ -95,7 +96,7 @@ class LogFeed:
                         elif (event := REWARD_MODELS.decode(record.value)).policy == self._context.policy:
                             newest = (record, event)
                 except InvalidEvent as error:  # join and reward set aside what nobody can decode of the others; twice would count it twice
-                    if record.topic == REWARD_MODELS.name or error.reason == "unusable":
+                    if record.topic == REWARD_MODELS.name or error.reason in ("unusable", "deadly"):
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)
@@ -136,6 +137,7 @@ class LogFeed:
         """Close the consumers."""
         self._erasures.close()
         self._consumer.close()
+        self._in_hand.close()
 
     def note_versions(self, adapters: Iterable[AdapterVersion]) -> None:
         """Versions were published: labels on their answers may come."""
@@ -196,10 +198,14 @@ class LogFeed:
     def _take_reward_model(self, record: Record, event: RewardModelVersion) -> None:
         name = f"{event.version}-{event.artifact.sha256[:12]}"
         try:
-            folder = self._context.artifacts.fetch(event.artifact, self._context.state / "reward-models" / name)
-            RewardModel.load(folder)  # one that cannot be read is refused here, not in the middle of a step
+            with self._in_hand.working_on(record.topic, record.partition, record.offset, "the learner's feed"):
+                folder = self._context.artifacts.fetch(event.artifact, self._context.state / "reward-models" / name)
+                RewardModel.load(folder)  # one that cannot be read is refused here, not in the middle of a step
         except BadArtifact as error:
             self._dead_letters.set_aside(record, InvalidEvent("bad_artifact", str(error)))
+            return
+        except InvalidEvent as error:
+            self._dead_letters.set_aside(record, error)
             return
         if self._reward is not None and self._reward[1] != folder:
             shutil.rmtree(self._reward[1], ignore_errors=True)

@@ -1,7 +1,7 @@
 """One batch of records through the updater's steps, each told where it may run. Between Kafka's worker and the pure parts."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,11 +19,15 @@ from reward.updater.version_publisher import VersionPublisher
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Label
 from streams.core.part_context import PartContext
+from streams.core.record_faults import RecordInHand
 from streams.core.topics import LABELS
 from streams.erasure.missed_tombstones import keys_on_log, may_have_missed
 from streams.kafka import Producer, Record, committed_offsets, end_offsets
 from streams.kafka.dead_letters import DeadLetters
 
+PART = "the reward updater"
+TOGETHER = (f"{LABELS.name}, a batch", 0, 0)
+"""In hand while the features of a batch are computed."""
 log = structlog.get_logger()
 
 
@@ -57,6 +61,7 @@ class BatchSteps:
     def __init__(self, settings: RewardSettings, context: PartContext) -> None:
         self._context = context
         self._featurizer = featurizer = features_of_part(context.base, settings, context.state)
+        self._in_hand = RecordInHand(context.state / "updater.in-hand")
         self._producer = Producer(context.kafka, context.metrics, "tidemill-reward")
         self._dead = DeadLetters(self._producer, context.clock, context.metrics, "reward")
         self._versions = VersionPublisher(settings, context, self._producer, featurizer.fingerprint)
@@ -116,17 +121,44 @@ class BatchSteps:
     def prepare(self, records: Sequence[Record]) -> Batch:
         """Decode, set aside what is bad (durably), compute features. Slow: on a thread of its own."""
         read, gone = labels_and_tombstones(records, self._label)
-        self._producer.flush()
-        self._watch.add([label for label, *_ in read])
         if gone or any(label.erasures for label, *_ in read):
             self._featurizer.clear_cache()
-            self._watch.remove(gone)
         if unreadable := sum(is_unreadable(label) for label, *_ in read):
             self._context.metrics.add("tidemill_reward_left_out_total", unreadable, reason="media")
-        entries = [
-            entry for unseen, some in groupby(read, self._is_unseen) for entry in self._refitter.prepare([label for label, *_ in some], unseen=unseen)
-        ]
+        places = {(record.partition, record.offset): record for record in records}
+        made = self._entries(read, places)
+        self._producer.flush()
+        self._watch.remove(gone)
+        entries: list[BufferEntry] = []
+        for unseen, some in groupby(made, lambda pair: self._is_unseen(pair[0])):
+            alike = [entry for _, entry in some]
+            entries += self._refitter.predicted(alike) if unseen else alike
         return Batch(records, entries, gone)
+
+    def _entries(self, read: Sequence[ReadLabel], places: Mapping[tuple[int, int], Record]) -> list[tuple[ReadLabel, BufferEntry]]:
+        """The entries without predictions, of all labels at once. Where that failed, or ended the process before, one by one: then it shows which
+        label is to blame, and that one is set aside."""
+        if not self._in_hand.died_at(*TOGETHER):
+            try:
+                with self._in_hand.working_on(*TOGETHER, PART):
+                    entries = self._refitter.prepare([each.label for each in read], unseen=False)
+                    self._watch.add([each.label for each in read])
+                    return list(zip(read, entries, strict=True))
+            except InvalidEvent as error:
+                log.info("labels are taken one by one", error=str(error))
+        made = [(each, entry) for each in read if (entry := self._entry(each.label, places[each.partition, each.offset])) is not None]
+        self._in_hand.forget(*TOGETHER)
+        return made
+
+    def _entry(self, label: Label, record: Record) -> BufferEntry | None:
+        try:
+            with self._in_hand.working_on(record.topic, record.partition, record.offset, PART):
+                (entry,) = self._refitter.prepare([label], unseen=False)
+                self._watch.add([label])
+                return entry
+        except InvalidEvent as error:
+            self._dead.set_aside(record, error)
+            return None
 
     def _is_unseen(self, read: ReadLabel) -> bool:
         """True when the published version was fitted without this label: a version's word on a label that it knows is no prediction."""
@@ -136,7 +168,8 @@ class BatchSteps:
         """A label of our policy; what cannot be read is set aside."""
         self._context.metrics.add("tidemill_consumed_total", topic=record.topic, part="reward")
         try:
-            label = LABELS.decode(record.value)
+            with self._in_hand.working_on(record.topic, record.partition, record.offset, PART):
+                label = LABELS.decode(record.value)
         except InvalidEvent as error:
             self._dead.set_aside(record, error)
             return None
@@ -182,3 +215,4 @@ class BatchSteps:
     def close(self) -> None:
         """Hang up."""
         self._producer.close()
+        self._in_hand.close()

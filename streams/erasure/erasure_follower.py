@@ -8,6 +8,7 @@ import structlog
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Erased, Erasure
 from streams.core.part_context import PartContext
+from streams.core.record_faults import RecordInHand, blamed_on_record
 from streams.core.topics import ERASED, ERASURES
 from streams.erasure.forgotten_people import Forgotten
 from streams.kafka import Consumer, Record
@@ -29,6 +30,7 @@ class ErasureFollower:
 
     def __init__(self, context: PartContext, part: str) -> None:
         """Returns when everything that is on the topic now has been read. Raises Unavailable."""
+        self._in_hand = RecordInHand(context.state / f"{part}-erasures.in-hand")
         self._consumer = Consumer(context.kafka, [ERASURES], part, context.metrics)
         self.forgotten = Forgotten()
         self.asked: list[ErasureRequest] = []
@@ -47,7 +49,7 @@ class ErasureFollower:
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Read new erasures. True when there were any."""
         before = len(self.asked)
-        self.asked += read_erasures(self._consumer.poll(timeout_s), self.forgotten)
+        self.asked += read_erasures(self._consumer.poll(timeout_s), self.forgotten, self._in_hand)
         return len(self.asked) > before
 
     def since(self, offset: int) -> list[ErasureRequest]:
@@ -57,14 +59,17 @@ class ErasureFollower:
     def close(self) -> None:
         """Close the consumer."""
         self._consumer.close()
+        self._in_hand.close()
 
 
-def read_erasures(records: Iterable[Record], forgotten: Forgotten) -> list[ErasureRequest]:
-    """Decode erasures and add them to ``forgotten``. A record that cannot be decoded is logged and skipped."""
+def read_erasures(records: Iterable[Record], forgotten: Forgotten, in_hand: RecordInHand | None = None) -> list[ErasureRequest]:
+    """Decode erasures and add them to ``forgotten``. A record that cannot be decoded, or has killed the part twice, is logged and skipped."""
     found = []
     for record in records:
+        step = "reading an erasure"
         try:
-            erasure = ERASURES.decode(record.value)
+            with in_hand.working_on(record.topic, record.partition, record.offset, step) if in_hand else blamed_on_record(step):
+                erasure = ERASURES.decode(record.value)
         except InvalidEvent as error:
             log.error("an erasure cannot be read and has no effect", offset=record.offset, error=str(error))
             continue

@@ -64,8 +64,8 @@ PARTS: dict[str, Rights] = {
     "streams": Rights(reads=TOPICS, writes=(LABELS, DEAD_LETTERS, ERASED), groups=("tidemill-join",)),
     "reward": Rights(reads=(LABELS, REWARD_MODELS), writes=(REWARD_MODELS, DEAD_LETTERS), groups=("tidemill-reward-*",), own=("tidemill-reward-*",)),
     "learner": Rights(reads=(EPISODES, LABELS, REWARD_MODELS, ADAPTERS, ERASURES, ERASED), writes=(ADAPTERS, DEAD_LETTERS, ERASED)),
-    "promoter": Rights(reads=(EPISODES, LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, ERASURES), writes=(PROMOTIONS,)),
-    "critic": Rights(reads=(EPISODES,), writes=(FEEDBACK,), groups=("tidemill-critic-*",)),
+    "promoter": Rights(reads=(EPISODES, LABELS, REWARD_MODELS, ADAPTERS, ATTESTATIONS, PROMOTIONS, ERASURES), writes=(PROMOTIONS, DEAD_LETTERS)),
+    "critic": Rights(reads=(EPISODES,), writes=(FEEDBACK, DEAD_LETTERS), groups=("tidemill-critic-*",)),
     "console": Rights(reads=TOPICS, writes=(PROMOTIONS, EPISODES, FEEDBACK)),
     "operator": Rights(reads=TOPICS, writes=(PROMOTIONS, ERASURES), watches_groups=("tidemill-join",), administers=True),
 }

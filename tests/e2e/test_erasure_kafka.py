@@ -107,7 +107,7 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
             wait_for(lambda: bool(versions(kafka)) and versions(kafka)[-1].labels == OTHERS + 2)
             knew = versions(kafka)[-1]
             feed = LogFeed(LearnerSettings(prompts_needed=1), learner, producer, featurizer.fingerprint)
-            wait_for(lambda: feed.read() or feed.is_ready)
+            wait_for(lambda: feed.read(0) or feed.is_ready)
             feed.save()
             wait_for(lambda: len(versions_of(Lake(kept.uri or ""), "default")) == len(versions(kafka)))
             assert traces(ring / "lake")
@@ -117,7 +117,7 @@ def test_a_person_is_forgotten_everywhere_and_later_versions_are_those_of_a_ring
             assert would_be.most_moved > 0
 
             erasure = ask(kafka, HER, "operator")
-            wait_for(lambda: feed.read() or certificate(kafka, "default", erasure).complete)
+            wait_for(lambda: feed.read(0) or certificate(kafka, "default", erasure).complete)
             found = certificate(kafka, "default", erasure)
             assert found.removed["lake (files)"]["episodes"] == 1
             assert found.removed["lake (files)"]["feedback"] == OTHERS + 4

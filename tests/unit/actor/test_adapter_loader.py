@@ -21,8 +21,9 @@ from streams.core.errors import AttestationFailed, BadArtifact, Unavailable
 from streams.core.events import AdapterVersion, Artifact, Attestation, Event, Promotion, new_id
 from streams.core.part_context import PartContext
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic
-from streams.kafka import KafkaSettings
+from streams.kafka import KafkaSettings, Record
 from tests.support.adapter_files import A, B, adapter_weights
+from tests.support.simulated_log import Killed
 
 PROBE = {"prompt_ids": [1], "output_ids": [2, 3], "adapter_logprobs": [-1.0, -2.0], "base_logprobs": [-2.0, -1.0]}
 WEIGHTS = adapter_weights()
@@ -98,7 +99,15 @@ class World:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.clock = FixedClock(self.now)
         self.context = PartContext(KafkaSettings(), self.store, "default", base, folder / "state", clock=self.clock)
-        self.follower = AdapterLoader(ActorSettings(), self.context, self.engine, self.spool, "r", gated)  # type: ignore[arg-type]
+        self.records: list[Record] = []
+        self.gated = gated
+        self.start()
+
+    def start(self) -> None:
+        """The replica's process begins, and reads the log from its beginning."""
+        self.follower = AdapterLoader(ActorSettings(), self.context, self.engine, self.spool, "r", self.gated)  # type: ignore[arg-type]
+        for record in self.records:
+            self.follower._note(record)
 
     def publish(self, version: int, config: dict[str, Any] = CONFIG, weights: bytes = WEIGHTS, norms: dict[str, float] | None = None,
                 **changes: Any) -> AdapterVersion:  # fmt: skip
@@ -112,13 +121,18 @@ class World:
                   "base_fingerprint": self.fingerprint, "targets": ("q_proj",), "reward_model_version": 1,
                   "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
         adapter = AdapterVersion(**(fields | changes))
-        self.follower._note(ADAPTERS.name, adapter.encode())
+        self.note(ADAPTERS, adapter.encode())
         return adapter
+
+    def note(self, topic: Topic[Any], value: bytes | None) -> None:
+        """A record of the log reaches the replica."""
+        self.records.append(Record(topic.name, 0, len(self.records), 0, b"k", value))
+        self.follower._note(self.records[-1])
 
     def move(self, adapter: str, move: str, **fields: Any) -> None:
         event = Promotion.model_validate({"promotion_id": new_id("pr"), "policy": "default", "adapter": adapter, "move": move, "reason": "test",
                                           "at": datetime(2026, 1, 1, tzinfo=UTC)} | fields)  # fmt: skip
-        self.follower._note(PROMOTIONS.name, event.encode())
+        self.note(PROMOTIONS, event.encode())
 
     def turn(self) -> None:
         self.follower._apply_route()
@@ -254,7 +268,7 @@ def heard(world: World, replica: str, adapter: str, passed: bool = True, minutes
     """Another replica has said so, minutes after the promotion."""
     event = Attestation(replica=replica, adapter=adapter, adapter_sha256="0" * 64, passed=passed, reason="told", load_ms=1.0,
                         at=world.now + timedelta(minutes=minutes))  # fmt: skip
-    world.follower._note(ATTESTATIONS.name, event.encode())
+    world.note(ATTESTATIONS, event.encode())
 
 
 def promoted_beside_others(world: World) -> None:
@@ -517,11 +531,57 @@ def test_other_bytes_under_a_name_that_was_loaded_are_refused_for_the_engines_pr
 
 def test_another_policys_adapter_and_an_unreadable_event_are_passed_by(world: World) -> None:
     world.publish(1, policy="other")
-    world.follower._note(ADAPTERS.name, b"{")
-    world.follower._note(ADAPTERS.name, None)
+    world.note(ADAPTERS, b"{")
+    world.note(ADAPTERS, None)
     world.turn()
     assert world.engine.loaded == []
     assert world.context.metrics.value("tidemill_adapters_refused_total", reason="invalid_event") == 1
+
+
+class EngineDied(Exception):
+    """vLLM's own error, which ends the replica."""
+
+
+@pytest.mark.parametrize("end", [Killed, EngineDied])
+def test_an_adapter_that_kills_the_replica_twice_is_refused_and_the_one_before_it_serves(
+    world: World, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    load = world.engine.load
+
+    def dying(name: str, folder: Path) -> None:
+        if name == "default@2":
+            raise end
+        load(name, folder)
+
+    monkeypatch.setattr(world.engine, "load", dying)
+    world.publish(1)
+    world.publish(2)
+    for _ in range(2):
+        with pytest.raises(end):
+            world.turn()
+        world.start()
+    world.turn()
+    assert world.engine.live == ["default@1"]
+    assert world.verdicts == {"default@2": False, "default@1": True}
+    assert "died 2 times" in world.spool.events[0].reason
+    assert world.context.metrics.value("tidemill_adapters_refused_total", reason="deadly") == 1
+
+
+def test_a_replica_that_is_told_to_stop_while_it_loads_does_not_blame_the_adapter(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(name: str, folder: Path) -> None:
+        raise Killed
+
+    load = world.engine.load
+    monkeypatch.setattr(world.engine, "load", killed)
+    world.publish(1)
+    for _ in range(3):
+        with pytest.raises(Killed):
+            world.turn()
+        world.follower._in_hand.put_down()
+        world.start()
+    monkeypatch.setattr(world.engine, "load", load)
+    world.turn()
+    assert world.engine.live == ["default@1"]
 
 
 def test_a_bug_in_the_follower_is_not_silent(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_an_answer_whose_tombstone_is_gone_is_dropped_at_the_start(
     for episode_id in ("ep-1", "ep-2"):
         producer().publish(LABELS, label(episode_id))
     first = feed(NOW)
-    first.read()
+    first.read(0)
     assert len(first.labelled) == 2
     first.save()
     first.close()
@@ -50,7 +50,7 @@ def test_an_answer_whose_tombstone_is_gone_is_dropped_at_the_start(
         held.records[:] = [record for record in held.records if record.key != b"ep-1"]
     again = feed(NOW + timedelta(hours=down_h))
     assert len(again.labelled) == (1 if reads_again else 2)
-    again.read()
+    again.read(0)
     again.close()
     kept = (tmp_path / "judged.json").read_text()
     assert ("ep-1" in kept) is not reads_again

@@ -51,6 +51,7 @@ def test_rights_are_told_as_kafkas_own_tools_call_them() -> None:
     assert grants("critic") == [
         ("Read", "topic", "tidemill.episodes.v1"),
         ("Write", "topic", "tidemill.feedback.v1"),
+        ("Write", "topic", "tidemill.dead-letters.v1"),
         ("Read", "group", "tidemill-critic-*"),
     ]
     assert principal_of("actor", "User:CN={part}") == "User:CN=actor"

@@ -126,7 +126,7 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         wait_for(lambda: len(list(Lake(kept.uri or "").records(LABELS))) == len(kafka.records(LABELS)))
         feed = LogFeed(LearnerSettings(prompts_needed=100),
                     context("learner"), kafka.producer(), words.fingerprint)  # fmt: skip
-        feed.read()
+        feed.read(0)
         feed.save()
         assert len(traces(ring)) > 5
         told = Refitter(SETTINGS, words)
@@ -139,7 +139,7 @@ def test_everything_of_hers_goes_and_what_stays_is_what_never_knew_her(kafka: Ka
         erasure = Erasure.of(HER, "operator", datetime.now(UTC))
         kafka.producer().publish(ERASURES, erasure)
         done = lambda: [ERASED.decode(record.value) for record in kafka.records(ERASED)]  # noqa: E731
-        wait_for(lambda: feed.read() or {(e.part, e.where) for e in done()} == {
+        wait_for(lambda: feed.read(0) or {(e.part, e.where) for e in done()} == {
             *(("join", f"partition {n}") for n in range(4)), ("lake", "files"), ("learner", "prompts")})  # fmt: skip
         found = certified(erasure, done(), None, range(4))
         assert found.complete
