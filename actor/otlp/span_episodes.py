@@ -47,9 +47,11 @@ NO_CONTENT = (
 )
 
 
-def kind_of(span: Span) -> Literal["answer", "captured", "unknown_operation", "other"]:
-    """``captured``: an actor of ours gave that answer and has kept it, with its tokens. ``unknown_operation``: an operation that the conventions do
-    not have, of a span without an answer."""
+def kind_of(span: Span) -> Literal["answer", "captured", "unfinished", "unknown_operation", "other"]:
+    """``captured``: an actor of ours gave that answer and has kept it, with its tokens. ``unfinished``: the whole span comes later.
+    ``unknown_operation``: an operation that the conventions do not have, of a span without an answer."""
+    if span.attributes.get("logfire.span_type") == "pending_span" or "partial.event" in span.attributes:
+        return "unfinished"
     operation = span.attributes.get("gen_ai.operation.name")
     operation = None if operation is None else str(operation)
     if operation in NO_ANSWERS:

@@ -91,7 +91,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("tidemill_answer_seconds", "histogram", "actor", "Time from a request to the end of its answer, of captured answers."),
     Metric("tidemill_engine_tokens_total", "counter", "actor", "Tokens that the engine read (prompt) and wrote (output), for people or for a learner's rollouts: whose share of it is how large.", ("work", "kind")),
     Metric("tidemill_capture_skipped_total", "counter", "actor", "Answers that were not recorded as episodes.", ("reason",)),
-    Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans received over OTLP: an answer, an answer that an actor captured already, told_twice (another span told of the same call), unknown_operation, other, refused; exports that were too_large.", ("result",)),
+    Metric("tidemill_otlp_spans_total", "counter", "actor", "Spans received over OTLP: an answer, an answer that an actor captured already, told_twice (another span told of the same call), unfinished (the whole span comes later), unknown_operation, other, refused; exports that were too_large.", ("result",)),
     Metric("tidemill_redactions_total", "counter", "actor", "Passages removed from episodes and feedback before they were recorded.", ("kind",)),
     Metric("tidemill_feedback_received_total", "counter", "actor", "Feedback accepted over HTTP.", ("kind",)),
     Metric("tidemill_outbox_depth", "gauge", "actor", "Events in the outbox that wait for Kafka."),

@@ -564,3 +564,11 @@ def test_plain_text_in_place_of_messages_is_what_was_said(changes: dict[str, Any
 def test_choices_under_an_id_of_the_longest_kind_are_episodes() -> None:
     first, second = episodes_of(span(response__id="x" * 200, output__messages=json.dumps(TOLD * 2)), "default", "acme")
     assert first.episode_id != second.episode_id
+
+
+@pytest.mark.parametrize("marks", [{"logfire.span_type": "pending_span"}, {"partial.event": "heartbeat"}])
+async def test_the_beginning_of_a_span_is_no_letter_and_the_whole_one_is_the_answer(door: Door, marks: dict[str, str]) -> None:
+    begun = {name: value for name, value in CHAT.items() if "output" not in name} | marks
+    assert (await door.post(as_json(begun, CHAT), JSON)).json() == {}
+    assert [event.key for event in door.spool.kept] == ["77"]
+    assert door.metrics.value("tidemill_otlp_spans_total", result="unfinished") == 1
