@@ -101,7 +101,7 @@ sbom: .venv/installed  ## Write sbom.json: every package and jar of this environ
 bench-lora-serving: .venv/installed  ## Serving adapters on a CPU beside the same vLLM without LoRA: base, attention, experts, 1, 2 and 8 mixed (five minutes)
 	$(RUN) benchmarks.lora_serving $(ARGS)
 
-bench-gpu: .venv/installed  ## The trainer's tokens/s and peak memory on one NVIDIA GPU (ARGS="--shape tiny --device cpu" to see it run)
+bench-gpu: .venv/installed  ## The learner on one NVIDIA GPU, 8 minutes: kernels, updates, a step (ARGS="--shapes tiny tiny-mixture --device cpu" to see it run)
 	$(RUN) benchmarks.gpu $(ARGS)
 
 docs: .venv/installed  ## Generate the reference pages from the tables in the code

@@ -1,6 +1,6 @@
 """One decoder layer with its adapter, for timing: the same products that the learner computes for each layer of a policy.
 
-Shapes as in learner/models/expert_lora.py: ``T`` tokens, ``B`` answers being decoded, ``H`` hidden, ``E`` experts, ``N`` keys, ``D`` a head's size.
+Shapes as in learner/kernels/expert_lora.py: ``T`` tokens, ``B`` answers being decoded, ``H`` hidden, ``E`` experts, ``N`` keys, ``D`` a head's size.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from infra.machine.base_shape import BaseShape
-from learner.models.expert_lora import Cast, Factors, FrozenStack, experts_forward
+from learner.kernels.expert_lora import Cast, Factors, FrozenStack, experts_forward
 
 RANK = 8
 KEYS = 64

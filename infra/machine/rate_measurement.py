@@ -1,6 +1,6 @@
 """The measurement, in its own process: ``python -m infra.machine.rate_measurement JSON`` prints ``MachineRates`` as JSON.
 
-It times the learner's own matrix products (learner/models/expert_lora.py, learner/models/output_head.py) in the base's real sizes, with random
+It times the learner's own matrix products (learner/kernels/expert_lora.py, learner/kernels/output_head.py) in the base's real sizes, with random
 weights. Two layers alternate, so that the caches cannot hold all weights. The shortest of several runs counts, because disturbances only make a
 run longer. Shapes: ``B`` answers being decoded, ``T`` tokens, ``H`` hidden, ``I`` intermediate, ``E`` experts, ``N`` keys, ``V`` vocabulary.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 from infra.machine.base_shape import BaseShape
 from infra.machine.machine_rates import ANSWER_TOKENS, DECODE_ROWS, MachineRates, Precision, WorkRates
 from infra.machine.probe_layer import ProbeLayer, random_weight
-from learner.models.expert_lora import FrozenStack
-from learner.models.output_head import TokenScores
+from learner.kernels.expert_lora import FrozenStack
+from learner.kernels.output_head import TokenScores
 from reward.features.frozen_product import can_pack
 
 TRAIN_TOKENS = 192

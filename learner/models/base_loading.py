@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from learner.models.attention import ATTENTION
+from learner.kernels.attention import ATTENTION
+from learner.kernels.expert_lora import FrozenStack, experts_forward
 from learner.models.compute_settings import ComputeSettings
-from learner.models.expert_lora import FrozenStack, experts_forward
 from learner.models.sequence_packing import Branches, Packed, pack
 from reward.families.base_folder import BaseFolder, read_base
 from reward.families.known_families import family_names
@@ -127,7 +127,9 @@ def check_forward(model: Any, facts: BaseFolder) -> None:
 
 def packed_states(model: Any, packed: Packed) -> Tensor:
     """The states that a packed pass predicts output tokens from, [K, H]."""
-    windowed = {"packed_RN": packed.positions_RN} if getattr(model.config, "sliding_window", None) else {}
+    windowed: dict[str, Any] = {"packed_RN": packed.positions_RN} if getattr(model.config, "sliding_window", None) else {}
+    if packed.causal:
+        windowed["causal"] = True
     hidden_RNH: Tensor = model.model(
         input_ids=packed.ids_RN,
         attention_mask=packed.visible_RNN[:, None],

@@ -19,6 +19,9 @@ class ComputeSettings(SettingsSection):
     expert_layout: Literal["auto", "plain", "packed"] = "auto"
     """Memory layout of the experts' weights while a CPU samples. ``packed``: a second copy in oneDNN's own layout, which spares a rearrangement at
     every token. ``auto``: the faster one on this machine, as for ``dtype``."""
+    expert_products: Literal["auto", "each", "grouped"] = "auto"
+    """How experts are multiplied. ``each``: one after the other. ``grouped``: all in a few grouped products, without asking the device how many
+    tokens each expert got. ``auto``: grouped on a GPU that has them, in bfloat16."""
     threads: int = Field(default=0, ge=0)
     """Threads for sampling and training, which take turns. 0: as many as are fastest on this machine, as for ``dtype``; one per core without
     a measurement."""

@@ -23,10 +23,11 @@ from transformers import AutoTokenizer
 
 from learner.distributed.base_sharding import split_attention, split_experts
 from learner.distributed.process_mesh import ALONE, Mesh
+from learner.kernels.expert_kernels import kernel_for
+from learner.kernels.expert_lora import Factors, FrozenStack, thin
+from learner.kernels.output_head import TokenScores
 from learner.models.base_loading import is_fused, load_base, packed_states
-from learner.models.expert_lora import Factors, FrozenStack, experts_forward, thin
 from learner.models.lora_targets import SHARED, targets_of
-from learner.models.output_head import TokenScores
 from learner.models.sequence_packing import Packed
 from learner.rollouts.router_replay import RouterChoices
 from learner.settings import LearnerSettings
@@ -88,7 +89,7 @@ class Policy:
         self._peft.to(self.device)  # only now: what the other processes hold has never been on this device
         self._factors: list[Factors] = []
         for module in self._peft.modules():
-            split |= _factor(module, mesh, self._factors, settings.packs_weights, loaded.factored)
+            split |= _factor(module, mesh, self._factors, settings, loaded.factored)
             _factor_linear(module, self._factors)
         head = self.causal_lm.lm_head
         self._packed_head = FrozenStack(head.weight[None], packs=True) if settings.packs_weights and head.bias is None else None
@@ -281,8 +282,8 @@ def _innermost(module: Any) -> Any:
     return module
 
 
-def _factor(module: Any, mesh: Mesh, made: list[Factors], packs: bool, factored: frozenset[int]) -> set[int]:
-    """Give those ``factored`` experts that carry an adapter, or are split, the forward of ``learner/models/expert_lora.py``; PEFT and transformers
+def _factor(module: Any, mesh: Mesh, made: list[Factors], settings: LearnerSettings, factored: frozenset[int]) -> set[int]:
+    """Give those ``factored`` experts that carry an adapter, or are split, the forward of ``learner/kernels/expert_lora.py``; PEFT and transformers
     compute all others. Returns the ids of their adapter; its factors are added to those ``made``."""
     outer: Any = getattr(module, "experts", None)
     layers: dict[str, ParamWrapper] = {}
@@ -292,17 +293,16 @@ def _factor(module: Any, mesh: Mesh, made: list[Factors], packs: bool, factored:
         experts = experts.base_layer
     if id(experts) not in factored or (not layers and mesh.model_size == 1):
         return set()
-    gate_up_stack, down_stack = FrozenStack(experts.gate_up_proj, packs), FrozenStack(experts.down_proj, packs)
-    first = mesh.model_rank * len(experts.gate_up_proj)
     adapters = {name: Factors(wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight, wrapper.scaling["default"], wrapper.num_experts)
                 for name, wrapper in layers.items()}  # fmt: skip
     made += adapters.values()
+    own = len(experts.gate_up_proj)
+    multiply = kernel_for(experts, adapters, settings, mesh.model_rank * own, mesh.model_size * own)
 
     def forward(self: Any, x_TH: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
-        factors = {name: adapters[name].cast(x_TH.dtype) for name, wrapper in layers.items() if not wrapper.disable_adapters}
+        adapted = {name for name, wrapper in layers.items() if not wrapper.disable_adapters}
         x_TH, weights_TK = mesh.into_split(x_TH, weights_TK)
-        return mesh.out_of_split(experts_forward(x_TH, chosen_TK, weights_TK, gate_up_stack, down_stack, experts.act_fn,
-                                                 factors.get("gate_up_proj"), factors.get("down_proj"), first))  # fmt: skip
+        return mesh.out_of_split(multiply(x_TH, chosen_TK, weights_TK, adapted))
 
     outer.forward = types.MethodType(forward, outer)
     return {id(weight) for wrapper in layers.values() for weight in (wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight)}

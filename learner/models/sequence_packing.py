@@ -7,6 +7,7 @@ Shapes: ``R`` rows, ``N`` tokens a row (padded), ``B`` rollouts, ``T`` output to
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class Layout:
     stem_visible_PP: Tensor | None = None
     """The same for a prompt's tokens, [P, P]; None: each sees all before it."""
 
+    def on(self, device: torch.device | None) -> "Layout":
+        """The same with its tensors on a device."""
+        moved: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in vars(self).items()}
+        return Layout(**moved)
+
     def windowed(self, window: int | None) -> "Layout":
         """The same, where a token sees only the ``window`` tokens up to itself."""
         width = self.stem_RP.shape[1]
@@ -52,14 +58,18 @@ class Packed:
     ids_RN: Tensor
     positions_RN: Tensor
     visible_RNN: Tensor
-    """True where a token (row) may attend to another (column). Padding attends to itself, so that no softmax is empty."""
+    """True where a token (row) may attend to another (column). Padding attends to itself, so that no softmax is empty. On a GPU one cell, where
+    ``layout`` or ``causal`` says it all."""
     source_K: Tensor
     """For each output token, in order of rollouts, the flat index into R x N of the token that predicts it."""
     target_K: Tensor
     mask_BT: Tensor
     """True on output tokens; its true cells, row by row, are the K tokens."""
     layout: Layout | None = None
-    """None where attention gains nothing by it: one output a prompt, or none that says anything, or not on a CPU."""
+    """None where attention gains nothing by it: one output a prompt, or none that says anything."""
+    causal: bool = False
+    """Every row is one sequence, so a token may attend to all before it and needs no mask. Only said where it is of use: on a GPU, whose fastest
+    attention takes none."""
 
     @property
     def tokens(self) -> int:
@@ -93,37 +103,44 @@ def pack(rows: Sequence[Branches], padding_id: int, device: torch.device | None 
     width = max(row.tokens for row in rows)
     ids_RN = torch.full((len(rows), width), padding_id)
     positions_RN = torch.zeros(len(rows), width, dtype=torch.long)
-    visible_RNN = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    lengths = [len(output) for row in rows for output in row.outputs]
+    on_gpu = device is not None and device.type != "cpu"
+    causal = on_gpu and all(len(row.outputs) <= 1 for row in rows)
+    masked = not on_gpu or not (causal or _has_branches(rows, lengths))
+    visible_RNN = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1) if masked else torch.ones(len(rows), 1, 1, dtype=torch.bool)
     source: list[int] = []
     target: list[int] = []
-    lengths: list[int] = []
     for r, row in enumerate(rows):
         stem = len(row.prompt_ids)
         ids_RN[r, :stem] = torch.tensor(row.prompt_ids)
         positions_RN[r, :stem] = torch.arange(stem)
-        visible_RNN[r, :stem, :stem] = torch.ones(stem, stem, dtype=torch.bool).tril()
+        if masked:
+            visible_RNN[r, :stem, :stem] = torch.ones(stem, stem, dtype=torch.bool).tril()
         start = stem
         for output in row.outputs:
             n = len(output)
             end = start + n
             ids_RN[r, start:end] = torch.tensor(output, dtype=torch.long)
             positions_RN[r, start:end] = torch.arange(stem, stem + n)
-            visible_RNN[r, start:end, :stem] = True
-            visible_RNN[r, start:end, start:end] = torch.ones(n, n, dtype=torch.bool).tril()
+            if masked:
+                visible_RNN[r, start:end, :stem] = True
+                visible_RNN[r, start:end, start:end] = torch.ones(n, n, dtype=torch.bool).tril()
             source += [r * width + p for p in ([stem - 1, *range(start, end - 1)] if n else [])]
             target += output
-            lengths.append(n)
             start = end
     mask_BT = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+    layout = _layout(rows, width, mask_BT) if _has_branches(rows, lengths) else None
     tensors = (ids_RN, positions_RN, visible_RNN, torch.tensor(source, dtype=torch.long), torch.tensor(target, dtype=torch.long), mask_BT)
     ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT = (tensor.to(device) for tensor in tensors)
-    on_cpu = mask_BT.device.type == "cpu"
-    return Packed(ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT, _layout(rows, width, mask_BT) if on_cpu else None)
+    return Packed(ids_RN, positions_RN, visible_RNN, source_K, target_K, mask_BT, layout.on(device) if layout is not None else None, causal)
 
 
-def _layout(rows: Sequence[Branches], width: int, mask_BT: Tensor) -> Layout | None:
-    if len(mask_BT) <= len(rows) or not mask_BT.any():
-        return None
+def _has_branches(rows: Sequence[Branches], lengths: Sequence[int]) -> bool:
+    """More outputs than prompts, of which one says something."""
+    return len(lengths) > len(rows) and any(lengths)
+
+
+def _layout(rows: Sequence[Branches], width: int, mask_BT: Tensor) -> Layout:
     stems = torch.tensor([len(row.prompt_ids) for row in rows])
     row_B = torch.tensor([r for r, row in enumerate(rows) for _ in row.outputs])
     length_B, stem_P, step_T = mask_BT.sum(1), torch.arange(int(stems.max())), torch.arange(mask_BT.shape[1])

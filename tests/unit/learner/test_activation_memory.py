@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_training_step import ASKED, SETTINGS, says_e, trainer
 
-from learner.models import output_head
+from learner.kernels import output_head
 from learner.models.lora_policy import Policy
 from learner.models.sequence_packing import Branches, pack
 from learner.settings import LearnerSettings

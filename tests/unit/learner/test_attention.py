@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from learner.models.attention import attend, of_one_token
+from learner.kernels.attention import attend, of_one_token
 from learner.models.sequence_packing import Branches, pack
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learner.models.expert_lora import Factors, FrozenStack
+from learner.kernels.expert_lora import Factors, FrozenStack
 
 
 def test_what_is_cast_is_kept_only_while_asked_to() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import linear, one_hot
 
-from learner.models.output_head import TokenScores
+from learner.kernels.output_head import TokenScores
 
 
 def test_scores_and_gradient_are_those_of_log_softmax() -> None:

@@ -16,6 +16,8 @@ from reward.features.frozen_product import PACKED_FOR_ROWS, can_pack, packed, pa
 
 Cast = list[tuple[Tensor, Tensor]]
 """An adapter's two factors for each expert, [R, in] and [out, R], the second scaled: output += (x A^T) B^T."""
+Stacked = tuple[Tensor, Tensor]
+"""The same of all experts: [E, R, in] and [E, out, R]."""
 
 
 class Factors:
@@ -24,25 +26,38 @@ class Factors:
 
     def __init__(self, a: Tensor, b: Tensor, scale: float, experts: int) -> None:
         self._a, self._b, self._scale, self._experts = a, b, scale, experts
-        self._keeps, self._kept = False, dict[torch.dtype, Cast]()
+        self._keeps, self._kept = False, dict[torch.dtype, tuple[Stacked, Cast]]()
+
+    @property
+    def rank(self) -> int:
+        return self._a.shape[0] // self._experts
 
     def cast(self, dtype: torch.dtype) -> Cast:
-        """The factors in the tokens' precision."""
-        if not self._keeps:
-            return self._made(dtype)
-        if dtype not in self._kept:
-            self._kept[dtype] = self._made(dtype)
-        return self._kept[dtype]
+        """The factors in the tokens' precision, expert by expert."""
+        return self._both(dtype)[1]
+
+    def stacked(self, dtype: torch.dtype) -> Stacked:
+        """The same of all experts at once."""
+        return self._both(dtype)[0]
 
     def keep(self, keeps: bool) -> None:
         """Reuse the cast factors until this is switched off. The weights must not change meanwhile."""
         self._keeps = keeps
         self._kept.clear()
 
-    def _made(self, dtype: torch.dtype) -> Cast:
+    def _both(self, dtype: torch.dtype) -> tuple[Stacked, Cast]:
+        if (kept := self._kept.get(dtype)) is not None:
+            return kept
+        a_ERI, b_EOR = self._made(dtype)
+        found = (a_ERI, b_EOR), list(zip(a_ERI.unbind(), b_EOR.unbind(), strict=True))
+        if self._keeps:
+            self._kept[dtype] = found
+        return found
+
+    def _made(self, dtype: torch.dtype) -> Stacked:
         a_ERI = self._a.to(dtype).reshape(self._experts, -1, self._a.shape[-1])
         b_EOR = (self._scale * self._b).to(dtype).reshape(self._b.shape[0], -1, self._experts).permute(2, 0, 1).contiguous()
-        return list(zip(a_ERI.unbind(), b_EOR.unbind(), strict=True))
+        return a_ERI, b_EOR
 
 
 class FrozenStack:

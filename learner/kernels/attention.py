@@ -30,15 +30,19 @@ UNKNOWN = ("softcap", "logit_cap")
 def attend(module: Any, query_BQTD: Tensor, key_BGND: Tensor, value_BGNV: Tensor, mask: Tensor | None, scaling: float | None = None,
            **named: Any) -> tuple[Tensor, None]:  # fmt: skip
     """The function that transformers calls. Returns [B, T, Q, V]. ``packed_RN``: the positions of a packed row's tokens, where the model has
-    sliding windows. Raises ConfigError for a part of attention that it does not know."""
+    sliding windows. ``causal``: each row is one sequence, and the mask says nothing. Raises ConfigError for a part of attention that it does not
+    know."""
     layout: Layout | None = named.pop("layout", None)
     positions_RN: Tensor | None = named.pop("packed_RN", None)
+    causal: bool = named.pop("causal", False)
     if unknown := [name for name in UNKNOWN if named.get(name) is not None]:
         raise ConfigError(f"this base's attention has {unknown[0]}, which the learner does not compute: it cannot be trained")
     window = named.get("sliding_window") if positions_RN is not None else None
     if layout is not None:
         return of_outputs(module, query_BQTD, key_BGND, value_BGNV, layout.windowed(window), scaling, **named), None
-    if window is not None and mask is not None and positions_RN is not None:
+    if causal:
+        mask = None if window is None else _causal_within(window, query_BQTD.shape[2], query_BQTD.device)
+    elif window is not None and mask is not None and positions_RN is not None:
         mask = mask & (positions_RN[:, None, :, None] - positions_RN[:, None, None] < window)
     plain = named.get("position_bias") is None and named.get("s_aux") is None
     decodes = query_BQTD.shape[2] == 1 and query_BQTD.device.type == "cpu" and not torch.is_grad_enabled() and plain
@@ -64,6 +68,12 @@ def _by_torch(module: Any, query_BQTD: Tensor, key_BGND: Tensor, value_BGNV: Ten
     return found_BTQV
 
 
+def _causal_within(window: int, tokens: int, device: torch.device) -> Tensor:
+    """[1, 1, T, T]: True for a token and those before it, ``window`` in all."""
+    back_TT = torch.arange(tokens, device=device)[:, None] - torch.arange(tokens, device=device)
+    return ((back_TT >= 0) & (back_TT < window))[None, None]
+
+
 def of_one_token(query_BQD: Tensor, key_BGND: Tensor, value_BGNV: Tensor, mask: Tensor | None, scaling: float | None = None) -> Tensor:
     """Attention of one token a row to all keys, [B, Q, V], computed in float32. ``mask``, [B or 1, 1, 1, N]: True where a key may be seen, or a
     number that is added to the score."""
@@ -87,10 +97,11 @@ def of_outputs(module: Any, query_RQND: Tensor, key_RGND: Tensor, value_RGNV: Te
     query_BQTD, key_BGTD, value_BGTV = (states[layout.output_BT].transpose(1, 2) for states in (query_AQD, key_AGD, value_AGV))
     key_BGMD, value_BGMV = (torch.cat([stem[layout.row_B], own], dim=2) for stem, own in ((key_RGPD, key_BGTD), (value_RGPV, value_BGTV)))
     outputs_BTQV = _by_torch(module, query_BQTD, key_BGMD, value_BGMV, layout.visible_BTM[:, None], scaling, **named)
-    there = layout.output_there_BT
-    answer_AQV = torch.cat([stems_RPQV[layout.stem_there_RP], outputs_BTQV[there]])
-    places_A = torch.cat([layout.stem_RP[layout.stem_there_RP], layout.output_BT[there]])
-    whole_AQV = answer_AQV.new_zeros(len(query_AQD), *answer_AQV.shape[1:]).index_copy(0, places_A, answer_AQV)
+    answer_AQV = torch.cat([stems_RPQV.flatten(0, 1), outputs_BTQV.flatten(0, 1)])
+    spare = len(query_AQD)  # one row more, for padding: how many are real is not asked, since a GPU would have to be waited for
+    places = (layout.stem_RP.where(layout.stem_there_RP, spare), layout.output_BT.where(layout.output_there_BT, spare))
+    places_A = torch.cat([each.flatten() for each in places])
+    whole_AQV = answer_AQV.new_zeros(spare + 1, *answer_AQV.shape[1:]).index_copy(0, places_A, answer_AQV)[:spare]
     return whole_AQV.unflatten(0, (query_RQND.shape[0], -1))
 
 
