@@ -1,8 +1,9 @@
 """Repairs stale labels: a join member that Kafka believed dead, or that the network delayed, may write old labels after newer ones.
 
-Kafka could only prevent this (fencing) at the cost of a transaction for each batch. Instead, the owner of a partition knows which offsets of the
-labels topic it wrote itself, and reads all others: a label that lacks feedback which the state has is sent again from the state. A label whose
-state has expired is only freed of erased people, as the erasure had done before.
+Kafka could only prevent this (fencing) by a transaction for each batch, with which a single thumb waits many times as long
+(docs/results/streams.md). Instead, the owner of a partition knows which offsets of the labels topic it wrote itself, and reads all others: a label
+that lacks feedback which the state has is sent again from the state. A label whose state has expired is only freed of erased people, as the erasure
+had done before.
 """
 
 from collections.abc import Iterable
