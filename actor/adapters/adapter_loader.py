@@ -29,6 +29,7 @@ from reward.families.base_folder import family_in
 from streams.artifacts.artifact_store import fingerprint
 from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import AdapterVersion, Attestation, Erased, Erasure, Event
+from streams.core.health import report_disk_space
 from streams.core.part_context import PartContext
 from streams.core.record_faults import RecordInHand
 from streams.core.topics import ATTESTATIONS, BY_NAME, DEAD_LETTERS, ERASED, ERASURES
@@ -245,8 +246,7 @@ class AdapterLoader:
         metrics, now_s, adapter = self._context.metrics, time.monotonic(), self._loaded.get(self._route.production or BASE)
         age_s = (self._context.clock.now() - adapter.created_at).total_seconds() if adapter else 0.0
         metrics.set("tidemill_policy_age_seconds", max(0.0, age_s), policy=self._context.policy)
-        usage = shutil.disk_usage(self._context.state)
-        metrics.set("tidemill_disk_free_ratio", usage.free / usage.total, part="actor")
+        report_disk_space(metrics, self._context.state, "actor")
         metrics.add("tidemill_actor_device_seconds_total", now_s - self._reported_s)  # one device: the engine is not distributed
         self._reported_s = now_s
 

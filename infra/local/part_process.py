@@ -1,6 +1,5 @@
 """Runs one part as a process: builds its context from the settings, serves its metrics, and runs its loop until it is stopped."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from reward.families.base_folder import read_base
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.artifacts.signing import Signing
 from streams.core.errors import ConfigError
-from streams.core.health import Health, serve
+from streams.core.health import Health, report_disk_space, serve
 from streams.core.part_context import PartContext
 from streams.core.traces import make_traces
 from streams.kafka import await_kafka, kafka_answers
@@ -69,15 +68,9 @@ def probe_kafka(role: str, context: PartContext) -> None:
         except ConfigError:  # Kafka refuses our login
             answers = False
         context.metrics.set("tidemill_kafka_up", float(answers), part=role)
-        context.metrics.set("tidemill_disk_free_ratio", free_ratio(context.state), part=role)
+        report_disk_space(context.metrics, context.state, role)
         (context.health.mark_present if answers else context.health.mark_missing)("kafka")
         context.stopping.wait(PROBE_S)
-
-
-def free_ratio(folder: Path) -> float:
-    """Free part of the disk that holds the folder."""
-    usage = shutil.disk_usage(folder)
-    return usage.free / usage.total if usage.total else 0.0
 
 
 def make_context(role: str, settings: Settings, stopping: threading.Event) -> PartContext:

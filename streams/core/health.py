@@ -1,11 +1,13 @@
 """Health of a part: alive while its loops send heartbeats, ready while nothing that it needs is missing. Served beside its metrics."""
 
 import json
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from streams.core.errors import ConfigError
 from streams.core.metrics import Metrics
@@ -106,3 +108,14 @@ def listening_socket(host: str, port: int, section: str) -> socket.socket:
         listening.close()
         raise ConfigError(f"{section}.host:{section}.port = {host}:{port} cannot be listened on: {error.strerror}") from None
     return listening
+
+
+def report_disk_space(metrics: Metrics, folder: Path, part: str) -> None:
+    """Set ``tidemill_disk_free_ratio`` for the disk that holds ``folder``, or will hold it. Where it cannot be asked the last value stays:
+    looking never fails a part."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
+    try:
+        usage = shutil.disk_usage(there)
+    except OSError:
+        return
+    metrics.set("tidemill_disk_free_ratio", usage.free / usage.total if usage.total else 0.0, part=part)
