@@ -18,7 +18,7 @@ from infra.local.kafka_jars import KAFKA_VERSION, cache_folder, locked_checksums
 from infra.machine.machine_probe import known_choice
 from infra.operate.ring_status import Status, status_now
 from infra.planner.machine_memory import machine_memory
-from infra.planner.ring_memory import needs_of
+from infra.planner.ring_memory import missing_gpu, needs_of
 from infra.preparation.engine_arguments import check_engine_arguments
 from infra.settings.config import Settings
 from infra.settings.part_addresses import in_url
@@ -87,8 +87,11 @@ def _memory(settings: Settings) -> DoctorFinding:
 
 def memory_finding(settings: Settings) -> DoctorFinding:
     """Whether a ring with these settings fits into this machine, by arithmetic."""
+    machine = machine_memory()
+    if (problem := missing_gpu(settings, machine)) is not None:
+        return DoctorFinding("memory", False, problem, "change that setting, or leave out --config gpu")
     try:
-        needs = needs_of(settings, machine_memory())
+        needs = needs_of(settings, machine)
     except ConfigError as error:
         return DoctorFinding("memory", False, str(error), "correct policy.base")
     lacking = [need for need in needs if not need.fits]

@@ -12,6 +12,7 @@ from infra.machine.usable_cores import CGROUPS, OWN_CGROUPS
 
 NVIDIA_SMI = "nvidia-smi"
 QUERY_S = 20.0
+DRIVER = Path("/dev/nvidiactl")
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,17 @@ class MachineMemory:
 
     ram_bytes: int
     gpus: tuple[GpuMemory, ...] = ()
+    has_driver: bool = False
+    """NVIDIA's driver is there, though its tool may not be, as in some containers."""
+
+    @property
+    def has_gpu(self) -> bool:
+        return bool(self.gpus) or self.has_driver
 
 
 def machine_memory() -> MachineMemory:
     """Of this machine, now."""
-    return MachineMemory(min(psutil.virtual_memory().available, control_group_room()), gpus())
+    return MachineMemory(min(psutil.virtual_memory().available, control_group_room()), gpus(), DRIVER.exists())
 
 
 def gpus(command: str = NVIDIA_SMI) -> tuple[GpuMemory, ...]:

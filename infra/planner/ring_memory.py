@@ -63,13 +63,29 @@ class MemoryNeed:
 
 
 def check_memory(settings: Settings, machine: MachineMemory) -> tuple[MemoryNeed, ...]:
-    """What the ring needs on this machine. Raises ConfigError where it does not fit, unless ``refuse_too_large`` is off."""
+    """What the ring needs on this machine. Raises ConfigError where it does not fit, or wants a GPU that is not there, unless ``refuse_too_large`` is
+    off."""
+    if settings.refuse_too_large and (problem := missing_gpu(settings, machine)):
+        raise ConfigError(problem)
     needs = needs_of(settings, machine)
     if settings.refuse_too_large and (lacking := [need for need in needs if not need.fits]):
         raise ConfigError(
             "; ".join(f"{need}. Make smaller: {need.remedies}" for need in lacking) + ". (By arithmetic; refuse_too_large = false tries it.)"
         )
     return needs
+
+
+def missing_gpu(settings: Settings, machine: MachineMemory) -> str | None:
+    """Which setting wants a GPU where there is none; None where all is well. Ray would wait for one without a word."""
+    if machine.has_gpu:
+        return None
+    there_is_none = "but this machine has no NVIDIA GPU (neither nvidia-smi nor /dev/nvidiactl)"
+    if settings.learner.ray_num_gpus > 0 and settings.learner.ray_address is None:
+        wanted = f"learner.ray_num_gpus = {settings.learner.ray_num_gpus:g}"
+        return f"{wanted}, {there_is_none}: set it to 0, or learner.ray_address to a cluster that has one"
+    if settings.reward.device.startswith("cuda"):
+        return f"reward.device = {settings.reward.device}, {there_is_none}: set it to cpu"
+    return None
 
 
 def needs_of(settings: Settings, machine: MachineMemory, actor_on_gpu: bool | None = None) -> tuple[MemoryNeed, ...]:

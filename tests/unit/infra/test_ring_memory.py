@@ -8,7 +8,7 @@ import pytest
 
 from infra.planner.machine_memory import GpuMemory, MachineMemory, control_group_room, gpus
 from infra.planner.memory_arithmetic import GIB
-from infra.planner.ring_memory import check_memory, needs_of
+from infra.planner.ring_memory import check_memory, missing_gpu, needs_of
 from infra.settings.config import load
 from streams.core.errors import ConfigError
 
@@ -104,6 +104,18 @@ def test_every_key_of_the_configuration_for_one_gpu_is_a_setting_that_differs_or
     assert learner.prompts_per_step * learner.samples_per_prompt <= actor.max_concurrent
     assert learner.checkpoint_every == learner.publish_every > 1
     assert learner.publish_every - 1 <= learner.max_policy_lag
+
+
+def test_a_gpu_that_is_wanted_and_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    settings, without = load("gpu", (), {}), MachineMemory(128 * GIB)
+    with pytest.raises(ConfigError, match=r"learner.ray_num_gpus = 1, but this machine has no NVIDIA GPU"):
+        check_memory(settings, without)
+    on_cpu = load("gpu", ("learner.ray_num_gpus=0",), {})
+    with pytest.raises(ConfigError, match=r"reward.device = cuda, but this machine has no NVIDIA GPU"):
+        check_memory(on_cpu, without)
+    elsewhere = load("gpu", ("learner.ray_address=ray://a:1", "reward.device=cpu"), {})
+    assert missing_gpu(elsewhere, without) is missing_gpu(settings, MachineMemory(128 * GIB, (H100,))) is None
+    assert missing_gpu(settings, MachineMemory(128 * GIB, has_driver=True)) is None  # a container without NVIDIA's tool
 
 
 def test_the_engine_must_find_room_within_its_part(tmp_path: Path) -> None:
