@@ -71,13 +71,17 @@ def brier_losses(chances_N: Tensor, verdicts_N: Tensor) -> Tensor:
     return (chances_N.double() - verdicts_N.double()) ** 2
 
 
-def no_worse(new_loss_N: Tensor, old_loss_N: Tensor, tolerance_se: float) -> bool:
+def no_worse(new_loss_N: Tensor, old_loss_N: Tensor, tolerance_se: float, weights_N: Tensor | None = None) -> bool:
     """The publishing rule: the mean of (new - old) loss is at most ``tolerance_se`` standard errors above 0.
 
-    Both losses are of predictions by fits that had not seen the label. With fewer than two labels the answer is True.
+    Both losses are of predictions by fits that had not seen the label. ``weights_N`` (not negative) weigh the labels; None: all alike. With the
+    weight of fewer than two labels the answer is True.
     """
     difference_N = (new_loss_N - old_loss_N).double()
-    if len(difference_N) < 2:
+    weights_N = torch.ones_like(difference_N) if weights_N is None else weights_N.double()
+    total, squared = float(weights_N.sum()), float((weights_N**2).sum())
+    if squared == 0 or (labels := total**2 / squared) < 2:  # the effective number of labels (Kish 1965)
         return True
-    standard_error = float(difference_N.std(correction=1)) / len(difference_N) ** 0.5
-    return float(difference_N.mean()) <= tolerance_se * standard_error
+    mean = float((weights_N * difference_N).sum()) / total
+    variance = float((weights_N**2 * (difference_N - mean) ** 2).sum()) / total**2 * labels / (labels - 1)
+    return mean <= tolerance_se * variance**0.5

@@ -34,15 +34,16 @@ def share_capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
     return mean_one(_by_label(voters, weight))
 
 
-def trust_of_voters(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor) -> dict[str, float]:
-    """Probability that each person's verdicts mean what they say. ``unseen_N``: predictions of a model that has not seen the labels.
+def trust_of_voters(voters: Sequence[Sequence[str]], verdicts_N: Tensor, unseen_N: Tensor, amounts_N: Tensor | None = None) -> dict[str, float]:
+    """Probability that each person's verdicts mean what they say. ``unseen_N``: predictions of a model that has not seen the labels; ``amounts_N``:
+    what part of a label each row is (the many comparisons of one answer are one label together); None: each is one.
 
     Bayes' rule between two kinds of people: those whose verdicts are as the model predicts (``p``), and those whose verdicts are the opposite
     (``1 - p``). The prior for the first kind is ``USUAL_TRUST``. A label about which the model is unsure (near 0.5) says little, and no single
     label more than ``MOST_EVIDENCE``: a taste of one's own is not hostility.
     """
     logit_N = torch.logit(unseen_N.double(), eps=1e-6).clamp(-MOST_EVIDENCE, MOST_EVIDENCE)
-    evidence_N = (2 * verdicts_N.double() - 1) * logit_N
+    evidence_N = (2 * verdicts_N.double() - 1) * logit_N * (1.0 if amounts_N is None else amounts_N.double())
     found: dict[str, float] = defaultdict(lambda: math.log(USUAL_TRUST / (1 - USUAL_TRUST)))
     for people, evidence in zip(voters, evidence_N.tolist(), strict=True):
         for person in people:

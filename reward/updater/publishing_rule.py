@@ -14,6 +14,7 @@ After an erasure rules 3 and 4 are suspended for one version: the last one knew 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from reward.fit.reward_model import RewardModel, fold_of
 from reward.settings import RewardSettings
 from reward.trust.drift_alarm import Drift
 
+ALL_ALIKE: Mapping[str, float] = MappingProxyType({})
 Result = Literal["published", "worse", "unchanged", "too_few", "drift"]
 
 
@@ -57,33 +59,41 @@ class PublishingRule:
         predicted: int,
         erasure: bool,
         best: RewardModel | None = None,
+        weights: Mapping[str, float] = ALL_ALIKE,
     ) -> PublishingDecision:
         """Rules 3 and 4. ``newest``: labels with a verdict, oldest first; ``drift`` was found in the losses of ``predicted`` labels; ``best``: the
-        version that predicts best, where that is not the last one."""
+        version that predicts best, where that is not the last one; ``weights`` of labels in the fit, by episode: 1 where there is none."""
         if published is None or erasure:
             return PublishingDecision("published")
         if model.checksum() == published.checksum():
             return PublishingDecision("unchanged")
-        if not self._no_worse(model, published, newest):
+        if not self._no_worse(model, published, newest, weights):
             return PublishingDecision("worse")
-        if best is not None and not self._no_worse(model, best, newest):
+        if best is not None and not self._no_worse(model, best, newest, weights):
             return PublishingDecision("worse", "the last version stays: an earlier one predicts the newest labels better than the new one")
         if drift.recent(predicted, self._settings.drift_hold_labels):
             return PublishingDecision("drift", f"the last version stays: {drift.sentence}")
         return PublishingDecision("published")
 
-    def better(self, model: RewardModel, best: RewardModel | None, newest: Sequence[BufferEntry]) -> RewardModel:
+    def better(
+        self, model: RewardModel, best: RewardModel | None, newest: Sequence[BufferEntry], weights: Mapping[str, float] = ALL_ALIKE
+    ) -> RewardModel:
         """Whichever of the two predicts the newest labels better."""
         if best is None or len(best.folds_FD) != self._settings.folds:
             return model
-        new_N, old_N = self._losses(newest, model, best)
-        return model if float(new_N.mean()) <= float(old_N.mean()) else best
+        (new_N, old_N), weights_N = self._losses(newest, model, best), self._weights(newest, weights)
+        return model if float((weights_N * new_N).sum()) <= float((weights_N * old_N).sum()) else best
 
-    def _no_worse(self, model: RewardModel, other: RewardModel, newest: Sequence[BufferEntry]) -> bool:
+    def _no_worse(self, model: RewardModel, other: RewardModel, newest: Sequence[BufferEntry], weights: Mapping[str, float]) -> bool:
         if len(other.folds_FD) != self._settings.folds:
             return True  # the setting was changed: nothing of the old version is known to be unseen
         new_N, old_N = self._losses(newest, model, other)
-        return no_worse(new_N, old_N, self._settings.publish_tolerance_se)
+        return no_worse(new_N, old_N, self._settings.publish_tolerance_se, self._weights(newest, weights))
+
+    def _weights(self, newest: Sequence[BufferEntry], weights: Mapping[str, float]) -> Tensor:
+        """The weight ``[N]`` of each label of the window; float64."""
+        window = newest[-self._settings.publish_window_labels :]
+        return torch.tensor([weights.get(entry.episode_id, 1.0) for entry in window], dtype=torch.float64)
 
     def _losses(self, newest: Sequence[BufferEntry], *models: RewardModel) -> list[Tensor]:
         """Each model's log losses ``[N]`` on the window, by fold heads that have not seen the label."""

@@ -14,9 +14,9 @@ from reward.fit.label_entries import entries_of
 from reward.fit.replay_buffer import ReplayBuffer
 from reward.fit.reward_model import RewardModel
 from reward.settings import RewardSettings
+from reward.trust.crowd_judge import trusted_rows
 from reward.trust.vote_caps import CappedRows, capped_rows, person_capped
 from reward.trust.vote_propensity import Propensity
-from reward.trust.voter_trust import reliability_weights, smoothed_trust, trust_of_voters
 from reward.updater.publishing_rule import PublishingDecision, PublishingRule, Result
 from streams.core.events import Label
 
@@ -94,9 +94,12 @@ class Refitter:
             weighed = self._weighed()
             model, share, capped = fit(weighed.rows, self.recipe()), weighed.largest_share, weighed.moved
             newest = self._window(self._settings.publish_window_labels)
-            decision = self._rule.decide(model, self.published, newest, found.drift, found.calibration.labels, self._erasure_pending, self.best)
+            counted = dict(zip(weighed.rows.episodes, weighed.rows.weights_N.tolist(), strict=True))
+            decision = self._rule.decide(
+                model, self.published, newest, found.drift, found.calibration.labels, self._erasure_pending, self.best, counted
+            )
             if decision.result == "published" and not self._erasure_pending:
-                best = self._rule.better(model, self.best or self.published, newest)
+                best = self._rule.better(model, self.best or self.published, newest, counted)
             self._erasure_pending &= decision.result != "published"
         return Refit(
             result=decision.result,
@@ -126,30 +129,16 @@ class Refitter:
         return fit(self.weighted(), self.recipe())
 
     def weighted(self) -> Rows:
-        """The buffer's rows with each person's weight: by the caps, then by how far people agree with fold heads that have not seen their labels."""
+        """The buffer's rows with each person's weight: by the caps, then by how far people agree with the crowd (crowd_judge.py)."""
         return self._weighed().rows
 
     def _weighed(self) -> CappedRows:
         capped = capped_rows(self.buffer, self._settings)
         if not self._settings.weigh_reliability and not self._settings.smooth_by_reliability:
             return capped
-        rows = self._trusted(capped.rows)
-        again = person_capped(rows, [self.buffer[episode_id].voters for episode_id in rows.pair_episodes], self._settings.person_share)
-        return replace(again, moved=capped.moved)
-
-    def _trusted(self, rows: Rows) -> Rows:
-        """The rows by how far each person agrees with fold heads that have not seen their labels. One round: a second one, in which the trusted
-        teach the heads again, changed nothing in ten attacked streams and cost a third of the refit."""
-        s = self._settings
-        judge = fit(rows, replace(self.recipe(), heads=0))
-        given = len(self.buffer.with_verdict())  # the rows after these are answers that a verdict only reaches
-        unseen_N = judge.unseen(rows.thumbs_ND, rows.folds_N(s.folds))
-        trust = trust_of_voters(rows.voters[:given], rows.verdicts_N[:given], unseen_N[:given])
-        return replace(
-            rows,
-            weights_N=rows.weights_N * reliability_weights(rows.voters, trust) if s.weigh_reliability else rows.weights_N,
-            trust_N=smoothed_trust(rows.voters, trust) if s.smooth_by_reliability else rows.trust_N,
-        )
+        s, pair_voters = self._settings, [self.buffer[episode_id].voters for episode_id in capped.rows.pair_episodes]
+        rows = trusted_rows(capped.rows, pair_voters, self.recipe(), s.weigh_reliability, s.smooth_by_reliability)
+        return replace(person_capped(rows, pair_voters, s.person_share), moved=capped.moved)
 
     def _labels(self) -> int:
         counts = self.buffer.counts()

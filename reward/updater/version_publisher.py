@@ -22,6 +22,8 @@ from streams.kafka import Producer, read_to_end
 
 MOST_FOLLOWED = 64
 """Labels that a version's span links to."""
+MOST_CUT = 0.5
+"""Part of the weight that the cap on a person may take before the log says so: in a small team that is rarely meant."""
 log = structlog.get_logger()
 
 
@@ -35,6 +37,8 @@ class VersionPublisher:
         self.catch_up()
         self._withheld: Counter[str] = Counter()
         self._follows: list[Headers] = []
+        self._cuts_most = False
+        """The cap on a person took most of the weight at the last refit, and the log has said so."""
 
     def catch_up(self) -> bool:
         """Go on from the newest version on the topic, whoever wrote it; True when it is another than was known."""
@@ -162,6 +166,11 @@ class VersionPublisher:
             metrics.set("tidemill_reward_auc_ratio", refit.evaluation.calibration.auc)
         for rule, part in refit.capped.items():
             metrics.set("tidemill_reward_capped_ratio", part, rule=rule)
+        cuts_most = refit.capped.get("person", 0.0) > MOST_CUT
+        if cuts_most and not self._cuts_most:
+            log.warning("person_cap_cuts_most", cut=round(refit.capped["person"], 2), largest_person_share=refit.largest_person_share,
+                        why="reward.person_share bounds what one person counts; a team whose members trust each other sets it to 1")  # fmt: skip
+        self._cuts_most = cuts_most
         if refit.largest_person_share is not None:
             metrics.set("tidemill_reward_largest_person_share_ratio", refit.largest_person_share)
         metrics.set("tidemill_reward_drift_alarm", float(refit.evaluation.drift.alarm))

@@ -34,11 +34,16 @@ class Turning:
 
     def ask(self, about: str, thumb: str = "up") -> None:
         """An answer, and a thumb on it that is taken."""
-        body: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": f"Tell me about {about}."}], "max_tokens": 4}
+        body: dict[str, Any] = {
+            "model": "default",
+            "user": "dev",
+            "messages": [{"role": "user", "content": f"Tell me about {about}."}],
+            "max_tokens": 4,
+        }
         answer = self.http.post("/chat/completions", json=body)
         answer.raise_for_status()
         self.episodes.append(answer.headers["x-tidemill-episode"])
-        self.http.post("/feedback", json={"episode_id": self.episodes[-1], "kind": "thumb", "thumb": thumb}).raise_for_status()
+        self.http.post("/feedback", json={"episode_id": self.episodes[-1], "user_id": "dev", "kind": "thumb", "thumb": thumb}).raise_for_status()
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,9 @@ class StreamShape:
     """Standard deviation of the answers' quality, in logits: 2 gives a judge who knows the truth an accuracy of about 0.8."""
     hostile: float = 0.0
     """Part of the people who say the opposite."""
+    busy: float = 0.0
+    """Part of the people who give ``busy_share`` of the labels: the first ones, who are also the hostile ones where there are such."""
+    busy_share: float = 0.0
     turn: int | None = None
     """From this label on people like the opposite."""
     good_after: float | None = None
@@ -72,6 +75,10 @@ def drawn(shape: StreamShape, seed: int, unseen: int = 4000) -> DrawnStream:
         logits_N = torch.where(torch.arange(len(x_ND)) < shape.turn, logits_N, turned)
     up_N = torch.rand(len(x_ND), generator=generator) < torch.sigmoid(logits_N)
     person_N = torch.randint(shape.people, (len(x_ND),), generator=generator)
+    if shape.busy_share:
+        busy = round(shape.busy * shape.people)
+        busy_N, other_N = (torch.randint(low, high, (len(x_ND),), generator=generator) for low, high in ((0, busy), (busy, shape.people)))
+        person_N = torch.where(torch.rand(len(x_ND), generator=generator) < shape.busy_share, busy_N, other_N)
     up_N = up_N != (person_N < shape.hostile * shape.people)
     entries = [
         BufferEntry(f"ep-{n}", float(up_N[n]), 1, T0 + timedelta(minutes=n), x_ND[n].half(), voters=(f"p{int(person_N[n])}",), said=f"{n}")
