@@ -2,7 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -85,11 +86,11 @@ class Status:
         return health_lines(self.health) if self.health else [parts_line(self.parts)] if self.parts else []
 
 
-def made(facts: LogFacts, ledger: Ledger, settings: Settings) -> Status:
-    """The status of the run in ``run_folder``: facts from the log and from this machine."""
+def made(facts: LogFacts, ledger: Ledger, settings: Settings, health: Sequence[PartHealth] | None = None) -> Status:
+    """The status of the run in ``run_folder``: facts from the log and from this machine. ``health``: of its parts; None: ask them."""
     run = settings.run_folder
-    health = tuple(health_of(settings))
-    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(run), str(run), health)
+    asked = tuple(health_of(settings) if health is None else health)
+    return Status(facts, ledger, learning_of(settings, facts), known_choice(settings), states_of(run), str(run), asked)
 
 
 def ledger_now(settings: Settings, since: datetime | None = None, until: datetime | None = None) -> Ledger:
@@ -114,11 +115,13 @@ def follow_status(settings: Settings, show: Callable[[Status], None], stopping: 
 
 
 def status_now(settings: Settings) -> Status:
-    """Read the log to its end."""
+    """Read the log to its end, count the ledger and ask the parts, all at the same time."""
     watch = LogWatch(settings.kafka, settings.gated_policy)
     watch.start()
-    watch.stop()
-    return made(watch.facts, ledger_now(settings), settings)
+    with ThreadPoolExecutor(2) as pool:
+        ledger, health = pool.submit(ledger_now, settings), pool.submit(health_of, settings)
+        watch.stop()
+        return made(watch.facts, ledger.result(), settings, health.result())
 
 
 def show_again(status: Status, as_json: bool) -> None:

@@ -132,7 +132,7 @@ def test_ctrl_c_stops_everything(up: Up) -> None:
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        (["status"], "kafka.bootstrap_servers is not set"),
+        (["status"], "there is no run in runs: start one with `tidemill up`"),
         (["simulate", "--base-url", "http://127.0.0.1:9/v1", "--minutes", "0.02"], "nobody got an answer from http://127.0.0.1:9/v1"),
         (["config", "--set", "learner.lerning_rate=1"], "lerning_rate"),
         (["up", "--config", "nowhere.toml"], "nowhere.toml"),
