@@ -79,7 +79,7 @@ class RecordInHand:
         ``unusable`` as ``blamed_on_record`` does. One at a time. ``survives=False``: the part ends when this fails, which counts as a death."""
         if (code := self._topics.get(topic)) is None:
             code = self._topics[topic] = zlib.crc32(topic.encode())
-        if self._blamed and any(slot[:3] == (code, partition, offset) and slot[3] >= DEATHS for slot in self._blamed):
+        if self.is_deadly(topic, partition, offset):
             raise InvalidEvent("deadly", f"{part} died {DEATHS} times while it worked on this record")
         SLOT.pack_into(self._page, 0, code, partition, offset, 1)
         self._part, self._survives = part, survives
@@ -100,6 +100,13 @@ class RecordInHand:
         SLOT.pack_into(self._page, 0, *EMPTY)
         if its_fault:
             raise fault_of(error, self._part) from error
+
+    def is_deadly(self, topic: str, partition: int, offset: int) -> bool:
+        """True where the part has died too often with this record in hand."""
+        if not self._blamed:
+            return False
+        place = (zlib.crc32(topic.encode()), partition, offset)
+        return any(slot[:3] == place and slot[3] >= DEATHS for slot in self._blamed)
 
     def died_at(self, topic: str, partition: int, offset: int) -> bool:
         """True where the part has died with this in hand, and has not forgotten it."""

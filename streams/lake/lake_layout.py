@@ -12,6 +12,7 @@ import pyarrow
 from streams.core.topics import Topic
 from streams.kafka import Record
 from streams.lake.event_columns import EventColumns
+from streams.lake.rows_in_hand import RowsInHand
 
 RECORD = pyarrow.schema(
     [
@@ -30,8 +31,9 @@ CHUNK_ROWS, CHUNK_BYTES = 250, 32 << 20
 class LakeLayout:
     """The columns of one topic's files."""
 
-    def __init__(self, topic: Topic[Any]) -> None:
-        self._topic, self._columns = topic.name, EventColumns(topic.event)
+    def __init__(self, topic: Topic[Any], rows: RowsInHand | None = None) -> None:
+        """``rows``: of the writer, which must outlive what a record does to it."""
+        self._topic, self._columns, self._rows = topic.name, EventColumns(topic.event), rows
         told = [pyarrow.field("partition", pyarrow.int32(), nullable=False), pyarrow.field("invalid_reason", pyarrow.string())]
         self.schema = pyarrow.schema([*RECORD, *told, *self._columns.fields])
 
@@ -58,7 +60,10 @@ class LakeLayout:
         rows = [(r.offset, calendar_ms(r), r.key, r.value, r.partition) for r in records]
         kinds = [*RECORD.types, pyarrow.int32()]
         record = [pyarrow.array(column, kind) for column, kind in zip(zip(*rows, strict=True), kinds, strict=True)]
-        reasons, columns = self._columns.of([r.value for r in records])
+        if self._rows is None:
+            reasons, columns = self._columns.of([r.value for r in records])
+        else:
+            reasons, columns = self._rows.columns(self._columns, self._topic, records)
         return pyarrow.RecordBatch.from_arrays([*record, pyarrow.array(reasons, pyarrow.string()), *columns], schema=self.schema)
 
 

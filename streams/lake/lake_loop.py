@@ -2,15 +2,33 @@
 
 import structlog
 
-from streams.core.errors import Unavailable
+from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.part_context import PartContext
+from streams.core.record_faults import RecordInHand
 from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.join.join_settings import EvidenceSettings
+from streams.kafka import Producer, Record
+from streams.kafka.dead_letters import DeadLetters
 from streams.lake.lake_session import LakeSession
 from streams.lake.lake_settings import LakeSettings
 from streams.lake.parquet_lake import Lake
+from streams.lake.rows_in_hand import RowsInHand
 
 log = structlog.get_logger()
+
+
+def rows_in_hand(context: PartContext) -> RowsInHand:
+    """The writer's, with its file in the state folder."""
+
+    def set_aside(record: Record, error: InvalidEvent) -> None:
+        producer = Producer(context.kafka, context.metrics, "tidemill-lake")
+        try:
+            DeadLetters(producer, context.clock, context.metrics, "lake").set_aside(record, error)
+            producer.flush()
+        finally:
+            producer.close()
+
+    return RowsInHand(RecordInHand(context.state / "lake.in-hand"), set_aside)
 
 
 def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings = DEFAULT_EVIDENCE) -> None:
@@ -18,7 +36,7 @@ def run(settings: LakeSettings, context: PartContext, evidence: EvidenceSettings
 
     ``evidence``: the join's settings, to work out labels again that lose a vote in an erasure.
     """
-    lake = Lake(settings.uri or str(context.state / "lake"))
+    lake = Lake(settings.uri or str(context.state / "lake"), rows=rows_in_hand(context))
     while not context.stopping.is_set():
         try:
             session = LakeSession(settings, context, lake, evidence)

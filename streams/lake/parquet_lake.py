@@ -28,6 +28,7 @@ from streams.kafka import Record
 from streams.lake.lake_file import UNFINISHED, LakeFile, covered, in_reading_order
 from streams.lake.lake_layout import LAST_MS, RECORD, LakeLayout, calendar_ms
 from streams.lake.row_groups import RowGroups
+from streams.lake.rows_in_hand import RowsInHand
 
 E = TypeVar("E", bound=Event)
 DAY_MS = 86_400_000
@@ -42,9 +43,9 @@ class FileGone(Unavailable):
 class Lake:
     """Writes batches of records and reads them back. Raises Unavailable when the store cannot be used now."""
 
-    def __init__(self, uri: str, batch_rows: int = 1024) -> None:
+    def __init__(self, uri: str, batch_rows: int = 1024, rows: RowsInHand | None = None) -> None:
         """``batch_rows`` are read from a file at a time."""
-        self._batch_rows, self._layout = batch_rows, cache(LakeLayout)
+        self._batch_rows, self._layout = batch_rows, cache(lambda topic: LakeLayout(topic, rows))
         try:
             absolute = uri if "://" in uri else Path(uri).expanduser().resolve().as_uri()
             self._filesystem, self._root = pyarrow.fs.FileSystem.from_uri(absolute)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from actor.critic.critic_loop import Critic, JudgedRecords
@@ -25,7 +26,13 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import DeadLetter, Episode, Event, Label
 from streams.core.part_context import PartContext
 from streams.core.topics import DEAD_LETTERS, EPISODES, LABELS, REWARD_MODELS
+from streams.join.join_settings import EvidenceSettings
 from streams.kafka.dead_letters import DeadLetters
+from streams.lake.event_columns import EventColumns
+from streams.lake.lake_loop import rows_in_hand
+from streams.lake.lake_session import LakeSession
+from streams.lake.lake_settings import LakeSettings
+from streams.lake.parquet_lake import Lake
 from tests.support.label_world import LabelWorld
 from tests.support.simulated_clients import at, install, producer
 from tests.support.simulated_log import Killed, SimulatedLog
@@ -138,6 +145,27 @@ def test_a_label_of_which_no_features_can_be_made_does_not_end_the_updater(monke
         world.read(steps, batch=128)
     assert set(world.stored) == {"ep-1", "ep-3", "ep-4", "ep-5"}
     assert letters(world.log) == [("reward", LABELS.name, "unusable")]
+
+
+def test_the_lake_which_keeps_the_bytes_of_what_killed_it(log: SimulatedLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The columns of many are worked out at once: the first death does not tell of whom."""
+    monkeypatch.setattr(EventColumns, "_decoded", deadly(EventColumns._decoded, lambda given: isinstance(given, bytes) and b"poison" in given))
+    names = ("before", "poison", "after")
+    for name in names:
+        producer().publish(EPISODES, episode(name))
+    for life in range(1, LIVES + 2):
+        lake = Lake(str(tmp_path / "lake"), rows=rows_in_hand(context(tmp_path)))
+        session = LakeSession(LakeSettings(), context(tmp_path), lake, EvidenceSettings())
+        session.turn()
+        if life <= LIVES:
+            with pytest.raises(Killed):
+                session.finish()
+    session.finish()
+    assert {record.key for record in Lake(str(tmp_path / "lake")).records(EPISODES)} == {name.encode() for name in names}
+    assert all(record.value for record in Lake(str(tmp_path / "lake")).records(EPISODES))
+    rows = [row for file in lake.files(EPISODES) for row in pyarrow.parquet.read_table(file.path, partitioning=None).to_pylist()]
+    assert {row["key"]: row["invalid_reason"] for row in rows} == {b"before": None, b"poison": "deadly", b"after": None}
+    assert letters(log) == [("lake", EPISODES.name, "deadly")]
 
 
 def test_the_critic(log: SimulatedLog, tmp_path: Path) -> None:
