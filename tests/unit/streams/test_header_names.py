@@ -10,6 +10,7 @@ from kafka.structs import TopicPartition
 
 from streams.core.traces import TRACEPARENT, context_as_text
 from streams.kafka.header_names import read_any_header_names
+from streams.kafka.record_reading import CompiledRecords
 
 NAME, MARK = b"x-caf\xe9!", b"x-cafe!"
 
@@ -25,16 +26,17 @@ def batch(compression: int, headers: list[list[Any]]) -> bytes:
     return bytes(builder.build())
 
 
+@pytest.mark.parametrize("reader", [Fetcher.PartitionRecords, CompiledRecords])
 @pytest.mark.parametrize("compression", [0, 1])
-def test_a_header_whose_name_is_no_utf_8_holds_up_no_reader(compression: int) -> None:
+def test_a_header_whose_name_is_no_utf_8_holds_up_no_reader(compression: int, reader: Any) -> None:
     read_any_header_names()
     raw = batch(compression, [[("a", b"1")], [(MARK.decode(), b"2"), (TRACEPARENT, None)], [], [("b", b"3")]])
     assert compression or NAME in raw
     place = TopicPartition("t", 0)
-    records = Fetcher.PartitionRecords(0, place, MemoryRecords(raw)).take()
+    records = reader(0, place, MemoryRecords(raw)).take()
     assert [(record.offset, record.value) for record in records] == [(0, b"v0"), (1, b"v1"), (2, b"v2"), (3, b"v3")]
-    assert records[1].headers == [("x-caf\ufffd!", b"2"), (TRACEPARENT, None)]
-    assert records[3].headers == [("b", b"3")]
+    assert list(records[1].headers) == [("x-caf\ufffd!", b"2"), (TRACEPARENT, None)]
+    assert list(records[3].headers) == [("b", b"3")]
 
 
 def test_a_trace_context_without_a_value_is_none() -> None:
