@@ -17,6 +17,8 @@ from streams.join.join_settings import JoinSettings
 from streams.join.ledger import Ledger, read_ledger
 from streams.kafka import KafkaSettings, read_to_end
 
+FIRST_S = 60.0
+"""The first count comes this soon after the start, so that an operator sees that there is one."""
 AT_MOST = 0.05
 """Part of the time that counting may take: a large log is counted less often."""
 REPORTS = ("join", "lake", "learner")
@@ -28,7 +30,7 @@ def run(settings: JoinSettings, context: PartContext) -> None:
     """Count until stopped; not at all where ``join.ledger_every_s`` is 0. While Kafka is away nothing is counted, and metrics stay as they were."""
     if not settings.ledger_every_s:
         return
-    pause_s = settings.ledger_every_s
+    pause_s = min(FIRST_S, settings.ledger_every_s)
     while not context.stopping.wait(pause_s):
         began_s = time.monotonic()
         try:

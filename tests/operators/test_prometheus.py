@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         port, stopping = free_port(), threading.Event()
         (folder / "base").mkdir()
         settings = {"run_folder": folder, "policy.base": folder / "base", "kafka.bootstrap_servers": broker.bootstrap_servers,
-                    "metrics_port": port, "lake.flush_s": 1, "join.expire_every_s": 1}  # fmt: skip
+                    "metrics_port": port, "lake.flush_s": 1, "join.expire_every_s": 1, "join.ledger_every_s": 2}  # fmt: skip
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         with (folder / "streams.log").open("wb") as log:
             streams = subprocess.Popen([sys.executable, "-P", "-m", "infra.cli", "run", "streams", *words], cwd=ROOT, stderr=log,
