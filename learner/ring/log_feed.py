@@ -25,6 +25,8 @@ from streams.erasure.missed_tombstones import keys_on_log, may_have_missed
 from streams.kafka import Consumer, Producer, Record, read_to_end
 from streams.kafka.dead_letters import DeadLetters
 
+ERASED_UP_TO = "erased-up-to.json"
+"""Offset after the last erasure that the saved prompts have gone through."""
 log = structlog.get_logger()
 
 
@@ -37,7 +39,7 @@ class LogFeed:
         self._producer = producer
         self._in_hand = RecordInHand(context.state / "feed.in-hand")
         self._erasures = ErasureFollower(context, "learner")
-        self._erased_up_to = 0
+        self._erased_up_to, self._reported_up_to = _erased_up_to(context.state / ERASED_UP_TO), 0
         self._save_due = False
         self._fresh = FreshLabels(settings.steps_without_labels, settings.recent_version_steps)
         self._fresh.load(context.state)
@@ -85,6 +87,8 @@ class LogFeed:
         self._steps = steps
         newest: tuple[Record, RewardModelVersion] | None = None
         self._erasures.poll()
+        if self._erasures.end > self._reported_up_to:
+            self._erase_people()  # first: what they asked since is read after it, and stays
         while records := self._consumer.poll(timeout_s=0.05):
             for record in records:
                 try:
@@ -100,8 +104,6 @@ class LogFeed:
                         self._dead_letters.set_aside(record, error)
         if newest is not None:
             self._take_reward_model(*newest)
-        if self._erasures.end > self._erased_up_to:
-            self._erase_people()
         if self._save_due:
             self.save()
         for what, is_missing in (self._lacking() | {"prompts_that_fit": False}).items():
@@ -131,6 +133,9 @@ class LogFeed:
             incoming.write_text(json.dumps(places))
             incoming.rename(self._context.state / f"{topic.short_name}-offsets.json")
         self._fresh.save(self._context.state)
+        incoming = self._context.state / "erased.incoming"
+        incoming.write_text(str(self._erased_up_to))
+        incoming.rename(self._context.state / ERASED_UP_TO)
         self._save_due = False
 
     def close(self) -> None:
@@ -179,16 +184,19 @@ class LogFeed:
             self._context.metrics.add("tidemill_learner_left_out_total", reason=reason)
 
     def _erase_people(self) -> None:
-        """Erase the prompts of people who asked for it, on disk too, then report it; only once, however often the log is read."""
+        """Erase the prompts of people who asked for it, once for each disk: a restored back-up may be older than its erasure's report. Then report
+        what was not reported yet."""
+        removed = {each.offset: sum(map(self.prompts.erase_person, each.erasure.people)) for each in self._erasures.since(self._erased_up_to)}
+        self._erased_up_to = max(self._erased_up_to, self._erasures.end)
+        self.save()
         done = {(each.person, each.erasure_at) for each in read_erased(read_to_end(self._context.kafka, ERASED, "learner", self._context.metrics))
                 if each.part == "learner"}  # fmt: skip
-        due = [each.erasure for each in self._erasures.since(self._erased_up_to) if (each.erasure.person, each.erasure.at) not in done]
-        removed = [sum(map(self.prompts.erase_person, erasure.people)) for erasure in due]
-        self.save()
-        for erasure, count in zip(due, removed, strict=True):
-            self._producer.publish(ERASED, Erased(person=erasure.person, part="learner", where="prompts", removed={"prompts": count},
-                                                  erasure_at=erasure.at, at=self._context.clock.now()))  # fmt: skip
-        self._erased_up_to = self._erasures.end
+        for each in self._erasures.since(self._reported_up_to):
+            if (each.erasure.person, each.erasure.at) not in done:
+                told = {"prompts": removed.get(each.offset, 0)}
+                self._producer.publish(ERASED, Erased(person=each.erasure.person, part="learner", where="prompts", removed=told,
+                                                      erasure_at=each.erasure.at, at=self._context.clock.now()))  # fmt: skip
+        self._reported_up_to = self._erasures.end
 
     def _current_reward_model(self) -> tuple[RewardModelVersion, Path]:
         if self._reward is None:
@@ -211,6 +219,10 @@ class LogFeed:
             shutil.rmtree(self._reward[1], ignore_errors=True)
         self._reward, self.follows = (event, folder), record.headers
         log.info("reward_model_taken", version=event.version, labels=event.labels)
+
+
+def _erased_up_to(path: Path) -> int:
+    return int(path.read_text()) if path.exists() else 0
 
 
 def devices(settings: LearnerSettings) -> float:

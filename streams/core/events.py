@@ -322,6 +322,8 @@ class DeadLetter(Event):
     source_partition: int = Field(ge=-1)
     """-1 when the bytes never reached a topic (refused over HTTP)."""
     source_offset: int = Field(ge=-1)
+    source_at: Instant | None = None
+    """When the record arrived on its topic: an erasure covers it by this time, however late the letter was written. None: unknown."""
     reason: str
     """A countable word: ``not_json``, ``unknown_version``, ``invalid``, ``expired``, ``too_large`` …"""
     message: str

@@ -116,14 +116,16 @@ def record_without(record: Record, forgotten: Forgotten, settings: EvidenceSetti
 
 
 def _letter_without(record: Record, forgotten: Forgotten) -> Record:
-    """A dead letter keeps its place and its reason, but not the original bytes."""
+    """A dead letter keeps its place and its reason, but not the original bytes. What counts is when these arrived: a part that had not heard of the
+    erasure may write the letter after it."""
     try:
         letter = DEAD_LETTERS.decode(record.value)
         raw = base64.b64decode(letter.record_base64)
     except (InvalidEvent, ValueError):
         return record
-    named = any(forgotten.covers_person(person, letter.at, record.timestamp_ms) for person in letter.people)
-    if not raw or not (named or _any_covered(raw, forgotten, record.timestamp_ms, letter.at)):
+    arrived_ms = min(record.timestamp_ms, int(letter.source_at.timestamp() * 1000)) if letter.source_at else record.timestamp_ms
+    named = any(forgotten.covers_person(person, letter.at, arrived_ms) for person in letter.people)
+    if not raw or not (named or _any_covered(raw, forgotten, arrived_ms, letter.at)):
         return record
     return _with_value(record, letter.model_copy(update={"record_base64": "", "people": ()}).encode())
 

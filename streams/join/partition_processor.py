@@ -290,7 +290,8 @@ class PartitionProcessor:
             error = InvalidEvent(
                 "expired", f"{error}; it is in partition {self.number}, but Kafka's partitioner (murmur2 of the episode_id) gives {right}"
             )
-        record = Record(FEEDBACK.name, self.number, arrived.offset, 0, feedback.key.encode(), feedback.encode())
+        arrived_ms = (arrived.at - EPOCH) // timedelta(milliseconds=1)
+        record = Record(FEEDBACK.name, self.number, arrived.offset, arrived_ms, feedback.key.encode(), feedback.encode())
         self._letters.set_aside(record, error, feedback.feedback_id)
 
 

@@ -1,7 +1,7 @@
 """Dead letters: a record that cannot be used is set aside, with its origin and the reason. Nothing is dropped silently."""
 
 import base64
-from datetime import datetime
+from datetime import UTC, datetime
 
 import structlog
 
@@ -11,6 +11,7 @@ from streams.core.events import DeadLetter
 from streams.core.metrics import Metrics
 from streams.core.person_ids import people_in, person_of
 from streams.core.topics import DEAD_LETTERS
+from streams.core.values import LATEST
 from streams.kafka import Publisher, Record
 
 KEPT_BYTES = 64 << 10
@@ -58,6 +59,7 @@ def letter_of(record: Record, error: InvalidEvent, part: str, at: datetime) -> D
         source_topic=record.topic,
         source_partition=record.partition,
         source_offset=record.offset,
+        source_at=_moment(record.timestamp_ms),
         reason=error.reason,
         message=str(error)[:2000],
         record_key=record.key.decode(errors="replace")[:200] if record.key else None,
@@ -66,6 +68,11 @@ def letter_of(record: Record, error: InvalidEvent, part: str, at: datetime) -> D
         part=part,
         at=at,
     )
+
+
+def _moment(timestamp_ms: int) -> datetime | None:
+    """A record's arrival; None where a producer wrote a time that no calendar knows."""
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC) if 0 <= timestamp_ms < LATEST.timestamp() * 1000 else None
 
 
 def _shorter(letter: DeadLetter) -> DeadLetter | None:

@@ -35,7 +35,13 @@ class Machine:
     name: str
     disk: Path
     clock: Any
-    session: JoinSession | None = None
+    session: Any = None
+
+    def let_go(self) -> None:
+        """The process is gone: what the kernel closes for it is closed."""
+        for part in self.session.parts.values() if self.session is not None else ():
+            part.close()
+        self.session = None
 
 
 @dataclass
@@ -228,9 +234,7 @@ class JoinWorld:
 
     def _leave_behind(self, machine: Machine) -> None:
         """What is left of a process that was killed: its disk, and what was on its way to Kafka, which arrives now, late or never."""
-        for part in machine.session.parts.values() if machine.session is not None else ():
-            part.close()
-        machine.session = None
+        machine.let_go()
         for made in [each for each in self.log.producers if each.member == machine.name]:
             fate = self.chance.choice(("now", "late", "never"))
             if fate == "now":

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import FixedClock
 from streams.core.events import Episode, Erasure, Message
 from streams.core.part_context import PartContext
-from streams.core.topics import EPISODES
+from streams.core.topics import EPISODES, ERASURES
 from streams.join.join_settings import JoinSettings
 from streams.kafka import KafkaSettings, Record
 from streams.lake.compaction import Compactor, due_runs
 from streams.lake.lake_erasure import LakeErasure
 from streams.lake.lake_file import LakeFile, covered
 from streams.lake.lake_layout import RECORD, LakeLayout
+from streams.lake.lake_session import LakeSession
 from streams.lake.lake_settings import LakeSettings
 from streams.lake.parquet_lake import Lake
 from tests.support.dying_disk import DyingDisk
-from tests.support.simulated_log import Killed
+from tests.support.simulated_clients import at, install, producer
+from tests.support.simulated_log import Killed, SimulatedLog
 
 T0 = datetime(2026, 1, 1, 12, tzinfo=UTC)
 T0_MS = int(T0.timestamp() * 1000)
@@ -254,6 +257,31 @@ def test_whoever_reads_while_files_are_merged_sees_each_row_once(sizes: list[int
                     found.append(next(source))
         for source, found in reading:
             assert found + list(source) == made
+
+
+def test_an_erasure_in_the_middle_of_a_merge_is_not_undone_by_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compactor, "advance", partialmethod(Compactor.advance, 0.0))  # one step a turn, as in a large merge
+    log = install(monkeypatch, SimulatedLog(clock=(clock := FixedClock(T0))))
+    context = PartContext(at("lake"), ArtifactStore(str(tmp_path / "artifacts")), "default", tmp_path, tmp_path, clock=clock)
+    settings = LakeSettings(uri=str(tmp_path / "lake"), flush_rows=1, compact_files=4, compact_every_s=10)
+    lake = Lake(str(tmp_path / "lake"))
+    session = LakeSession(settings, context, lake, JoinSettings())
+    for number in range(6):
+        sent = record(number, user=SHE if number < 2 else "bob")
+        log.append(EPISODES.name, 0, sent.key, sent.value)
+        clock.advance(seconds=1)
+        session.turn()
+    while session._compactor._merge is None:
+        clock.advance(seconds=2)
+        session.turn()
+    assert len(lake.files(EPISODES)) == 6
+    producer().publish(ERASURES, Erasure.of(SHE, "operator", clock.now()))
+    for _ in range(60):
+        clock.advance(seconds=2)
+        session.turn()
+    session.close()
+    assert len(lake.files(EPISODES)) == 1, "it was merged in the end"
+    assert [each.value is None for each in lake.records(EPISODES)] == [True, True, False, False, False, False]
 
 
 files = st.lists(st.tuples(st.integers(0, 1), st.sampled_from([1, 1, 1, 2, 5, 30, 99, 101, 500])), max_size=40)
