@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import transformers_weight_conversion
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,7 +74,7 @@ class Policy:
             target_parameters=fused, rank_pattern=dict.fromkeys(own_rank, settings.expert_rank),
             alpha_pattern=dict.fromkeys(own_rank, settings.alpha * settings.expert_rank / settings.rank),
         )  # fmt: skip
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with torch.random.fork_rng(), warnings.catch_warnings(), names_as_they_are():
             warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")  # PEFT looks for modules; they name parameters
             torch.manual_seed(settings.seed)
             self._peft = get_peft_model(model, config, autocast_adapter_dtype=True).eval()
@@ -257,11 +258,23 @@ class Policy:
 def merged(model: Any, adapter: Path) -> Any:
     """A transformers model with a saved adapter added to its weights, without PEFT's wrappers. Raises BadArtifact when the adapter does not fit."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), names_as_they_are():
             warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")
             return PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=True).merge_and_unload().eval()
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise BadArtifact(f"the adapter in {adapter} does not fit the base: {error}") from None
+
+
+@contextmanager
+def names_as_they_are() -> Iterator[None]:
+    """Context in which PEFT takes targets by their names. Outside, it takes ``gate_proj`` and the like of a mixture's shared experts for those of
+    routed experts in adapters of transformers 4, and silently puts the adapter there, with twice the rank."""
+    convert = transformers_weight_conversion.convert_peft_config_for_transformers
+    transformers_weight_conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        transformers_weight_conversion.convert_peft_config_for_transformers = convert
 
 
 def _group(module_name: str) -> str:

@@ -41,7 +41,8 @@ def main(kind: str, tokenizer_of: Path, folder: Path) -> None:
     targets: dict[str, Any] = {"shared_targets": MLP} if family.shared else {}
     if family.experts is None:
         targets = {"attention_targets": (*family.served_attention, *MLP)}
-    policy = Policy(base, LearnerSettings(dtype="float32", rank=8, expert_rank=4 if family.experts else 0, **targets))
+    expert_rank = 4 if family.experts and not family.shared else 0  # with both, plain PEFT takes the pattern of ranks for an older adapter's
+    policy = Policy(base, LearnerSettings(dtype="float32", rank=8, expert_rank=expert_rank, **targets))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in policy.parameters.values():
