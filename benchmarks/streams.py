@@ -206,7 +206,9 @@ def lake(records: Sequence[Record], folder: Path) -> list[Figure]:
     with timed(figures, "raw pyarrow", count):
         for number, rows in enumerate(by_partition):
             taken = [{name: getattr(row, name) for name in ("offset", "timestamp_ms", "key", "value")} for row in rows]
-            told = [EPISODES.decode(row.value).model_dump(exclude={"sampling", "redacted"}) for row in rows]  # Parquet has no empty struct
+            told = [
+                EPISODES.decode(row.value).model_dump(exclude={"sampling", "redacted", "chat_template_kwargs"}) for row in rows
+            ]  # Parquet has no empty struct
             table = pyarrow.Table.from_pylist([record | event for record, event in zip(taken, told, strict=True)])
             pyarrow.parquet.write_table(table, folder / f"raw-{number}.parquet", compression="zstd")
     with timed(figures, "lake write", count):
