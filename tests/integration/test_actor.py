@@ -67,6 +67,11 @@ class Served(ActorProcess):
         """Those that vLLM has loaded."""
         return {model["id"] for model in self.http.get("/v1/models").json()["data"] if "@" in model["id"]}
 
+    def waiting(self) -> float:
+        """Answers that wait for a place in the engine's batch."""
+        rows = [row for row in self.http.get("/metrics").text.splitlines() if row.startswith("vllm:num_requests_waiting{")]
+        return sum(float(row.split()[-1]) for row in rows)
+
     def metric(self, line: str) -> float:
         rows = [row for row in self.http.get("/metrics").text.splitlines() if row.startswith(line + " ")]
         return float(rows[0].split()[-1]) if rows else 0.0
@@ -413,6 +418,24 @@ def test_a_learner_samples_here_with_its_adapters_own_logprobs_and_leaves_no_epi
     tokens = sum(len(rollout.output_ids) for rollout in (*rollouts, *again))
     assert served.metric('tidemill_engine_tokens_total{kind="output",work="rollouts"}') == before + tokens
     assert served.metric('tidemill_capture_skipped_total{reason="rollout"}') == captured + 4
+
+
+def test_people_are_answered_before_what_a_learner_samples(served: Served, tmp_path: Path) -> None:
+    """256 answers are asked for, 64 of which run at the same time: who came last would be answered after nearly all of them."""
+    settings = LearnerSettings(dtype="float32", engine="actor", rollout_url=f"{served.http.base_url}/v1")
+    engine, finished = ActorEngine(settings, tmp_path), [0]
+    prompts = [(1, 50 + n, 900, 44) for n in range(32)]
+    sampling = threading.Thread(target=engine.sample, args=(prompts, 8, 64, 1.0, 1, lambda done, at_most: finished.append(done)))
+    sampling.start()
+    deadline = time.monotonic() + 60
+    while served.waiting() < 64:
+        assert time.monotonic() < deadline, "the rollouts never waited for a place"
+    answer = served.chat(model="base", max_tokens=2)
+    before = finished[-1]
+    sampling.join()
+    engine.close()
+    assert answer.status_code == 200
+    assert before < finished[-1] / 2, f"{before} of {finished[-1]} tokens came before the person's two"
 
 
 def test_skills_kept_are_loglikelihoods_of_the_base_and_of_what_is_served(served: Served) -> None:
