@@ -24,6 +24,7 @@ class PublishedAdapter:
 def note_published(state: Path, adapter: PublishedAdapter) -> None:
     """Put an adapter first. Atomic; the same one twice counts once."""
     kept = [adapter, *(other for other in published(state) if other.name != adapter.name)][:KEPT]
+    state.mkdir(parents=True, exist_ok=True)
     incoming = state / f".{FILE}.{uuid.uuid4().hex}"
     incoming.write_text(json.dumps([asdict(each) for each in kept]))
     incoming.rename(state / FILE)
