@@ -88,7 +88,7 @@ def overview(console: str, runbooks: str) -> dict[str, Any]:
     for row in ROWS:
         pages = ", ".join(f"[{page}]({runbooks.rstrip('/')}/{page}.md)" for page in row.runbooks)
         number = len(model["panels"])
-        model["panels"].append({"id": number + 1, "type": "row", "title": row.question, "collapsed": False, "panels": [],
+        model["panels"].append({"id": number + 1, "type": "row", "title": row.question, "collapsed": False, "panels": [], "targets": [],
                                 "gridPos": {"x": 0, "y": top, "w": 3 * THIRD, "h": 1}})  # fmt: skip
         model["panels"].append({"id": number + 2, "type": "text", "title": "When it is not", "targets": [],
                                 "options": {"mode": "markdown", "content": f"Alerts and what to do: {pages}"},
