@@ -429,6 +429,9 @@ def test_the_ring_page_shows_parts_and_marks_old_numbers(ring: Ring) -> None:
     page = ring.browser.get("/").text
     assert 'class="tiles stale"' in page, "the log has not been read yet"
     assert "flows" not in re.findall(r'class="(arrow[^"]*)"', page)
+    boxes = re.findall(r'<rect class="node([^"]*)"(?: data-look="(\w+)")?', page)
+    assert [part for _, part in boxes] == ["actor", "", "streams", "streams", "reward", "learner"], "the lake is written by the streams"
+    assert {look.strip() for look, part in boxes if part} == {"stale"}
     assert ring.browser.get("/api/ring").json()["stale"] is True
 
 
