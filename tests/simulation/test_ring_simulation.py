@@ -111,6 +111,15 @@ class RingStory(RuleBasedStateMachine):
         self.world.stop_store(name)
         self.world.start_store(name, "old")
 
+    @rule(name=st.sampled_from((LAKE, LEARNER)), person=people)
+    def somebody_is_forgotten_after_a_back_up(self, name: str, person: str) -> None:
+        """Chance alone seldom puts these in their order."""
+        self.world.settle()
+        self.a_disk_is_backed_up(name)
+        self.somebody_asks_to_be_forgotten(person)
+        self.all_is_read()
+        self.a_back_up_is_restored(name)
+
     @rule()
     def all_is_read(self) -> None:
         self.world.settle()
