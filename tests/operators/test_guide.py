@@ -44,7 +44,7 @@ RARE = {
     "tidemill_publish_failures_total", "tidemill_dead_letters_total", "tidemill_reward_guard_ratio", "tidemill_reward_guard_tripped",
     "tidemill_capture_skipped_total", "tidemill_otlp_spans_total", "tidemill_adapters_refused_total", "tidemill_critic_verdicts_total",
     "tidemill_canary_difference", "tidemill_promotion_gates_total", "tidemill_promotions_total", "tidemill_redactions_total",
-    "tidemill_outbox_dropped_total", "tidemill_learner_left_out_total",
+    "tidemill_outbox_dropped_total", "tidemill_learner_left_out_total", "tidemill_lake_compactions_total",
 }  # fmt: skip
 """What a few good minutes may not bring about: faults, parts that are off, and what moves at night."""
 

@@ -139,7 +139,7 @@ EXPRESSIONS = sorted(
         for model in dashboards().values()
         for panel in model["panels"]
         for target in panel["targets"]
-        if not re.search(r"\b(vllm:|ray_)|part=\"actor\"", target["expr"])
+        if not re.search(r"\b(vllm:|ray_|tidemill_lake_compactions)|part=\"actor\"", target["expr"])
     }  # vLLM's and Ray's stand in nowhere; the guide's test has them
     | {mark["expr"] for model in dashboards().values() for mark in model["annotations"]["list"]}
 )
