@@ -21,8 +21,8 @@ from actor.capture.conversations import Conversations
 from actor.capture.engine_recorder import wrap_engine
 from actor.capture.episode_publisher import EpisodePublisher
 from actor.capture.media_store import MediaStore
+from actor.capture.open_vllm_paths import ServerPaths
 from actor.capture.sampled_logprobs import leave_out_text
-from actor.capture.server_paths import ServerPaths
 from actor.doors.http_doors import Doors
 from actor.doors.setting_names import SettingNames
 from actor.doors.stop_replies import StopReplies

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from actor.adapters.request_routing import Route
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from streams.core.clock import Clock
 from streams.core.events import AdapterVersion, Attestation, Event, Promotion
 from streams.core.topics import ADAPTERS, ATTESTATIONS, PROMOTIONS, Topic

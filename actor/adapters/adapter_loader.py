@@ -31,7 +31,7 @@ from streams.core.errors import AttestationFailed, BadArtifact, InvalidEvent, Un
 from streams.core.events import AdapterVersion, Attestation, Erased, Erasure, Event
 from streams.core.health import report_disk_space
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.core.topics import ATTESTATIONS, BY_NAME, DEAD_LETTERS, ERASED, ERASURES
 from streams.core.traces import Headers, trace_in_logs
 from streams.kafka import Consumer, Record

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from actor.adapters.step_evidence import Array, Readings, Share, shares, stray_nats
+from actor.adapters.adapter_effect import Array, Readings, Share, shares, stray_nats
 from actor.settings import ActorSettings
 from streams.core.errors import BadArtifact
 from streams.core.events import Finite
@@ -100,7 +100,7 @@ def judge(replica_adapter: Logprobs, replica_base: Logprobs, known: AdapterProbe
     """Compare this replica's log-probabilities of each probe's output, with and without the adapter, to the learner's.
 
     Being near the learner is not a proof: a small adapter is also near the base. The replica must show each part of the learner's step, and the
-    interval of each share must lie within bounds that exclude both 0 and twice the step (actor/adapters/step_evidence.py). An interval outside
+    interval of each share must lie within bounds that exclude both 0 and twice the step (actor/adapters/adapter_effect.py). An interval outside
     means that the replica serves something else; one across a bound means that the probes cannot tell. ``placed``: the engine holds every tensor
     of the file. Then a small part that does not show is not proof of its absence: it may have vanished by rounding.
     """

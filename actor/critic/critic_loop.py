@@ -19,7 +19,7 @@ from actor.critic.critic_settings import CriticSettings
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Episode, Feedback, FeedbackKind, Outcome
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.core.topics import EPISODES, FEEDBACK
 from streams.kafka import Consumer, Producer, Record
 from streams.kafka.dead_letters import DeadLetters

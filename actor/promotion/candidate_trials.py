@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from actor.actor_client import ActorClient, PromptRequest
-from actor.promotion.adapter_standing import PromotionMove, Trial
 from actor.promotion.canary import Decision, decide, prior_in, prior_of, side_of
 from actor.promotion.candidate_scoring import CandidateJudge
 from actor.promotion.promotion_evidence import PromotionEvidence
@@ -23,6 +22,7 @@ from actor.promotion.promotion_gates import (
     shadow_gates,
 )
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import PromotionMove, Trial
 from actor.promotion.retention_probes import RetentionProbe
 from reward.trust.hacking_guards import WRONG_PREMISES
 from streams.core.events import AdapterVersion, Message, RewardModelVersion

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from actor.promotion.adapter_standing import PromotionMove
 from actor.promotion.canary import DRAWN, HELD_BACK, compare, prior_in, side_of
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import PromotionMove
 from reward.trust.hacking_guards import GuardFinding, inspect, inspect_tools
 
 FEWEST_ANSWERS = 64

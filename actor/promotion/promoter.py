@@ -10,13 +10,13 @@ import structlog
 
 from actor.actor_client import OpenAiActorClient
 from actor.promotion import held_back
-from actor.promotion.adapter_standing import TIDEMILL, PromotionMove
 from actor.promotion.canary import Decision
 from actor.promotion.candidate_scoring import RewardJudge
 from actor.promotion.candidate_trials import Trials, candidate_move
 from actor.promotion.nightly_schedule import last_due, next_candidate
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import TIDEMILL, PromotionMove
 from actor.promotion.retention_probes import read_probes
 from reward.settings import RewardSettings
 from reward.trust.live_answers import report as report_findings
@@ -24,7 +24,7 @@ from reward.trust.live_answers import report_rule
 from streams.core.errors import BadArtifact, InvalidEvent, Unavailable
 from streams.core.events import Promotion, new_id
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.core.topics import ADAPTERS, ATTESTATIONS, BY_NAME, EPISODES, ERASURES, LABELS, PROMOTIONS, REWARD_MODELS, Topic
 from streams.kafka import Consumer, Producer
 from streams.kafka.dead_letters import DeadLetters

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from actor.actor_client import PromptRequest
-from actor.promotion.adapter_standing import AdapterStanding
 from actor.promotion.canary import CanaryVote, vote_of
 from actor.promotion.confidence_sequence import Side
 from actor.promotion.conversation_failures import ConversationFailures, asked_in
+from actor.promotion.promotion_stages import AdapterStanding
 from streams.core.events import AdapterVersion, Assignment, Attestation, Episode, Erasure, Event, Label, Outcome, Promotion, RewardModelVersion
 from streams.erasure.forgotten_people import Forgotten
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import structlog
 from pydantic import SecretStr
 
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from dashboards.console.console_facts import Letter
 from streams.core.clock import Clock
 from streams.core.errors import InvalidEvent, Refused

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from infra.demo.intervals import Interval, share
 from streams.core.errors import InvalidEvent
 from streams.core.events import AdapterVersion, Attestation, DeadLetter, Episode, Erasure, Event, Label, Promotion, RewardModelVersion
-from streams.core.record_faults import blamed_on_record
+from streams.core.poison_records import blamed_on_record
 from streams.core.topics import BY_NAME, DEAD_LETTERS, LABELS, TOPICS
 from streams.erasure.forgotten_people import Forgotten, record_without
 from streams.join.feedback_join import DEFAULT_EVIDENCE

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from dashboards.console.console_facts import Approval, ConsoleFacts, Flow, verdict_of, version_of
 from dashboards.console.svg_charts import Line, chart
 from streams.core.events import AdapterVersion, Attestation, Episode

@@ -32,7 +32,7 @@ REASON = click.option("--reason", default=None, help="Why; recorded on the log."
 @settings_options
 def promotions(since: datetime | None, until: datetime | None, as_json: bool, choice: "RunChoice") -> None:
     """Show production, the current trial, and all trials: how each ended, its uplift with interval, and what it cost."""
-    from actor.promotion.adapter_standing import fold
+    from actor.promotion.promotion_stages import fold
     from infra.operate.promotion_history import history, read_adapters, read_promotions, standing_as_dict
 
     settings = choice.of_run(warn)
@@ -88,7 +88,7 @@ def promote(adapter: str, at_once: bool, by: str, reason: str | None, confirmati
 @settings_options
 def approve(by: str, reason: str | None, confirmation: Confirmation, choice: "RunChoice") -> None:
     """Approve the adapter that was better in canary and awaits approval: it is promoted once you confirm."""
-    from actor.promotion.adapter_standing import fold
+    from actor.promotion.promotion_stages import fold
     from infra.operate.promotion_history import read_promotions
     from streams.core.errors import ConfigError
 
@@ -109,7 +109,7 @@ def approve(by: str, reason: str | None, confirmation: Confirmation, choice: "Ru
 @settings_options
 def rollback(to: str | None, trial: bool, by: str, reason: str | None, choice: "RunChoice") -> None:
     """Roll production back to the adapter before it, or --to another; this also ends the current trial. With --trial, end only the trial."""
-    from actor.promotion.adapter_standing import fold
+    from actor.promotion.promotion_stages import fold
     from infra.operate.promotion_history import read_promotions
     from streams.core.errors import ConfigError
 

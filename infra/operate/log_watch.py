@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import AdapterVersion, Attestation, Event, Label, Promotion, RewardModelVersion
 from streams.core.metrics import Metrics

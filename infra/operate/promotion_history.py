@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from actor.promotion.adapter_standing import TIDEMILL, AdapterStanding, fold
+from actor.promotion.promotion_stages import TIDEMILL, AdapterStanding, fold
 from infra.settings.config import Settings
 from streams.core.errors import ConfigError, InvalidEvent
 from streams.core.events import AdapterVersion, Promotion, new_id

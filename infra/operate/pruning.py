@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from infra.local.part_process import artifacts_uri
 from infra.operate.prune_settings import PruneSettings
 from infra.settings.config import Settings

@@ -3,7 +3,7 @@
 import structlog
 
 from learner.distributed.ray_cluster import LearnerActor
-from learner.ring.log_feed import LogFeed
+from learner.ring.learner_inputs import LogFeed
 from learner.settings import LearnerSettings
 
 log = structlog.get_logger()

@@ -5,7 +5,7 @@ import structlog
 from learner.distributed.ray_cluster import LearnerActor, Stopped
 from learner.ring.adapter_publisher import AdapterPublisher, Exported
 from learner.ring.held_out_evaluation import HeldOutEvaluation
-from learner.ring.log_feed import LogFeed, devices
+from learner.ring.learner_inputs import LogFeed, devices
 from learner.ring.progress_watch import TURN_S, ProgressWatch
 from learner.ring.step_tracking import StepTracking
 from learner.runs.learner_process import StepReport

@@ -2,7 +2,7 @@
 in its place, and what the learner's weights say of them.
 
 A replica that serves the base, the adapter before this one, or a part of its tensors answers almost as it should. So each probe holds the
-log-probabilities of all of these, which actor/adapters/step_evidence.py tells apart. They are computed in float32, whatever the learner
+log-probabilities of all of these, which actor/adapters/adapter_effect.py tells apart. They are computed in float32, whatever the learner
 trains in: noise of the learner's own would hide a small step.
 """
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reward.fit.head_fit import FitRecipe, Rows, fit
-from reward.trust.person_share import held_by_person, row_factors
+from reward.trust.person_share_cap import held_by_person, row_factors
 from reward.trust.voter_trust import USUAL_TRUST, reliability_weights, smoothed_trust, trust_of_voters
 
 SURE = 1e-6

@@ -2,7 +2,7 @@
 
 Shapes: ``N`` rows, each a label with a verdict or a pair (one answer preferred to another); a pair has the people, tenant and time of its entry. All
 rules use the buffer's content alone, so they do not depend on order either, and a rebuilt version is the same. Votes without unusual concentration
-are not changed. The cap on a person comes last, on what the other rules leave, so that it holds whatever they do (person_share.py).
+are not changed. The cap on a person comes last, on what the other rules leave, so that it holds whatever they do (person_share_cap.py).
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from reward.fit.buffer_entry import BufferEntry
 from reward.fit.head_fit import Rows
 from reward.fit.replay_buffer import ReplayBuffer
 from reward.settings import RewardSettings
-from reward.trust.person_share import held_by_person, largest_share, row_factors, share_factors
+from reward.trust.person_share_cap import held_by_person, largest_share, row_factors, share_factors
 from reward.trust.voter_trust import mean_one, share_capped
 
 RULES = ("person", "tenant", "hour", "repeated", "newcomer", "nameless")

@@ -22,8 +22,8 @@ MOST_EVIDENCE = 0.5
 def share_capped(voters: Sequence[Sequence[str]], share: float) -> Tensor:
     """Weights ``[N]`` (mean 1) with which no group (a tenant, an hour) holds more than ``share`` of the labels' *original* weight.
 
-    Softer than the cap on a person (person_share.py): a second tenant's first label must not silence the first tenant. A label of several groups has
-    their mean weight.
+    Softer than the cap on a person (person_share_cap.py): a second tenant's first label must not silence the first tenant. A label of several
+    groups has their mean weight.
     """
     counts: dict[str, float] = defaultdict(float)
     for people in voters:

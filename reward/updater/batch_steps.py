@@ -19,7 +19,7 @@ from reward.updater.version_publisher import VersionPublisher
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Label
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.core.topics import LABELS
 from streams.erasure.missed_tombstones import keys_on_log, may_have_missed
 from streams.kafka import Producer, Record, committed_offsets, end_offsets

@@ -8,7 +8,7 @@ import structlog
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Erased, Erasure
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand, blamed_on_record
+from streams.core.poison_records import RecordInHand, blamed_on_record
 from streams.core.topics import ERASED, ERASURES
 from streams.erasure.forgotten_people import Forgotten
 from streams.kafka import Consumer, Record

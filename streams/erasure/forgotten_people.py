@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from streams.core.errors import InvalidEvent
 from streams.core.events import Erasure, Label
 from streams.core.person_ids import people_in, people_of
-from streams.core.record_faults import blamed_on_record
+from streams.core.poison_records import blamed_on_record
 from streams.core.topics import DEAD_LETTERS, EPISODES, FEEDBACK, LABELS
 from streams.core.values import LATEST
 from streams.join.feedback_channels import evidence_of

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from streams.core.errors import InvalidEvent
 from streams.core.event_decoding import of_valid
 from streams.core.events import Episode, Feedback, FeedbackKind, Label, Outcome, Vote
-from streams.core.record_faults import blamed_on_record
+from streams.core.poison_records import blamed_on_record
 from streams.join.episode_state import ArrivedFeedback, EpisodeState, KnownEpisode
 from streams.join.feedback_channels import evidence_of, led_turns, newest_votes
 from streams.join.join_settings import EvidenceSettings, JoinSettings

@@ -9,7 +9,7 @@ import structlog
 from streams.core.errors import InvalidEvent
 from streams.core.events import Label
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand, blamed_on_record
+from streams.core.poison_records import RecordInHand, blamed_on_record
 from streams.core.topics import EPISODES, ERASURES, FEEDBACK, LABELS
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower

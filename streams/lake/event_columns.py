@@ -23,7 +23,7 @@ from pydantic_core import to_json
 
 from streams.core.errors import InvalidEvent
 from streams.core.event_decoding import Event
-from streams.core.record_faults import blamed_on_record
+from streams.core.poison_records import blamed_on_record
 
 EXTRA = "extra"
 OUT_OF_RANGE = "out_of_range"

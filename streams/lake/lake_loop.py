@@ -4,7 +4,7 @@ import structlog
 
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.join.feedback_join import DEFAULT_EVIDENCE
 from streams.join.join_settings import EvidenceSettings
 from streams.kafka import Producer, Record

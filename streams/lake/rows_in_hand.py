@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from streams.core.errors import InvalidEvent
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.kafka import Record
 from streams.lake.event_columns import EventColumns
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.operate.erasure_certificate import ask, certificate
-from learner.ring.log_feed import LogFeed
+from learner.ring.learner_inputs import LogFeed
 from learner.settings import LearnerSettings
 from reward.evaluation.version_replay import Replay, versions_of
 from reward.features.featurizer import Featurizer

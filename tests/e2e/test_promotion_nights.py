@@ -18,10 +18,10 @@ from actor.adapters.adapter_loader import AdapterLoader
 from actor.adapters.attestation import AttestationProbe
 from actor.adapters.placed_tensors import PlacedTensors
 from actor.adapters.request_routing import Route, Router
-from actor.promotion.adapter_standing import AdapterStanding, fold
 from actor.promotion.candidate_trials import Trials
 from actor.promotion.promoter import Promoter, telling
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import AdapterStanding, fold
 from actor.promotion.retention_probes import RetentionProbe
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from actor.capture.client_request import APIS
-from actor.capture.server_paths import CLOSED, TELLING
+from actor.capture.open_vllm_paths import CLOSED, TELLING
 from actor.settings import ActorSettings
 from actor.vllm_arguments import REASON_OF, SETTING_OF, arguments, environment
 
@@ -79,7 +79,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_no_route_of_vllm_answers_past_the_tables(told: dict[str, Any]) -> None:
     routes = set(told["routes"])
-    assert routes - set(APIS) - TELLING - CLOSED == set(), "sort each into a table of actor/capture/server_paths.py"
+    assert routes - set(APIS) - TELLING - CLOSED == set(), "sort each into a table of actor/capture/open_vllm_paths.py"
     assert set(APIS) | TELLING | CLOSED <= routes, "no longer a route of vLLM"
     assert not (set(APIS) & TELLING)
     assert not (CLOSED & (set(APIS) | TELLING))

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from infra.operate.erasure_certificate import Certificate, certificate
 from learner.ring.labelled_answers import LabelledAnswer
-from learner.ring.log_feed import LogFeed
+from learner.ring.learner_inputs import LogFeed
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.events import Erasure

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from actor.adapters.adapter_loader import AdapterLoader
-from actor.promotion.adapter_standing import AdapterStanding, PromotionMove, Trial
 from actor.promotion.promoter import Promoter
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import AdapterStanding, PromotionMove, Trial
 from actor.settings import ActorSettings
 from streams.artifacts.artifact_store import ArtifactStore, fingerprint
 from streams.core.errors import BadArtifact, Unavailable

@@ -1,6 +1,6 @@
 """A record that kills the process that reads it: at its third life the part sets it aside and goes on. One test a part, each with its own way to die.
 
-The join has its own in ``tests/unit/streams/test_record_faults.py``, the adapter loader in ``tests/unit/actor/test_adapter_loader.py``.
+The join has its own in ``tests/unit/streams/test_poison_records.py``, the adapter loader in ``tests/unit/actor/test_adapter_loader.py``.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from actor.critic.critic_settings import CriticSettings
 from actor.promotion.promoter import Promoter
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
-from learner.ring.log_feed import LogFeed
+from learner.ring.learner_inputs import LogFeed
 from learner.ring.prompt_pool import PromptPool
 from learner.settings import LearnerSettings
 from reward.fit.reward_model import RewardModel

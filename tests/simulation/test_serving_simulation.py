@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from actor.promotion.adapter_standing import TIDEMILL, AdapterStanding
+from actor.promotion.promotion_stages import TIDEMILL, AdapterStanding
 from tests.simulation.serving_world import PROMOTERS, REPLICAS, ServingWorld
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actor.adapters.adapter_effect import Array, Readings
 from actor.adapters.attestation import AdapterProbes, AttestationProbe, Verdict, judge, judge_readings, read_probes
-from actor.adapters.step_evidence import Array, Readings
 from actor.settings import ActorSettings
 from streams.core.errors import BadArtifact
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from actor.promotion.adapter_standing import AdapterStanding, fold
 from actor.promotion.canary import decide, prior_of, side_of, vote_of
 from actor.promotion.candidate_trials import Trials
 from actor.promotion.confidence_sequence import Prior, Side
 from actor.promotion.nightly_schedule import last_due, next_candidate
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import AdapterStanding, fold
 from streams.core.events import AdapterVersion, Artifact, Attestation, Episode, Label, Message, Promotion, Vote
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from actor.promotion.adapter_standing import PromotionMove
 from actor.promotion.held_back import next_move
 from actor.promotion.promotion_evidence import PromotionEvidence
 from actor.promotion.promotion_settings import PromotionSettings
+from actor.promotion.promotion_stages import PromotionMove
 from reward.trust.hacking_guards import GuardFinding
 from streams.core.events import Assignment, Attestation, Episode, Event, Label, Message, Promotion, Vote
 

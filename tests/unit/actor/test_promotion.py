@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from actor.promotion.adapter_standing import AdapterStanding, Trial, fold
+from actor.promotion.promotion_stages import AdapterStanding, Trial, fold
 from streams.core.events import Promotion
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from actor.promotion.adapter_standing import AdapterStanding
+from actor.promotion.promotion_stages import AdapterStanding
 from infra.operate.log_watch import LogFacts
 from infra.settings.config import load
 from streams.core.events import Attestation, Promotion

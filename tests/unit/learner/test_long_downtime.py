@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.ring.log_feed import LogFeed
+from learner.ring.learner_inputs import LogFeed
 from learner.settings import LearnerSettings
 from streams.artifacts.artifact_store import ArtifactStore
 from streams.core.clock import FixedClock

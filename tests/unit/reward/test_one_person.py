@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reward.fit.buffer_entry import NAMELESS, BufferEntry
 from reward.fit.replay_buffer import ReplayBuffer
 from reward.settings import RewardSettings
-from reward.trust.person_share import held_by_person, share_factors
+from reward.trust.person_share_cap import held_by_person, share_factors
 from reward.trust.vote_caps import capped_rows
 from streams.core.events import ANONYMOUS, FeedbackKind, Vote
 from streams.kafka.partitioning import partition_of

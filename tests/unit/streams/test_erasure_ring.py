@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from infra.operate.erasure_certificate import certified, ranges
-from learner.ring.log_feed import LogFeed
+from learner.ring.learner_inputs import LogFeed
 from learner.settings import LearnerSettings
 from reward.evaluation.version_replay import Replay
 from reward.features.featurizer import Pair

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from actor.capture.client_request import APIS
-from actor.capture.server_paths import CLOSED, TELLING, ServerPaths
+from actor.capture.open_vllm_paths import CLOSED, TELLING, ServerPaths
 
 
 async def ask(path: str, method: str = "POST", kind: str = "http") -> list[Message]:

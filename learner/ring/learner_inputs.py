@@ -17,7 +17,7 @@ from reward.fit.reward_model import RewardModel
 from streams.core.errors import BadArtifact, InvalidEvent
 from streams.core.events import AdapterVersion, Episode, Erased, RewardModelVersion
 from streams.core.part_context import PartContext
-from streams.core.record_faults import RecordInHand
+from streams.core.poison_records import RecordInHand
 from streams.core.topics import EPISODES, ERASED, LABELS, REWARD_MODELS, Topic
 from streams.core.traces import Headers
 from streams.erasure.erasure_follower import ErasureFollower, read_erased

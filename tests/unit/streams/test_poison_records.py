@@ -8,7 +8,7 @@ import pytest
 
 from streams.core.errors import InvalidEvent, Unavailable
 from streams.core.events import Feedback
-from streams.core.record_faults import RecordInHand, blamed_on_record
+from streams.core.poison_records import RecordInHand, blamed_on_record
 from streams.core.topics import DEAD_LETTERS, FEEDBACK, LABELS
 from streams.join import feedback_join
 from streams.join.join_settings import JoinSettings
@@ -24,7 +24,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> JoinWorld:
 
 @pytest.mark.parametrize("error", [ValueError("ann said"), KeyError("x"), RecursionError(), OverflowError(), AssertionError()])
 def test_a_step_that_fails_blames_its_record_without_its_words(error: Exception) -> None:
-    with pytest.raises(InvalidEvent, match=type(error).__name__ + r" at test_record_faults.py:\d+") as told, blamed_on_record("joining"):
+    with pytest.raises(InvalidEvent, match=type(error).__name__ + r" at test_poison_records.py:\d+") as told, blamed_on_record("joining"):
         raise error
     assert told.value.reason == "unusable"
     assert "ann" not in str(told.value)
