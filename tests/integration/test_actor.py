@@ -15,6 +15,8 @@ import psutil
 import pytest
 import torch
 
+from actor.actor_client import OpenAiActorClient, PromptRequest
+from actor.promotion.promotion_gates import kl_nats
 from infra.demo import skills_kept as skills
 from learner.models.base_cache import prepare_base
 from learner.models.lora_policy import Policy
@@ -448,6 +450,17 @@ def test_skills_kept_are_loglikelihoods_of_the_base_and_of_what_is_served(served
         expected = policy.stats(packed).logprobs_BT[packed.mask_BT].mean()
     assert kept.base_nats == pytest.approx(float(expected), abs=1e-3)
     assert abs(kept.change_nats) > 1e-3  # and the adapter is another policy
+
+
+def test_the_kl_gate_gets_the_tokens_that_the_adapter_sampled_as_adapter_and_base_see_them(served: Served) -> None:
+    asked = [PromptRequest((Message(role="user", content=f"Say {n} to the sea."),)) for n in range(4)]
+    actors = OpenAiActorClient(f"{served.http.base_url}/v1", None, at_once=2, answer_tokens=12, temperature=0.7, seed=0)
+    found = [each for each in actors.compare(f"{POLICY}@1", f"{POLICY}@0", asked) if each is not None]
+    assert len(found) == 4
+    assert all(0 < len(each.own) == len(each.other) <= 12 for each in found)
+    assert sum(map(kl_nats, found)) / 4 > 1e-3
+    itself = [each for each in actors.compare(f"{POLICY}@0", f"{POLICY}@0", asked) if each is not None]
+    assert sum(map(kl_nats, itself)) / 4 < 1e-4
 
 
 def test_a_corrupted_artifact_is_refused_and_the_old_adapter_goes_on(served: Served, maker: Maker) -> None:
