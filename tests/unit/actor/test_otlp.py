@@ -393,7 +393,7 @@ def test_an_export_that_is_sent_again_makes_the_same_episodes_again() -> None:
     assert [each.episode_id for each in episodes(door)] == ["77", "77"]
 
 
-@pytest.mark.parametrize("body", [gzip.compress(as_protobuf(CHAT))[:-9], gzip.compress(as_protobuf(CHAT))[:40]])
+@pytest.mark.parametrize("body", [gzip.compress(as_protobuf(CHAT))[:-9], gzip.compress(as_protobuf(CHAT))[:40]], ids=["without its end", "40 bytes"])
 async def test_a_gzip_that_is_cut_off_is_refused(door: Door, body: bytes) -> None:
     assert (await door.post(body, content_encoding="gzip")).status_code == 400
     assert episodes(door) == []
