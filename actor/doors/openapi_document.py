@@ -66,13 +66,20 @@ def document() -> dict[str, Any]:
     }  # fmt: skip
 
 
+IDS = ("feedback_id", "episode_id", "over", "retracts")
+NAMES = ("user_id", "conversation_id")
+"""Ids may be sent as numbers: they are read as their digits."""
+
+
 def _feedback_given(feedback: dict[str, Any]) -> dict[str, Any]:
     """What may be sent: the event, with what the door fills in left out, or the conversation in place of its episode."""
     conversation = {"type": "string", "description": "Means the last answer of this conversation on this replica."}
     alternatives = [{"required": ["episode_id"]}, {"required": ["conversation_id"]}]
+    properties = feedback["properties"] | {"conversation_id": conversation}
+    properties |= {name: {"anyOf": [properties[name], {"type": "number" if name in NAMES else "integer"}]} for name in (*IDS, *NAMES)}
     return {
         "type": "object",
-        "properties": feedback["properties"] | {"conversation_id": conversation},
+        "properties": properties,
         "anyOf": alternatives,
         "additionalProperties": False,
     }

@@ -9,10 +9,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from actor.doors.setting_names import LARGEST_BYTES, SETTINGS, SettingNames, in_our_words
 from actor.settings import ActorSettings
-from actor.vllm_server import arguments
-from streams.artifacts.artifact_store import ArtifactStore
-from streams.core.part_context import PartContext
-from streams.kafka import KafkaSettings
+from actor.vllm_arguments import arguments
 
 VLLM_SAYS = b'{"error": {"message": "\\"auto\\" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set"}}'
 
@@ -50,8 +47,7 @@ async def test_answers_streams_and_large_errors_are_the_bytes_that_vllm_sent() -
 
 
 def test_every_setting_named_exists_and_every_flag_is_one_that_we_give(tmp_path: Path) -> None:
-    context = PartContext(KafkaSettings(), ArtifactStore(str(tmp_path)), "default", tmp_path, tmp_path)
-    given = arguments(ActorSettings(tool_call_parser="hermes", media_hosts=("media.example.com",)), context)
+    given = arguments(ActorSettings(tool_call_parser="hermes", media_hosts=("media.example.com",)), tmp_path, "default")
     for flag, told in SETTINGS.items():
         assert told.removeprefix("the setting actor.") in ActorSettings.model_fields
         assert [part for part in re.findall(r"--[\w-]+", flag) if part not in given] == []
