@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ
 for name in [name for name in os.environ if name.startswith("TIDEMILL_") and name not in ("TIDEMILL_CACHE", "TIDEMILL_TEST_KAFKA")]:
     del os.environ[name]  # settings of a ring that the user runs would reach every part that a test starts
 
-LONGEST_FIRST = ("e2e", "integration", "simulation", "fuzz", "contracts")
+LONGEST_FIRST = ("simulation", "e2e", "integration", "fuzz", "contracts")
 
 # A run takes as many seconds as it takes on a busy machine, and what a strategy draws seldom is no fault of the code.
 PHASES = [phase for phase in Phase if phase is not Phase.explain]  # explaining a failure may take minutes
