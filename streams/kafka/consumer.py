@@ -12,6 +12,7 @@ from streams.core.errors import ConfigError
 from streams.core.metrics import Metrics
 from streams.core.topics import Topic
 from streams.kafka.client_errors import translated_errors
+from streams.kafka.finished_joins import keep_finished_joins
 from streams.kafka.group_assignor import SideBySideAssignor
 from streams.kafka.header_names import read_any_header_names
 from streams.kafka.kafka_settings import KafkaSettings
@@ -55,6 +56,7 @@ class Consumer:
                 allow_auto_create_topics=False,
             )
             read_compiled(self._consumer)
+            keep_finished_joins(self._consumer)
             names = [topic.name for topic in topics]
             if group is not None:
                 self._consumer.subscribe(names, listener=self._rebalance)
